@@ -1,0 +1,1 @@
+"""The outside systems: the cluster, MLflow, serving. Knows neither Airflow nor Dagster."""

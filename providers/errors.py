@@ -1,0 +1,250 @@
+"""Every error nighttrain raises on purpose.
+
+NighttrainError
+├── ConfigurationError              bad input, found before anything was created: names field, value and fix
+├── ClusterError                    the Kubernetes API said no, or could not be asked
+│   ├── ClusterUnreachableError     no answer: connection refused, time-out, TLS, DNS
+│   ├── ClusterUnauthorizedError    401: the credentials are not accepted
+│   ├── ClusterForbiddenError       403: the credentials lack a right; the message names it
+│   ├── ObjectNotFoundError         404
+│   ├── ObjectExistsError           409 AlreadyExists
+│   ├── ObjectConflictError         409 Conflict: the object changed since it was read
+│   ├── WatchExpiredError           410: list again
+│   ├── ClusterRequestError         any other refusal: 400, 413, 415, 422, 429 or 5xx after the retries
+│   └── WorkloadConflictError       the attempt's name is taken by an object that is not this attempt
+├── WorkloadFailedError             an attempt ended without success; one subclass for each kind of outcome
+│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  Evicted  Preempted  NodeLost
+│   └── DeadlineExceeded  ApplicationError  Cancelled  Rejected  UnknownOutcome
+├── TrackingError                   MLflow said no, or could not be asked
+│   ├── TrackingUnreachableError
+│   ├── TrackingUnauthorizedError   401 or 403
+│   ├── TrackingNotFoundError       RESOURCE_DOES_NOT_EXIST
+│   └── TrackingRequestError        any other refusal
+├── RegistryError                   the registry's content does not allow the step
+│   ├── ModelNotFoundError
+│   ├── ModelVersionNotFoundError   no such version, alias or stage holder
+│   ├── RunWithoutModelError        the run logged no READY model
+│   └── ArtifactDigestMismatchError the artifact is not the one that was registered
+├── GateError
+│   ├── GateRejectedError           the verdict is "rejected" and the gate was told to fail on it
+│   └── GateInconclusiveError       the verdict is "inconclusive" and the gate was told to fail on it
+├── ServingError
+│   ├── RolloutFailedError          the candidate did not become ready; the stable version still serves
+│   └── NothingToRollBackToError
+└── MissingExtraError               an optional package is absent; the message is the command that brings it
+
+Errors of the libraries underneath (aiohttp, httpx, kubernetes_asyncio, json) never leak: they are chained as
+the cause of one of these.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.outcome import Outcome
+
+
+class NighttrainError(Exception):
+    """Root of the tree."""
+
+
+class ConfigurationError(NighttrainError, ValueError):
+    """Bad input, found before anything was created.
+
+    :param field: the parameter's name as the user wrote it, for example ``container_resources.limits.memory``
+    :param value: what was given; shown clipped. Pass ``None`` for secrets.
+    :param fix: one sentence that says what to write instead
+    """
+
+    def __init__(self, field: str, value: object, fix: str) -> None:
+        shown = "" if value is None else f" = {clip(repr(value), 120)}"
+        super().__init__(f"{field}{shown}: {fix}")
+        self.field = field
+        self.value = value
+        self.fix = fix
+
+    def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, object, str]]:
+        return (type(self), (self.field, self.value, self.fix))
+
+
+class ClusterError(NighttrainError):
+    """The Kubernetes API said no, or could not be asked."""
+
+
+class ClusterUnreachableError(ClusterError):
+    """No answer from the API server."""
+
+
+class ClusterUnauthorizedError(ClusterError):
+    """401: the credentials are not accepted."""
+
+
+class ClusterForbiddenError(ClusterError):
+    """403: the credentials lack a right."""
+
+
+class ObjectNotFoundError(ClusterError):
+    """404: no such object."""
+
+
+class ObjectExistsError(ClusterError):
+    """409 AlreadyExists: an answer to ``create``, to be followed by a look at the owner."""
+
+
+class ObjectConflictError(ClusterError):
+    """409 Conflict: the object changed since it was read, or a precondition does not hold."""
+
+
+class WatchExpiredError(ClusterError):
+    """410: the resourceVersion is too old; list again."""
+
+
+class ClusterRequestError(ClusterError):
+    """Any other refusal; ``status`` is the HTTP status, ``reason`` the API's reason."""
+
+    def __init__(self, message: str, *, status: int = 0, reason: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+
+class WorkloadConflictError(ClusterError):
+    """The attempt's name is taken by an object that is not this attempt."""
+
+
+class WorkloadFailedError(NighttrainError):
+    """An attempt ended without success. ``outcome`` says how, and what to do next."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.explain())
+        self.outcome = outcome
+
+
+class OutOfMemory(WorkloadFailedError):
+    """A container was killed at its memory limit."""
+
+
+class ImagePullFailed(WorkloadFailedError):
+    """The image cannot be pulled, or its name does not parse."""
+
+
+class Unschedulable(WorkloadFailedError):
+    """No node can take the pod, for longer than the start-up time-out."""
+
+
+class QuotaWait(WorkloadFailedError):
+    """The quota or queue can never give what is asked for, as it is set up now."""
+
+
+class Evicted(WorkloadFailedError):
+    """The pod was evicted: infrastructure, not the training code."""
+
+
+class Preempted(WorkloadFailedError):
+    """A pod of higher priority took its place: infrastructure, not the training code."""
+
+
+class NodeLost(WorkloadFailedError):
+    """The node went away: infrastructure, not the training code."""
+
+
+class DeadlineExceeded(WorkloadFailedError):
+    """``active_deadline_seconds`` ran out."""
+
+
+class ApplicationError(WorkloadFailedError):
+    """The container ended with a non-zero exit code of its own."""
+
+
+class Cancelled(WorkloadFailedError):
+    """The workload was deleted by somebody."""
+
+
+class Rejected(WorkloadFailedError):
+    """The pod can never start as it is written: a ConfigMap, Secret or command is missing, or it is refused."""
+
+
+class UnknownOutcome(WorkloadFailedError):
+    """The cluster reports something no branch knows. Never counted as success."""
+
+
+class TrackingError(NighttrainError):
+    """MLflow said no, or could not be asked."""
+
+
+class TrackingUnreachableError(TrackingError):
+    """No answer from MLflow, after the retries."""
+
+
+class TrackingUnauthorizedError(TrackingError):
+    """401 or 403 from MLflow."""
+
+
+class TrackingNotFoundError(TrackingError):
+    """MLflow has no such run, experiment, model or version."""
+
+
+class TrackingRequestError(TrackingError):
+    """Any other refusal; ``error_code`` is MLflow's own."""
+
+    def __init__(self, message: str, *, status: int = 0, error_code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.error_code = error_code
+
+
+class RegistryError(NighttrainError):
+    """The registry's content does not allow the step."""
+
+
+class ModelNotFoundError(RegistryError):
+    """No registered model of that name."""
+
+
+class ModelVersionNotFoundError(RegistryError):
+    """No such version, no such alias, or nothing in that stage."""
+
+
+class RunWithoutModelError(RegistryError):
+    """The run logged no READY model."""
+
+
+class ArtifactDigestMismatchError(RegistryError):
+    """The artifact's sha256 manifest differs from the one recorded at registration."""
+
+
+class GateError(NighttrainError):
+    """A gate did not accept, and was told to fail on that."""
+
+
+class GateRejectedError(GateError):
+    """The verdict is "rejected"."""
+
+
+class GateInconclusiveError(GateError):
+    """The verdict is "inconclusive"."""
+
+
+class ServingError(NighttrainError):
+    """A rollout or rollback could not be carried out."""
+
+
+class RolloutFailedError(ServingError):
+    """The candidate did not become ready; the stable version still serves."""
+
+
+class NothingToRollBackToError(ServingError):
+    """No previous version is kept beside the serving one."""
+
+
+class MissingExtraError(NighttrainError, ImportError):
+    """An optional package is absent."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'nighttrain[{extra}]'")
+
+
+def clip(text: str, length: int) -> str:
+    """Shorten ``text`` to ``length`` characters, saying so with an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
