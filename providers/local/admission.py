@@ -1,0 +1,88 @@
+"""What every object passes before it is stored: defaults, addresses, rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from nighttrain.providers.local import errors
+from nighttrain.providers.local.defaults import apply_defaults, label_job
+from nighttrain.providers.local.resources import JOBS, PODS, SERVICEACCOUNTS, SERVICES
+from nighttrain.providers.local.validation import validate
+
+if TYPE_CHECKING:
+    from nighttrain.providers.local.resources import ResourceType
+    from nighttrain.providers.local.store import Object, Store
+
+
+class Addresses(Protocol):
+    """A pool of Service addresses, as the network has one."""
+
+    def take(self) -> str: ...
+
+    def claim(self, address: str) -> bool: ...
+
+    def owns(self, address: str) -> bool: ...
+
+    def give_back(self, address: str) -> None: ...
+
+
+class Admission:
+    """The ``admit`` and ``release`` of a :class:`Store`.
+
+    :param addresses: where Services get theirs; without, they have none
+    """
+
+    def __init__(self, addresses: Addresses | None = None) -> None:
+        self.store: Store | None = None
+        self._addresses = addresses
+
+    def admit(self, resource: ResourceType, new: Object, old: Object | None) -> None:
+        """:raises ApiError: 403, 422"""
+        apply_defaults(resource, new, old)
+        validate(resource, new, old)
+        if resource is JOBS and old is None:
+            label_job(new)
+        elif resource is PODS and old is None:
+            self._check_service_account(new)
+        elif resource is SERVICES:
+            self._give_address(new, old)
+
+    def release(self, resource: ResourceType, obj: Object) -> None:
+        """The object is gone."""
+        address = obj.get("spec", {}).get("clusterIP") if resource is SERVICES else None
+        if self._addresses is not None and address and address != "None":
+            self._addresses.give_back(address)
+
+    def _check_service_account(self, pod: Object) -> None:
+        """The default account is there by definition; another one must exist."""
+        name, space = pod["spec"]["serviceAccountName"], pod["metadata"]["namespace"]
+        if name == "default" or self.store is None or self.store.find(SERVICEACCOUNTS, space, name):
+            return
+        why = f'error looking up service account {space}/{name}: serviceaccount "{name}" not found'
+        raise errors.forbidden(PODS, pod["metadata"]["name"], why)
+
+    def _give_address(self, service: Object, old: Object | None) -> None:
+        spec = service["spec"]
+        had = (old or {}).get("spec", {}).get("clusterIP")
+        asked = spec.get("clusterIP")
+        if self._addresses is None or spec["type"] == "ExternalName" or asked == "None":
+            return
+        if asked and asked == had:
+            return
+        if asked:
+            why = _cannot_have(asked, self._addresses)
+            if why:
+                cause = errors.invalid_value(
+                    "spec.clusterIPs", [asked], f"failed to allocate IP {asked}: {why}"
+                )
+                raise errors.invalid(SERVICES, service["metadata"]["name"], [cause])
+        else:
+            spec["clusterIP"] = self._addresses.take()
+        spec["clusterIPs"] = [spec["clusterIP"]]
+
+
+def _cannot_have(asked: str, addresses: Addresses) -> str:
+    """Why the address cannot be had; empty once it is taken."""
+    if not addresses.owns(asked):
+        return "the provided IP is not in the valid range of the cluster's Services"
+    return "" if addresses.claim(asked) else "provided IP is already allocated"

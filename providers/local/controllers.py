@@ -1,0 +1,57 @@
+"""The controllers of the embedded cluster, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.local.container_runner import BackOff
+from nighttrain.providers.local.deployment_controller import DeploymentController
+from nighttrain.providers.local.endpoints_controller import EndpointsController
+from nighttrain.providers.local.garbage_collector import GarbageCollector
+from nighttrain.providers.local.job_controller import JobController
+from nighttrain.providers.local.reconcile import ReconcileLoop
+from nighttrain.providers.local.replicaset_controller import ReplicaSetController
+from nighttrain.providers.local.resources import BUILT_IN, EVENTS, LEASES
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from nighttrain.providers.local.network import ClusterNetwork
+    from nighttrain.providers.local.store import Store
+
+# Pauses between a Job's failed pods, a real Job controller's: ten seconds, doubled up to ten minutes.
+JOB_BACK_OFF = BackOff(first=10.0, longest=600.0)
+
+
+class Controllers:
+    """Jobs, ReplicaSets, Deployments, Services and garbage collection.
+
+    The time is the store's clock; ``sleep`` waits for what comes later (deadlines, pauses, TTLs).
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        network: ClusterNetwork,
+        *,
+        job_back_off: BackOff = JOB_BACK_OFF,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        # Events and leases own nothing and belong to nobody: watching them would only cost time.
+        watched = tuple(resource for resource in BUILT_IN if resource not in (EVENTS, LEASES))
+        self._loop = ReconcileLoop(store, watched, sleep)
+        for controller in (
+            JobController(self._loop, job_back_off),
+            ReplicaSetController(self._loop),
+            DeploymentController(self._loop),
+            EndpointsController(self._loop, network),
+            GarbageCollector(self._loop, BUILT_IN),
+        ):
+            self._loop.add(controller)
+
+    async def start(self) -> None:
+        self._loop.start()
+
+    async def stop(self) -> None:
+        await self._loop.stop()

@@ -1,0 +1,185 @@
+"""From a request's JSON to an object of its kind: types checked, unknown fields found and dropped."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.local import errors
+from nighttrain.providers.local.schema_data import TYPES
+
+if TYPE_CHECKING:
+    from nighttrain.providers.local.resources import ResourceType
+
+QUANTITY = re.compile(r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$")
+_QUANTITY_SUFFIXES = re.compile(r"^(|[numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]+)$")
+_QUANTITY_FIELDS = frozenset(
+    (
+        "limits",
+        "requests",
+        "capacity",
+        "allocatable",
+        "allocatedResources",
+        "overhead",
+        "sizeLimit",
+        "divisor",
+    )
+)
+_BASE64_FIELDS = {("Secret", "data"), ("ConfigMap", "binaryData")}
+# Whole numbers are int32 in the API except these; only error messages tell them apart.
+_INT64_FIELDS = frozenset(
+    (
+        "activeDeadlineSeconds",
+        "terminationGracePeriodSeconds",
+        "tolerationSeconds",
+        "runAsUser",
+        "runAsGroup",
+        "fsGroup",
+        "generation",
+        "observedGeneration",
+        "deletionGracePeriodSeconds",
+        "expirationSeconds",
+    )
+)
+_GO_TYPES = {"s": "string", "b": "bool", "f": "float64", "t": "v1.Time"}
+_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")
+
+
+class _MismatchError(Exception):
+    """The JSON cannot be an object of the kind; the text is the API's own."""
+
+
+def decode(resource: ResourceType, body: Any) -> tuple[dict[str, Any], list[str]]:
+    """The object without nulls and unknown fields, and the unknown fields' paths.
+
+    :raises ApiError: 400 when a value has the wrong type
+    """
+    if not isinstance(body, dict):
+        raise errors.bad_request(
+            f"{cannot_be_handled(resource)}: json: cannot unmarshal {_word(body)} into an object"
+        )
+    unknown: list[str] = []
+    try:
+        return _struct(resource.kind, body, "", "", unknown), unknown
+    except _MismatchError as mismatch:
+        raise errors.bad_request(f"{cannot_be_handled(resource)}: {mismatch}") from None
+
+
+def cannot_be_handled(resource: ResourceType, kind: str = "") -> str:
+    return f'{kind or resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}'
+
+
+def _struct(type_: str, value: dict[str, Any], path: str, plain: str, unknown: list[str]) -> dict[str, Any]:
+    """:param plain: the path without indexes, as Go's messages have it"""
+    fields = TYPES.get(type_)
+    if fields is None:
+        return value
+    found = {}
+    for name, item in value.items():
+        declared = fields.get(name)
+        here = f"{path}.{name}" if path else name
+        if declared is None:
+            if name != "managedFields":
+                unknown.append(here)
+        elif item is not None:
+            below = f"{plain}.{name}" if plain else name
+            found[name] = _value(declared.rstrip("!"), item, (type_, name), here, below, unknown)
+    return found
+
+
+def _value(
+    declared: str, item: Any, field: tuple[str, str], path: str, plain: str, unknown: list[str]
+) -> Any:
+    sign = declared[0]
+    if declared == "*":
+        return item
+    if sign == "[":
+        if not isinstance(item, list):
+            raise _wrong(item, declared, field, plain)
+        return [
+            _value(declared[1:], each, field, f"{path}[{index}]", plain, unknown)
+            for index, each in enumerate(item)
+        ]
+    if sign == "{":
+        if not isinstance(item, dict):
+            raise _wrong(item, declared, field, plain)
+        return {
+            key: _value(declared[1:], each, field, f"{path}.{key}", plain, unknown)
+            for key, each in item.items()
+            if each is not None
+        }
+    if len(declared) == 1:
+        return _scalar(declared, item, field, plain)
+    if not isinstance(item, dict):
+        raise _wrong(item, declared, field, plain)
+    return _struct(declared, item, path, plain, unknown)
+
+
+def _scalar(declared: str, item: Any, field: tuple[str, str], plain: str) -> Any:
+    if field[1] in _QUANTITY_FIELDS:
+        return _quantity(item)
+    if declared == "s" and isinstance(item, str):
+        if field in _BASE64_FIELDS:
+            _check_base64(item)
+        return item
+    if declared == "i" and isinstance(item, int) and not isinstance(item, bool):
+        return item
+    if declared == "b" and isinstance(item, bool):
+        return item
+    if declared == "f" and isinstance(item, int | float) and not isinstance(item, bool):
+        return item
+    if declared == "t" and isinstance(item, str):
+        if not _TIME.match(item):
+            shown = f'"{item}"'
+            raise _MismatchError(
+                f'parsing time {shown} as "2006-01-02T15:04:05Z07:00": cannot parse {shown} as "2006"'
+            )
+        return item
+    raise _wrong(item, declared, field, plain)
+
+
+def _quantity(item: Any) -> str:
+    text = str(item) if isinstance(item, int | float) and not isinstance(item, bool) else item
+    match = QUANTITY.match(text) if isinstance(text, str) else None
+    if match is None:
+        raise _MismatchError(f"quantities must match the regular expression '{QUANTITY.pattern}'")
+    if not _QUANTITY_SUFFIXES.match(match.group(2)):
+        raise _MismatchError("unable to parse quantity's suffix")
+    return str(text)
+
+
+def _check_base64(text: str) -> None:
+    try:
+        base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        position = next((i for i, c in enumerate(text) if not re.match(r"[A-Za-z0-9+/=]", c)), 0)
+        raise _MismatchError(f"illegal base64 data at input byte {position}") from None
+
+
+def _wrong(item: Any, declared: str, field: tuple[str, str], plain: str) -> _MismatchError:
+    go_type = _go_type(declared, field[1])
+    return _MismatchError(
+        f"json: cannot unmarshal {_word(item)} into Go struct field {field[0]}.{plain} of type {go_type}"
+    )
+
+
+def _go_type(declared: str, field: str) -> str:
+    if declared[0] == "[":
+        return "[]" + _go_type(declared[1:], field)
+    if declared[0] == "{":
+        return "map[string]" + _go_type(declared[1:], field)
+    if declared == "i":
+        return "int64" if field in _INT64_FIELDS else "int32"
+    return _GO_TYPES.get(declared, f"v1.{declared}")
+
+
+def _word(item: Any) -> str:
+    """JSON's name of a value's type, as Go's messages have it."""
+    if isinstance(item, bool):
+        return "bool"
+    if isinstance(item, int | float):
+        return "number"
+    words: dict[type, str] = {str: "string", list: "array", dict: "object"}
+    return words.get(type(item), "null")

@@ -1,0 +1,270 @@
+"""The cluster's one node: binds pods, runs them as processes, reads their logs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import shutil
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.local import logs
+from nighttrain.providers.local.container_runner import BackOff, Node
+from nighttrain.providers.local.environment import host_resources
+from nighttrain.providers.local.errors import ApiError
+from nighttrain.providers.local.events import EventRecorder
+from nighttrain.providers.local.janitor import Janitor, kill_marked
+from nighttrain.providers.local.pod_worker import PodWorker
+from nighttrain.providers.local.resources import CONFIGMAPS, NODES, PODS, SECRETS, ResourceType
+from nighttrain.providers.local.scheduler import Scheduler
+from nighttrain.providers.local.store import DELETED, Object, Store, timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from nighttrain.providers.local.images import ImageTable
+    from nighttrain.providers.local.network import ClusterNetwork
+
+_log = logging.getLogger(__name__)
+
+# Two processors start about this many processes at a time without slowing one another down.
+_STARTING_AT_ONCE = 4
+
+# The version whose behaviour was recorded and is reproduced.
+KUBERNETES_VERSION = "v1.36.2"
+
+
+class Kubelet:
+    """Scheduler and kubelet of the embedded cluster.
+
+    Everything it starts ends with it: :meth:`stop` kills what runs, and a janitor process does the same if
+    this process is killed.
+
+    :param images: which interpreter stands for which image
+    :param directory: folders and logs of the containers go below it
+    :param back_off: pauses between restarts and between tries to pull
+    :param sleep: waits; replaced in tests that do not want to
+    :param remove: removed by the janitor if this process dies; default: the containers' own folder
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        images: ImageTable,
+        directory: Path,
+        network: ClusterNetwork,
+        *,
+        node_name: str = "node1",
+        back_off: BackOff | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        remove: Path | None = None,
+    ) -> None:
+        self.cluster_id = uuid.uuid4().hex
+        self._store = store
+        self._directory = Path(os.path.abspath(directory)) / f"containers-{self.cluster_id[:8]}"
+        self._remove = remove or self._directory
+        self._node = Node(
+            store=store,
+            images=images,
+            network=network,
+            directory=self._directory,
+            cluster_id=self.cluster_id,
+            name=node_name,
+            recorder=EventRecorder(store, "kubelet", node_name),
+            starting=asyncio.Semaphore(_STARTING_AT_ONCE),
+            back_off=back_off or BackOff(),
+            sleep=sleep,
+            configuration_changed=asyncio.Event(),
+        )
+        labels = {
+            "kubernetes.io/hostname": node_name,
+            "kubernetes.io/os": "linux",
+            "kubernetes.io/arch": _architecture(),
+        }
+        self._labels = labels
+        self._scheduler = Scheduler(store, node_name, labels)
+        self._workers: dict[str, PodWorker] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._janitor: Janitor | None = None
+
+    async def start(self) -> None:
+        self._directory.mkdir(parents=True)
+        self._janitor = Janitor(self.cluster_id, self._remove)
+        self._create_node()
+        self._tasks = [
+            asyncio.create_task(self._follow_pods(), name="kubelet"),
+            asyncio.create_task(self._follow_configuration(CONFIGMAPS), name="kubelet-configmaps"),
+            asyncio.create_task(self._follow_configuration(SECRETS), name="kubelet-secrets"),
+        ]
+
+    async def stop(self) -> None:
+        """Kill every container and remove its files. Nothing is written to the store."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
+        self._workers.clear()
+        await asyncio.to_thread(self._clean_up)
+
+    def _clean_up(self) -> None:
+        kill_marked(self.cluster_id)
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._janitor is not None:
+            self._janitor.dismiss()
+
+    def open_log(
+        self,
+        pod: Object,
+        container: str | None = None,
+        *,
+        follow: bool = False,
+        tail_lines: int | None = None,
+        since_seconds: int | None = None,
+        since_time: str | datetime | None = None,
+        timestamps: bool = False,
+        limit_bytes: int | None = None,
+        previous: bool = False,
+    ) -> AsyncIterator[bytes]:
+        """The container's output in pieces; with ``follow`` until it ends.
+
+        A pod that is not bound yet has an empty log.
+
+        :raises ApiError: 400: no such container, several and none named, not started yet, nothing previous
+        """
+        name = logs.choose_container(pod, container)
+        if not pod["spec"].get("nodeName"):
+            return logs.nothing()
+        worker = self._workers.get(pod["metadata"]["uid"])
+        found = worker.find(name) if worker is not None else None
+        log = logs.choose_log(pod, name, found, previous=previous)
+        if log is None:
+            return logs.nothing()
+        since = logs.since_stamp(since_seconds, since_time)
+        return logs.read(
+            log,
+            follow=follow,
+            tail_lines=tail_lines,
+            since=since,
+            timestamps=timestamps,
+            limit_bytes=limit_bytes,
+        )
+
+    # Pods
+
+    async def _follow_pods(self) -> None:
+        while True:
+            with self._store.watch(PODS) as watcher:
+                self._forget_lost()
+                try:
+                    async for type_, pod in watcher:
+                        self._pod_changed(type_, pod)
+                except ApiError as error:
+                    if error.code != 410:
+                        raise
+
+    def _forget_lost(self) -> None:
+        present = {pod["metadata"]["uid"] for pod in self._store.list(PODS)[0]}
+        for uid in set(self._workers) - present:
+            self._gone(uid)
+
+    def _pod_changed(self, type_: str, pod: Object) -> None:
+        uid = pod["metadata"]["uid"]
+        worker = self._workers.get(uid)
+        if type_ == DELETED:
+            self._gone(uid)
+        elif worker is not None:
+            worker.update(pod)
+        elif not pod["spec"].get("nodeName"):
+            self._scheduler.offer(pod)
+        elif pod["spec"]["nodeName"] == self._node.name and not _is_terminal(pod):
+            self._scheduler.account(pod)
+            self._workers[uid] = PodWorker(self._node, pod, self._finished)
+
+    def _gone(self, uid: str) -> None:
+        self._scheduler.release(uid)
+        worker = self._workers.get(uid)
+        if worker is None:
+            return
+        worker.gone()
+        if worker.ended:
+            del self._workers[uid]
+            worker.clean()
+
+    def _finished(self, worker: PodWorker) -> None:
+        """The worker's pod ended. Its log stays readable until the object goes."""
+        self._scheduler.release(worker.uid)
+        if worker.is_gone():
+            self._workers.pop(worker.uid, None)
+            worker.clean()
+
+    async def _follow_configuration(self, resource: ResourceType) -> None:
+        while True:
+            with self._store.watch(resource, since_revision=self._store.revision) as watcher:
+                try:
+                    async for _type, _object in watcher:
+                        changed, self._node.configuration_changed = (
+                            self._node.configuration_changed,
+                            asyncio.Event(),
+                        )
+                        changed.set()
+                except ApiError as error:
+                    if error.code != 410:
+                        raise
+
+    # The node
+
+    def _create_node(self) -> None:
+        now = timestamp(datetime.now(UTC))
+        resources = host_resources()
+        amounts = {
+            "cpu": str(resources["cpu"]),
+            "memory": f"{int(resources['memory']) // 1024}Ki",
+            "pods": "1000",
+        }
+        condition = {
+            "type": "Ready",
+            "status": "True",
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+            "reason": "KubeletReady",
+            "message": "kubelet is posting ready status",
+        }
+        node = {
+            "metadata": {"name": self._node.name, "labels": self._labels},
+            "spec": {},
+            "status": {
+                "capacity": amounts,
+                "allocatable": amounts,
+                "conditions": [condition],
+                "addresses": [
+                    {"type": "InternalIP", "address": self._node.network.host_ip},
+                    {"type": "Hostname", "address": self._node.name},
+                ],
+                "nodeInfo": {
+                    "architecture": _architecture(),
+                    "bootID": str(uuid.uuid4()),
+                    "containerRuntimeVersion": "nighttrain://processes",
+                    "kernelVersion": platform.release(),
+                    "kubeProxyVersion": "",
+                    "kubeletVersion": KUBERNETES_VERSION,
+                    "machineID": self.cluster_id,
+                    "operatingSystem": "linux",
+                    "osImage": "nighttrain embedded cluster",
+                    "systemUUID": self.cluster_id,
+                },
+            },
+        }
+        if self._store.find(NODES, None, self._node.name) is None:
+            self._store.create(NODES, node)
+
+
+def _is_terminal(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _architecture() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())

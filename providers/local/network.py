@@ -1,0 +1,342 @@
+"""Addresses of a cluster's own on loopback, and the proxy that balances a Service over its ready pods.
+
+On Linux all of 127.0.0.0/8 answers on loopback. A cluster takes one 127.B.0.0/16 of it: the node is
+127.B.0.1, pods are 127.B.1.1 and up, Services 127.B.200.1 and up. Nothing translates ports, so a program in a
+pod must listen on its pod's address (``status.podIP``): two that listen on every address get in each other's
+way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import socket
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+# Outside what other software uses by habit: 127.0.0.x and 127.0.1.1 are taken on many systems.
+_FIRST_BLOCK, _LAST_BLOCK = 64, 127
+
+# Services have the upper part of the block: 55 times 254 addresses; pods the 199 times 254 below.
+_FIRST_SERVICE = 200
+
+# The port of a kubelet; holding it on the node's address is what reserves the block.
+_RESERVED_PORT = 10250
+
+# Connections that wait to be accepted while the event loop is busy; the kernel's own limit cuts it if lower.
+_BACKLOG = 4096
+
+# Connections accepted before other work gets its turn.
+_ACCEPTED_AT_ONCE = 64
+
+# Long enough for connections to end, short against a client's time-out.
+_REST_SECONDS = 0.1
+
+# A pod on the same machine accepts at once or never.
+_CONNECT_SECONDS = 5.0
+
+Address = tuple[str, int]
+
+
+class NetworkError(Exception):
+    """No block of addresses is free, or the platform has only one loopback address."""
+
+
+class AddressPool:
+    """Addresses of a range, each handed out once; the one given back longest ago comes again first."""
+
+    def __init__(self, block: int, first: int, last: int) -> None:
+        self._range = (f"127.{block}.", range(first, last + 1))
+        self._fresh = (
+            f"127.{block}.{high}.{low}" for high in range(first, last + 1) for low in range(1, 255)
+        )
+        self._returned: dict[str, None] = {}
+        self._used: set[str] = set()
+
+    def take(self) -> str:
+        for address in self._fresh:
+            if address not in self._used:
+                break
+        else:
+            if not self._returned:
+                raise NetworkError("every address of the cluster is in use")
+            address = next(iter(self._returned))
+            del self._returned[address]
+        self._used.add(address)
+        return address
+
+    def claim(self, address: str) -> bool:
+        """Take a certain address; False if it is in use or not of this range."""
+        if address in self._used or not self.owns(address):
+            return False
+        self._returned.pop(address, None)
+        self._used.add(address)
+        return True
+
+    def owns(self, address: str) -> bool:
+        prefix, third = self._range
+        parts = address.split(".")
+        return (
+            address.startswith(prefix)
+            and len(parts) == 4
+            and all(part.isdecimal() for part in parts)
+            and int(parts[2]) in third
+            and 0 < int(parts[3]) < 255
+        )
+
+    def give_back(self, address: str) -> None:
+        if address in self._used:
+            self._used.discard(address)
+            self._returned[address] = None
+
+
+class ClusterNetwork:
+    """One cluster's addresses and proxies. Made before the event loop runs; closed with :meth:`close`.
+
+    :raises NetworkError: no block is free
+    """
+
+    def __init__(self) -> None:
+        self._reservation, self.block = _reserve()
+        self.host_ip = f"127.{self.block}.0.1"
+        self.pods = AddressPool(self.block, 1, _FIRST_SERVICE - 1)
+        self.services = AddressPool(self.block, _FIRST_SERVICE, 254)
+        self._proxies: dict[Address, ServiceProxy] = {}
+
+    def serve(self, address: Address, backends: Iterable[Address]) -> None:
+        """Balance connections to ``address`` over ``backends``; with none, connections are refused.
+
+        :raises OSError: the port cannot be bound
+        """
+        proxy = self._proxies.get(address)
+        if proxy is None:
+            proxy = self._proxies[address] = ServiceProxy(address)
+        proxy.set_backends(list(backends))
+
+    def unserve(self, address: Address) -> None:
+        """Take no more connections on ``address``; those under way go on."""
+        proxy = self._proxies.pop(address, None)
+        if proxy is not None:
+            proxy.stop_listening()
+
+    async def close(self) -> None:
+        for proxy in self._proxies.values():
+            await proxy.close()
+        self._proxies.clear()
+        self._reservation.close()
+
+
+def _reserve() -> tuple[socket.socket, int]:
+    blocks = random.sample(range(_FIRST_BLOCK, _LAST_BLOCK + 1), _LAST_BLOCK - _FIRST_BLOCK + 1)
+    refused: OSError | None = None
+    for block in blocks:
+        holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            holder.bind((f"127.{block}.0.1", _RESERVED_PORT))
+            holder.listen(1)
+        except OSError as error:
+            refused = error
+            holder.close()
+            continue
+        return holder, block
+    raise NetworkError(
+        f"none of 127.{_FIRST_BLOCK}.0.1 to 127.{_LAST_BLOCK}.0.1 can be bound at port {_RESERVED_PORT}: "
+        f"{refused}; "
+        "the embedded cluster needs Linux, where the whole of 127.0.0.0/8 is loopback"
+    )
+
+
+class ServiceProxy:
+    """Listens on one Service port while there are ready pods, and passes connections on, each pod in turn."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._backends: list[Address] = []
+        self._turn = 0
+        self._listener: socket.socket | None = None
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._open: set[_Pipe] = set()
+        self._loop = asyncio.get_running_loop()
+
+    def set_backends(self, backends: list[Address]) -> None:
+        self._backends = backends
+        if backends and self._listener is None:
+            self._listen()
+        elif not backends:
+            self.stop_listening()
+
+    def _listen(self) -> None:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setblocking(False)
+            listener.bind(self._address)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        self._listener = listener
+        self._loop.add_reader(listener, self._accept)
+
+    def stop_listening(self) -> None:
+        if self._listener is not None:
+            # What the kernel accepted but nobody took yet is served, not reset.
+            self._accept()
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+
+    async def close(self) -> None:
+        self._backends = []
+        self.stop_listening()
+        for task in list(self._connecting):
+            task.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+        for pipe in list(self._open):
+            pipe.abort()
+
+    def _accept(self) -> None:
+        listener = self._listener
+        for _ in range(_ACCEPTED_AT_ONCE):
+            if listener is None:
+                return
+            try:
+                client, _peer = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                self._rest()
+                return
+            client.setblocking(False)
+            task = self._loop.create_task(self._connect(client))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+
+    def _rest(self) -> None:
+        """Out of descriptors: the rest waits in the backlog while connections end."""
+        listener = self._listener
+        if listener is not None:
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_REST_SECONDS, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener is self._listener:
+            self._loop.add_reader(listener, self._accept)
+
+    async def _connect(self, client: socket.socket) -> None:
+        """Find a pod that takes the connection: one that is just going refuses, and the next is asked."""
+        pipe = _Pipe(self._open)
+        try:
+            if not await self._reach_backend(pipe):
+                client.close()
+                return
+            await self._loop.connect_accepted_socket(lambda: pipe.client, client)
+        except (OSError, asyncio.CancelledError):
+            client.close()
+            pipe.abort()
+
+    async def _reach_backend(self, pipe: _Pipe) -> bool:
+        backends = list(self._backends)
+        start, self._turn = self._turn, self._turn + 1
+        for offset in range(len(backends)):
+            host, port = backends[(start + offset) % len(backends)]
+            try:
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    await self._loop.create_connection(lambda: pipe.backend, host, port)
+            except (OSError, TimeoutError):
+                pipe.backend = _End(pipe)
+                continue
+            return True
+        return False
+
+
+class _Pipe:
+    """A client's connection and a pod's, each passed on to the other."""
+
+    def __init__(self, registry: set[_Pipe]) -> None:
+        self._registry = registry
+        self.client = _End(self)
+        self.backend = _End(self)
+        registry.add(self)
+
+    def other(self, end: _End) -> _End:
+        return self.backend if end is self.client else self.client
+
+    def connected(self) -> None:
+        """Called as each side connects: data flows once there are two."""
+        if self.client.transport is not None and self.backend.transport is not None:
+            self.client.transport.resume_reading()
+            self.backend.transport.resume_reading()
+            if self.client.lost or self.backend.lost:
+                self.abort()
+
+    def ended(self) -> None:
+        if (self.client.lost or self.client.transport is None) and (
+            self.backend.lost or self.backend.transport is None
+        ):
+            self._registry.discard(self)
+
+    def abort(self) -> None:
+        for end in (self.client, self.backend):
+            if end.transport is not None and not end.lost:
+                end.transport.abort()
+        self._registry.discard(self)
+
+
+class _End(asyncio.Protocol):
+    """One side of a pipe."""
+
+    def __init__(self, pipe: _Pipe) -> None:
+        self._pipe = pipe
+        self.transport: asyncio.Transport | None = None
+        self.lost = False
+        self.finished = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.pause_reading()
+        self._pipe.connected()
+
+    def data_received(self, data: bytes) -> None:
+        other = self._pipe.other(self)
+        if other.transport is not None and not other.lost:
+            other.transport.write(data)
+
+    def eof_received(self) -> bool:
+        """Half a close is passed on as half a close; the other direction stays open until it closes too."""
+        self.finished = True
+        other = self._pipe.other(self)
+        if other.finished:
+            if other.transport is not None and not other.lost:
+                other.transport.close()
+            return False
+        if other.transport is not None and not other.lost and other.transport.can_write_eof():
+            other.transport.write_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        self._flow(lambda transport: transport.pause_reading())
+
+    def resume_writing(self) -> None:
+        self._flow(lambda transport: transport.resume_reading())
+
+    def _flow(self, change: Callable[[asyncio.Transport], None]) -> None:
+        other = self._pipe.other(self)
+        if other.transport is not None and not other.lost and not other.transport.is_closing():
+            change(other.transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        other = self._pipe.other(self)
+        if other.transport is not None and not other.lost:
+            # An error is passed on as an error; an orderly end lets what is buffered go out first.
+            if exc is not None:
+                other.transport.abort()
+            else:
+                other.transport.close()
+        self._pipe.ended()

@@ -1,0 +1,171 @@
+"""The three kinds of patch: JSON (RFC 6902), merge (RFC 7386) and strategic merge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nighttrain.providers.local import errors
+from nighttrain.providers.local.store import copy_object
+
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCHES = ("application/apply-patch+yaml", "application/apply-patch+cbor")
+
+# Lists whose items are merged one by one, and the field that tells the items apart. Others are replaced.
+_MERGE_KEYS = {
+    "addresses": ("type",),
+    "conditions": ("type",),
+    "containers": ("name",),
+    "env": ("name",),
+    "ephemeralContainers": ("name",),
+    "hostAliases": ("ip",),
+    "hostIPs": ("ip",),
+    "imagePullSecrets": ("name",),
+    "initContainers": ("name",),
+    "ownerReferences": ("uid",),
+    "podIPs": ("ip",),
+    "ports": ("containerPort", "port"),
+    "schedulingGates": ("name",),
+    "secrets": ("name",),
+    "taints": ("key",),
+    "topologySpreadConstraints": ("topologyKey",),
+    "volumeDevices": ("devicePath",),
+    "volumeMounts": ("mountPath",),
+    "volumes": ("name",),
+}
+_MERGED_SCALARS = frozenset(("finalizers",))
+# In an EndpointSlice "ports" and "endpoints" are plain lists.
+_PLAIN_KINDS = frozenset(("EndpointSlice",))
+
+
+def apply_patch(content_type: str, obj: dict[str, Any], patch: Any) -> dict[str, Any]:
+    """A patched copy of ``obj``.
+
+    :raises ApiError: 400 for a patch that is not one, 415 for an unknown type, 422 when it does not fit
+    """
+    media = check_patch_type(content_type)
+    if media == JSON_PATCH:
+        return _json_patch(obj, patch)
+    if not isinstance(patch, dict):
+        raise errors.bad_request("error decoding patch: json: cannot unmarshal the patch into an object")
+    if media == MERGE_PATCH:
+        merged: dict[str, Any] = merge(obj, patch)
+        return merged
+    strategic: dict[str, Any] = strategic_merge(obj, patch, plain=obj.get("kind") in _PLAIN_KINDS)
+    return strategic
+
+
+def check_patch_type(content_type: str) -> str:
+    """The media type of a patch that is served.
+
+    :raises ApiError: 415
+    """
+    media = content_type.split(";")[0].strip()
+    if media in APPLY_PATCHES:
+        raise errors.unsupported_media_type(
+            "server-side apply is not served by the embedded cluster: use another kind of patch"
+        )
+    if media not in (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH):
+        raise errors.unsupported_media_type()
+    return media
+
+
+def _json_patch(obj: dict[str, Any], patch: Any) -> dict[str, Any]:
+    import jsonpatch
+
+    if not isinstance(patch, list):
+        raise errors.bad_request(
+            "error decoding patch: json: cannot unmarshal object into a list of operations"
+        )
+    try:
+        patched = jsonpatch.JsonPatch(patch).apply(copy_object(obj))
+    except (jsonpatch.InvalidJsonPatch, TypeError, KeyError) as error:
+        raise errors.bad_request(f"error decoding patch: {error}") from error
+    except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as error:
+        message = "the server rejected our request due to an error in our request"
+        raise errors.ApiError(422, "Invalid", message, {}) from error
+    if not isinstance(patched, dict):
+        raise errors.bad_request("the patched object is not an object any more")
+    return patched
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """RFC 7386: objects are merged, null removes, everything else is replaced."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge(merged.get(key), value)
+    return merged
+
+
+def strategic_merge(target: Any, patch: dict[str, Any], *, plain: bool = False) -> Any:
+    """Like :func:`merge`, but lists with a merge key are merged item by item, and ``$patch``,
+    ``$retainKeys``, ``$deleteFromPrimitiveList/...`` and ``$setElementOrder/...`` are obeyed."""
+    directive = patch.get("$patch")
+    if directive == "delete":
+        return {}
+    if directive == "replace":
+        return {key: value for key, value in patch.items() if key != "$patch"}
+    merged = dict(target) if isinstance(target, dict) else {}
+    if "$retainKeys" in patch:
+        kept = patch["$retainKeys"]
+        merged = {key: value for key, value in merged.items() if key in kept}
+    for key, value in patch.items():
+        if key.startswith("$deleteFromPrimitiveList/"):
+            field = key.split("/", 1)[1]
+            merged[field] = [item for item in merged.get(field) or [] if item not in value]
+        elif key.startswith("$"):
+            continue
+        elif value is None or value == {"$patch": "delete"}:
+            merged.pop(key, None)
+        elif isinstance(value, dict):
+            merged[key] = strategic_merge(merged.get(key), value, plain=plain)
+        elif isinstance(value, list) and not plain:
+            order = patch.get(f"$setElementOrder/{key}")
+            merged[key] = _merge_list(key, merged.get(key) or [], value, order)
+        else:
+            merged[key] = value
+    for key, order in patch.items():
+        field = key.removeprefix("$setElementOrder/")
+        if field != key and field not in patch and field in merged:
+            merged[field] = _merge_list(field, merged[field], [], order)
+    return merged
+
+
+def _merge_list(field: str, target: list[Any], patch: list[Any], order: list[Any] | None) -> list[Any]:
+    if field in _MERGED_SCALARS:
+        return [*target, *(item for item in patch if item not in target)]
+    key = _merge_key(field, [*patch, *(order or []), *target])
+    if key is None:
+        return [_without_directives(item) for item in patch]
+    if any(isinstance(item, dict) and item.get("$patch") == "replace" for item in patch):
+        return [item for item in patch if "$patch" not in item]
+    items = {item[key]: item for item in target if isinstance(item, dict) and key in item}
+    for item in patch:
+        if not isinstance(item, dict) or key not in item:
+            raise errors.bad_request(f"map: {item} does not contain declared merge key: {key}")
+        if item.get("$patch") == "delete":
+            items.pop(item[key], None)
+        else:
+            items[item[key]] = strategic_merge(items.get(item[key]), item)
+    if order:
+        wanted = [each.get(key) for each in order if isinstance(each, dict)]
+        rank = {value: index for index, value in enumerate(wanted)}
+        return sorted(items.values(), key=lambda item: rank.get(item[key], len(rank)))
+    return list(items.values())
+
+
+def _merge_key(field: str, items: list[Any]) -> str | None:
+    for key in _MERGE_KEYS.get(field, ()):
+        if any(isinstance(item, dict) and key in item for item in items):
+            return key
+    return None
+
+
+def _without_directives(item: Any) -> Any:
+    return strategic_merge({}, item) if isinstance(item, dict) else item

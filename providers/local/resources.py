@@ -1,0 +1,212 @@
+"""The kinds of object the embedded cluster serves, and how each one behaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+SUBRESOURCE_VERBS = ("get", "patch", "update")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceType:
+    """One row of the API: where a kind lives, and the few ways in which kinds differ.
+
+    :param subresources: names served below an object, for example ``status``
+    :param has_generation: a change of ``spec`` counts up ``metadata.generation``
+    :param graceful: a delete is a request to the kubelet, which has the last word
+    """
+
+    group: str
+    version: str
+    plural: str
+    singular: str
+    kind: str
+    namespaced: bool = True
+    short_names: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    subresources: tuple[str, ...] = ()
+    verbs: tuple[str, ...] = VERBS
+    has_generation: bool = False
+    graceful: bool = False
+
+    @property
+    def api_version(self) -> str:
+        """As in an object's ``apiVersion``: ``v1`` or ``batch/v1``."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def qualified(self) -> str:
+        """As in messages: ``pods`` or ``jobs.batch``."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    @property
+    def qualified_kind(self) -> str:
+        """As in messages about invalid objects: ``Pod`` or ``Job.batch``."""
+        return f"{self.kind}.{self.group}" if self.group else self.kind
+
+    @property
+    def has_status(self) -> bool:
+        """Whether ``.status`` is written through a sub-resource of its own."""
+        return "status" in self.subresources
+
+
+NAMESPACES = ResourceType(
+    group="",
+    version="v1",
+    plural="namespaces",
+    singular="namespace",
+    kind="Namespace",
+    namespaced=False,
+    short_names=("ns",),
+    # Nobody empties a whole cluster by mistake.
+    verbs=tuple(verb for verb in VERBS if verb != "deletecollection"),
+    subresources=("status",),
+)
+NODES = ResourceType(
+    group="",
+    version="v1",
+    plural="nodes",
+    singular="node",
+    kind="Node",
+    namespaced=False,
+    short_names=("no",),
+    subresources=("status",),
+)
+PODS = ResourceType(
+    group="",
+    version="v1",
+    plural="pods",
+    singular="pod",
+    kind="Pod",
+    short_names=("po",),
+    categories=("all",),
+    subresources=("log", "status"),
+    has_generation=True,
+    graceful=True,
+)
+SERVICES = ResourceType(
+    group="",
+    version="v1",
+    plural="services",
+    singular="service",
+    kind="Service",
+    short_names=("svc",),
+    categories=("all",),
+    subresources=("status",),
+)
+CONFIGMAPS = ResourceType(
+    group="", version="v1", plural="configmaps", singular="configmap", kind="ConfigMap", short_names=("cm",)
+)
+SECRETS = ResourceType(group="", version="v1", plural="secrets", singular="secret", kind="Secret")
+SERVICEACCOUNTS = ResourceType(
+    group="",
+    version="v1",
+    plural="serviceaccounts",
+    singular="serviceaccount",
+    kind="ServiceAccount",
+    short_names=("sa",),
+)
+EVENTS = ResourceType(
+    group="", version="v1", plural="events", singular="event", kind="Event", short_names=("ev",)
+)
+JOBS = ResourceType(
+    group="batch",
+    version="v1",
+    plural="jobs",
+    singular="job",
+    kind="Job",
+    categories=("all",),
+    subresources=("status",),
+    has_generation=True,
+)
+DEPLOYMENTS = ResourceType(
+    group="apps",
+    version="v1",
+    plural="deployments",
+    singular="deployment",
+    kind="Deployment",
+    short_names=("deploy",),
+    categories=("all",),
+    subresources=("scale", "status"),
+    has_generation=True,
+)
+REPLICASETS = ResourceType(
+    group="apps",
+    version="v1",
+    plural="replicasets",
+    singular="replicaset",
+    kind="ReplicaSet",
+    short_names=("rs",),
+    categories=("all",),
+    subresources=("scale", "status"),
+    has_generation=True,
+)
+ENDPOINTSLICES = ResourceType(
+    group="discovery.k8s.io",
+    version="v1",
+    plural="endpointslices",
+    singular="endpointslice",
+    kind="EndpointSlice",
+    has_generation=True,
+)
+LEASES = ResourceType(
+    group="coordination.k8s.io", version="v1", plural="leases", singular="lease", kind="Lease"
+)
+
+BUILT_IN = (
+    NAMESPACES,
+    NODES,
+    PODS,
+    SERVICES,
+    CONFIGMAPS,
+    SECRETS,
+    SERVICEACCOUNTS,
+    EVENTS,
+    JOBS,
+    DEPLOYMENTS,
+    REPLICASETS,
+    ENDPOINTSLICES,
+    LEASES,
+)
+
+
+class ResourceTable:
+    """The kinds being served, looked up by path or by kind. A later CustomResourceDefinition adds a row."""
+
+    def __init__(self, types: tuple[ResourceType, ...] = BUILT_IN) -> None:
+        self._by_path: dict[tuple[str, str, str], ResourceType] = {}
+        self._by_kind: dict[tuple[str, str], ResourceType] = {}
+        for type_ in types:
+            self.add(type_)
+
+    def add(self, type_: ResourceType) -> None:
+        self._by_path[type_.group, type_.version, type_.plural] = type_
+        self._by_kind[type_.api_version, type_.kind] = type_
+
+    def by_path(self, group: str, version: str, plural: str) -> ResourceType | None:
+        return self._by_path.get((group, version, plural))
+
+    def by_kind(self, api_version: str, kind: str) -> ResourceType | None:
+        return self._by_kind.get((api_version, kind))
+
+    def groups(self) -> dict[str, list[str]]:
+        """Group name -> versions, in the order of the table."""
+        groups: dict[str, list[str]] = {}
+        for type_ in self._by_path.values():
+            versions = groups.setdefault(type_.group, [])
+            if type_.version not in versions:
+                versions.append(type_.version)
+        return groups
+
+    def of(self, group: str, version: str) -> list[ResourceType]:
+        """The kinds of one group and version, by plural name."""
+        found = [t for t in self._by_path.values() if (t.group, t.version) == (group, version)]
+        return sorted(found, key=lambda t: t.plural)
+
+    def __iter__(self) -> Iterator[ResourceType]:
+        return iter(list(self._by_path.values()))
