@@ -1,0 +1,1 @@
+"""The cluster adapter: client, Job manifests, outcomes, workloads, logs."""

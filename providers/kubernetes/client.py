@@ -1,0 +1,532 @@
+"""One pooled async client per cluster. Plain dictionaries go in and come out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
+
+from nighttrain.providers.errors import (
+    ClusterError,
+    ClusterRequestError,
+    ClusterUnauthorizedError,
+    ClusterUnreachableError,
+    ObjectNotFoundError,
+)
+from nighttrain.providers.kubernetes.connection import ClusterConfig, Loaded, load
+from nighttrain.providers.kubernetes.replies import Asked, parse_status, to_error
+from nighttrain.providers.kubernetes.resources import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    ENDPOINTSLICES,
+    EVENTS,
+    JOBS,
+    LEASES,
+    NAMESPACES,
+    PODS,
+    REPLICASETS,
+    SECRETS,
+    SERVICES,
+    Resource,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiohttp import ClientResponse
+    from kubernetes_asyncio.client.rest import RESTClientObject
+
+__all__ = [
+    "CONFIGMAPS",
+    "DEPLOYMENTS",
+    "ENDPOINTSLICES",
+    "EVENTS",
+    "JOBS",
+    "LEASES",
+    "NAMESPACES",
+    "PODS",
+    "REPLICASETS",
+    "SECRETS",
+    "SERVICES",
+    "ClusterClient",
+    "ClusterConfig",
+    "PatchType",
+    "Resource",
+    "WatchEvent",
+    "shared_client",
+]
+
+RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+# Five tries span about four seconds: an API server behind a load balancer fails over in that time, and a
+# mistyped address is still reported before its author looks away.
+ATTEMPTS = 5
+# The API server's own limit for a request that is not a watch.
+REQUEST_TIMEOUT_SECONDS = 60.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+# A server that honours Retry-After with more than this is down, not busy.
+RETRY_AFTER_MAXIMUM_SECONDS = 30.0
+# The server closes a watch after timeoutSeconds; silence this much longer means that the connection is dead.
+WATCH_GRACE_SECONDS = 15.0
+# A log line longer than this reaches the sink in pieces: progress bars without line feeds must not pile up.
+LOG_LINE_LIMIT = 64 * 1024
+
+
+class PatchType(StrEnum):
+    """The patch formats of the API, by their media type."""
+
+    MERGE = "application/merge-patch+json"
+    STRATEGIC = "application/strategic-merge-patch+json"
+    JSON = "application/json-patch+json"
+    APPLY = "application/apply-patch+yaml"
+
+
+@dataclass(frozen=True)
+class WatchEvent:
+    """``type`` is ADDED, MODIFIED, DELETED or BOOKMARK."""
+
+    type: str
+    object: dict[str, Any]
+
+
+class _TryAgain(Exception):  # noqa: N818 - a signal between two functions of this module
+    def __init__(self, error: ClusterError, wait: float | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.wait = wait
+
+
+class ClusterClient:
+    """Talks to one API server over one pooled session.
+
+    Every method raises only errors of :mod:`nighttrain.providers.errors`. Calls that are safe to repeat are
+    repeated on 429, 500, 502, 503, 504 and lost connections, with jitter, honouring Retry-After; ``create``
+    is among them because names are chosen by the caller, so that a repeated call answers AlreadyExists.
+    """
+
+    def __init__(
+        self, config: ClusterConfig, loaded: Loaded, rest: RESTClientObject, *, attempts: int
+    ) -> None:
+        self._config = config
+        self._loaded = loaded
+        self._rest = rest
+        self._attempts = attempts
+
+    @classmethod
+    async def open(cls, config: ClusterConfig, *, attempts: int = ATTEMPTS) -> ClusterClient:
+        """Load the configuration and make the session; the server is not asked anything yet.
+
+        :raises ConfigurationError: the configuration cannot be used
+        """
+        from kubernetes_asyncio.client.rest import RESTClientObject
+
+        loaded = await load(config)
+        try:
+            rest = RESTClientObject(loaded.configuration)
+        except OSError as error:  # ssl.SSLError is one: a certificate file that is missing or malformed
+            raise ClusterUnreachableError(
+                f"the certificates of {loaded.source} cannot be used: {error}"
+            ) from error
+        return cls(config, loaded, rest, attempts=attempts)
+
+    async def close(self) -> None:
+        """Close the session and its connections."""
+        await self._rest.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def namespace(self) -> str:
+        """The connection's, else the kubeconfig context's, else ``default``."""
+        return self._loaded.namespace
+
+    @property
+    def server(self) -> str:
+        """The API server's URL, for messages."""
+        return str(self._loaded.configuration.host)
+
+    async def create(
+        self, resource: Resource, namespace: str | None, body: dict[str, Any], *, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Create an object; unknown fields are an error.
+
+        :raises ObjectExistsError: the name is taken, possibly by an earlier try of this very call
+        """
+        query = {"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {})
+        name = (body.get("metadata") or {}).get("name")
+        asked = self._asked("create", resource, namespace, name)
+        path = resource.path(namespace)
+        return await self._json(asked, "POST", path, query, body, again=name is not None)
+
+    async def get(
+        self, resource: Resource, namespace: str | None, name: str, *, subresource: str | None = None
+    ) -> dict[str, Any]:
+        """Read an object.
+
+        :raises ObjectNotFoundError: there is none of that name
+        """
+        asked = self._asked("get", resource, namespace, name, subresource)
+        return await self._json(asked, "GET", resource.path(namespace, name, subresource), {})
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int | None = None,
+        resource_version: str | None = None,
+    ) -> dict[str, Any]:
+        """The List object; without ``limit`` it is complete."""
+        query = _selectors(label_selector, field_selector)
+        if limit is not None:
+            query["limit"] = str(limit)
+        if resource_version is not None:
+            query["resourceVersion"] = resource_version
+        return await self._json(
+            self._asked("list", resource, namespace), "GET", resource.path(namespace), query
+        )
+
+    async def replace(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        body: dict[str, Any],
+        subresource: str | None = None,
+    ) -> dict[str, Any]:
+        """Write an object whole; guarded by its resourceVersion where the body has one.
+
+        :raises ObjectConflictError: it changed since it was read
+        """
+        asked = self._asked("update", resource, namespace, name, subresource)
+        path = resource.path(namespace, name, subresource)
+        return await self._json(asked, "PUT", path, {"fieldValidation": "Strict"}, body)
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        body: Any,
+        *,
+        patch_type: PatchType = PatchType.MERGE,
+        subresource: str | None = None,
+        field_manager: str = "nighttrain",
+        force: bool = False,
+    ) -> dict[str, Any]:
+        """Change part of an object; with ``PatchType.APPLY`` it is created when absent."""
+        query = {"fieldValidation": "Strict", "fieldManager": field_manager}
+        if force:
+            query["force"] = "true"
+        asked = self._asked("patch", resource, namespace, name, subresource)
+        path = resource.path(namespace, name, subresource)
+        # A list of JSON patch operations is not safe to repeat: "add" to an array would add twice.
+        again = patch_type is not PatchType.JSON
+        return await self._json(asked, "PATCH", path, query, body, media_type=patch_type.value, again=again)
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        propagation: str = "Foreground",
+        grace_period_seconds: int | None = None,
+    ) -> None:
+        """Ask for an object's deletion; it may take its time to go.
+
+        :param uid: delete only the object with this uid
+        :raises ObjectNotFoundError: it is gone already
+        :raises ObjectConflictError: another object has that name now
+        """
+        body: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": propagation,
+        }
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        if grace_period_seconds is not None:
+            body["gracePeriodSeconds"] = grace_period_seconds
+        asked = self._asked("delete", resource, namespace, name)
+        await self._json(asked, "DELETE", resource.path(namespace, name), {}, body)
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        resource_version: str,
+        label_selector: str = "",
+        field_selector: str = "",
+        timeout_seconds: int = 300,
+    ) -> AsyncIterator[WatchEvent]:
+        """One watch request; it ends when the server closes it. Resuming is the caller's part.
+
+        :param timeout_seconds: how long the server keeps the stream open. Five minutes is the least an API
+            server chooses by itself.
+        :raises WatchExpiredError: ``resource_version`` is too old; list again
+        :raises ClusterUnreachableError: the connection was lost, or fell silent
+        """
+        query = _selectors(label_selector, field_selector) | {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(timeout_seconds),
+        }
+        asked = self._asked("watch", resource, namespace)
+        silence = timeout_seconds + WATCH_GRACE_SECONDS
+        async with self._stream(asked, resource.path(namespace), query, silence) as chunks:
+            async for line in _lines(chunks, limit=None):
+                yield _watch_event(asked, line)
+
+    async def logs(
+        self,
+        namespace: str,
+        pod: str,
+        *,
+        container: str | None = None,
+        follow: bool = False,
+        since_time: str | None = None,
+        timestamps: bool = False,
+        tail_lines: int | None = None,
+        previous: bool = False,
+    ) -> AsyncIterator[str]:
+        """A container's log, line by line; nothing for a pod that is not scheduled yet.
+
+        :param since_time: an RFC 3339 time; the server looks at its whole seconds only
+        :raises ClusterRequestError: the container has not started, or there is none of that name
+        """
+        given = {
+            "container": container,
+            "follow": "true" if follow else None,
+            "sinceTime": since_time,
+            "timestamps": "true" if timestamps else None,
+            "tailLines": None if tail_lines is None else str(tail_lines),
+            "previous": "true" if previous else None,
+        }
+        query = {name: value for name, value in given.items() if value is not None}
+        asked = self._asked("get", PODS, namespace, pod, "log")
+        # A silent training run is healthy: a followed log may be still for as long as it likes.
+        silence = None if follow else REQUEST_TIMEOUT_SECONDS
+        async with self._stream(asked, PODS.path(namespace, pod, "log"), query, silence) as chunks:
+            async for line in _lines(chunks, limit=LOG_LINE_LIMIT):
+                yield line.decode("utf-8", "replace")
+
+    def _asked(
+        self,
+        verb: str,
+        resource: Resource,
+        namespace: str | None,
+        name: str | None = None,
+        subresource: str | None = None,
+    ) -> Asked:
+        what = resource.plural if subresource is None else f"{resource.plural}/{subresource}"
+        return Asked(verb, what, namespace if resource.namespaced else None, name, self.server)
+
+    async def _json(
+        self,
+        asked: Asked,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Any = None,
+        *,
+        media_type: str = "application/json",
+        again: bool = True,
+    ) -> dict[str, Any]:
+        import stamina
+
+        def wait(error: Exception) -> bool | float:
+            if not again or not isinstance(error, _TryAgain):
+                return False
+            return True if error.wait is None else min(error.wait, RETRY_AFTER_MAXIMUM_SECONDS)
+
+        number = 0
+        try:
+            async for attempt in stamina.retry_context(on=wait, attempts=self._attempts):
+                with attempt:
+                    number = attempt.num
+                    return await self._once(asked, method, path, query, body, media_type)
+        except _TryAgain as last:
+            raise last.error from last.__cause__
+        except ObjectNotFoundError:
+            if method == "DELETE" and number > 1:  # an earlier try went through and its answer was lost
+                return {}
+            raise
+        raise AssertionError("the retry loop always returns or raises")
+
+    async def _once(
+        self, asked: Asked, method: str, path: str, query: dict[str, str], body: Any, media_type: str
+    ) -> dict[str, Any]:
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+        try:
+            response = await self._request(method, path, query, body, media_type, limits)
+            async with response:
+                content = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _TryAgain(self._unreachable(asked, error), None) from error
+        if not 200 <= response.status < 300:
+            refusal = to_error(asked, response.status, parse_status(content))
+            if response.status in RETRIED_STATUSES:
+                raise _TryAgain(refusal, _retry_after(response))
+            raise refusal
+        try:
+            answer = json.loads(content) if content else {}
+        except ValueError as error:
+            raise ClusterRequestError(
+                f"{asked}: the answer of {self.server} is not JSON. Is it an API server, or a proxy?",
+                status=response.status,
+            ) from error
+        return answer if isinstance(answer, dict) else {}
+
+    @asynccontextmanager
+    async def _stream(
+        self, asked: Asked, path: str, query: dict[str, str], silence: float | None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(connect=CONNECT_TIMEOUT_SECONDS, sock_read=silence)
+        try:
+            response = await self._request("GET", path, query, None, "application/json", limits)
+            try:
+                if not 200 <= response.status < 300:
+                    raise to_error(asked, response.status, parse_status(await response.read()))
+                yield response.content.iter_any()
+            finally:
+                response.close()  # the rest of a stream is of no use: the connection does not go back
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(asked, error) from error
+
+    async def _request(
+        self, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
+    ) -> ClientResponse:
+        response = await self._send(method, path, query, body, media_type, limits)
+        if response.status == 401 and await self._renewed_credentials():
+            response.close()
+            response = await self._send(method, path, query, body, media_type, limits)
+        return response
+
+    async def _send(
+        self, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
+    ) -> ClientResponse:
+        headers = {"Accept": "application/json, */*", "Content-Type": media_type, "User-Agent": "nighttrain"}
+        settings = (await self._loaded.configuration.auth_settings()).get("BearerToken")
+        if settings is not None:
+            headers[settings["key"]] = settings["value"]
+        response: ClientResponse = await self._rest.request(
+            method,
+            self.server.rstrip("/") + path,
+            query_params=query,
+            headers=headers,
+            body=body,
+            _preload_content=False,
+            _request_timeout=limits,
+        )
+        return response
+
+    async def _renewed_credentials(self) -> bool:
+        """Tokens of exec plugins and rewritten kubeconfigs expire while a client lives: look once more."""
+        before = dict(self._loaded.configuration.api_key)
+        try:
+            fresh = await load(self._config)
+        except (ClusterUnauthorizedError, ValueError):
+            return False
+        if dict(fresh.configuration.api_key) == before:
+            return False
+        self._loaded.configuration.api_key = fresh.configuration.api_key
+        return True
+
+    def _unreachable(self, asked: Asked, error: BaseException) -> ClusterUnreachableError:
+        why = str(error) or type(error).__name__
+        return ClusterUnreachableError(
+            f"{asked}: no answer from {self.server}, configured by {self._loaded.source}: {why}. "
+            "Is the cluster up, and is the address reachable from this machine?"
+        )
+
+
+def _code(status: dict[str, Any]) -> int:
+    code = status.get("code")
+    return code if isinstance(code, int) else 500
+
+
+def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
+    query = {"labelSelector": label_selector, "fieldSelector": field_selector}
+    return {name: value for name, value in query.items() if value}
+
+
+def _retry_after(response: ClientResponse) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if re.fullmatch(r"\d{1,6}", value) else None
+
+
+def _watch_event(asked: Asked, line: bytes) -> WatchEvent:
+    try:
+        event = json.loads(line)
+        kind, content = str(event["type"]), dict(event["object"])
+    except (ValueError, KeyError, TypeError) as error:
+        # Half a line is what a connection cut in the middle leaves behind.
+        raise ClusterUnreachableError(f"{asked}: the stream from {asked.server} was cut") from error
+    if kind == "ERROR":
+        raise to_error(asked, _code(content), content)
+    return WatchEvent(kind, content)
+
+
+async def _lines(chunks: AsyncIterator[bytes], *, limit: int | None) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in chunks:
+        *complete, rest = (rest + chunk).split(b"\n")
+        for line in complete:
+            if line or limit is not None:
+                yield line
+        if limit is not None and len(rest) > limit:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
+class _Shared:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+        self.client: ClusterClient | None = None
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def shared_client(config: ClusterConfig) -> AsyncIterator[ClusterClient]:
+    """The client of this configuration in the running loop: made for the first user, closed after the last.
+
+    All tasks of a triggerer share one session, and with it the TLS handshakes.
+    """
+    clients = _shared.setdefault(asyncio.get_running_loop(), {})
+    entry = clients.setdefault(config.key, _Shared())
+    entry.users += 1
+    try:
+        async with entry.lock:
+            if entry.client is None:
+                entry.client = await ClusterClient.open(config)
+        yield entry.client
+    finally:
+        entry.users -= 1
+        if entry.users == 0:
+            if clients.get(config.key) is entry:
+                del clients[config.key]
+            if entry.client is not None:
+                await entry.client.close()

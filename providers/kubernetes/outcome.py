@@ -1,0 +1,476 @@
+"""How an attempt stands and how it ended: one total function over a Job, its pods and events.
+
+The Job's conditions decide; pods and events explain. Success is the condition ``Complete``, not the earlier
+``SuccessCriteriaMet``: between the two the Job's pods may still be terminating, and a workload that is still
+alive must not be followed by the next attempt. A pod's phase alone never decides: a pod deleted or evicted
+in mid-training that ends with 0 inside its grace period says Succeeded too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers import errors
+from nighttrain.providers.errors import clip
+from nighttrain.providers.kubernetes import waits
+from nighttrain.providers.kubernetes.objects import (
+    TERMINAL_PHASES,
+    Container,
+    Json,
+    by_age,
+    condition,
+    containers,
+    culprit,
+    is_deleting,
+    main_container,
+    mapping,
+    metadata,
+    name_of,
+    status,
+    text,
+    uid_of,
+    whole,
+)
+from nighttrain.providers.kubernetes.redaction import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+# What a terminal shows at a glance; the whole log is one link away.
+LAST_LINES = 20
+LINE_LENGTH = 400
+MESSAGE_LENGTH = 600
+
+
+class Phase(Enum):
+    """Whether there is something to wait for."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class OutcomeKind(Enum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    OUT_OF_MEMORY = "out_of_memory"
+    IMAGE_PULL = "image_pull"
+    UNSCHEDULABLE = "unschedulable"
+    QUOTA_WAIT = "quota_wait"
+    EVICTED = "evicted"
+    PREEMPTED = "preempted"
+    NODE_LOST = "node_lost"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    APPLICATION_ERROR = "application_error"
+    CANCELLED = "cancelled"
+    REJECTED = "rejected"
+    UNKNOWN = "unknown"
+
+
+INFRASTRUCTURE = frozenset({OutcomeKind.EVICTED, OutcomeKind.PREEMPTED, OutcomeKind.NODE_LOST})
+
+_WORDS: dict[OutcomeKind, tuple[str, str]] = {
+    OutcomeKind.SUCCEEDED: ("succeeded", ""),
+    OutcomeKind.OUT_OF_MEMORY: (
+        "was killed at its memory limit",
+        "raise container_resources.limits.memory, or train on less data at a time",
+    ),
+    OutcomeKind.IMAGE_PULL: (
+        "cannot get its image",
+        "check the image's name and tag, the way from the nodes to the registry, and image_pull_secrets",
+    ),
+    OutcomeKind.UNSCHEDULABLE: (
+        "found no node that can take it",
+        "ask for less in container_resources, check node_selector, affinity and tolerations, or add nodes",
+    ),
+    OutcomeKind.QUOTA_WAIT: (
+        "got no quota",
+        "ask for less than the quota's maximum, correct queue_name, or have the quota raised",
+    ),
+    OutcomeKind.EVICTED: (
+        "was evicted from its node",
+        "retry: it was not the training code. If it recurs, request the memory and disk it really uses",
+    ),
+    OutcomeKind.PREEMPTED: (
+        "had to give way to a pod of higher priority",
+        "retry: it was not the training code. If it recurs, set priority_class_name",
+    ),
+    OutcomeKind.NODE_LOST: (
+        "lost its node",
+        "retry: it was not the training code. Checkpoints shorten what a retry repeats",
+    ),
+    OutcomeKind.DEADLINE_EXCEEDED: (
+        "ran longer than active_deadline_seconds",
+        "raise active_deadline_seconds, or find out from the log where the time went",
+    ),
+    OutcomeKind.APPLICATION_ERROR: (
+        "failed",
+        "read the last lines of the log; the training command itself ended with this exit code",
+    ),
+    OutcomeKind.CANCELLED: (
+        "was cancelled: its Job or pod was deleted",
+        "if nobody meant to, look for whoever deletes objects in this namespace; then retry",
+    ),
+    OutcomeKind.REJECTED: (
+        "cannot start as it is written",
+        "correct what the message names: a ConfigMap, Secret, command, or an admission rule; then retry",
+    ),
+    OutcomeKind.UNKNOWN: (
+        "ended in a way nighttrain does not know",
+        "look at `kubectl describe job` and its pods; it is not counted as success",
+    ),
+}
+_ERRORS: dict[OutcomeKind, type[errors.WorkloadFailedError]] = {
+    OutcomeKind.OUT_OF_MEMORY: errors.OutOfMemory,
+    OutcomeKind.IMAGE_PULL: errors.ImagePullFailed,
+    OutcomeKind.UNSCHEDULABLE: errors.Unschedulable,
+    OutcomeKind.QUOTA_WAIT: errors.QuotaWait,
+    OutcomeKind.EVICTED: errors.Evicted,
+    OutcomeKind.PREEMPTED: errors.Preempted,
+    OutcomeKind.NODE_LOST: errors.NodeLost,
+    OutcomeKind.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    OutcomeKind.APPLICATION_ERROR: errors.ApplicationError,
+    OutcomeKind.CANCELLED: errors.Cancelled,
+    OutcomeKind.REJECTED: errors.Rejected,
+    OutcomeKind.UNKNOWN: errors.UnknownOutcome,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. Plain values only; text is clipped and redacted already.
+
+    :param infrastructure: the cluster's doing, not the training code's: does not use up the task's retries
+    """
+
+    kind: OutcomeKind
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+    last_lines: tuple[str, ...] = ()
+    pod_name: str | None = None
+    pod_uid: str | None = None
+    node: str | None = None
+    image: str | None = None
+    image_id: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    infrastructure: bool = False
+
+    @property
+    def succeeded(self) -> bool:
+        return self.kind is OutcomeKind.SUCCEEDED
+
+    def explain(self) -> str:
+        """What happened, the last lines, and what to do next."""
+        words, remedy = _WORDS[self.kind]
+        facts = [self.reason] if self.reason else []
+        if self.exit_code is not None:
+            facts.append(f"exit code {self.exit_code}")
+        facts += [f"pod {self.pod_name}"] if self.pod_name else []
+        facts += [f"node {self.node}"] if self.node else []
+        lines = [f"The workload {words} ({', '.join(facts)})." if facts else f"The workload {words}."]
+        if self.message:
+            lines.append(self.message)
+        if self.last_lines:
+            lines += ["Last lines of the log:", *(f"  {line}" for line in self.last_lines)]
+        if self.exit_code == 137 and self.kind is OutcomeKind.APPLICATION_ERROR:
+            remedy += ". 137 is SIGKILL: often the memory of a child process"
+        if remedy:
+            lines.append(f"What to do: {remedy}.")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"kind": self.kind.value, "last_lines": list(self.last_lines)}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Outcome:
+        """The inverse of :meth:`to_dict`. A later version's fields are ignored, its kinds are UNKNOWN."""
+        known = {field.name for field in fields(cls)}
+        given = {name: content for name, content in value.items() if name in known}
+        try:
+            given["kind"] = OutcomeKind(given.get("kind"))
+        except ValueError:
+            given["kind"] = OutcomeKind.UNKNOWN
+        given["last_lines"] = tuple(given.get("last_lines") or ())
+        return cls(**given)
+
+    def raise_for_failure(self) -> None:
+        """
+        :raises WorkloadFailedError: the subclass of this kind, unless the attempt succeeded
+        """
+        if not self.succeeded:
+            raise _ERRORS[self.kind](self)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How an attempt stands.
+
+    :param detail: why it waits or what it does, for a log line
+    :param outcome: set exactly when ``phase`` is FINISHED
+    :param permanent_wait: what the wait would end as if it lasts beyond the start-up time-out; ``None`` for a
+        healthy wait (a queue, a quota others use) and for progress
+    :param grace_seconds: time the cluster itself has granted on top, such as a terminating pod's grace period
+    """
+
+    phase: Phase
+    detail: str = ""
+    pod_name: str | None = None
+    outcome: Outcome | None = None
+    permanent_wait: OutcomeKind | None = None
+    grace_seconds: int = 0
+
+
+def decide(
+    job: object, pods: Sequence[object], events: Iterable[object] = (), *, queue: object = None
+) -> Observation:
+    """Say how an attempt stands. Total: whatever the objects hold, it returns; in doubt it is not success.
+
+    :param job: the Job, or ``None`` when it was deleted
+    :param pods: its pods; those already deleted may be among them as last seen, and then explain more
+    :param events: events of the Job and its pods, if at hand
+    :param queue: Kueue's Workload of the Job, if at hand
+    """
+    known = by_age(pods)
+    if not isinstance(job, dict):
+        return _finished(_outcome(OutcomeKind.CANCELLED, "JobDeleted", "The Job is gone.", _latest(known)))
+    complete, failed = condition(job, "Complete"), condition(job, "Failed")
+    if complete is not None and failed is not None:
+        message = "The Job says Complete and Failed at once."
+        return _finished(_outcome(OutcomeKind.UNKNOWN, "Contradiction", message, _latest(known)))
+    if complete is not None:
+        return _finished(_completed(job, known))
+    if failed is not None:
+        return _finished(_failed(failed, known))
+    if is_deleting(job):
+        return Observation(
+            Phase.RUNNING,
+            "the Job is being deleted",
+            permanent_wait=OutcomeKind.CANCELLED,
+            grace_seconds=_grace(_latest(known)),
+        )
+    if condition(job, "FailureTarget") or condition(job, "SuccessCriteriaMet"):
+        return Observation(Phase.RUNNING, "the Job is finishing", pod_name=_name(_latest(known)))
+    return _unfinished(job, known, [event for event in events if isinstance(event, dict)], queue)
+
+
+def timed_out(observation: Observation, pods: Sequence[object], seconds: float) -> Outcome:
+    """The outcome of a wait that lasted beyond the start-up time-out."""
+    kind = observation.permanent_wait or OutcomeKind.UNKNOWN
+    message = f"{observation.detail} (for longer than the start-up time-out of {seconds:g} s)"
+    return _outcome(kind, "StartupTimeout", message, _latest(by_age(pods)), with_exit=False)
+
+
+def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) -> Observation:
+    if mapping(job.get("spec")).get("suspend") is True:
+        never, detail = waits.suspended(queue)
+        kind = OutcomeKind.QUOTA_WAIT if never else None
+        return Observation(Phase.WAITING, detail, permanent_wait=kind)
+    current = next(
+        (pod for pod in reversed(pods) if text(status(pod).get("phase")) not in TERMINAL_PHASES), None
+    )
+    if current is None:
+        return _without_pod(job, pods, events)
+    if is_deleting(current):
+        return _terminating(current)
+    phase = text(status(current).get("phase"))
+    permanent = _permanent(current)
+    if permanent is not None:
+        return permanent
+    if phase == "Running":
+        return Observation(Phase.RUNNING, waits.running(current), pod_name=name_of(current))
+    if phase == "Unknown":
+        detail = "the node does not report the pod's state"
+        return Observation(Phase.RUNNING, detail, name_of(current), permanent_wait=OutcomeKind.NODE_LOST)
+    wait = waits.pending(current, events)
+    kind = OutcomeKind(wait.kind) if wait.kind else None
+    return Observation(Phase.WAITING, wait.detail, name_of(current), permanent_wait=kind)
+
+
+def _permanent(pod: Json) -> Observation | None:
+    """What no waiting mends ends at once."""
+    for container in containers(pod):
+        if container.state == "waiting" and container.reason in waits.PERMANENT_IMAGE:
+            return _finished(_outcome(OutcomeKind.IMAGE_PULL, container.reason, container.message, pod))
+        if container.state == "terminated" and container.reason in waits.CANNOT_START:
+            return _finished(_outcome(OutcomeKind.REJECTED, container.reason, container.message, pod))
+    return None
+
+
+def _terminating(pod: Json) -> Observation:
+    disruption = condition(pod, "DisruptionTarget")
+    reason = text(disruption.get("reason")) if disruption else ""
+    detail = (
+        f"the pod is being removed{f' ({reason})' if reason else ''}; a replacement follows when it has ended"
+    )
+    kind = _DISRUPTIONS.get(reason, OutcomeKind.CANCELLED)
+    return Observation(Phase.RUNNING, detail, name_of(pod), permanent_wait=kind, grace_seconds=_grace(pod))
+
+
+def _without_pod(job: Json, pods: list[Json], events: list[Json]) -> Observation:
+    wait = waits.not_created(job, events)
+    if wait is not None:
+        kind = OutcomeKind(wait.kind) if wait.kind else None
+        return Observation(Phase.WAITING, wait.detail, permanent_wait=kind)
+    latest = _latest(pods)
+    if latest is None:
+        return Observation(Phase.WAITING, "the Job has no pod yet", permanent_wait=OutcomeKind.UNKNOWN)
+    if text(status(latest).get("phase")) == "Succeeded" and not is_deleting(latest):
+        return Observation(Phase.RUNNING, "the pod has ended, the Job is finishing", name_of(latest))
+    # The Job controller delays replacements up to six minutes after repeated failures; the start-up time-out
+    # bounds it.
+    detail = "the last pod has ended, the Job decides whether another follows"
+    return Observation(Phase.WAITING, detail, name_of(latest), permanent_wait=OutcomeKind.UNKNOWN)
+
+
+def _completed(job: Json, pods: list[Json]) -> Outcome:
+    succeeded = [pod for pod in pods if text(status(pod).get("phase")) == "Succeeded"]
+    if not succeeded and not (whole(status(job).get("succeeded")) or 0) > 0:
+        message = "The Job says Complete, but neither its count nor any pod shows a success."
+        return _outcome(OutcomeKind.UNKNOWN, "CompleteWithoutSuccess", message, _latest(pods))
+    pod = _latest(succeeded)
+    reason = text((condition(job, "Complete") or {}).get("reason"))
+    outcome = _outcome(OutcomeKind.SUCCEEDED, reason, "", pod)
+    if outcome.exit_code not in (None, 0):
+        message = f"The Job says Complete, but its container ended with {outcome.exit_code}."
+        return _outcome(OutcomeKind.UNKNOWN, "CompleteWithoutSuccess", message, pod)
+    return outcome
+
+
+# The reasons of the DisruptionTarget condition.
+_DISRUPTIONS = {
+    "PreemptionByScheduler": OutcomeKind.PREEMPTED,
+    "EvictionByEvictionAPI": OutcomeKind.EVICTED,
+    "TerminationByKubelet": OutcomeKind.EVICTED,
+    "DeletionByTaintManager": OutcomeKind.NODE_LOST,
+    "DeletionByPodGC": OutcomeKind.NODE_LOST,
+}
+# The reasons a kubelet writes into the pod's own status.
+_POD_REASONS = {
+    "Evicted": OutcomeKind.EVICTED,
+    "Preempting": OutcomeKind.PREEMPTED,
+    "NodeLost": OutcomeKind.NODE_LOST,
+    "NodeShutdown": OutcomeKind.NODE_LOST,
+    "Shutdown": OutcomeKind.NODE_LOST,
+    "Terminated": OutcomeKind.NODE_LOST,
+    "DeadlineExceeded": OutcomeKind.DEADLINE_EXCEEDED,
+    "UnexpectedAdmissionError": OutcomeKind.REJECTED,
+    "NodeAffinity": OutcomeKind.REJECTED,
+    "OutOfcpu": OutcomeKind.REJECTED,
+    "OutOfmemory": OutcomeKind.REJECTED,
+    "OutOfpods": OutcomeKind.REJECTED,
+}
+# Refusals by one node, which another node may not repeat.
+_NODE_REFUSALS = frozenset(
+    {"UnexpectedAdmissionError", "NodeAffinity", "OutOfcpu", "OutOfmemory", "OutOfpods"}
+)
+# Exit codes of a container that was told to go: by itself, SIGKILL, SIGTERM.
+_REMOVAL_EXITS = frozenset({None, 0, 137, 143})
+_POLICY_EXIT = re.compile(r"failed with exit code (\d{1,3}) ")
+
+
+def _failed(failed: Json, pods: list[Json]) -> Outcome:
+    reason, message = text(failed.get("reason")), text(failed.get("message"))
+    broken = [pod for pod in pods if text(status(pod).get("phase")) == "Failed" or _has_failed(pod)]
+    # The Job controller removes pods of a Job that fails: those it did not remove explain more.
+    pod = _latest([pod for pod in broken if not is_deleting(pod)]) or _latest(broken) or _latest(pods)
+    if reason == "DeadlineExceeded":
+        return _outcome(OutcomeKind.DEADLINE_EXCEEDED, reason, message, pod, with_exit=False)
+    if pod is None:
+        match = _POLICY_EXIT.search(message)
+        if match:
+            found = _outcome(OutcomeKind.APPLICATION_ERROR, reason, message, None)
+            return Outcome(**{**vars(found), "exit_code": int(match[1])})
+        unseen = f"{message}. Its pod is gone, so why it failed is not known."
+        return _outcome(OutcomeKind.UNKNOWN, reason or "Failed", unseen, None)
+    return _failed_pod(pod, reason, message)
+
+
+def _failed_pod(pod: Json, job_reason: str, job_message: str) -> Outcome:
+    own, said = text(status(pod).get("reason")), text(status(pod).get("message"))
+    disruption = condition(pod, "DisruptionTarget")
+    if own in _POD_REASONS:
+        return _outcome(_POD_REASONS[own], own, said, pod, infrastructure=own in _NODE_REFUSALS)
+    if disruption is not None:
+        why = text(disruption.get("reason"))
+        kind = _DISRUPTIONS.get(why, OutcomeKind.EVICTED)
+        return _outcome(kind, why, text(disruption.get("message")), pod)
+    container = culprit(pod)
+    if container is not None and container.reason == "OOMKilled":
+        return _outcome(OutcomeKind.OUT_OF_MEMORY, container.reason, job_message, pod)
+    if container is not None and container.reason in waits.CANNOT_START:
+        return _outcome(OutcomeKind.REJECTED, container.reason, container.message, pod)
+    code = container.exit_code if container else None
+    never_ran = container is None or container.reason == "ContainerStatusUnknown"
+    if is_deleting(pod) and (never_ran or code in _REMOVAL_EXITS):
+        return _outcome(OutcomeKind.CANCELLED, "PodDeleted", f"The pod was deleted. {job_message}", pod)
+    if never_ran or code is None:
+        return _outcome(OutcomeKind.UNKNOWN, own or job_reason, said or job_message, pod)
+    where = f"init container {container.name!r}: " if container and container.init else ""
+    return _outcome(OutcomeKind.APPLICATION_ERROR, job_reason, where + job_message, pod)
+
+
+def _has_failed(pod: Json) -> bool:
+    return any(container.failed for container in containers(pod))
+
+
+def _finished(outcome: Outcome) -> Observation:
+    detail = f"{outcome.kind.value}{f': {outcome.reason}' if outcome.reason else ''}"
+    return Observation(Phase.FINISHED, detail, outcome.pod_name, outcome)
+
+
+def _outcome(
+    kind: OutcomeKind,
+    reason: str,
+    message: str,
+    pod: Json | None,
+    *,
+    with_exit: bool = True,
+    infrastructure: bool = False,
+) -> Outcome:
+    container = None
+    if pod is not None:
+        container = main_container(pod) if kind is OutcomeKind.SUCCEEDED else culprit(pod)
+    ran = container is not None and container.reason != "ContainerStatusUnknown"
+    return Outcome(
+        kind=kind,
+        reason=clip(reason, 100),
+        message=clip(redact(message.strip()), MESSAGE_LENGTH),
+        exit_code=container.exit_code if container and ran and with_exit else None,
+        last_lines=_last_lines(container, message),
+        pod_name=_name(pod),
+        pod_uid=(uid_of(pod) or None) if pod else None,
+        node=text(mapping((pod or {}).get("spec")).get("nodeName")) or None,
+        image=(container.image or None) if container else None,
+        image_id=(container.image_id or None) if container else None,
+        started_at=(container.started_at or None) if container and ran else None,
+        finished_at=(container.finished_at or None) if container and ran else None,
+        infrastructure=infrastructure or kind in INFRASTRUCTURE,
+    )
+
+
+def _last_lines(container: Container | None, message: str) -> tuple[str, ...]:
+    if container is None or container.state != "terminated" or container.message.strip() == message.strip():
+        return ()
+    if container.reason in waits.CANNOT_START or container.reason == "ContainerStatusUnknown":
+        return ()  # the runtime's words, not the program's
+    lines = container.message.rstrip().splitlines()[-LAST_LINES:]
+    return tuple(clip(redact(line), LINE_LENGTH) for line in lines)
+
+
+def _latest(pods: Sequence[Json]) -> Json | None:
+    return pods[-1] if pods else None
+
+
+def _name(pod: Json | None) -> str | None:
+    return (name_of(pod) or None) if pod else None
+
+
+def _grace(pod: Json | None) -> int:
+    return max(0, whole(metadata(pod).get("deletionGracePeriodSeconds")) or 0)

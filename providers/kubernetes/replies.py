@@ -1,0 +1,76 @@
+"""The API's refusals as errors of this project: what was asked, what the server said, what to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from nighttrain.providers.errors import (
+    ClusterError,
+    ClusterForbiddenError,
+    ClusterRequestError,
+    ClusterUnauthorizedError,
+    ObjectConflictError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    WatchExpiredError,
+    clip,
+)
+
+DOCS = "docs/use-a-real-cluster.md"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request was for, in words."""
+
+    verb: str
+    what: str
+    namespace: str | None
+    name: str | None
+    server: str
+
+    def __str__(self) -> str:
+        name = f" {self.name}" if self.name else ""
+        where = f" in namespace {self.namespace}" if self.namespace else ""
+        return f"{self.verb} {self.what}{name}{where}"
+
+
+def parse_status(body: bytes | str) -> dict[str, Any]:
+    """The Status object of an answer; an answer in another form becomes its message."""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body
+    try:
+        status = json.loads(text)
+    except ValueError:
+        return {"message": clip(text.strip(), 300)}
+    return status if isinstance(status, dict) else {"message": clip(text.strip(), 300)}
+
+
+def to_error(asked: Asked, code: int, status: dict[str, Any]) -> ClusterError:
+    """The error that fits an answer outside 2xx, or an ERROR event of a watch."""
+    reason = str(status.get("reason") or "")
+    said = clip(str(status.get("message") or "no message"), 1500)
+    text = f"{asked}: {said} (HTTP {code}{f' {reason}' if reason else ''} from {asked.server})"
+    if code == 401:
+        return ClusterUnauthorizedError(
+            f"{text}. The credentials are not accepted: renew the token or certificate of the connection"
+        )
+    if code == 403:
+        return ClusterForbiddenError(f"{text}. {_forbidden_remedy(asked, said)}")
+    if code == 404:
+        return ObjectNotFoundError(text)
+    if code == 409:
+        return ObjectExistsError(text) if reason == "AlreadyExists" else ObjectConflictError(text)
+    if code == 410:
+        return WatchExpiredError(text)
+    return ClusterRequestError(text, status=code, reason=reason)
+
+
+def _forbidden_remedy(asked: Asked, said: str) -> str:
+    if "quota" in said:
+        return "The namespace's quota leaves no room: free some, or ask for more"
+    if "PodSecurity" in said:
+        return 'The namespace enforces a Pod Security level: set pod_security="restricted"'
+    where = f"in namespace {asked.namespace}" if asked.namespace else "at the cluster scope"
+    return f"Grant {asked.verb} on {asked.what} {where}: {DOCS}"

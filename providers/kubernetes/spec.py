@@ -1,0 +1,195 @@
+"""The training spec: KubernetesPodOperator's parameter names, a few of our own, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.kubernetes.fields import plain
+from nighttrain.providers.kubernetes.identity import PREFIX
+from nighttrain.providers.kubernetes.names import (
+    ENV_NAME,
+    check_annotations,
+    check_dns_label,
+    check_labels,
+    check_object_name,
+    parse_quantity,
+)
+
+POD_SECURITY_LEVELS = ("baseline", "restricted")
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+# Three days: a Friday night's failure can still be looked at on Monday, and finished Jobs do not pile up.
+TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkloadSpec:
+    """What to run. Values are model objects of a Kubernetes client, or mappings in either spelling.
+
+    :param image: may come from ``pod_template_file`` or ``full_pod_spec`` instead
+    :param cmds: replaces the image's entrypoint
+    :param arguments: a list; a string is one argument
+    :param env_vars: a mapping of strings, or a list of ``V1EnvVar``. Credentials belong into ``env_from``,
+        ``secrets`` or a ``valueFrom`` that refers to a Secret: values given here are readable in the Job.
+    :param secrets: Airflow's ``Secret`` objects, or any with deploy_type, deploy_target, secret and key
+    :param active_deadline_seconds: the Job fails after so many seconds of running; not counted while queued
+    :param termination_grace_period: seconds between SIGTERM and SIGKILL
+    :param pod_template_file: a YAML file with a Pod; the base that ``full_pod_spec`` and then every explicit
+        parameter is laid over
+    :param backoff_limit: pods the cluster starts anew after failures. 0 because retries are the
+        orchestrator's: only it counts, delays and shows them.
+    :param ttl_seconds_after_finished: when the cluster removes the finished Job; ``None`` keeps it
+    :param queue_name: the Kueue LocalQueue the Job waits in
+    :param pod_security: ``baseline`` sets safe defaults that any image allows; ``restricted`` adds
+        runAsNonRoot and refuses what the restricted Pod Security level refuses
+    :param volatile_env: names of variables that may differ between retries of one attempt: they do not count
+        when an existing Job is compared with this spec
+    """
+
+    image: str | None = None
+    cmds: Sequence[str] | None = None
+    arguments: Sequence[str] | str | None = None
+    env_vars: Mapping[str, Any] | Sequence[Any] | None = None
+    env_from: Sequence[Any] | None = None
+    secrets: Sequence[Any] | None = None
+    volumes: Sequence[Any] | None = None
+    volume_mounts: Sequence[Any] | None = None
+    container_resources: Any = None
+    node_selector: Mapping[str, str] | None = None
+    affinity: Any = None
+    tolerations: Sequence[Any] | None = None
+    service_account_name: str | None = None
+    image_pull_secrets: Sequence[Any] | str | None = None
+    image_pull_policy: str | None = None
+    labels: Mapping[str, str] | None = None
+    annotations: Mapping[str, str] | None = None
+    namespace: str | None = None
+    priority_class_name: str | None = None
+    security_context: Any = None
+    container_security_context: Any = None
+    active_deadline_seconds: int | None = None
+    termination_grace_period: int | None = None
+    hostnetwork: bool = False
+    dns_config: Any = None
+    init_containers: Sequence[Any] | None = None
+    ports: Sequence[Any] | None = None
+    pod_template_file: str | None = None
+    full_pod_spec: Any = None
+    backoff_limit: int = 0
+    ttl_seconds_after_finished: int | None = TTL_SECONDS_AFTER_FINISHED
+    queue_name: str | None = None
+    pod_security: str = "baseline"
+    working_dir: str | None = None
+    volatile_env: Sequence[str] = field(default=())
+
+    def validate(self) -> None:
+        """Check everything that can be checked without a cluster.
+
+        It imports the Kubernetes client's models: call it when the task runs, not while a DAG is parsed.
+
+        :raises ConfigurationError: names the field, its value and what to write instead
+        """
+        from nighttrain.providers.kubernetes.manifests import build_pod_template
+
+        self._check_scalars()
+        self._check_metadata()
+        build_pod_template(self)
+
+    def _check_scalars(self) -> None:
+        for name, least in (
+            ("active_deadline_seconds", 1),
+            ("termination_grace_period", 0),
+            ("backoff_limit", 0),
+            ("ttl_seconds_after_finished", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ConfigurationError(name, value, f"must be a whole number, {least} or more")
+        _one_of("pod_security", self.pod_security, POD_SECURITY_LEVELS)
+        if self.image_pull_policy is not None:
+            _one_of("image_pull_policy", self.image_pull_policy, PULL_POLICIES)
+        if self.image is not None and (not isinstance(self.image, str) or not self.image.strip()):
+            raise ConfigurationError(
+                "image", self.image, "write an image name, for example 'registry/train:1.4'"
+            )
+        if self.namespace is not None:
+            check_dns_label("namespace", self.namespace)
+        for name in ("service_account_name", "priority_class_name", "queue_name"):
+            if getattr(self, name) is not None:
+                check_object_name(name, getattr(self, name))
+
+    def _check_metadata(self) -> None:
+        labels = plain(self.labels or {}, "dict(str, str)", "labels")
+        annotations = plain(self.annotations or {}, "dict(str, str)", "annotations")
+        check_labels("labels", labels)
+        check_annotations("annotations", annotations)
+        check_labels("node_selector", plain(self.node_selector or {}, "dict(str, str)", "node_selector"))
+        for name, given in (("labels", labels), ("annotations", annotations)):
+            for key in given:
+                if key.startswith(PREFIX):
+                    raise ConfigurationError(f"{name}[{key!r}]", given[key], f"{PREFIX} is reserved")
+
+    def env(self) -> list[dict[str, Any]]:
+        """``env_vars`` as the API's list."""
+        given = self.env_vars
+        if given is None:
+            return []
+        if isinstance(given, Mapping):
+            given = [{"name": name, "value": _env_text(name, value)} for name, value in given.items()]
+        variables: list[dict[str, Any]] = plain(given, "list[V1EnvVar]", "env_vars")
+        for variable in variables:
+            name = variable.get("name", "")
+            if not ENV_NAME.fullmatch(name):
+                raise ConfigurationError(
+                    "env_vars", name, "a variable's name has letters, digits, '_', '-', '.'"
+                )
+        return variables
+
+    def args(self) -> list[str] | None:
+        """``arguments`` as a list."""
+        if self.arguments is None:
+            return None
+        given = [self.arguments] if isinstance(self.arguments, str) else self.arguments
+        return plain(given, "list[str]", "arguments") or None
+
+    def command(self) -> list[str] | None:
+        """``cmds`` as a list."""
+        if self.cmds is None:
+            return None
+        given = [self.cmds] if isinstance(self.cmds, str) else self.cmds
+        return plain(given, "list[str]", "cmds") or None
+
+    def pull_secrets(self) -> list[dict[str, Any]]:
+        """``image_pull_secrets``, also from KubernetesPodOperator's comma-separated string."""
+        given = self.image_pull_secrets or []
+        if isinstance(given, str):
+            given = given.split(",")
+        named = [{"name": item.strip()} if isinstance(item, str) else item for item in given]
+        return plain(named, "list[V1LocalObjectReference]", "image_pull_secrets") or []
+
+    def resources(self) -> dict[str, Any] | None:
+        """``container_resources``, with no request above its limit."""
+        checked: dict[str, Any] | None = plain(
+            self.container_resources, "V1ResourceRequirements", "container_resources"
+        )
+        limits, requests = (checked or {}).get("limits", {}), (checked or {}).get("requests", {})
+        for name in limits.keys() & requests.keys():
+            path = f"container_resources.requests.{name}"
+            if parse_quantity(path, requests[name]) > parse_quantity(path, limits[name]):
+                raise ConfigurationError(path, requests[name], f"is above the limit {limits[name]!r}")
+        return checked
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(name, value, f"must be one of {', '.join(map(repr, allowed))}")
+
+
+def _env_text(name: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigurationError(f"env_vars[{name!r}]", value, "must be a string; for example 'true' for a flag")

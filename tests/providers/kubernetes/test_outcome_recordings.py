@@ -1,0 +1,180 @@
+"""The total function against everything the real cluster did: event by event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase, decide
+
+K = OutcomeKind
+
+# scenario, Job, how the first FINISHED observation says it ended, exit code, infrastructure
+ENDINGS = [
+    ("job-success", None, K.SUCCEEDED, 0, False),
+    ("job-exit-3", None, K.APPLICATION_ERROR, 3, False),
+    ("job-backoff", None, K.APPLICATION_ERROR, 1, False),
+    ("job-fail-fast", None, K.APPLICATION_ERROR, 42, False),
+    ("job-oom", None, K.OUT_OF_MEMORY, 137, False),
+    ("job-deadline", None, K.DEADLINE_EXCEEDED, None, False),
+    ("pod-deadline", None, K.DEADLINE_EXCEEDED, 137, False),
+    ("job-deleted-background", None, K.CANCELLED, None, False),
+    ("job-deleted-foreground", None, K.CANCELLED, 0, False),
+    ("job-evicted-failed", None, K.EVICTED, 137, True),
+    ("job-evicted-finished-in-grace", None, K.SUCCEEDED, 0, False),
+    ("job-evicted-replaced", None, K.SUCCEEDED, 0, False),
+    ("job-image-invalid", None, K.IMAGE_PULL, None, False),
+    ("job-image-never", None, K.IMAGE_PULL, None, False),
+    ("job-image-pull", None, K.CANCELLED, None, False),
+    ("job-indexed", None, K.APPLICATION_ERROR, 1, False),
+    ("job-pod-deleted", None, K.SUCCEEDED, 0, False),
+    ("job-pod-deleted-failed", None, K.CANCELLED, 137, False),
+    ("job-pod-force-deleted", None, K.SUCCEEDED, 0, False),
+    ("job-suspend-resume", None, K.SUCCEEDED, 0, False),
+    ("job-ttl", None, K.SUCCEEDED, 0, False),
+    ("job-unschedulable", None, K.CANCELLED, None, False),
+    ("command-missing", None, K.REJECTED, 128, False),
+    ("configmap-missing", None, K.CANCELLED, None, False),
+    ("secret-missing", None, K.CANCELLED, None, False),
+    ("init-failed", None, K.APPLICATION_ERROR, 2, False),
+    ("native-sidecar", None, K.SUCCEEDED, 0, False),
+    ("node-taint", None, K.SUCCEEDED, 0, False),
+    ("preempted", "low", K.SUCCEEDED, 0, False),
+    ("preempted", "high", K.SUCCEEDED, 0, False),
+    ("quota", "q1", K.SUCCEEDED, 0, False),
+    ("quota", "q2", K.SUCCEEDED, 0, False),
+    ("restart-on-failure", None, K.SUCCEEDED, 0, False),
+    ("kueue-admitted", None, K.SUCCEEDED, 0, False),
+    ("kueue-deleted-waiting", None, K.CANCELLED, None, False),
+    ("kueue-drained", None, K.SUCCEEDED, 0, False),
+    ("kueue-never-fits", None, K.CANCELLED, None, False),
+    ("kueue-no-queue", None, K.SUCCEEDED, 0, False),
+    ("kueue-preempted", "k1", K.SUCCEEDED, 0, False),
+    ("kueue-preempted", "k2", K.SUCCEEDED, 0, False),
+    ("kueue-waits", None, K.SUCCEEDED, 0, False),
+]
+
+
+def observed(recordings: Any, scenario: str, job: str | None = None) -> list[tuple[Any, Observation]]:
+    steps = []
+    for seen in recordings.replay(scenario, job):
+        pods = list(seen.pods.values())
+        steps.append((seen.job, decide(seen.job, pods, seen.events, queue=seen.queue)))
+    return steps
+
+
+def first_end(steps: list[tuple[Any, Observation]]) -> Outcome:
+    outcome = next(step.outcome for _, step in steps if step.phase is Phase.FINISHED)
+    assert outcome is not None
+    return outcome
+
+
+@pytest.mark.parametrize(("scenario", "job", "kind", "exit_code", "infrastructure"), ENDINGS)
+def test_a_recorded_workload_ends_as_what_it_was(
+    recordings: Any, scenario: str, job: str | None, kind: K, exit_code: int | None, infrastructure: bool
+) -> None:
+    steps = observed(recordings, scenario, job)
+    end = first_end(steps)
+    assert (end.kind, end.exit_code, end.infrastructure) == (kind, exit_code, infrastructure)
+    assert "What to do:" in end.explain() or kind is K.SUCCEEDED
+    assert Outcome.from_dict(end.to_dict()) == end
+
+
+@pytest.mark.parametrize(("scenario", "job"), [(name, job) for name, job, *_ in ENDINGS])
+def test_success_is_never_said_before_the_job_is_complete(
+    recordings: Any, scenario: str, job: str | None
+) -> None:
+    for job_object, step in observed(recordings, scenario, job):
+        complete = job_object is not None and any(
+            entry["type"] == "Complete" and entry["status"] == "True"
+            for entry in job_object["status"].get("conditions", [])
+        )
+        said = step.outcome is not None and step.outcome.kind is K.SUCCEEDED
+        assert said == complete
+        assert (step.phase is Phase.FINISHED) == (step.outcome is not None)
+
+
+@pytest.mark.parametrize(
+    "scenario", ["job-evicted-replaced", "node-taint", "kueue-preempted", "kueue-drained"]
+)
+def test_a_replaced_pod_is_not_an_end(recordings: Any, scenario: str) -> None:
+    steps = observed(recordings, scenario)
+    ends = [number for number, (_, step) in enumerate(steps) if step.phase is Phase.FINISHED]
+    pods = {step.pod_name for _, step in steps if step.pod_name}
+    assert len(pods) == 2
+    assert all(step.phase is Phase.FINISHED for _, step in steps[ends[0] :])
+
+
+def waits(recordings: Any, scenario: str, job: str | None = None) -> set[K | None]:
+    steps = observed(recordings, scenario, job)
+    return {step.permanent_wait for _, step in steps if step.phase is Phase.WAITING}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "job", "kind", "words"),
+    [
+        ("job-unschedulable", None, K.UNSCHEDULABLE, "Insufficient cpu"),
+        ("job-image-pull", None, K.IMAGE_PULL, "ImagePullBackOff"),
+        ("job-image-pull", None, K.IMAGE_PULL, "ErrImagePull"),
+        ("secret-missing", None, K.REJECTED, 'secret "absent" not found'),
+        ("configmap-missing", None, K.REJECTED, 'configmap "absent" not found'),
+        ("kueue-never-fits", None, K.QUOTA_WAIT, "ExceedsMaxQuota"),
+        ("kueue-no-queue", None, K.QUOTA_WAIT, "LocalQueue lq doesn't exist"),
+        ("kueue-waits", None, None, "suspended"),
+        ("kueue-preempted", "k1", None, "WaitingForQuota"),
+        ("kueue-drained", None, None, "ClusterQueue cq is inactive"),
+        ("quota", "q2", None, "exceeded quota: one"),
+    ],
+)
+def test_a_wait_says_why_and_what_it_would_end_as(
+    recordings: Any, scenario: str, job: str | None, kind: K | None, words: str
+) -> None:
+    steps = observed(recordings, scenario, job)
+    told = {step.permanent_wait for _, step in steps if step.phase is Phase.WAITING and words in step.detail}
+    assert told == {kind}
+
+
+def test_a_job_being_deleted_is_not_over_while_its_pod_may_run(recordings: Any) -> None:
+    for job_object, step in observed(recordings, "job-deleted-foreground"):
+        if job_object is not None and job_object["metadata"].get("deletionTimestamp"):
+            assert step.phase is Phase.RUNNING
+            assert "being deleted" in step.detail
+
+
+def test_a_failed_program_is_explained_with_its_last_lines(recordings: Any) -> None:
+    end = first_end(observed(recordings, "job-exit-3"))
+    assert end.last_lines == ("boom",)
+    assert end.node == "node1"
+    assert end.image_id is not None
+    text = end.explain()
+    for words in ("exit code 3", f"pod {end.pod_name}", "node node1", "  boom", "What to do: read the last"):
+        assert words in text
+
+
+def test_a_failed_init_container_is_named(recordings: Any) -> None:
+    assert "init container 'fetch'" in first_end(observed(recordings, "init-failed")).message
+
+
+def test_a_pod_that_never_ran_has_no_exit_code_although_its_status_claims_137(recordings: Any) -> None:
+    last_pods = list(list(recordings.replay("secret-missing"))[-1].pods.values())
+    statuses = last_pods[0]["status"]["containerStatuses"]
+    assert statuses[0]["state"]["terminated"]["exitCode"] == 137
+    end = decide(None, last_pods).outcome
+    assert end is not None
+    assert (end.kind, end.exit_code, end.last_lines) == (K.CANCELLED, None, ())
+
+
+def test_a_failure_without_its_pod_takes_the_exit_code_from_the_jobs_own_words(recordings: Any) -> None:
+    job = list(recordings.replay("job-fail-fast"))[-1].job
+    end = decide(job, []).outcome
+    assert end is not None
+    assert (end.kind, end.exit_code) == (K.APPLICATION_ERROR, 42)
+
+
+def test_a_failure_without_its_pod_and_without_words_is_unknown(recordings: Any) -> None:
+    job = list(recordings.replay("job-exit-3"))[-1].job
+    end = decide(job, []).outcome
+    assert end is not None
+    assert end.kind is K.UNKNOWN
+    assert "pod is gone" in end.message
