@@ -1,0 +1,1 @@
+"""MLflow's model registry: versions, stages, aliases, gates, promotion, changes."""

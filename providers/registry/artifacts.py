@@ -1,0 +1,317 @@
+"""The sha256 manifest of a model's artifact: recorded at registration, verified before it serves.
+
+MLflow neither signs artifacts nor records a digest of them, and whoever can write to the artifact store can
+replace a model after its gate. The manifest closes that: the bytes that passed the gate are the bytes that
+serve.
+
+Rules, the same for bytes streamed from the server and for a folder on disk:
+
+- every regular file below the model's root counts, by its path relative to the root, with ``/`` between
+  folders; empty folders do not exist for object stores and do not count;
+- ``EXCLUDED_FILES`` at the root do not count: MLflow writes them into the copy it downloads;
+- the digest is the sha256 of the lines ``<sha256>  <path>\\n`` in UTF-8, sorted by path. It is what
+  ``sha256sum`` prints for the files in that order, hashed once more.
+
+Nothing is ever loaded: a model may be a pickle, and a pickle runs code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from nighttrain.providers.errors import ArtifactDigestMismatchError, RegistryError, clip
+from nighttrain.providers.tracking.tags import PREFIX, redact
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
+    from nighttrain.providers.tracking.client import MLflowClient
+
+DIGEST_TAG = f"{PREFIX}artifact.sha256"
+FILES_TAG = f"{PREFIX}artifact.files"
+
+EXCLUDED_FILES = frozenset({"registered_model_meta"})
+"""At the root of the model: MLflow's downloader adds this file to its copy, and in place where the store
+is local."""
+
+
+MAX_FILES = 100_000
+"""A model with more files is a mistake (a data set logged as a model), and the walk has to end."""
+
+
+@dataclass(frozen=True)
+class ArtifactManifest:
+    """``files`` maps each path to the sha256 of its bytes, in hex."""
+
+    files: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """One sha256 over all of it; see the module's rules."""
+        lines = "".join(f"{self.files[path]}  {path}\n" for path in sorted(self.files))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def differences(self, other: ArtifactManifest) -> list[str]:
+        """Sentences on how ``other`` differs from this one, one for each file."""
+        found = []
+        for path in sorted(self.files.keys() | other.files.keys()):
+            if path not in other.files:
+                found.append(f"{path} is missing")
+            elif path not in self.files:
+                found.append(f"{path} was added")
+            elif self.files[path] != other.files[path]:
+                found.append(f"{path} has other bytes")
+        return found
+
+    def tags(self) -> dict[str, str]:
+        return {DIGEST_TAG: self.digest, FILES_TAG: str(len(self.files))}
+
+
+def manifest_of_directory(path: str | os.PathLike[str]) -> ArtifactManifest:
+    """The manifest of a model's folder, for example what ``mlflow.artifacts.download_artifacts`` brought.
+
+    :raises RegistryError: no such folder, a file that is neither regular nor a folder (a link could point
+        anywhere), or a name that cannot stand in a manifest
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise RegistryError(f"{root} is not a folder")
+    files: dict[str, str] = {}
+    for folder, folders, names in os.walk(root, onerror=_raise):
+        for name in (*folders, *names):
+            entry = Path(folder, name)
+            relative = entry.relative_to(root).as_posix()
+            if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
+                raise RegistryError(
+                    f"{relative} is a link or special file: an artifact consists of plain files"
+                )
+            if entry.is_file() and relative not in EXCLUDED_FILES:
+                with entry.open("rb") as stream:
+                    files[_checked(relative)] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return ArtifactManifest(files)
+
+
+def _raise(error: OSError) -> None:
+    raise RegistryError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+async def artifact_manifest(client: MLflowClient, version: ModelVersion) -> ArtifactManifest:
+    """The manifest of a version's artifact, streamed through the MLflow server, which can read its own
+    stores.
+
+    :raises RegistryError: nothing there, or a source whose files the server does not list
+    """
+    registry = client.for_registry()
+    place = await _place_of(client, version)
+    about = f"version {version.version} of {version.name!r}"
+
+    async def read(path: str) -> str:
+        if isinstance(place, _RunFiles):
+            # The server cannot resolve a runs:/ source by itself.
+            return await _hash(client, "/get-artifact", place.query(path))
+        query = {"name": version.name, "version": version.version, "path": path}
+        return await _hash(registry, "/model-versions/get-artifact", query)
+
+    return await _manifest(place, read, about)
+
+
+async def logged_model_manifest(client: MLflowClient, model_id: str) -> ArtifactManifest:
+    """The same for a logged model that is not a version yet."""
+
+    async def read(path: str) -> str:
+        route = f"/ajax-api/2.0/mlflow/logged-models/{quote(model_id, safe='')}/artifacts/files"
+        return await _hash(client, route, {"artifact_file_path": path})
+
+    return await _manifest(_LoggedModelFiles(client, model_id), read, f"logged model {model_id}")
+
+
+async def verify(client: MLflowClient, version: ModelVersion) -> None:
+    """Compare the artifact with the digest recorded on the version.
+
+    :raises ArtifactDigestMismatchError: it differs, or no digest was ever recorded (see
+        :func:`ensure_recorded`)
+    """
+    expected = version.tags.get(DIGEST_TAG)
+    if not expected:
+        raise ArtifactDigestMismatchError(
+            f"version {version.version} of {version.name!r} has no recorded digest (tag {DIGEST_TAG}), "
+            "so nothing "
+            "says which bytes were meant. Register it with nighttrain, or record what is there now with "
+            "ensure_recorded()"
+        )
+    try:
+        actual = await artifact_manifest(client, version)
+    except RegistryError as error:
+        raise ArtifactDigestMismatchError(f"{error} It was registered with sha256 {expected}") from error
+    check(version, expected, actual)
+
+
+def check(version: ModelVersion, expected: str, actual: ArtifactManifest) -> None:
+    """Pure comparison of a recorded digest with a manifest; raises as :func:`verify` does."""
+    if actual.digest == expected:
+        return
+    count = version.tags.get(FILES_TAG)
+    files = f"It has {len(actual.files)} files" + (f", {count} were recorded" if count else "")
+    names = clip(", ".join(sorted(actual.files)), 400)
+    raise ArtifactDigestMismatchError(
+        f"the artifact of version {version.version} of {version.name!r} is not the one that was registered: "
+        f"sha256 expected {expected}, found {actual.digest}. {files}: {names}. Somebody wrote to the "
+        "artifact store after the registration; register the model again if that was meant"
+    )
+
+
+async def ensure_recorded(registry: ModelRegistry, version: ModelVersion) -> str:
+    """The recorded digest; recorded now when there is none.
+
+    For versions registered by hand in MLflow. Trust on first use: it says what the bytes are from now on,
+    not that they are the bytes the training wrote.
+    """
+    recorded = version.tags.get(DIGEST_TAG)
+    if recorded:
+        return recorded
+    manifest = await artifact_manifest(registry.client, version)
+    await registry.set_tags(version.name, version.version, manifest.tags())
+    return manifest.digest
+
+
+class _LoggedModelFiles:
+    """Folders of a logged model, whatever store it is in."""
+
+    def __init__(self, client: MLflowClient, model_id: str) -> None:
+        self._client = client
+        self._route = f"logged-models/{quote(model_id, safe='')}/artifacts/directories"
+
+    async def page(self, folder: str, token: str | None) -> dict[str, Any]:
+        return await self._client.get(
+            self._route, {"artifact_directory_path": folder or None, "page_token": token}
+        )
+
+    def relative(self, folder: str, listed: str) -> str:
+        return listed
+
+
+class _RunFiles:
+    """Folders below a path of a run's artifacts."""
+
+    def __init__(self, client: MLflowClient, run_id: str, root: str) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._root = root.strip("/")
+
+    def query(self, path: str) -> dict[str, str]:
+        return {"run_id": self._run_id, "path": "/".join(part for part in (self._root, path) if part)}
+
+    async def page(self, folder: str, token: str | None) -> dict[str, Any]:
+        query = self.query(folder)
+        return await self._client.get(
+            "artifacts/list", {**query, "path": query["path"] or None, "page_token": token}
+        )
+
+    def relative(self, folder: str, listed: str) -> str:
+        return listed.removeprefix(f"{self._root}/") if self._root else listed
+
+
+class _ProxyFiles:
+    """Folders below a path of the server's artifact proxy, which answers with names only."""
+
+    def __init__(self, client: MLflowClient, root: str) -> None:
+        self._client = client
+        self._root = root.strip("/")
+
+    async def page(self, folder: str, token: str | None) -> dict[str, Any]:
+        path = "/".join(part for part in (self._root, folder) if part)
+        return await self._client.get(
+            "/api/2.0/mlflow-artifacts/artifacts", {"path": path, "page_token": token}
+        )
+
+    def relative(self, folder: str, listed: str) -> str:
+        name = listed.rsplit("/", 1)[-1]
+        return f"{folder}/{name}" if folder else name
+
+
+_Place = _LoggedModelFiles | _RunFiles | _ProxyFiles
+
+
+async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
+    """Which listing shows the folder that this version's downloads come from."""
+    if version.model_id:
+        return _LoggedModelFiles(client, version.model_id)
+    source = urlsplit(version.source)
+    if source.scheme == "runs" and version.run_id:
+        return _RunFiles(client, version.run_id, source.path.lstrip("/").partition("/")[2])
+    answer = await client.for_registry().get(
+        "model-versions/get-download-uri", {"name": version.name, "version": version.version}
+    )
+    location = str(answer.get("artifact_uri", ""))
+    if version.run_id:
+        run = await client.get("runs/get", {"run_id": version.run_id})
+        root = str(run["run"]["info"].get("artifact_uri", "")).rstrip("/")
+        if root and location.startswith(f"{root}/"):
+            return _RunFiles(client, version.run_id, location[len(root) + 1 :])
+    if urlsplit(location).scheme == "mlflow-artifacts":
+        return _ProxyFiles(client.for_registry(), urlsplit(location).path)
+    raise RegistryError(
+        f"the files of version {version.version} of {version.name!r} cannot be listed through MLflow: "
+        "its source is "
+        f"{redact(version.source)}. Register a model that a run logged, e.g. "
+        "mlflow.sklearn.log_model(model, name='model')."
+    )
+
+
+async def _manifest(place: _Place, read: Any, about: str) -> ArtifactManifest:
+    files: dict[str, str] = {}
+    async for path in _walk(place):
+        if path in EXCLUDED_FILES:
+            continue
+        files[_checked(path)] = await read(path)
+        if len(files) > MAX_FILES:
+            raise RegistryError(f"{about} has more than {MAX_FILES:,} files: that is no model")
+    if not files:
+        raise RegistryError(
+            f"{about} has no files in the artifact store: they were deleted or never uploaded."
+        )
+    return ArtifactManifest(files)
+
+
+async def _walk(place: _Place) -> AsyncIterator[str]:
+    pending, seen = [""], {""}
+    while pending:
+        folder = pending.pop()
+        token: str | None = None
+        while True:
+            page = await place.page(folder, token)
+            for entry in page.get("files", ()):
+                path = place.relative(folder, str(entry["path"]))
+                if not entry.get("is_dir"):
+                    yield path
+                elif path not in seen:
+                    seen.add(path)
+                    pending.append(path)
+            token = page.get("next_page_token")
+            if not token:
+                break
+
+
+async def _hash(client: MLflowClient, route: str, query: Mapping[str, str]) -> str:
+    async def whole() -> str:
+        # Begins anew on every try: a digest cannot take bytes back.
+        digest = hashlib.sha256()
+        async for piece in client.stream(route, query):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    return await client.repeating(whole)
+
+
+def _checked(path: str) -> str:
+    if "\n" in path or "\r" in path or path.startswith("/") or ".." in path.split("/"):
+        raise RegistryError(
+            f"the file name {path!r} cannot stand in a manifest: rename it and log the model again"
+        )
+    return path

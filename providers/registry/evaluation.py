@@ -1,0 +1,32 @@
+"""What an evaluation measured, and how the verdict on it is kept with the version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nighttrain.providers.registry.gates import Verdict
+
+
+def group_measurements(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Split ``candidate.mae``, ``champion.mae``, ``baseline.mae`` ... into a group for each prefix.
+
+    Metrics without a prefix are not about anybody and are left out.
+    """
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        who, dot, metric = name.partition(".")
+        if dot and who and metric:
+            groups.setdefault(who, {})[metric] = value
+    return groups
+
+
+def verdict_tags(verdict: Verdict, *, evaluation_run: str, actor: str) -> dict[str, str]:
+    """The tags that a judged version carries."""
+    return {
+        "nighttrain.gate.verdict": verdict.kind.value,
+        "nighttrain.gate.summary": verdict.summary(),
+        "nighttrain.gate.evaluation_run": evaluation_run,
+        "nighttrain.gate.by": actor,
+    }

@@ -1,0 +1,479 @@
+"""The model registry: models, versions, aliases, stages, tags.
+
+Everything here may be repeated: setting what is already set changes nothing, not even a timestamp.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    ModelNotFoundError,
+    ModelVersionNotFoundError,
+    RunWithoutModelError,
+    TrackingNotFoundError,
+    TrackingRequestError,
+    TrackingUnreachableError,
+)
+from nighttrain.providers.registry.artifacts import DIGEST_TAG, ensure_recorded, logged_model_manifest
+from nighttrain.providers.tracking.runs import LoggedModel, Run, RunTree
+from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, clean_key, clean_tags, quoted, redact
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from nighttrain.providers.tracking.client import MLflowClient
+
+STAGES = ("None", "Staging", "Production", "Archived")
+ACTIVE_STAGES = ("Staging", "Production")
+"""The only stages whose holders MLflow can archive when another version comes in."""
+
+REGISTRATION_TAG = f"{PREFIX}registration"
+"""A fresh token of each ``register`` call: tells a double that this call made from somebody else's
+version."""
+
+PAGE = 200
+"""Versions for each search call: two hundred nights at once, about 100 kB."""
+
+MAX_NAME = 256
+"""MLflow's column."""
+
+_ALIAS = re.compile(r"[A-Za-z0-9_\-]{1,255}")
+_RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
+_LOGGED_MODEL = re.compile(r"m-[A-Za-z0-9_\-]+")
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version as the registry reports it. Timestamps are milliseconds since 1970.
+
+    ``last_updated`` moves on a stage transition, a new description and a rename, not on aliases and tags.
+    """
+
+    name: str
+    version: str
+    stage: str = "None"
+    status: str = "READY"
+    run_id: str | None = None
+    model_id: str | None = None
+    source: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    created: int = 0
+    last_updated: int = 0
+
+    @property
+    def uri(self) -> str:
+        """What ``mlflow.*.load_model`` and ``mlflow models serve`` take: pinned to this version."""
+        return f"models:/{self.name}/{self.version}"
+
+    @property
+    def digest(self) -> str | None:
+        """The recorded sha256 of the artifact's manifest."""
+        return self.tags.get(DIGEST_TAG)
+
+    @classmethod
+    def from_api(cls, version: Mapping[str, Any]) -> ModelVersion:
+        source = version.get("source", "")
+        return cls(
+            name=version["name"],
+            version=str(version["version"]),
+            stage=version.get("current_stage") or "None",
+            status=version.get("status", ""),
+            run_id=version.get("run_id") or None,
+            # SQL stores leave model_id empty; the source has it.
+            model_id=version.get("model_id") or _model_id_of(source),
+            source=source,
+            tags={tag["key"]: tag.get("value", "") for tag in version.get("tags", ())},
+            description=version.get("description", ""),
+            aliases=tuple(sorted(version.get("aliases", ()))),
+            created=int(version.get("creation_timestamp", 0)),
+            last_updated=int(version.get("last_updated_timestamp", 0)),
+        )
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model: its aliases, tags, and of each stage the version with the highest number (without aliases)."""
+
+    name: str
+    aliases: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    latest_versions: tuple[ModelVersion, ...] = ()
+    description: str = ""
+    last_updated: int = 0
+
+    @classmethod
+    def from_api(cls, model: Mapping[str, Any]) -> RegisteredModel:
+        return cls(
+            name=model["name"],
+            aliases={item["alias"]: str(item["version"]) for item in model.get("aliases", ())},
+            tags={tag["key"]: tag.get("value", "") for tag in model.get("tags", ())},
+            latest_versions=tuple(ModelVersion.from_api(item) for item in model.get("latest_versions", ())),
+            description=model.get("description", ""),
+            last_updated=int(model.get("last_updated_timestamp", 0)),
+        )
+
+
+def check_name(name: str) -> str:
+    """A name MLflow takes and its filters can hold. :raises ConfigurationError:"""
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigurationError("model", name, "give the registered model's name")
+    if "/" in name or ":" in name:
+        raise ConfigurationError("model", name, "a registered model's name has no '/' and no ':'")
+    if len(name) > MAX_NAME or any(ord(character) < 32 for character in name):
+        raise ConfigurationError("model", name, f"use at most {MAX_NAME} printable characters")
+    if quoted(name) is None:
+        raise ConfigurationError(
+            "model", name, "use one sort of quote only: MLflow's filters have no escapes"
+        )
+    return name
+
+
+def check_alias(alias: str) -> str:
+    """An alias MLflow takes. :raises ConfigurationError:"""
+    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias):
+        raise ConfigurationError("alias", alias, "use letters, digits, '_' and '-', at most 255")
+    if _RESERVED_ALIAS.fullmatch(alias):
+        raise ConfigurationError(
+            "alias", alias, "MLflow reserves 'latest' and 'v<number>'; take e.g. 'champion'"
+        )
+    return alias
+
+
+def check_stage(stage: str) -> str:
+    """The stage in MLflow's spelling, whatever the case. :raises ConfigurationError:"""
+    for known in STAGES:
+        if isinstance(stage, str) and stage.strip().lower() == known.lower():
+            return known
+    raise ConfigurationError("stage", stage, f"MLflow's stages are {', '.join(STAGES)}")
+
+
+def check_version(version: str | int) -> str:
+    """A version's number as text. :raises ConfigurationError:"""
+    text = str(version).strip()
+    if isinstance(version, bool) or not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise ConfigurationError("version", version, "a version is a number from 1, for example '7'")
+    return str(int(text))
+
+
+class ModelRegistry:
+    """MLflow's registry.
+
+    :param client: the tracking server's client; the registry's own address is taken from its configuration
+    """
+
+    def __init__(self, client: MLflowClient) -> None:
+        self.client = client
+        self._registry = client.for_registry()
+
+    async def get_model(self, name: str) -> RegisteredModel:
+        """:raises ModelNotFoundError: no such registered model"""
+        try:
+            answer = await self._registry.get("registered-models/get", {"name": check_name(name)})
+        except TrackingNotFoundError as error:
+            raise ModelNotFoundError(
+                f"MLflow at {self._registry.uri} has no registered model {name!r}: check the name, or "
+                "register a first "
+                "version"
+            ) from error
+        return RegisteredModel.from_api(answer["registered_model"])
+
+    async def ensure_model(self, name: str, *, description: str | None = None) -> None:
+        """Create the registered model when it is missing."""
+        try:
+            body = {"name": check_name(name), "description": description}
+            await self._registry.post("registered-models/create", body)
+        except TrackingRequestError as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    async def get_version(self, name: str, version: str | int) -> ModelVersion:
+        """:raises ModelVersionNotFoundError: no such version"""
+        query = {"name": check_name(name), "version": check_version(version)}
+        try:
+            answer = await self._registry.get("model-versions/get", query)
+        except TrackingNotFoundError as error:
+            raise ModelVersionNotFoundError(
+                f"MLflow at {self._registry.uri} has no version {version} of {name!r}"
+            ) from error
+        return ModelVersion.from_api(answer["model_version"])
+
+    async def version_by_alias(self, name: str, alias: str) -> ModelVersion:
+        """:raises ModelVersionNotFoundError: the alias is not set; ModelNotFoundError: no such model"""
+        model = await self.get_model(name)
+        version = model.aliases.get(check_alias(alias))
+        if version is None:
+            known = ", ".join(sorted(model.aliases)) or "none"
+            raise ModelVersionNotFoundError(f"{name!r} has no alias {alias!r}; its aliases: {known}")
+        return await self.get_version(name, version)
+
+    async def version_in_stage(self, name: str, stage: str) -> ModelVersion:
+        """The version in that stage; of several, the one that was updated last, which a transition does.
+
+        :raises ModelVersionNotFoundError: nothing in that stage; ModelNotFoundError: no such model
+        """
+        stage = check_stage(stage)
+        async for version in self.iterate(name):
+            if version.stage == stage:
+                # Searching leaves the aliases out.
+                return await self.get_version(name, version.version)
+        await self.get_model(name)
+        raise ModelVersionNotFoundError(f"no version of {name!r} is in stage {stage}")
+
+    async def versions(
+        self,
+        name: str,
+        *,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> list[ModelVersion]:
+        """Versions, the last updated first (their aliases are empty: MLflow's search leaves them out).
+
+        :raises ConfigurationError: a name or value that MLflow's filters cannot hold
+        """
+        found: list[ModelVersion] = []
+        async for version in self.iterate(name, run_id=run_id, tags=tags):
+            found.append(version)
+            if limit is not None and len(found) >= limit:
+                break
+        return found
+
+    async def iterate(
+        self, name: str, *, run_id: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> AsyncIterator[ModelVersion]:
+        """As :meth:`versions`, page by page; stop when you have seen enough."""
+        terms = {"name": check_name(name)}
+        if run_id is not None:
+            terms["run_id"] = run_id
+        terms |= {f"tags.`{clean_key(key)}`": value for key, value in (tags or {}).items()}
+        query: dict[str, Any] = {
+            "filter": " and ".join(f"{key} = {_literal(key, value)}" for key, value in terms.items()),
+            "order_by": ["last_updated_timestamp DESC"],
+            "max_results": PAGE,
+        }
+        while True:
+            answer = await self._registry.get("model-versions/search", query)
+            for item in answer.get("model_versions", ()):
+                version = ModelVersion.from_api(item)
+                if version.name == name:  # some databases compare without regard to case
+                    yield version
+            if not answer.get("next_page_token"):
+                return
+            query["page_token"] = answer["next_page_token"]
+
+    async def register(
+        self,
+        name: str,
+        *,
+        run_id: str,
+        model_id: str | None = None,
+        model_name: str | None = None,
+        tags: Mapping[str, object] | None = None,
+        description: str | None = None,
+    ) -> ModelVersion:
+        """Make the model that a run logged a version, with the sha256 of its artifact in the version's tags.
+
+        Repeating it returns the same version. Of several models of one name in the run the newest counts: a
+        retry of the training logs its model again. Versions of the same model that exist already are
+        adopted, the lowest number first. Serialise registrations of one model: MLflow cannot do both steps
+        at once.
+
+        :param model_name: which of the run's models, by the name it was logged under
+        :raises RunWithoutModelError: the run logged no READY model, or several and it is not said which
+        """
+        check_name(name)
+        model = await self.logged_model(run_id, model_id=model_id, model_name=model_name)
+        version = await self._existing(name, run_id, model)
+        if version is None:
+            manifest = await logged_model_manifest(self.client, model.model_id)
+            await self.ensure_model(name)
+            wanted = clean_tags({**(tags or {}), **manifest.tags()}, limit=MAX_VERSION_TAG)
+            return await self._create(name, run_id, model, wanted, description)
+        await ensure_recorded(self, version)
+        changed = {
+            k: v for k, v in clean_tags(tags, limit=MAX_VERSION_TAG).items() if version.tags.get(k) != v
+        }
+        if changed:
+            await self.set_tags(name, version.version, changed)
+        if description and description != version.description:
+            await self.set_description(name, version.version, description)
+        return await self.get_version(name, version.version)
+
+    async def logged_model(
+        self, run_id: str, *, model_id: str | None = None, model_name: str | None = None
+    ) -> LoggedModel:
+        """The READY model of a run that :meth:`register` would take. :raises RunWithoutModelError:"""
+        tree = RunTree(self.client)
+        run = await tree.get(run_id)
+        return _choose(run, await tree.logged_models(run), model_id=model_id, model_name=model_name)
+
+    async def set_alias(self, name: str, alias: str, version: str | int) -> None:
+        """Point ``alias`` at the version, whatever it pointed at. :raises ModelVersionNotFoundError:"""
+        body = {"name": check_name(name), "alias": check_alias(alias), "version": check_version(version)}
+        await self._on_version("registered-models/alias", body)
+
+    async def delete_alias(self, name: str, alias: str) -> None:
+        """Remove the alias; no error when it is not set. :raises ModelNotFoundError:"""
+        try:
+            await self._registry.delete(
+                "registered-models/alias", {"name": check_name(name), "alias": check_alias(alias)}
+            )
+        except TrackingNotFoundError as error:
+            raise ModelNotFoundError(
+                f"MLflow at {self._registry.uri} has no registered model {name!r}"
+            ) from error
+
+    async def transition_stage(
+        self, name: str, version: str | int, stage: str, archive_existing: bool = True
+    ) -> ModelVersion:
+        """Move the version to ``stage``. Nothing is written when it is there already.
+
+        :param archive_existing: versions in that stage go to Archived, in the same transaction of MLflow's;
+            has no meaning, and no effect, for None and Archived
+        """
+        stage = check_stage(stage)
+        archive = archive_existing and stage in ACTIVE_STAGES
+        current = await self.get_version(name, version)
+        if current.stage == stage and not (archive and await self._others_in(stage, current)):
+            return current
+        body = {
+            "name": name,
+            "version": current.version,
+            "stage": stage,
+            "archive_existing_versions": archive,
+        }
+        answer = await self._on_version("model-versions/transition-stage", body)
+        return ModelVersion.from_api(answer["model_version"])
+
+    async def set_tags(self, name: str, version: str | int, tags: Mapping[str, object]) -> None:
+        """Set tags of a version, redacted and clipped. :raises ModelVersionNotFoundError:"""
+        name, number = check_name(name), check_version(version)
+        for key, value in clean_tags(tags, limit=MAX_VERSION_TAG).items():
+            body = {"name": name, "version": number, "key": key, "value": value}
+            await self._on_version("model-versions/set-tag", body)
+
+    async def delete_tag(self, name: str, version: str | int, key: str) -> None:
+        """Remove a tag of a version; no error when it is not set."""
+        body = {"name": check_name(name), "version": check_version(version), "key": key}
+        await self._registry.delete("model-versions/delete-tag", body)
+
+    async def set_description(self, name: str, version: str | int, description: str) -> None:
+        """Describe a version. MLflow counts it as an update, so it is written only when it differs."""
+        current = await self.get_version(name, version)
+        text = redact(description)
+        if current.description != text:
+            body = {"name": name, "version": current.version, "description": text}
+            await self._registry.patch("model-versions/update", body)
+
+    async def set_model_tags(self, name: str, tags: Mapping[str, object]) -> None:
+        """Set tags of the registered model, redacted and clipped. :raises ModelNotFoundError:"""
+        for key, value in clean_tags(tags, limit=MAX_VERSION_TAG).items():
+            try:
+                body = {"name": check_name(name), "key": key, "value": value}
+                await self._registry.post("registered-models/set-tag", body)
+            except TrackingNotFoundError as error:
+                raise ModelNotFoundError(
+                    f"MLflow at {self._registry.uri} has no registered model {name!r}"
+                ) from error
+
+    async def _on_version(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return await self._registry.post(path, body)
+        except TrackingNotFoundError as error:
+            raise ModelVersionNotFoundError(
+                f"MLflow at {self._registry.uri} has no version {body['version']} of {body['name']!r}"
+            ) from error
+
+    async def _others_in(self, stage: str, than: ModelVersion) -> bool:
+        async for version in self.iterate(than.name):
+            if version.stage == stage and version.version != than.version:
+                return True
+        return False
+
+    async def _same(self, name: str, run_id: str, model: LoggedModel) -> list[ModelVersion]:
+        """This run's versions of this very model, lowest number first."""
+        found = await self.versions(name, run_id=run_id)
+        return sorted((v for v in found if v.model_id == model.model_id), key=lambda v: int(v.version))
+
+    async def _existing(self, name: str, run_id: str, model: LoggedModel) -> ModelVersion | None:
+        return next(iter(await self._same(name, run_id, model)), None)
+
+    async def _create(
+        self, name: str, run_id: str, model: LoggedModel, tags: Mapping[str, str], description: str | None
+    ) -> ModelVersion:
+        token = uuid.uuid4().hex
+        pairs = [{"key": key, "value": value} for key, value in {**tags, REGISTRATION_TAG: token}.items()]
+        body = {
+            "name": name,
+            "source": model.source,
+            "run_id": run_id,
+            "model_id": model.model_id,
+            "tags": pairs,
+            "description": redact(description) if description else None,
+        }
+        try:
+            await self._registry.post("model-versions/create", body, idempotent=False)
+        except (TrackingUnreachableError, TrackingRequestError) as error:
+            # The answer may be lost though the version is there; a refusal leaves none.
+            lost = await self._existing(name, run_id, model)
+            if lost is None:
+                raise error
+        first, *rest = await self._same(name, run_id, model)
+        for double in rest:
+            if double.tags.get(REGISTRATION_TAG) == token:
+                await self._registry.delete(
+                    "model-versions/delete", {"name": name, "version": double.version}
+                )
+        return await self.get_version(name, first.version)
+
+
+def _model_id_of(source: str) -> str | None:
+    parts = urlsplit(source)
+    candidate = parts.path.strip("/")
+    return candidate if parts.scheme == "models" and _LOGGED_MODEL.fullmatch(candidate) else None
+
+
+def _literal(field_name: str, value: str) -> str:
+    literal = quoted(str(value))
+    if literal is None:
+        raise ConfigurationError(
+            field_name, value, "use one sort of quote only: MLflow's filters have no escapes"
+        )
+    return literal
+
+
+def _choose(
+    run: Run, models: list[LoggedModel], *, model_id: str | None, model_name: str | None
+) -> LoggedModel:
+    wanted = [
+        model for model in models if model_id in (None, model.model_id) and model_name in (None, model.name)
+    ]
+    ready = [model for model in wanted if model.ready]
+    names = sorted({model.name for model in ready})
+    if len(names) == 1:
+        return ready[-1]
+    about = f"run {run.run_id} ({run.name or 'unnamed'}, {run.status})"
+    if len(names) > 1:
+        raise RunWithoutModelError(
+            f"{about} logged several models, {', '.join(names)}: say which with model_name"
+        )
+    fix = "log one in the training code, e.g. mlflow.sklearn.log_model(model, name='model')"
+    if not models:
+        raise RunWithoutModelError(f"{about} logged no model: {fix}")
+    listed = ", ".join(f"{model.name} ({model.model_id}, {model.status})" for model in models)
+    asked = " and ".join(
+        f"{key}={value!r}" for key, value in (("model_id", model_id), ("model_name", model_name)) if value
+    )
+    if asked and not wanted:
+        raise RunWithoutModelError(f"{about} logged no model with {asked}; it logged {listed}")
+    raise RunWithoutModelError(
+        f"{about} logged no READY model; it logged {listed}. The upload did not end: {fix}"
+    )

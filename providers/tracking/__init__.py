@@ -1,0 +1,1 @@
+"""MLflow tracking over its REST API: the client and the run tree of a DAG run."""
