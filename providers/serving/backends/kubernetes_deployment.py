@@ -1,0 +1,347 @@
+"""Plain Kubernetes: one Deployment a version, one Service an endpoint that selects the version which serves.
+
+All state is in the cluster: the Service's annotations say which version is stable, which was before it and
+which one a rollout is bringing up; its selector says where requests go, and both change in one patch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nighttrain.providers.errors import (
+    ClusterError,
+    ConfigurationError,
+    ObjectConflictError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ServingError,
+    WorkloadConflictError,
+    clip,
+)
+from nighttrain.providers.kubernetes.objects import mapping, metadata, status, whole
+from nighttrain.providers.kubernetes.redaction import redact
+from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES
+from nighttrain.providers.serving.backends.base import EndpointStatus, Readiness, VersionStatus
+from nighttrain.providers.serving.backends.pods import judge
+from nighttrain.providers.serving.spec import (
+    CANDIDATE_ANNOTATION,
+    DEPLOYED_ANNOTATION,
+    DIGEST_ANNOTATION,
+    ENDPOINT_LABEL,
+    HASH_ANNOTATION,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    MODEL_ANNOTATION,
+    PREVIOUS_ANNOTATION,
+    REPLACED_ANNOTATION,
+    STABLE_ANNOTATION,
+    SWITCHED_ANNOTATION,
+    VERSION_LABEL,
+    ServingSpec,
+)
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.client import ClusterClient
+
+Json = dict[str, Any]
+_Result = TypeVar("_Result")
+
+# The controllers write to a Deployment many times while it starts; after a conflict it is read again.
+_WRITES = 10
+
+# What a person needs to see why a server does not come up.
+_LINES, _WIDTH = 20, 400
+
+
+class KubernetesDeployments:
+    """The serving backend for a cluster without any serving system."""
+
+    name = "a plain Kubernetes Service"
+    splits_traffic = False
+
+    def __init__(self, client: ClusterClient) -> None:
+        self._client = client
+
+    async def check(self, spec: ServingSpec) -> None:
+        """Refuse an endpoint that is not ours, or another model's.
+
+        :raises WorkloadConflictError: a Service or Deployment of that name was not made by nighttrain
+        :raises ConfigurationError: the endpoint serves another model
+        """
+        service = await self._service(spec.endpoint, spec.namespace)
+        deployment = await self._deployment(spec.endpoint, spec.namespace, spec.version)
+        for found in (service, deployment):
+            model = _annotations(found).get(MODEL_ANNOTATION) if found else None
+            if found and model != spec.model_name:
+                raise ConfigurationError(
+                    "endpoint",
+                    spec.endpoint,
+                    f"it serves the model {model!r}; choose another endpoint for {spec.model_name!r}",
+                )
+
+    async def deploy(self, spec: ServingSpec) -> bool:
+        """Create the version's Deployment, adopt it if it is just so, or give it its new form.
+
+        :raises WorkloadConflictError: the name is taken by an object that is not this version
+        """
+        from nighttrain.providers.serving.backends.manifests import build_deployment
+
+        await self._mark_candidate(spec)
+        wanted = build_deployment(spec)
+        try:
+            await self._client.create(DEPLOYMENTS, spec.namespace, wanted)
+        except ObjectExistsError:
+            return await self._adopt(spec, wanted)
+        return True
+
+    async def _mark_candidate(self, spec: ServingSpec) -> None:
+        service = await self._service(spec.endpoint, spec.namespace)
+        if service is None or _annotations(service).get(CANDIDATE_ANNOTATION) == spec.version:
+            return
+        change = {"metadata": {"annotations": {CANDIDATE_ANNOTATION: spec.version}}}
+        await self._client.patch(SERVICES, spec.namespace, spec.endpoint, change)
+
+    async def _adopt(self, spec: ServingSpec, wanted: Json) -> bool:
+        async def attempt() -> bool:
+            found = await self._deployment(spec.endpoint, spec.namespace, spec.version)
+            if found is None:
+                await self._client.create(DEPLOYMENTS, spec.namespace, wanted)
+                return True
+            if metadata(found).get("deletionTimestamp"):
+                raise ServingError(
+                    f"{metadata(found)['name']} is being deleted; start the rollout again once it is gone"
+                )
+            if _annotations(found).get(HASH_ANNOTATION) == _annotations(wanted)[HASH_ANNOTATION]:
+                return False
+            await self._client.replace(
+                DEPLOYMENTS,
+                spec.namespace,
+                metadata(found)["name"],
+                await self._new_form(spec, wanted, found),
+            )
+            return True
+
+        return await self._written(attempt)
+
+    async def _new_form(self, spec: ServingSpec, wanted: Json, found: Json) -> Json:
+        """The wanted Deployment; what serves, or is kept for a rollback, remembers the form it has."""
+        annotations = dict(_annotations(wanted))
+        service = await self._service(spec.endpoint, spec.namespace)
+        in_use = (_annotations(service).get(key) for key in (STABLE_ANNOTATION, PREVIOUS_ANNOTATION))
+        if REPLACED_ANNOTATION in _annotations(found):
+            annotations[REPLACED_ANNOTATION] = _annotations(found)[REPLACED_ANNOTATION]
+        elif spec.version in in_use:
+            old = {
+                "annotations": _annotations(found),
+                "labels": metadata(found).get("labels"),
+                "spec": found["spec"],
+            }
+            annotations[REPLACED_ANNOTATION] = json.dumps(old)
+        guarded = {"resourceVersion": metadata(found)["resourceVersion"], "annotations": annotations}
+        return {**wanted, "metadata": {**wanted["metadata"], **guarded}}
+
+    async def readiness(self, endpoint: str, namespace: str, version: str) -> Readiness:
+        """How far the version is."""
+        deployment = await self._deployment(endpoint, namespace, version)
+        if deployment is None:
+            gone = "Its Deployment does not exist: it was never started, or somebody deleted it."
+            return Readiness(ready=False, detail="no such Deployment", failure=gone)
+        return judge(deployment, await self._pods(endpoint, namespace, version))
+
+    async def last_lines(self, endpoint: str, namespace: str, version: str) -> tuple[str, ...]:
+        """What the newest pod of the version printed last; empty if that cannot be had."""
+        lines: list[str] = []
+        try:
+            pods = await self._pods(endpoint, namespace, version)
+            if not pods:
+                return ()
+            newest = max(pods, key=lambda pod: str(metadata(pod).get("creationTimestamp", "")))
+            async for line in self._client.logs(namespace, metadata(newest)["name"], tail_lines=_LINES):
+                lines.append(clip(redact(line), _WIDTH))
+        except ClusterError:
+            pass
+        return tuple(lines)
+
+    async def switch(self, endpoint: str, namespace: str, version: str) -> None:
+        """One patch: selector, stable and previous version together."""
+
+        async def attempt() -> None:
+            deployment = await self._deployment(endpoint, namespace, version)
+            if deployment is None:
+                raise ServingError(f"version {version} of {endpoint} is not there to switch to")
+            service = await self._service(endpoint, namespace)
+            if service is None:
+                await self._first_switch(endpoint, namespace, deployment)
+            else:
+                await self._switch(endpoint, namespace, version, service)
+            if REPLACED_ANNOTATION in _annotations(deployment):
+                settled = {"metadata": {"annotations": {REPLACED_ANNOTATION: None}}}
+                await self._client.patch(DEPLOYMENTS, namespace, metadata(deployment)["name"], settled)
+
+        await self._written(attempt)
+
+    async def _first_switch(self, endpoint: str, namespace: str, deployment: Json) -> None:
+        from nighttrain.providers.serving.backends.manifests import build_service
+
+        try:
+            await self._client.create(SERVICES, namespace, build_service(deployment))
+        except ObjectExistsError as error:
+            raise ObjectConflictError(f"Service {endpoint} was just made by somebody else") from error
+
+    async def _switch(self, endpoint: str, namespace: str, version: str, service: Json) -> None:
+        from nighttrain.providers.serving.backends.manifests import now, version_labels
+
+        held = _annotations(service)
+        selector = version_labels(endpoint, version)
+        stable = held.get(STABLE_ANNOTATION)
+        if (
+            stable == version
+            and service["spec"].get("selector") == selector
+            and CANDIDATE_ANNOTATION not in held
+        ):
+            return
+        changed: dict[str, str | None] = {CANDIDATE_ANNOTATION: None}
+        if stable != version:
+            changed |= {
+                STABLE_ANNOTATION: version,
+                PREVIOUS_ANNOTATION: stable,
+                SWITCHED_ANNOTATION: now(),
+            }
+        guarded = {"resourceVersion": metadata(service)["resourceVersion"], "annotations": changed}
+        await self._client.patch(
+            SERVICES, namespace, endpoint, {"metadata": guarded, "spec": {"selector": selector}}
+        )
+
+    async def revert(self, endpoint: str, namespace: str, version: str) -> None:
+        """Undo :meth:`deploy`."""
+
+        async def attempt() -> None:
+            service = await self._service(endpoint, namespace)
+            held = _annotations(service) if service else {}
+            if version in (held.get(STABLE_ANNOTATION), held.get(PREVIOUS_ANNOTATION)):
+                await self._restore(endpoint, namespace, version)
+            else:
+                await self.remove(endpoint, namespace, version)
+            if held.get(CANDIDATE_ANNOTATION) == version:
+                change = {"metadata": {"annotations": {CANDIDATE_ANNOTATION: None}}}
+                await self._client.patch(SERVICES, namespace, endpoint, change)
+
+        await self._written(attempt)
+
+    async def _restore(self, endpoint: str, namespace: str, version: str) -> None:
+        found = await self._deployment(endpoint, namespace, version)
+        text = _annotations(found).get(REPLACED_ANNOTATION) if found else None
+        if found is None or text is None:
+            return
+        kept = {key: metadata(found)[key] for key in ("name", "namespace", "resourceVersion")}
+        old = json.loads(text)
+        body = {"metadata": kept | {key: old[key] for key in ("annotations", "labels")}, "spec": old["spec"]}
+        await self._client.replace(
+            DEPLOYMENTS, namespace, kept["name"], {"apiVersion": "apps/v1", "kind": "Deployment", **body}
+        )
+
+    async def status(self, endpoint: str, namespace: str) -> EndpointStatus | None:
+        """Read off the Service and its Deployments."""
+        service = await self._service(endpoint, namespace)
+        if service is None:
+            return None
+        held = _annotations(service)
+        versions = await self._versions(endpoint, namespace)
+        stable = held.get(STABLE_ANNOTATION, "")
+        serving = next((version for version in versions if version.version == stable), None)
+        port = service["spec"]["ports"][0]["port"]
+        address = service["spec"].get("clusterIP", "")
+        return EndpointStatus(
+            endpoint=endpoint,
+            namespace=namespace,
+            model_name=held.get(MODEL_ANNOTATION, ""),
+            stable_version=stable,
+            previous_version=held.get(PREVIOUS_ANNOTATION),
+            candidate_version=held.get(CANDIDATE_ANNOTATION),
+            url=f"http://{endpoint}.{namespace}.svc:{port}",
+            cluster_ip_url=f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}",
+            ready_replicas=serving.ready_replicas if serving else 0,
+            replicas=serving.replicas if serving else 0,
+            switched_at=held.get(SWITCHED_ANNOTATION, ""),
+            versions=tuple(versions),
+        )
+
+    async def remove(self, endpoint: str, namespace: str, version: str) -> None:
+        """Delete the version's Deployment; its pods get SIGTERM and their grace period."""
+        found = await self._deployment(endpoint, namespace, version)
+        if found is None:
+            return
+        try:
+            await self._client.delete(
+                DEPLOYMENTS,
+                namespace,
+                metadata(found)["name"],
+                uid=metadata(found)["uid"],
+                propagation="Background",
+            )
+        except (ObjectNotFoundError, ObjectConflictError):
+            return
+
+    async def _versions(self, endpoint: str, namespace: str) -> list[VersionStatus]:
+        selector = f"{ENDPOINT_LABEL}={endpoint},{MANAGED_BY_LABEL}={MANAGED_BY}"
+        listed = await self._client.list(DEPLOYMENTS, namespace, label_selector=selector)
+        versions = [
+            VersionStatus(
+                version=metadata(item)["labels"].get(VERSION_LABEL, ""),
+                ready_replicas=whole(status(item).get("readyReplicas")) or 0,
+                replicas=whole(item["spec"].get("replicas")) or 0,
+                artifact_digest=_annotations(item).get(DIGEST_ANNOTATION, ""),
+                image=item["spec"]["template"]["spec"]["containers"][0].get("image", ""),
+                deployed_at=_annotations(item).get(DEPLOYED_ANNOTATION, ""),
+            )
+            for item in listed["items"]
+            if not metadata(item).get("deletionTimestamp")
+        ]
+        return sorted(versions, key=lambda version: (len(version.version), version.version))
+
+    async def _pods(self, endpoint: str, namespace: str, version: str) -> list[Json]:
+        selector = f"{ENDPOINT_LABEL}={endpoint},{VERSION_LABEL}={version}"
+        listed = await self._client.list(PODS, namespace, label_selector=selector)
+        return list(listed["items"])
+
+    async def _service(self, endpoint: str, namespace: str) -> Json | None:
+        try:
+            found = await self._client.get(SERVICES, namespace, endpoint)
+        except ObjectNotFoundError:
+            return None
+        return _ours(found, {ENDPOINT_LABEL: endpoint})
+
+    async def _deployment(self, endpoint: str, namespace: str, version: str) -> Json | None:
+        from nighttrain.providers.serving.backends.manifests import deployment_name, version_labels
+
+        try:
+            found = await self._client.get(DEPLOYMENTS, namespace, deployment_name(endpoint, version))
+        except ObjectNotFoundError:
+            return None
+        return _ours(found, version_labels(endpoint, version))
+
+    @staticmethod
+    async def _written(attempt: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+        """Read, change and write anew while somebody else wrote in between."""
+        for _ in range(_WRITES - 1):
+            try:
+                return await attempt()
+            except (ObjectConflictError, ObjectExistsError):
+                continue
+        return await attempt()
+
+
+def _annotations(found: Json | None) -> dict[str, str]:
+    return mapping(metadata(found).get("annotations")) if found else {}
+
+
+def _ours(found: Json, wanted: dict[str, str]) -> Json:
+    labels = mapping(metadata(found).get("labels"))
+    if not (wanted | {MANAGED_BY_LABEL: MANAGED_BY}).items() <= labels.items():
+        raise WorkloadConflictError(
+            f"{found.get('kind', 'object')} {metadata(found).get('name')} exists and was not made "
+            "by nighttrain for this endpoint: choose another endpoint name, or remove it"
+        )
+    return found

@@ -1,0 +1,179 @@
+"""From a serving spec to a Deployment and a Service: pure functions, without a cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from nighttrain.providers.kubernetes.manifests import build_pod_template
+from nighttrain.providers.serving.spec import (
+    DEPLOYED_ANNOTATION,
+    DIGEST_ANNOTATION,
+    ENDPOINT_LABEL,
+    HASH_ANNOTATION,
+    MANAGED_BY,
+    MANAGED_BY_LABEL,
+    MODEL_ANNOTATION,
+    PREVIOUS_ANNOTATION,
+    STABLE_ANNOTATION,
+    SWITCHED_ANNOTATION,
+    TEMPLATE_ANNOTATION,
+    VERSION_LABEL,
+    ServingSpec,
+)
+
+Json = dict[str, Any]
+
+PORT_NAME = "http"
+
+# A pod's name is this, a dash, ten characters, a dash and five: all of it must stay below a host name's 63.
+_MAX_NAME = 46
+
+
+def deployment_name(endpoint: str, version: str) -> str:
+    """``<endpoint>-v<version>``; clipped, with a hash, where that is too long."""
+    name = f"{endpoint}-v{version}"
+    if len(name) <= _MAX_NAME:
+        return name
+    mark = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return f"{name[: _MAX_NAME - 7].rstrip('-')}-{mark}"
+
+
+def version_labels(endpoint: str, version: str) -> dict[str, str]:
+    """What selects the pods of one version."""
+    return {ENDPOINT_LABEL: endpoint, VERSION_LABEL: version}
+
+
+def now() -> str:
+    """The time as the API writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def build_deployment(spec: ServingSpec) -> Json:
+    """The Deployment of one version. Who asked is in the annotations, which the hash leaves out."""
+    labels = version_labels(spec.endpoint, spec.version)
+    body: Json = {
+        "replicas": spec.replicas,
+        # Versions are Deployments of their own; one old form is enough for `kubectl rollout undo`.
+        "revisionHistoryLimit": 1,
+        "progressDeadlineSeconds": math.ceil(spec.startup_timeout_seconds),
+        "selector": {"matchLabels": labels},
+        # A version that serves and gets another form keeps every replica until the new ones are ready.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": _template(spec, labels),
+    }
+    digest = _hash(body)
+    annotations = {
+        **{str(key): str(value) for key, value in spec.annotations.items()},
+        MODEL_ANNOTATION: spec.model_name,
+        DIGEST_ANNOTATION: spec.artifact_digest,
+        HASH_ANNOTATION: digest,
+        DEPLOYED_ANNOTATION: now(),
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": deployment_name(spec.endpoint, spec.version),
+            "namespace": spec.namespace,
+            "labels": {**_labels(spec), **labels, MANAGED_BY_LABEL: MANAGED_BY},
+            "annotations": annotations,
+        },
+        "spec": body,
+    }
+
+
+def build_service(deployment: Json, previous: str | None = None) -> Json:
+    """The endpoint of a version's Deployment: made when the first version is ready, switched ever after."""
+    metadata = deployment["metadata"]
+    labels = {key: metadata["labels"][key] for key in (ENDPOINT_LABEL, VERSION_LABEL)}
+    port = deployment["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": labels[ENDPOINT_LABEL],
+            "namespace": metadata["namespace"],
+            "labels": {ENDPOINT_LABEL: labels[ENDPOINT_LABEL], MANAGED_BY_LABEL: MANAGED_BY},
+            "annotations": {
+                MODEL_ANNOTATION: metadata["annotations"][MODEL_ANNOTATION],
+                STABLE_ANNOTATION: labels[VERSION_LABEL],
+                SWITCHED_ANNOTATION: now(),
+                **({PREVIOUS_ANNOTATION: previous} if previous else {}),
+            },
+        },
+        "spec": {
+            "type": "ClusterIP",
+            "selector": labels,
+            # By name: a later version may listen elsewhere while the endpoint's address stays.
+            "ports": [{"name": PORT_NAME, "port": port, "targetPort": PORT_NAME, "protocol": "TCP"}],
+        },
+    }
+
+
+def _hash(value: Json) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _labels(spec: ServingSpec) -> dict[str, str]:
+    return {str(key): str(value) for key, value in spec.labels.items()}
+
+
+def _template(spec: ServingSpec, labels: dict[str, str]) -> Json:
+    template = build_pod_template(spec.workload())
+    template["metadata"]["labels"] = {**_labels(spec), **labels}
+    pod = template["spec"]
+    pod["restartPolicy"] = "Always"
+    # The addresses of the namespace's Services are not the model's business.
+    pod["enableServiceLinks"] = False
+    container = pod["containers"][0]
+    own: list[Json] = [
+        {"name": "MLFLOW_TRACKING_URI", "value": spec.tracking_uri},
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
+    names = {variable["name"] for variable in own}
+    given = [variable for variable in container.get("env", []) if variable["name"] not in names]
+    container |= {
+        "command": ["python", "-c", launcher()],
+        "args": [_literal(argument) for argument in _arguments(spec)],
+        "env": [*own, *given],
+        "ports": [{"name": PORT_NAME, "containerPort": spec.port, "protocol": "TCP"}],
+        # No start-up or liveness probe: nothing depends on it before it is ready; slow is not dead.
+        "readinessProbe": {
+            "httpGet": {"path": "/ping", "port": PORT_NAME},
+            "periodSeconds": spec.readiness_period_seconds,
+            "timeoutSeconds": spec.readiness_timeout_seconds,
+            "failureThreshold": spec.readiness_failures,
+        },
+    }
+    # Pods of a form given up by now are told from those of the present one by it.
+    template["metadata"]["annotations"][TEMPLATE_ANNOTATION] = _hash(template)
+    return template
+
+
+def _arguments(spec: ServingSpec) -> list[str]:
+    return [
+        f"--model={spec.model_name}",
+        f"--version={spec.version}",
+        f"--digest={spec.artifact_digest}",
+        f"--port={spec.port}",
+        f"--workers={spec.workers}",
+        f"--drain-seconds={spec.drain_seconds:g}",
+        f"--connection-seconds={spec.connection_seconds:g}",
+    ]
+
+
+def _literal(argument: str) -> str:
+    """The API replaces ``$(NAME)`` in arguments; ``$$`` stands for a dollar sign."""
+    return argument.replace("$(", "$$(")
+
+
+@cache
+def launcher() -> str:
+    """The program that runs in the pod."""
+    return _literal(files("nighttrain.providers.serving").joinpath("scoring_server.py").read_text("utf-8"))

@@ -1,0 +1,191 @@
+"""What to serve, where and how: the input of a rollout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.kubernetes.identity import PREFIX
+from nighttrain.providers.kubernetes.names import check_annotations, check_dns_label, check_labels
+from nighttrain.providers.kubernetes.spec import WorkloadSpec
+
+ENDPOINT_LABEL = PREFIX + "endpoint"
+VERSION_LABEL = PREFIX + "version"
+MODEL_ANNOTATION = PREFIX + "model"
+DIGEST_ANNOTATION = PREFIX + "artifact-sha256"
+HASH_ANNOTATION = PREFIX + "spec-hash"
+TEMPLATE_ANNOTATION = PREFIX + "template-hash"
+DEPLOYED_ANNOTATION = PREFIX + "deployed-at"
+REPLACED_ANNOTATION = PREFIX + "replaced"
+STABLE_ANNOTATION = PREFIX + "stable-version"
+PREVIOUS_ANNOTATION = PREFIX + "previous-version"
+CANDIDATE_ANNOTATION = PREFIX + "candidate-version"
+SWITCHED_ANNOTATION = PREFIX + "switched-at"
+MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "nighttrain"
+RESERVED_KEYS = frozenset(
+    {ENDPOINT_LABEL, VERSION_LABEL, MODEL_ANNOTATION, DIGEST_ANNOTATION, HASH_ANNOTATION, DEPLOYED_ANNOTATION}
+    | {REPLACED_ANNOTATION, STABLE_ANNOTATION, PREVIOUS_ANNOTATION, CANDIDATE_ANNOTATION, SWITCHED_ANNOTATION}
+    | {MANAGED_BY_LABEL, TEMPLATE_ANNOTATION}
+)
+
+_ENDPOINT = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SECRET_VARIABLE = re.compile(r"(PASSWORD|TOKEN|SECRET|SECRET_ACCESS_KEY)$", re.IGNORECASE)
+
+# A Deployment's name adds "-v<version>", a pod's name 17 characters more, and 63 is a host name's limit.
+_MAX_ENDPOINT = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSpec:
+    """One version of one model behind one endpoint.
+
+    :param endpoint: the Service's name; a DNS-1123 label of at most 40 characters
+    :param version: a pinned version number, never an alias or a stage
+    :param artifact_digest: sha256 of the artifact's manifest, as recorded at registration
+    :param tracking_uri: MLflow's address as the pods reach it; credentials come by ``env_from`` from a Secret
+    :param annotations: kept on the Deployment, e.g. the identity of the DAG run that asked
+    :param port: where the scoring server listens; 8080 is what MLflow's containers use
+    :param workers: processes in a pod; more replicas are the usual way to more throughput
+    :param readiness_period_seconds: a ready pod is noticed within a second, for one cheap request a second
+    :param readiness_timeout_seconds: five seconds, since a long prediction may hold up the answer
+    :param readiness_failures: so many unanswered probes in a row take a busy pod out of service
+    :param drain_seconds: how long a pod that is told to stop still takes requests: a cluster needs a moment
+        (usually below two seconds) until every node has stopped sending
+    :param connection_seconds: after this time an answer ends its connection, so that clients with open
+        connections follow a switch; half a minute costs such a client one reconnect in thousands of requests
+    :param termination_grace_period: seconds from SIGTERM to SIGKILL: the drain time, and 25 to finish
+    :param startup_timeout_seconds: from the start to ready: pulling an image of gigabytes takes minutes
+    """
+
+    endpoint: str
+    namespace: str
+    image: str
+    model_name: str
+    version: str
+    artifact_digest: str
+    tracking_uri: str
+    replicas: int = 1
+    container_resources: Any = None
+    env_vars: Mapping[str, str] | Sequence[Any] = field(default_factory=dict)
+    env_from: Sequence[Any] = ()
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Any] = ()
+    affinity: Any = None
+    service_account_name: str | None = None
+    image_pull_secrets: Sequence[Any] = ()
+    image_pull_policy: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    pod_annotations: Mapping[str, str] = field(default_factory=dict)
+    port: int = 8080
+    workers: int = 1
+    pod_security: Literal["baseline", "restricted"] = "baseline"
+    readiness_period_seconds: int = 1
+    readiness_timeout_seconds: int = 5
+    readiness_failures: int = 5
+    drain_seconds: float = 5.0
+    connection_seconds: float = 30.0
+    termination_grace_period: int = 30
+    startup_timeout_seconds: float = 600.0
+
+    def validate(self) -> None:
+        """Find every mistake that can be found without the cluster.
+
+        :raises ConfigurationError: names the field, the value and the fix
+        """
+        self._validate_names()
+        self._validate_numbers()
+        self._validate_pod()
+
+    def _validate_names(self) -> None:
+        if not _ENDPOINT.fullmatch(self.endpoint) or len(self.endpoint) > _MAX_ENDPOINT:
+            raise ConfigurationError(
+                "endpoint",
+                self.endpoint,
+                f"use at most {_MAX_ENDPOINT} lower-case letters, digits and '-', beginning with a letter",
+            )
+        check_dns_label("namespace", self.namespace)
+        if not self.model_name:
+            raise ConfigurationError("model_name", self.model_name, "name a registered model")
+        if not re.fullmatch(r"[0-9]{1,18}", self.version):
+            raise ConfigurationError(
+                "version", self.version, "pin a version number; resolve aliases and stages before the rollout"
+            )
+        if not _DIGEST.fullmatch(self.artifact_digest):
+            raise ConfigurationError(
+                "artifact_digest",
+                self.artifact_digest,
+                "give the sha256 recorded at registration, 64 hex digits",
+            )
+        if not self.image or re.search(r"\s", self.image):
+            raise ConfigurationError("image", self.image, "name a container image that has Python and mlflow")
+        uri = urlsplit(self.tracking_uri)
+        if uri.username or uri.password:
+            raise ConfigurationError(
+                "tracking_uri", None, "leave the credentials out of it; pass them from a Secret with env_from"
+            )
+        if uri.scheme not in ("http", "https") or not uri.hostname:
+            raise ConfigurationError(
+                "tracking_uri", self.tracking_uri, "write the http(s) address of MLflow as pods reach it"
+            )
+
+    def _validate_numbers(self) -> None:
+        for name in ("replicas", "workers", "readiness_period_seconds", "readiness_timeout_seconds",
+                     "readiness_failures"):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigurationError(name, value, "use a whole number from 1")
+        if not isinstance(self.port, int) or not 1024 <= self.port <= 65535:
+            raise ConfigurationError(
+                "port", self.port, "use a port from 1024 to 65535; lower ones need privileges"
+            )
+        if self.drain_seconds < 0 or self.connection_seconds <= 0 or self.startup_timeout_seconds < 1:
+            raise ConfigurationError(
+                "startup_timeout_seconds",
+                (self.drain_seconds, self.connection_seconds, self.startup_timeout_seconds),
+                "drain_seconds, connection_seconds and startup_timeout_seconds are seconds and positive",
+            )
+        if self.termination_grace_period <= self.drain_seconds:
+            raise ConfigurationError(
+                "termination_grace_period", self.termination_grace_period, "make it longer than drain_seconds"
+            )
+
+    def _validate_pod(self) -> None:
+        for name, given in (("labels", self.labels), ("node_selector", self.node_selector)):
+            check_labels(name, {str(key): str(value) for key, value in given.items()})
+        check_annotations("annotations", dict(self.annotations))
+        if reserved := RESERVED_KEYS & (self.labels.keys() | self.annotations.keys()):
+            key = min(reserved)
+            raise ConfigurationError(f"labels[{key!r}]", None, "nighttrain sets this one itself")
+        self.workload().validate()
+        for variable in self.workload().env():
+            name = variable.get("name", "")
+            if _SECRET_VARIABLE.search(name) and variable.get("value"):
+                raise ConfigurationError(
+                    f"env_vars.{name}",
+                    None,
+                    "a secret must not stand in a manifest; use env_from with a Secret",
+                )
+
+    def workload(self) -> WorkloadSpec:
+        """The part that a serving pod shares with a training pod, in the shape that checks and builds it."""
+        return WorkloadSpec(
+            image=self.image,
+            env_vars=self.env_vars,
+            env_from=self.env_from,
+            container_resources=self.container_resources,
+            node_selector=self.node_selector,
+            affinity=self.affinity,
+            tolerations=self.tolerations,
+            service_account_name=self.service_account_name,
+            image_pull_secrets=self.image_pull_secrets,
+            image_pull_policy=self.image_pull_policy,
+            annotations=self.pod_annotations,
+            termination_grace_period=self.termination_grace_period,
+            pod_security=self.pod_security,
+        )

@@ -1,0 +1,216 @@
+"""Whole rollouts on the embedded cluster: real pods, sockets and launcher; only the model is fake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from nighttrain.providers.errors import RolloutFailedError
+from nighttrain.providers.kubernetes.client import ClusterClient
+from nighttrain.providers.kubernetes.connection import ClusterConfig
+from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES
+from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
+from nighttrain.providers.serving.rollout import Rollout
+from nighttrain.providers.serving.spec import ServingSpec
+
+if TYPE_CHECKING:
+    from nighttrain.providers.serving.backends.base import EndpointStatus
+
+Make = Callable[..., ServingSpec]
+REQUESTS = 2_000
+NAMESPACE = "default"
+
+
+@pytest.fixture
+def cluster(image: str) -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster({"model-server": image}) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        yield client
+
+
+@pytest.fixture
+def rollout(client: ClusterClient) -> Rollout:
+    return Rollout(KubernetesDeployments(client))
+
+
+class Load:
+    """Requests over pooled and fresh connections, as fast as they are answered, until told to stop."""
+
+    def __init__(self, url: str) -> None:
+        self.url = f"{url}/invocations"
+        self.answers: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self.enough = asyncio.Event()
+        self.changed = asyncio.Condition()
+
+    async def run(self, *, pooled: int, fresh: int) -> None:
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+            shared = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False))
+            for _ in range(pooled):
+                tasks.create_task(self._pooled(shared))
+            for _ in range(fresh):
+                tasks.create_task(self._fresh())
+
+    async def _pooled(self, client: httpx.AsyncClient) -> None:
+        while not self.enough.is_set():
+            await self._ask(client, {})
+
+    async def _fresh(self) -> None:
+        # One client for its TLS context, which costs more than a request; no connection is used twice.
+        async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
+            while not self.enough.is_set():
+                await self._ask(client, {"connection": "close"})
+
+    async def _ask(self, client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+        try:
+            answer = await client.post(self.url, content=b"0.005", headers=headers)
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+        else:
+            self.answers[answer.text] += 1
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+
+async def test_no_request_is_lost_while_two_thousand_meet_a_rollout(
+    store: Any, rollout: Rollout, serving_spec: Make
+) -> None:
+    status: EndpointStatus = await rollout.run(serving_spec("1", artifact_digest=store.add("1"), replicas=2))
+    second = serving_spec("2", artifact_digest=store.add("2"), replicas=2)
+    load = Load(status.cluster_ip_url)
+    running = asyncio.create_task(load.run(pooled=4, fresh=4))
+    try:
+        await load.until(lambda: load.answers["version 1"] >= REQUESTS // 4)
+        status = await rollout.run(second)
+        await load.until(
+            lambda: load.answers.total() >= REQUESTS and load.answers["version 2"] >= REQUESTS // 4
+        )
+    finally:
+        load.enough.set()
+        await running
+    print(f"{load.answers.total()} requests: {dict(load.answers)}, {len(load.failures)} failed")
+    assert load.failures == []
+    assert set(load.answers) == {"version 1", "version 2"}
+    assert (status.stable_version, status.previous_version) == ("2", "1")
+
+
+async def test_pooled_clients_follow_a_rollback_and_survive_the_removal_of_old_versions(
+    store: Any, client: ClusterClient, rollout: Rollout, serving_spec: Make
+) -> None:
+    specs = [
+        serving_spec(str(n), artifact_digest=store.add(str(n)), connection_seconds=1.0) for n in (1, 2, 3)
+    ]
+    status = await rollout.run(specs[0])
+    load = Load(status.cluster_ip_url)
+    running = asyncio.create_task(load.run(pooled=4, fresh=1))
+    try:
+        await rollout.run(specs[1])
+        await rollout.rollback("delay", NAMESPACE)
+        seen = load.answers["version 1"]
+        await load.until(lambda: load.answers["version 1"] >= seen + 50)
+        status = await rollout.run(specs[2])
+        await load.until(lambda: load.answers["version 3"] >= 200)
+    finally:
+        load.enough.set()
+        await running
+    assert load.failures == []
+    assert (status.stable_version, status.previous_version) == ("3", "1")
+    assert {version.version for version in status.versions} == {"1", "3"}
+
+
+async def test_a_digest_that_differs_serves_nothing_and_leaves_the_stable_version(
+    store: Any, client: ClusterClient, rollout: Rollout, serving_spec: Make
+) -> None:
+    status = await rollout.run(serving_spec("1", artifact_digest=store.add("1")))
+    before = (await client.get(SERVICES, NAMESPACE, "delay"))["spec"]
+    store.add("2", "broken")
+    with pytest.raises(RolloutFailedError) as caught:
+        await rollout.run(serving_spec("2", artifact_digest="a" * 64))
+    assert "exit code 78" in str(caught.value)
+    assert f"expected sha256 {'a' * 64}" in str(caught.value)
+    assert "version 1 still serves" in str(caught.value)
+    assert (await client.get(SERVICES, NAMESPACE, "delay"))["spec"] == before
+    async with httpx.AsyncClient(trust_env=False) as web:
+        assert (await web.post(f"{status.cluster_ip_url}/invocations")).text == "version 1"
+    await gone(client, "2")
+
+
+async def test_what_serves_gets_a_new_form_without_losing_a_request(
+    store: Any, rollout: Rollout, serving_spec: Make
+) -> None:
+    digest = store.add("1")
+    # The old pod goes on for a while after SIGTERM, as long as the cluster may need to stop sending.
+    status = await rollout.run(serving_spec("1", artifact_digest=digest, drain_seconds=1.0))
+    load = Load(status.cluster_ip_url)
+    running = asyncio.create_task(load.run(pooled=2, fresh=2))
+    try:
+        form = serving_spec("1", artifact_digest=digest, connection_seconds=20.0, drain_seconds=1.0)
+        status = await rollout.run(form)
+        seen = load.answers.total()
+        await load.until(lambda: load.answers.total() >= seen + 500)
+    finally:
+        load.enough.set()
+        await running
+    assert load.failures == []
+    assert (status.stable_version, status.previous_version, status.ready_replicas) == ("1", None, 1)
+
+
+async def test_an_image_that_does_not_exist(
+    client: ClusterClient, rollout: Rollout, serving_spec: Make
+) -> None:
+    with pytest.raises(RolloutFailedError, match=r"(?s)nothing serves yet.*no-such-image"):
+        await rollout.run(serving_spec("1", image="no-such-image:1"))
+    await gone(client, "1")
+
+
+@pytest.mark.slow
+async def test_a_model_that_cannot_be_loaded_ends_after_three_starts_with_its_last_lines(
+    store: Any, client: ClusterClient, rollout: Rollout, serving_spec: Make
+) -> None:
+    spec = serving_spec("1", artifact_digest=store.add("1", "broken"))
+    with pytest.raises(RolloutFailedError, match=r"(?s)exit code 1.*what_the_model_needs"):
+        await rollout.run(spec)
+    await gone(client, "1")
+
+
+async def test_a_cancelled_rollout_leaves_no_candidate(
+    store: Any, client: ClusterClient, rollout: Rollout, serving_spec: Make
+) -> None:
+    started = asyncio.Event()
+    running = asyncio.create_task(
+        rollout.run(serving_spec("1", artifact_digest=store.add("1")), on_progress=lambda _: started.set())
+    )
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await gone(client, "1")
+
+
+async def gone(client: ClusterClient, version: str) -> None:
+    """Wait until neither the Deployment nor a pod of the version is there; the test's time-out bounds it."""
+    selector = f"nighttrain.dev/version={version}"
+    while any(  # noqa: ASYNC110 - the end of processes, not of a task
+        [
+            (await client.list(kind, NAMESPACE, label_selector=selector))["items"]
+            for kind in (DEPLOYMENTS, PODS)
+        ]
+    ):
+        await asyncio.sleep(0.1)
