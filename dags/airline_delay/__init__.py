@@ -1,0 +1,1 @@
+"""Training code for the airline-delay model: plain Python, scikit-learn and MLflow."""
