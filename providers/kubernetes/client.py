@@ -93,7 +93,7 @@ class WatchEvent:
     object: dict[str, Any]
 
 
-class _TryAgain(Exception):  # noqa: N818 - a signal between two functions of this module
+class _TryAgain(Exception):
     def __init__(self, error: ClusterError, wait: float | None) -> None:
         super().__init__(str(error))
         self.error = error

@@ -1,0 +1,1 @@
+"""Dagster resources, assets, checks and sensors."""

@@ -1,0 +1,88 @@
+"""The cluster and MLflow as Dagster resources: plain configuration, a client for each use, no globals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import dagster as dg
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.client import ClusterConfig
+    from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+
+
+class KubernetesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """How to reach the cluster that runs the workloads.
+
+    Without any field: the kubeconfig that ``kubectl`` would use.
+    """
+
+    kubeconfig: str | None = Field(default=None, description="path of a kubeconfig")
+    context: str | None = Field(default=None, description="context of the kubeconfig")
+    in_cluster: bool = Field(default=False, description="use the service account of the pod this runs in")
+    namespace: str | None = Field(
+        default=None, description="namespace for workloads without one of their own"
+    )
+    verify_ssl: bool = Field(default=True, description="check the API server's certificate")
+
+    def cluster_config(self) -> ClusterConfig:
+        """The same as the cluster adapter's configuration."""
+        from nighttrain.providers.kubernetes.client import ClusterConfig
+
+        return ClusterConfig(
+            kubeconfig=self.kubeconfig,
+            context=self.context,
+            in_cluster=self.in_cluster,
+            namespace=self.namespace,
+            verify_ssl=self.verify_ssl,
+        )
+
+
+class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """How to reach MLflow. Pass secrets as ``dg.EnvVar("NAME")``."""
+
+    tracking_uri: str = Field(description="for example https://mlflow.example.com")
+    token: str | None = Field(default=None, description="bearer token, instead of user name and password")
+    username: str | None = Field(default=None, description="user name")
+    password: str | None = Field(default=None, description="password")
+    registry_uri: str | None = Field(
+        default=None, description="the registry's URI, where it is another server"
+    )
+    ca_certificate: str | None = Field(default=None, description="path of a PEM file")
+    cluster_uri: str | None = Field(default=None, description="the tracking URI as pods see it")
+    credentials_secret: str | None = Field(
+        default=None, description="Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods"
+    )
+
+    def tracking_config(self) -> TrackingConfig:
+        """The same as the tracking adapter's configuration."""
+        from nighttrain.providers.tracking.client import TrackingConfig
+
+        return TrackingConfig(
+            uri=self.tracking_uri,
+            token=self.token,
+            username=self.username,
+            password=self.password,
+            registry_uri=self.registry_uri,
+            ca_certificate=self.ca_certificate,
+        )
+
+    def client(self) -> MLflowClient:
+        """A client to use as ``async with``; every call gives another."""
+        from nighttrain.providers.tracking.client import MLflowClient
+
+        return MLflowClient(self.tracking_config())
+
+    def uri_for_pods(self) -> str:
+        """MLflow's address as the pods reach it."""
+        return (self.cluster_uri or self.tracking_uri).rstrip("/")
+
+    def run_url(self, experiment_id: str, run_id: str) -> str:
+        """The run's page."""
+        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def version_url(self, model_name: str, version: str) -> str:
+        """The version's page."""
+        return f"{self.tracking_uri.rstrip('/')}/#/models/{quote(model_name, safe='')}/versions/{version}"

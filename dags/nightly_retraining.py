@@ -1,0 +1,71 @@
+"""Every night: train on the latest flights, compare with the champion, promote what is better.
+
+The image, the connections and the schedule are all that ties this DAG to a place: set the Airflow variable
+``airline_delay_image`` and the connections ``kubernetes_default`` and ``mlflow_default``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, CronDataIntervalTimetable
+
+from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
+from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
+
+MODEL = "airline-delay"
+IMAGE = "{{ var.value.get('airline_delay_image', 'localhost/airline-delay:1') }}"
+RESOURCES = {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "3Gi"}}
+# A night ends at four in the morning in New York; its flights have landed by then. The data are of 2013.
+NIGHT = "{{ data_interval_start | ds }}"
+
+with DAG(
+    dag_id="nightly_retraining",
+    description="Train on Kubernetes, track in MLflow, gate against the champion, promote",
+    schedule=CronDataIntervalTimetable("0 4 * * *", timezone="America/New_York"),
+    start_date=datetime(2013, 1, 29),
+    end_date=datetime(2013, 12, 28),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
+    tags=["nighttrain", MODEL],
+) as dag:
+    train = TrainingJobOperator(
+        task_id="train",
+        image=IMAGE,
+        cmds=["python", "-m", "airline_delay.train"],
+        arguments=["--as-of", NIGHT],
+        container_resources=RESOURCES,
+        experiment_name=MODEL,
+        parameters={"night": NIGHT},
+    )
+    register = RegisterModelOperator(
+        task_id="register",
+        model_name=MODEL,
+        run_id=train.output["run_id"],
+        description=f"Trained on the flights known by the end of {NIGHT}",
+    )
+    evaluate = EvaluateModelOperator(
+        task_id="evaluate",
+        model_name=MODEL,
+        version=register.output["version"],
+        image=IMAGE,
+        cmds=["python", "-m", "airline_delay.evaluate"],
+        arguments=["--as-of", NIGHT],
+        container_resources=RESOURCES,
+        experiment_name=MODEL,
+    )
+    gate = ModelGateOperator(
+        task_id="gate",
+        evaluation=evaluate.output,
+        rules=["mae <= 25", "mae <= champion.mae", "rows >= 500"],
+    )
+    promote = PromoteModelOperator(
+        task_id="promote",
+        model_name=MODEL,
+        version=register.output["version"],
+        alias="champion",
+        stage="Production",
+        verdict=gate.output,
+    )
+    train >> register >> evaluate >> gate >> promote

@@ -1,0 +1,97 @@
+"""What a running task is: identity, epoch and lineage, read from Airflow's context."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.tracking.runs import Lineage, RunKey
+
+# What follows is asked for in this order; the first that is set names the commit of the DAG's code.
+COMMIT_VARIABLES = ("NIGHTTRAIN_COMMIT", "GIT_COMMIT", "GIT_SHA")
+
+
+def workload_identity(context: Context) -> WorkloadIdentity:
+    """The identity that every attempt of this task shares."""
+    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+
+    ti = context["ti"]
+    return WorkloadIdentity(
+        orchestrator="airflow",
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=_map_index(ti),
+    )
+
+
+def run_key(context: Context, *, task: bool = True) -> RunKey:
+    """The key of this task's MLflow run, or of its DAG run's parent run."""
+    from nighttrain.providers.tracking.runs import RunKey
+
+    ti = context["ti"]
+    return RunKey(
+        orchestrator="airflow",
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id if task else None,
+        map_index=_map_index(ti) if task else -1,
+    )
+
+
+def epoch(context: Context) -> str:
+    """Changes when somebody clears the task, stays over automatic retries.
+
+    Airflow raises a task instance's ``max_tries`` when it is cleared, and at no other time: so a retry after
+    a crash (same epoch) takes over what is there, and a clear (another epoch) starts anew.
+    """
+    return str(context["ti"].max_tries)
+
+
+def lineage(context: Context, **known: Any) -> Lineage:
+    """The lineage tags' values; ``known`` adds what only the caller knows (image, attempt, Job, pod)."""
+    from nighttrain.providers.tracking.runs import Lineage
+
+    ti = context["ti"]
+    dag_run = context["dag_run"]
+    return Lineage(
+        orchestrator="airflow",
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=_map_index(ti),
+        try_number=ti.try_number,
+        commit=commit(context),
+        data_interval_start=_iso(getattr(dag_run, "data_interval_start", None)),
+        data_interval_end=_iso(getattr(dag_run, "data_interval_end", None)),
+        **known,
+    )
+
+
+def commit(context: Context) -> str | None:
+    """The commit of the DAG's code: the bundle's version where it has one, else the environment's."""
+    version = getattr(context["ti"], "bundle_instance", None)
+    if version is not None and getattr(version, "version", None):
+        return str(version.version)
+    for name in COMMIT_VARIABLES:
+        if os.environ.get(name):
+            return os.environ[name]
+    return None
+
+
+def actor(context: Context) -> str:
+    """Who does this, for ledgers and tags."""
+    ti = context["ti"]
+    return f"airflow:{ti.dag_id}/{ti.task_id}/{ti.run_id}"
+
+
+def _map_index(ti: Any) -> int:
+    return -1 if ti.map_index is None else int(ti.map_index)
+
+
+def _iso(moment: Any) -> str | None:
+    return None if moment is None else str(moment.isoformat())

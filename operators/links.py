@@ -1,0 +1,60 @@
+"""Links from a task's page to the run, the version, the workload and the endpoint.
+
+A link is computed in the task's process, also when it defers or has been resumed by another process: so the
+addresses are kept in an XCom, and read from there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperatorLink
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator, Context
+
+XCOM_KEY = "nighttrain_links"
+
+
+def remember_links(context: Context, **links: str | None) -> None:
+    """Add addresses to those that the task's links show."""
+    ti = context["ti"]
+    known = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=XCOM_KEY) or {}
+    ti.xcom_push(key=XCOM_KEY, value={**known, **{name: url for name, url in links.items() if url}})
+
+
+class _RememberedLink(BaseOperatorLink):
+    kind = ""
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """The remembered address, or an empty string where there is none yet."""
+        known = ti_key.xcom_pull(task_ids=ti_key.task_id, map_indexes=ti_key.map_index, key=XCOM_KEY)
+        return str((known or {}).get(self.kind, ""))
+
+
+class MLflowRunLink(_RememberedLink):
+    """The task's run in MLflow."""
+
+    name = "MLflow run"
+    kind = "run"
+
+
+class ModelVersionLink(_RememberedLink):
+    """The model version in MLflow's registry."""
+
+    name = "Model version"
+    kind = "version"
+
+
+class WorkloadLink(_RememberedLink):
+    """The Job on the cluster."""
+
+    name = "Workload"
+    kind = "workload"
+
+
+class EndpointLink(_RememberedLink):
+    """The endpoint that serves the version."""
+
+    name = "Endpoint"
+    kind = "endpoint"

@@ -1,0 +1,376 @@
+"""Rollouts and rollbacks as tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from airflow.sdk import BaseOperator
+
+from nighttrain.operators import context as task_context
+from nighttrain.operators.clients import open_registry, open_rollout
+from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
+from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
+from nighttrain.sensors.connections import (
+    DEFAULT_KUBERNETES_CONN_ID,
+    DEFAULT_MLFLOW_CONN_ID,
+    get_cluster_config,
+    get_mlflow,
+)
+from nighttrain.sensors.failures import failing_clearly
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperatorLink, Context
+
+    from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
+    from nighttrain.providers.serving.backends.base import EndpointStatus
+    from nighttrain.providers.serving.spec import ServingSpec
+
+PINNED_KEY = "nighttrain_pinned"
+DEPLOYED_BY = "nighttrain.dev/deployed-by"
+
+# Pulling an image, downloading the model and importing its libraries: minutes on a fresh node, at most.
+DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
+
+
+class RolloutModelOperator(BaseOperator):
+    """Brings a version up beside the one that serves, switches when it is ready, keeps the old one.
+
+    The version is pinned first and its artifact's sha256 manifest verified, before anything is created; the
+    pod verifies it again before it loads anything. A version that serves already is left as it is. When the
+    candidate does not become ready it is removed, and the old version goes on serving. Returns
+    ``{"endpoint", "model_name", "version", "previous_version", "url", "cluster_ip_url"}``.
+
+    :param endpoint: name of the endpoint, which is the Service's name (templated)
+    :param model_name: the registered model (templated)
+    :param version: a version, or give ``stage`` or ``alias`` instead (templated)
+    :param stage: serve what holds this stage when the task runs (templated)
+    :param alias: serve what this alias points to when the task runs (templated)
+    :param image: an image with MLflow and the model's libraries (templated)
+    :param namespace: the connection's, if left out (templated)
+    :param replicas: pods for each version
+    :param port: the Service's and the scoring server's port; 8080 is what MLflow's containers use
+    :param mlflow_secret: name of a Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods
+    :param startup_timeout_seconds: how long the candidate may take to become ready
+    :param deferrable: wait in the triggerer (the default) or in the worker
+
+    ``container_resources, env_vars, env_from, node_selector, tolerations, affinity, service_account_name,
+    image_pull_secrets, image_pull_policy, labels, annotations, pod_security`` are as for training.
+    """
+
+    template_fields: Sequence[str] = (
+        "endpoint",
+        "model_name",
+        "version",
+        "stage",
+        "alias",
+        "image",
+        "namespace",
+        "env_vars",
+        "labels",
+        "annotations",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json"}
+    operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
+    ui_color = "#fdf0d9"
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        model_name: str,
+        image: str,
+        version: str | None = None,
+        stage: str | None = None,
+        alias: str | None = None,
+        namespace: str | None = None,
+        replicas: int = 1,
+        port: int = 8080,
+        container_resources: Any = None,
+        env_vars: Mapping[str, str] | None = None,
+        env_from: Sequence[Any] | None = None,
+        node_selector: Mapping[str, str] | None = None,
+        tolerations: Sequence[Any] | None = None,
+        affinity: Any = None,
+        service_account_name: str | None = None,
+        image_pull_secrets: Sequence[Any] | None = None,
+        image_pull_policy: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        pod_security: Literal["baseline", "restricted"] = "baseline",
+        mlflow_secret: str | None = None,
+        startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
+        kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
+        mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
+        deferrable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(**kwargs)
+        given = {"version": version, "stage": stage, "alias": alias}
+        if sum(value is not None for value in given.values()) != 1:
+            raise ConfigurationError("version, stage, alias", given, "name exactly one of the three")
+        self.endpoint = endpoint
+        self.model_name = model_name
+        self.image = image
+        self.version = version
+        self.stage = stage
+        self.alias = alias
+        self.namespace = namespace
+        self.replicas = replicas
+        self.port = port
+        self.container_resources = container_resources
+        self.env_vars = env_vars
+        self.env_from = env_from
+        self.node_selector = node_selector
+        self.tolerations = tolerations
+        self.affinity = affinity
+        self.service_account_name = service_account_name
+        self.image_pull_secrets = image_pull_secrets
+        self.image_pull_policy = image_pull_policy
+        self.labels = labels
+        self.annotations = annotations
+        self.pod_security = pod_security
+        self.mlflow_secret = mlflow_secret
+        self.startup_timeout_seconds = startup_timeout_seconds
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.mlflow_conn_id = mlflow_conn_id
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> dict[str, Any] | None:
+        with failing_clearly():
+            self._connect()
+            pinned = run_sync(self._pin())
+            context["ti"].xcom_push(key=PINNED_KEY, value=pinned)
+            remember_links(context, version=self._mlflow.version_url(self.model_name, pinned["version"]))
+            changed = run_sync(self._start(context, pinned))
+        if changed and self.deferrable:
+            self._defer(pinned)
+        with failing_clearly():
+            return self._complete(context, pinned, wait=changed)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Switch, or undo what was started."""
+        self._connect()
+        pinned = self._pinned(context)
+        if not event["ready"]:
+            run_sync(self._abort(context, pinned))
+            raise RolloutFailedError(event["error"])
+        with failing_clearly():
+            return self._complete(context, pinned, wait=False)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """As Airflow does, and when the deferral timed out no half-started candidate remains."""
+        from airflow.sdk.exceptions import TaskDeferralTimeout
+
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            self.log.error("Timed out: removing the candidate; what served before goes on")
+            self._connect()
+            run_sync(self._abort(context, self._pinned(context)))
+            raise
+
+    def _connect(self) -> None:
+        """Read the connections, before any event loop runs."""
+        self._cluster = get_cluster_config(self.kubernetes_conn_id)
+        self._mlflow = get_mlflow(self.mlflow_conn_id)
+
+    def _pinned(self, context: Context) -> dict[str, str]:
+        ti = context["ti"]
+        pinned: dict[str, str] = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=PINNED_KEY)
+        return pinned
+
+    async def _pin(self) -> dict[str, str]:
+        """Resolve to a version and verify its artifact."""
+        from nighttrain.providers.registry.artifacts import ensure_recorded
+        from nighttrain.providers.serving.rollout import prepare
+
+        async with open_registry(self._mlflow) as registry:
+            found = await self._resolve(registry)
+            if found.digest is None:
+                self.log.warning(
+                    "%s version %s was registered without a digest: recording what is there now",
+                    found.name,
+                    found.version,
+                )
+                await ensure_recorded(registry, found)
+            digest = await prepare(registry, found.name, found.version)
+        self.log.info("%s version %s, artifact sha256 %s", found.name, found.version, digest)
+        return {"version": found.version, "digest": digest}
+
+    async def _resolve(self, registry: ModelRegistry) -> ModelVersion:
+        if self.stage is not None:
+            return await registry.version_in_stage(self.model_name, self.stage)
+        if self.alias is not None:
+            return await registry.version_by_alias(self.model_name, self.alias)
+        return await registry.get_version(self.model_name, str(self.version))
+
+    async def _start(self, context: Context, pinned: Mapping[str, str]) -> bool:
+        async with open_rollout(self._cluster) as (client, rollout):
+            return await rollout.start(self._spec(context, client, pinned), on_progress=self.log.info)
+
+    async def _abort(self, context: Context, pinned: Mapping[str, str]) -> None:
+        async with open_rollout(self._cluster) as (client, rollout):
+            await rollout.abort(self._spec(context, client, pinned))
+
+    def _complete(self, context: Context, pinned: Mapping[str, str], *, wait: bool) -> dict[str, Any]:
+        status = run_sync(self._finish(context, pinned, wait=wait))
+        remember_links(context, endpoint=status.cluster_ip_url or status.url)
+        self.log.info(
+            "%s serves version %s at %s (version before: %s)",
+            status.endpoint,
+            status.stable_version,
+            status.url,
+            status.previous_version or "none",
+        )
+        return _served(status)
+
+    async def _finish(self, context: Context, pinned: Mapping[str, str], *, wait: bool) -> EndpointStatus:
+        async with open_rollout(self._cluster) as (client, rollout):
+            spec = self._spec(context, client, pinned)
+            try:
+                if wait:
+                    await rollout.wait_ready(spec, on_progress=self.log.info)
+                return await rollout.finish(spec, on_progress=self.log.info)
+            except RolloutFailedError:
+                await rollout.abort(spec)
+                raise
+
+    def _defer(self, pinned: Mapping[str, str]) -> None:
+        from nighttrain.sensors.triggers import EndpointTrigger
+
+        self.defer(
+            trigger=EndpointTrigger(
+                kubernetes_conn_id=self.kubernetes_conn_id,
+                namespace=self.namespace,
+                endpoint=self.endpoint,
+                version=pinned["version"],
+                timeout_seconds=self.startup_timeout_seconds,
+            ),
+            method_name="execute_complete",
+            timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
+        )
+
+    def _spec(self, context: Context, client: ClusterClient, pinned: Mapping[str, str]) -> ServingSpec:
+        from nighttrain.providers.serving.spec import ServingSpec
+
+        credentials = [{"secretRef": {"name": self.mlflow_secret}}] if self.mlflow_secret else []
+        return ServingSpec(
+            endpoint=self.endpoint,
+            namespace=self.namespace or client.namespace,
+            image=self.image,
+            model_name=self.model_name,
+            version=pinned["version"],
+            artifact_digest=pinned["digest"],
+            tracking_uri=self._mlflow.cluster_uri,
+            replicas=self.replicas,
+            container_resources=self.container_resources,
+            env_vars=dict(self.env_vars or {}),
+            env_from=[*(self.env_from or []), *credentials],
+            node_selector=dict(self.node_selector or {}),
+            tolerations=list(self.tolerations or []),
+            affinity=self.affinity,
+            service_account_name=self.service_account_name,
+            image_pull_secrets=list(self.image_pull_secrets or []),
+            image_pull_policy=self.image_pull_policy,
+            labels=dict(self.labels or {}),
+            annotations={**(self.annotations or {}), DEPLOYED_BY: task_context.actor(context)},
+            port=self.port,
+            pod_security=self.pod_security,
+            startup_timeout_seconds=self.startup_timeout_seconds,
+        )
+
+
+class RollbackModelOperator(BaseOperator):
+    """Switches an endpoint back to the version before, and moves alias and stage with it.
+
+    Returns what :class:`RolloutModelOperator` returns.
+
+    :param endpoint: name of the endpoint (templated)
+    :param model_name: the registered model; the endpoint's own, if left out (templated)
+    :param alias: the alias to move back, ``None`` to leave it (templated)
+    :param stage: the stage to move back, ``None`` to leave it (templated)
+    :param reason: why, for the record (templated)
+    :param namespace: the connection's, if left out (templated)
+    """
+
+    template_fields: Sequence[str] = ("endpoint", "model_name", "alias", "stage", "reason", "namespace")
+    operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
+    ui_color = "#fdf0d9"
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        model_name: str | None = None,
+        alias: str | None = "champion",
+        stage: str | None = "Production",
+        reason: str | None = None,
+        namespace: str | None = None,
+        kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
+        mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(**kwargs)
+        self.endpoint = endpoint
+        self.model_name = model_name
+        self.alias = alias
+        self.stage = stage
+        self.reason = reason
+        self.namespace = namespace
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.mlflow_conn_id = mlflow_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        with failing_clearly():
+            self._cluster = get_cluster_config(self.kubernetes_conn_id)
+            self._mlflow = get_mlflow(self.mlflow_conn_id)
+            status = run_sync(self._roll_back())
+            model_name = self.model_name or status.model_name
+            if self.alias is not None or self.stage is not None:
+                run_sync(self._move_back(context, model_name, status.stable_version))
+        remember_links(
+            context,
+            version=self._mlflow.version_url(model_name, status.stable_version),
+            endpoint=status.cluster_ip_url or status.url,
+        )
+        return _served(status)
+
+    async def _roll_back(self) -> EndpointStatus:
+        async with open_rollout(self._cluster) as (client, rollout):
+            return await rollout.rollback(
+                self.endpoint, self.namespace or client.namespace, on_progress=self.log.info
+            )
+
+    async def _move_back(self, context: Context, model_name: str, version: str) -> None:
+        from nighttrain.providers.registry.promotion import promote
+
+        async with open_registry(self._mlflow) as registry:
+            await promote(
+                registry,
+                model_name,
+                version,
+                alias=self.alias,
+                stage=self.stage,
+                actor=task_context.actor(context),
+                reason=self.reason or f"endpoint {self.endpoint} was rolled back",
+                evidence="",
+            )
+
+
+def _served(status: EndpointStatus) -> dict[str, Any]:
+    return {
+        "endpoint": status.endpoint,
+        "model_name": status.model_name,
+        "version": status.stable_version,
+        "previous_version": status.previous_version,
+        "url": status.url,
+        "cluster_ip_url": status.cluster_ip_url,
+    }

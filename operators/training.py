@@ -1,0 +1,129 @@
+"""Training and evaluation as tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.operators.clients import open_registry
+from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, WorkloadLink, remember_links
+from nighttrain.operators.workload import WorkloadOperator
+from nighttrain.providers.bridge import run_sync
+from nighttrain.sensors.connections import get_mlflow
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperatorLink, Context
+
+    from nighttrain.providers.registry.models import ModelVersion
+    from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
+    from nighttrain.sensors.connections import MLflowConnection
+
+# What the scoring code finds in its environment; both are pinned: models:/name/version.
+CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
+CHAMPION_VARIABLE = "CHAMPION_MODEL_URI"
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+
+
+class TrainingJobOperator(WorkloadOperator):
+    """Trains a model in a Kubernetes Job, under a run in MLflow.
+
+    The container finds ``MLFLOW_TRACKING_URI``, ``MLFLOW_RUN_ID`` and ``MLFLOW_EXPERIMENT_ID`` in its
+    environment, so plain ``mlflow.start_run()`` and ``mlflow.<flavour>.log_model(...)`` write to the task's
+    run. Returns ``{"run_id", "experiment_id", "parent_run_id", "job", "attempt", "image", "image_id",
+    "models"}``; ``models`` lists what the run logged: ``[{"model_id", "name", "status"}]``.
+
+    Takes every parameter of :class:`WorkloadOperator`, and:
+
+    :param parameters: recorded as the run's parameters before the container starts (templated)
+    """
+
+    template_fields: Sequence[str] = (*WorkloadOperator.template_fields, "parameters")
+    ui_color = "#dff3e4"
+
+    def __init__(self, *, parameters: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.parameters = parameters
+
+    def _prepare(self, context: Context) -> tuple[dict[str, str], dict[str, str]]:
+        return {}, {str(name): str(value) for name, value in (self.parameters or {}).items()}
+
+    async def _collect(self, tracked: TrackedWorkload, started: StartedWorkload) -> dict[str, Any]:
+        models = await tracked.logged_models(started)
+        return {"models": [{"model_id": m.model_id, "name": m.name, "status": m.status} for m in models]}
+
+
+class EvaluateModelOperator(WorkloadOperator):
+    """Scores a candidate version and the champion on the same held-out data, in one Job.
+
+    The container finds ``CANDIDATE_MODEL_URI`` and, where there is a champion, ``CHAMPION_MODEL_URI`` in its
+    environment, both pinned to a version, and logs metrics named ``candidate.<metric>`` and
+    ``champion.<metric>`` to its run. Returns what :class:`TrainingJobOperator` returns, with ``model_name``,
+    ``version``, ``champion_version`` and ``measurements``: ``{"candidate": {...}, "champion": {...}}`` in the
+    place of ``models``; any other prefix (``baseline.<metric>``) becomes a group of its own.
+
+    Takes every parameter of :class:`WorkloadOperator`, and:
+
+    :param model_name: the registered model (templated)
+    :param version: the candidate's version (templated)
+    :param champion_alias: the alias of the version to compare with (templated). No such alias, or an alias on
+        the candidate itself: there is no champion yet
+    """
+
+    template_fields: Sequence[str] = (
+        *WorkloadOperator.template_fields,
+        "model_name",
+        "version",
+        "champion_alias",
+    )
+    operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), ModelVersionLink(), WorkloadLink())
+    ui_color = "#dff3e4"
+
+    def __init__(
+        self, *, model_name: str, version: str, champion_alias: str = "champion", **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model_name = model_name
+        self.version = version
+        self.champion_alias = champion_alias
+
+    def _prepare(self, context: Context) -> tuple[dict[str, str], dict[str, str]]:
+        mlflow = get_mlflow(self.mlflow_conn_id)
+        pinned = context["ti"].xcom_pull(
+            task_ids=context["ti"].task_id, map_indexes=context["ti"].map_index, key="nighttrain_compared"
+        )
+        if pinned is None:
+            candidate, champion = run_sync(self._look_up(mlflow))
+            pinned = {"version": candidate.version, "champion": champion.version if champion else None}
+            context["ti"].xcom_push(key="nighttrain_compared", value=pinned)
+        remember_links(context, version=mlflow.version_url(self.model_name, pinned["version"]))
+        self._pinned = pinned
+        environment = {CANDIDATE_VARIABLE: f"models:/{self.model_name}/{pinned['version']}"}
+        params = {"candidate_version": pinned["version"]}
+        if pinned["champion"]:
+            environment[CHAMPION_VARIABLE] = f"models:/{self.model_name}/{pinned['champion']}"
+            params["champion_version"] = pinned["champion"]
+        return environment, params
+
+    async def _look_up(self, mlflow: MLflowConnection) -> tuple[ModelVersion, ModelVersion | None]:
+        from nighttrain.providers.errors import ModelVersionNotFoundError
+
+        async with open_registry(mlflow) as registry:
+            candidate = await registry.get_version(self.model_name, str(self.version))
+            try:
+                champion = await registry.version_by_alias(self.model_name, self.champion_alias)
+            except ModelVersionNotFoundError:
+                return candidate, None
+        return candidate, None if champion.version == candidate.version else champion
+
+    async def _collect(self, tracked: TrackedWorkload, started: StartedWorkload) -> dict[str, Any]:
+        from nighttrain.providers.registry.evaluation import group_measurements
+
+        run = await tracked.run(started)
+        return {
+            "model_name": self.model_name,
+            "version": self._pinned["version"],
+            "champion_version": self._pinned["champion"],
+            "measurements": group_measurements(run.metrics),
+        }

@@ -1,0 +1,369 @@
+"""Running a workload under an MLflow run: what training and evaluation have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperator
+
+from nighttrain.operators import context as task_context
+from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
+from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.errors import ClusterError, TrackingUnreachableError
+from nighttrain.sensors.connections import (
+    DEFAULT_KUBERNETES_CONN_ID,
+    DEFAULT_MLFLOW_CONN_ID,
+    get_cluster_config,
+    get_mlflow,
+)
+from nighttrain.sensors.failures import failing_clearly
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperatorLink, Context
+
+    from nighttrain.providers.kubernetes.outcome import Observation, Outcome
+    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
+    from nighttrain.sensors.connections import MLflowConnection
+
+STARTED_KEY = "nighttrain_started"
+
+# Pulling a training image of several GB on a fresh node takes minutes; a wait of ten is more often a mistake
+# (a wrong name, a request no node can give) than a slow node. Waiting in a Kueue queue is not counted.
+DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
+
+
+class WorkloadOperator(BaseOperator):
+    """Runs a container as a Kubernetes Job under a run in MLflow, and survives the death of its worker.
+
+    The parameters from ``image`` to ``full_pod_spec`` have the names and forms of ``KubernetesPodOperator``:
+    models of the ``kubernetes`` package or dicts.
+
+    :param image: the container's image (templated)
+    :param cmds: the entry point; the image's own if left out (templated)
+    :param arguments: its arguments (templated)
+    :param env_vars: environment, a dict or ``V1EnvVar`` objects (templated). Secrets do not belong here: use
+        ``env_from`` or ``secrets``
+    :param experiment_name: MLflow experiment; the DAG's id if left out (templated)
+    :param run_name: the run's name in MLflow; the task's id if left out (templated)
+    :param mlflow_conn_id: connection of type ``mlflow``
+    :param mlflow_secret: name of a Kubernetes Secret with MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME
+        and MLFLOW_TRACKING_PASSWORD, for the container
+    :param kubernetes_conn_id: connection of type ``kubernetes``
+    :param startup_timeout_seconds: how long the pod may wait to start; a queue's wait is not counted
+    :param get_logs: show the container's lines in the task's log while it runs
+    :param deferrable: wait in the triggerer (the default) or in the worker
+    :param pod_security: ``baseline``, or ``restricted`` for namespaces that enforce that Pod Security level
+    :param queue_name: a Kueue LocalQueue
+    """
+
+    template_fields: Sequence[str] = (
+        "image",
+        "cmds",
+        "arguments",
+        "env_vars",
+        "labels",
+        "annotations",
+        "namespace",
+        "container_resources",
+        "experiment_name",
+        "run_name",
+        "queue_name",
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
+    operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
+
+    def __init__(
+        self,
+        *,
+        image: str,
+        cmds: list[str] | str | None = None,
+        arguments: list[str] | str | None = None,
+        env_vars: dict[str, str] | list[Any] | None = None,
+        env_from: list[Any] | None = None,
+        secrets: list[Any] | None = None,
+        volumes: list[Any] | None = None,
+        volume_mounts: list[Any] | None = None,
+        container_resources: Any = None,
+        node_selector: dict[str, str] | None = None,
+        affinity: Any = None,
+        tolerations: list[Any] | None = None,
+        service_account_name: str | None = None,
+        image_pull_secrets: list[Any] | None = None,
+        image_pull_policy: str | None = None,
+        labels: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
+        namespace: str | None = None,
+        priority_class_name: str | None = None,
+        security_context: Any = None,
+        container_security_context: Any = None,
+        active_deadline_seconds: int | None = None,
+        termination_grace_period: int | None = None,
+        hostnetwork: bool = False,
+        dns_config: Any = None,
+        init_containers: list[Any] | None = None,
+        ports: list[Any] | None = None,
+        pod_template_file: str | None = None,
+        full_pod_spec: Any = None,
+        pod_security: str = "baseline",
+        queue_name: str | None = None,
+        experiment_name: str | None = None,
+        run_name: str | None = None,
+        mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
+        mlflow_secret: str | None = None,
+        kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
+        startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
+        get_logs: bool = True,
+        deferrable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(**kwargs)
+        self.image = image
+        self.cmds = cmds
+        self.arguments = arguments
+        self.env_vars = env_vars
+        self.env_from = env_from
+        self.secrets = secrets
+        self.volumes = volumes
+        self.volume_mounts = volume_mounts
+        self.container_resources = container_resources
+        self.node_selector = node_selector
+        self.affinity = affinity
+        self.tolerations = tolerations
+        self.service_account_name = service_account_name
+        self.image_pull_secrets = image_pull_secrets
+        self.image_pull_policy = image_pull_policy
+        self.labels = labels
+        self.annotations = annotations
+        self.namespace = namespace
+        self.priority_class_name = priority_class_name
+        self.security_context = security_context
+        self.container_security_context = container_security_context
+        self.active_deadline_seconds = active_deadline_seconds
+        self.termination_grace_period = termination_grace_period
+        self.hostnetwork = hostnetwork
+        self.dns_config = dns_config
+        self.init_containers = init_containers
+        self.ports = ports
+        self.pod_template_file = pod_template_file
+        self.full_pod_spec = full_pod_spec
+        self.pod_security = pod_security
+        self.queue_name = queue_name
+        self.experiment_name = experiment_name
+        self.run_name = run_name
+        self.mlflow_conn_id = mlflow_conn_id
+        self.mlflow_secret = mlflow_secret
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.startup_timeout_seconds = startup_timeout_seconds
+        self.get_logs = get_logs
+        self.deferrable = deferrable
+
+    def execute(self, context: Context) -> dict[str, Any] | None:
+        with failing_clearly():
+            tracked = self._tracked(context)
+            started = run_sync(tracked.start(log=self.log.info))
+            self._remember(context, started, get_mlflow(self.mlflow_conn_id))
+        if self.deferrable:
+            self._defer(started)
+        with failing_clearly():
+            outcome = run_sync(self._follow(tracked, started))
+            return self._finish(context, tracked, started, outcome)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Take over the outcome that the trigger saw."""
+        from nighttrain.providers.kubernetes.outcome import Outcome
+
+        if "error" in event:
+            raise ClusterError(event["error"])
+        with failing_clearly():
+            tracked, started = self._tracked(context), self._started(context)
+            try:
+                return self._finish(context, tracked, started, Outcome.from_dict(event["outcome"]))
+            except TrackingUnreachableError as error:
+                self.log.warning("The workload has ended; waiting for MLflow to write it down: %s", error)
+        self._defer_until_mlflow_answers(event)
+        raise AssertionError("defer() does not return")
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """As Airflow does, and when the deferral timed out no workload remains."""
+        from airflow.sdk.exceptions import TaskDeferralTimeout
+
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            self.log.error("Timed out: cancelling the workload")
+            started = self._started(context)
+            run_sync(self._tracked(context).cancel(started))
+            raise
+
+    def on_kill(self) -> None:
+        """The task was killed while it waited in the worker: no workload remains."""
+        following = getattr(self, "_following", None)
+        if following is not None:
+            tracked, started = following
+            run_sync(tracked.cancel(started))
+
+    # What the two operators add.
+
+    def _prepare(self, context: Context) -> tuple[dict[str, str], dict[str, str]]:
+        """Environment variables for the container, and parameters of the run. May look things up."""
+        raise NotImplementedError
+
+    async def _collect(self, tracked: TrackedWorkload, started: StartedWorkload) -> dict[str, Any]:
+        """What the task returns beside the run and the outcome."""
+        raise NotImplementedError
+
+    # The common part.
+
+    def _tracked(self, context: Context) -> TrackedWorkload:
+        from nighttrain.providers.tracked_workload import TrackedWorkload
+
+        mlflow = get_mlflow(self.mlflow_conn_id)
+        environment, params = self._prepare(context)
+        spec = self._spec(environment)
+        spec.validate()
+        ti = context["ti"]
+        return TrackedWorkload(
+            cluster=get_cluster_config(self.kubernetes_conn_id),
+            tracking=mlflow.config,
+            tracking_uri_for_pods=mlflow.cluster_uri,
+            spec=spec,
+            identity=task_context.workload_identity(context),
+            epoch=task_context.epoch(context),
+            experiment_name=self.experiment_name or ti.dag_id,
+            run_name=self.run_name or ti.task_id,
+            parent_key=task_context.run_key(context, task=False),
+            run_key=task_context.run_key(context),
+            params=params,
+            lineage=partial(task_context.lineage, context),
+        )
+
+    def _spec(self, environment: Mapping[str, str]) -> WorkloadSpec:
+        from nighttrain.providers.kubernetes.spec import WorkloadSpec
+        from nighttrain.providers.tracked_workload import with_env
+
+        return with_env(
+            WorkloadSpec(
+                image=self.image,
+                cmds=self.cmds,
+                arguments=self.arguments,
+                env_vars=self.env_vars,
+                env_from=[*(self.env_from or []), *self._mlflow_credentials()],
+                secrets=self.secrets,
+                volumes=self.volumes,
+                volume_mounts=self.volume_mounts,
+                container_resources=self.container_resources,
+                node_selector=self.node_selector,
+                affinity=self.affinity,
+                tolerations=self.tolerations,
+                service_account_name=self.service_account_name,
+                image_pull_secrets=self.image_pull_secrets,
+                image_pull_policy=self.image_pull_policy,
+                labels=self.labels,
+                annotations=self.annotations,
+                namespace=self.namespace,
+                priority_class_name=self.priority_class_name,
+                security_context=self.security_context,
+                container_security_context=self.container_security_context,
+                active_deadline_seconds=self.active_deadline_seconds,
+                termination_grace_period=self.termination_grace_period,
+                hostnetwork=self.hostnetwork,
+                dns_config=self.dns_config,
+                init_containers=self.init_containers,
+                ports=self.ports,
+                pod_template_file=self.pod_template_file,
+                full_pod_spec=self.full_pod_spec,
+                pod_security=self.pod_security,
+                queue_name=self.queue_name,
+            ),
+            environment,
+        )
+
+    def _mlflow_credentials(self) -> list[dict[str, Any]]:
+        return [{"secretRef": {"name": self.mlflow_secret}}] if self.mlflow_secret else []
+
+    def _defer(self, started: StartedWorkload) -> None:
+        from nighttrain.sensors.triggers import WorkloadTrigger
+
+        self.defer(
+            trigger=WorkloadTrigger(
+                kubernetes_conn_id=self.kubernetes_conn_id,
+                workload=started.workload.to_dict(),
+                startup_timeout_seconds=self.startup_timeout_seconds,
+                get_logs=self.get_logs,
+            ),
+            method_name="execute_complete",
+            timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
+        )
+
+    def _defer_until_mlflow_answers(self, event: dict[str, Any]) -> None:
+        from nighttrain.sensors.triggers import MLflowAnswersTrigger
+
+        self.defer(
+            trigger=MLflowAnswersTrigger(mlflow_conn_id=self.mlflow_conn_id, event=event),
+            method_name="execute_complete",
+        )
+
+    async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload) -> Outcome:
+        self._following: tuple[TrackedWorkload, StartedWorkload] | None = (tracked, started)
+        try:
+            return await tracked.follow(
+                started,
+                startup_timeout_seconds=self.startup_timeout_seconds,
+                on_observation=self._say,
+                on_line=self._log_line if self.get_logs else None,
+            )
+        finally:
+            self._following = None
+
+    def _finish(
+        self, context: Context, tracked: TrackedWorkload, started: StartedWorkload, outcome: Outcome
+    ) -> dict[str, Any]:
+        """Close the run, store the result, and only then mark the attempt as consumed: a crash in between
+        finds the finished attempt again."""
+        run_sync(tracked.close(started, outcome))
+        if not outcome.succeeded:
+            run_sync(tracked.mark_consumed(started, outcome))
+            outcome.raise_for_failure()
+        self.log.info("%s", outcome.explain())
+        result = {
+            "run_id": started.run_id,
+            "experiment_id": started.experiment_id,
+            "parent_run_id": started.parent_run_id,
+            "job": f"{started.workload.namespace}/{started.workload.name}",
+            "attempt": started.workload.attempt,
+            "image": outcome.image,
+            "image_id": outcome.image_id,
+            **run_sync(self._collect(tracked, started)),
+        }
+        context["ti"].xcom_push(key="return_value", value=result)
+        run_sync(tracked.mark_consumed(started, outcome))
+        return result
+
+    def _remember(self, context: Context, started: StartedWorkload, mlflow: MLflowConnection) -> None:
+        context["ti"].xcom_push(key=STARTED_KEY, value=started.to_dict())
+        remember_links(
+            context,
+            run=mlflow.run_url(started.experiment_id, started.run_id),
+            workload=started.workload_url,
+        )
+
+    def _started(self, context: Context) -> StartedWorkload:
+        from nighttrain.providers.tracked_workload import StartedWorkload
+
+        ti = context["ti"]
+        stored = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=STARTED_KEY)
+        return StartedWorkload.from_dict(stored)
+
+    def _say(self, observation: Observation) -> None:
+        self.log.info("%s", observation.detail)
+
+    def _log_line(self, line: str) -> None:
+        with contextlib.suppress(UnicodeError):
+            self.log.info("[pod] %s", line)

@@ -1,0 +1,364 @@
+"""``./run demo``: some nights of retraining on this machine, from the schedule to the predictions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from nighttrain.providers.local.stack import (
+    Say,
+    Stack,
+    StackError,
+    base_environment,
+    stop_left_running,
+    tail,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+HOME = ROOT / ".nighttrain" / "demo"
+MODEL = "airline-delay"
+NIGHTLY = "nightly_retraining"
+DEPLOYMENT = "deploy_on_stage_transition"
+# Three nights in a row whose outcome differs for a reason in the data: see docs/tutorial.md.
+FIRST_NIGHT, LAST_NIGHT = date(2013, 9, 4), date(2013, 9, 6)
+# A night takes about a minute on two cores; five is a stuck one.
+NIGHT_SECONDS = 300.0
+ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
+
+
+@dataclass(frozen=True)
+class Night:
+    """One row of the table at the end."""
+
+    night: str
+    run: str
+    candidate: str
+    champion: str
+    verdict: str
+    version: str
+    stage: str
+    serves: str
+
+
+class Progress:
+    """Lines with the seconds since the start: readable in a terminal and in a log."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._start = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        self._console.print(f"[dim]{time.monotonic() - self._start:6.1f} s[/dim]  {text}", highlight=False)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+class Demo:
+    """The story, told by real servers."""
+
+    def __init__(self, stack: Stack, say: Say, console: Console) -> None:
+        self.stack = stack
+        self.say = say
+        self.console = console
+        self._seen: dict[tuple[str, str, str], str] = {}
+
+    def run(self) -> list[Night]:
+        """From nothing to predictions."""
+        self._start_servers()
+        self._unpause()
+        self._backfill()
+        self._follow_nights()
+        self._follow_deployments()
+        nights = self._table()
+        self._predict()
+        return nights
+
+    def _start_servers(self) -> None:
+        self.say("starting MLflow, Airflow and the embedded cluster")
+        self.stack.start_mlflow()
+        self.stack.start_airflow()
+        self.stack.start_cluster()
+        self.say(f"cluster ready      KUBECONFIG={self.stack.kubeconfig}")
+        self.stack.wait_mlflow()
+        self.say(f"MLflow ready       {self.stack.mlflow_uri}")
+        self.stack.wait_airflow([NIGHTLY, DEPLOYMENT])
+        self.say(f"Airflow ready      {self.stack.airflow_uri}")
+
+    def _unpause(self) -> None:
+        for dag_id in (DEPLOYMENT, NIGHTLY):
+            _checked(self.stack.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False}))
+
+    def _backfill(self) -> None:
+        body = {
+            "dag_id": NIGHTLY,
+            "from_date": f"{FIRST_NIGHT}T00:00:00-04:00",
+            "to_date": f"{LAST_NIGHT}T23:59:00-04:00",
+            "max_active_runs": 1,
+        }
+        _checked(self.stack.api("POST", "/backfills", json=body))
+        self.say(f"Airflow schedules the nights from {FIRST_NIGHT} to {LAST_NIGHT}")
+
+    def _follow_nights(self) -> None:
+        expected = (LAST_NIGHT - FIRST_NIGHT).days + 1
+        with _deadline(NIGHT_SECONDS * expected, "the nights were not over", self.stack) as check:
+            while True:
+                runs = self._runs(NIGHTLY)
+                for run in runs:
+                    self._say_tasks(NIGHTLY, run)
+                if len(runs) == expected and all(run["state"] in ENDED for run in runs):
+                    break
+                self._say_deployments()
+                check()
+        failed = [run["dag_run_id"] for run in runs if run["state"] != "success"]
+        if failed:
+            raise StackError(f"these nights failed: {', '.join(failed)}\n{self._failures(NIGHTLY, failed)}")
+
+    def _follow_deployments(self) -> None:
+        wanted = self._production_version()
+        with _deadline(NIGHT_SECONDS, "the deployment was not over", self.stack) as check:
+            while self._serving() != wanted or any(
+                run["state"] not in ENDED for run in self._runs(DEPLOYMENT)
+            ):
+                self._say_deployments()
+                failed = [r["dag_run_id"] for r in self._runs(DEPLOYMENT) if r["state"] == "failed"]
+                if failed:
+                    raise StackError(f"the deployment failed\n{self._failures(DEPLOYMENT, failed)}")
+                check()
+        self._say_deployments()
+
+    def _predict(self) -> None:
+        service = self._service()
+        if service is None:
+            raise StackError(f"no endpoint {MODEL} came up")
+        address = f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
+        day = LAST_NIGHT + timedelta(days=1)
+        self.say(f"predictions for flights of {day} from {address}/invocations")
+        command = [sys.executable, "-m", "airline_delay.predict", "--url", address, "--day", str(day)]
+        environment = {**base_environment(), "PYTHONPATH": str(ROOT / "dags")}
+        subprocess.run(command, env=environment, check=True)
+
+    # What Airflow says.
+
+    def _runs(self, dag_id: str) -> list[dict[str, Any]]:
+        answer = _checked(self.stack.api("GET", f"/dags/{dag_id}/dagRuns", params={"order_by": "run_after"}))
+        runs: list[dict[str, Any]] = answer["dag_runs"]
+        return sorted(runs, key=lambda run: run.get("logical_date") or run["run_after"])
+
+    def _tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        answer = _checked(self.stack.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances"))
+        tasks: list[dict[str, Any]] = answer["task_instances"]
+        return sorted(tasks, key=lambda task: task.get("start_date") or "9999")
+
+    def _say_tasks(self, dag_id: str, run: dict[str, Any]) -> None:
+        run_id = run["dag_run_id"]
+        if self._seen.get((dag_id, run_id, "")) in ENDED:
+            return
+        for task in self._tasks(dag_id, run_id):
+            key, state = (dag_id, run_id, task["task_id"]), task["state"]
+            if state in {"running", "deferred", *ENDED} and self._seen.get(key) != state:
+                if not (state == "running" and self._seen.get(key) == "deferred"):
+                    self.say(f"{_label(dag_id, run)}  {task['task_id']:<9} {_coloured(state)}")
+                self._seen[key] = state
+        self._seen[(dag_id, run_id, "")] = run["state"]
+
+    def _say_deployments(self) -> None:
+        for run in self._runs(DEPLOYMENT):
+            self._say_tasks(DEPLOYMENT, run)
+
+    def _failures(self, dag_id: str, run_ids: list[str]) -> str:
+        texts = []
+        for run_id in run_ids:
+            for task in self._tasks(dag_id, run_id):
+                if task["state"] == "failed":
+                    folder = self.stack.directory / "airflow" / "logs" / f"dag_id={dag_id}"
+                    logs = sorted(folder.glob(f"run_id={run_id}/task_id={task['task_id']}/*.log"))
+                    texts += [f"{task['task_id']}:\n{tail(logs[-1])}"] if logs else []
+        return "\n".join(texts)
+
+    # What MLflow and the cluster say.
+
+    def _mlflow(self, path: str, **params: str) -> dict[str, Any]:
+        return _checked(
+            httpx.get(f"{self.stack.mlflow_uri}/api/2.0/mlflow/{path}", params=params, timeout=30)
+        )
+
+    def _versions(self) -> list[dict[str, Any]]:
+        found = self._mlflow("model-versions/search", filter=f"name='{MODEL}'").get("model_versions", [])
+        return sorted(found, key=lambda version: int(version["version"]))
+
+    def _production_version(self) -> str | None:
+        held = [v["version"] for v in self._versions() if v["current_stage"] == "Production"]
+        return str(held[-1]) if held else None
+
+    def _service(self) -> dict[str, Any] | None:
+        config = yaml.safe_load(self.stack.kubeconfig.read_text())
+        server = config["clusters"][0]["cluster"]["server"]
+        token = config["users"][0]["user"]["token"]
+        answer = httpx.get(
+            f"{server}/api/v1/namespaces/default/services/{MODEL}",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=30,
+        )
+        return None if answer.status_code == 404 else _checked(answer)
+
+    def _serving(self) -> str | None:
+        service = self._service()
+        if service is None:
+            return None
+        version: str | None = service["spec"]["selector"].get("nighttrain.dev/version")
+        return version
+
+    def _table(self) -> list[Night]:
+        serving = self._serving()
+        rows = [self._row(version, serving) for version in self._versions()]
+        table = Table(title="What the nights brought (error: mean absolute error in minutes)")
+        for column in ("night", "run", "candidate", "champion", "verdict", "version", "stage", "serves"):
+            table.add_column(column, justify="right" if column in {"candidate", "champion"} else "left")
+        for row in rows:
+            table.add_row(*vars(row).values())
+        self.console.print()
+        self.console.print(table)
+        self.console.print()
+        return rows
+
+    def _row(self, version: dict[str, Any], serving: str | None) -> Night:
+        tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+        evaluation = tags.get("nighttrain.gate.evaluation_run")
+        metrics: dict[str, float] = {}
+        if evaluation:
+            run = self._mlflow("runs/get", run_id=evaluation)["run"]
+            metrics = {m["key"]: m["value"] for m in run["data"].get("metrics", [])}
+        return Night(
+            night=tags.get("nighttrain.data_interval_start", "?")[:10],
+            run=version["run_id"][:8],
+            candidate=_minutes(metrics.get("candidate.mae")),
+            champion=_minutes(metrics.get("champion.mae")),
+            verdict=tags.get("nighttrain.gate.verdict", "-"),
+            version=str(version["version"]),
+            stage=version["current_stage"],
+            serves="now" if str(version["version"]) == serving else "",
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 if the story was told to its end."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    if options.stop:
+        stopped = stop_left_running(HOME)
+        shutil.rmtree(HOME, ignore_errors=True)
+        console.print("stopped" if stopped else "nothing was left running")
+        return 0
+    if stop_left_running(HOME):
+        console.print("stopped what an earlier --keep left running")
+    shutil.rmtree(HOME, ignore_errors=True)
+    return _tell(console, keep=options.keep)
+
+
+def _tell(console: Console, *, keep: bool) -> int:
+    progress = Progress(console)
+    signal.signal(signal.SIGTERM, _interrupt)
+    stack = Stack(HOME, [ROOT / "dags"], [ROOT / "dags"])
+    try:
+        Demo(stack, progress, console).run()
+    except (StackError, httpx.HTTPError, subprocess.CalledProcessError) as error:
+        console.print(f"[red]the demo did not get to its end:[/red] {error}", highlight=False)
+        stack.stop()
+        console.print(f"what the servers wrote is in {stack.directory}")
+        return 1
+    except BaseException:
+        stack.stop()
+        shutil.rmtree(HOME, ignore_errors=True)
+        raise
+    if keep:
+        stack.leave_running()
+        _say_addresses(console, stack)
+        return 0
+    stack.stop()
+    shutil.rmtree(HOME, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        HOME.parent.rmdir()
+    progress("all servers stopped; ./run demo --keep leaves them running to look at")
+    return 0
+
+
+def _say_addresses(console: Console, stack: Stack) -> None:
+    console.print(
+        f"Left running:\n"
+        f"  Airflow   {stack.airflow_uri}   (no login)\n"
+        f"  MLflow    {stack.mlflow_uri}/#/models/{MODEL}\n"
+        f"  kubectl   --kubeconfig {stack.kubeconfig} get jobs,pods,deployments,services\n"
+        f"Stop it all with: ./run stop",
+        highlight=False,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
+    parser.add_argument("--stop", action="store_true", help="end what an earlier --keep left running")
+    return parser
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float, complaint: str, stack: Stack) -> Iterator[Any]:
+    """Gives a function that waits a moment and raises when a server died or the time is up."""
+    end = time.monotonic() + seconds
+
+    def check() -> None:
+        stack.check_alive()
+        if time.monotonic() > end:
+            raise StackError(f"{complaint} after {seconds:.0f} s")
+        time.sleep(1)
+
+    yield check
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _checked(answer: httpx.Response) -> dict[str, Any]:
+    if answer.is_error:
+        raise StackError(f"{answer.request.url.path} answered {answer.status_code}: {answer.text[:500]}")
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def _label(dag_id: str, run: dict[str, Any]) -> str:
+    if dag_id == NIGHTLY:
+        return f"night {str(run['logical_date'])[:10]}"
+    return "deployment      "
+
+
+def _coloured(state: str) -> str:
+    colour = {"success": "green", "failed": "red", "skipped": "yellow", "deferred": "magenta"}.get(state)
+    return f"[{colour}]{state}[/{colour}]" if colour else state
+
+
+def _minutes(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Airflow sensors, triggers, connections and assets."""

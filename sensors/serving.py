@@ -1,0 +1,106 @@
+"""Sensors for what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.errors import RolloutFailedError
+from nighttrain.sensors.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config
+from nighttrain.sensors.failures import failing_clearly
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from nighttrain.providers.serving.backends.base import EndpointStatus
+
+
+class EndpointReadySensor(BaseSensorOperator):
+    """Waits until an endpoint serves a version from all of its replicas.
+
+    Readiness is what the cluster reports, so the endpoint need not be reachable from Airflow. Returns the
+    endpoint's status: ``{"endpoint", "stable_version", "previous_version", "url", ...}``.
+
+    :param endpoint: the endpoint's name (templated)
+    :param version: the version it has to serve; any, if left out (templated)
+    :param namespace: the connection's, if left out (templated)
+    :param kubernetes_conn_id: connection of type ``kubernetes``
+    :param deferrable: wait in the triggerer (the default) or in the worker
+    """
+
+    template_fields: Sequence[str] = ("endpoint", "version", "namespace")
+    ui_color = "#fdf0d9"
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        version: str | int | None = None,
+        namespace: str | None = None,
+        kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
+        deferrable: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(**kwargs)
+        self.endpoint = endpoint
+        self.version = version
+        self.namespace = namespace
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.deferrable = deferrable
+
+    @property
+    def _version(self) -> str | None:
+        return None if self.version in (None, "") else str(self.version)
+
+    def execute(self, context: Context) -> Any:
+        if self.deferrable:
+            self._defer()
+        with failing_clearly():
+            return super().execute(context)
+
+    def _defer(self) -> None:
+        from nighttrain.sensors.triggers import EndpointTrigger
+
+        self.defer(
+            trigger=EndpointTrigger(
+                kubernetes_conn_id=self.kubernetes_conn_id,
+                namespace=self.namespace,
+                endpoint=self.endpoint,
+                version=self._version,
+                timeout_seconds=self.timeout,
+                serving_only=True,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """One look at the endpoint."""
+        from nighttrain.sensors.endpoints import describe, serves
+
+        status = run_sync(self._look())
+        if serves(status, self._version):
+            return PokeReturnValue(is_done=True, xcom_value=status.to_dict() if status else {})
+        self.log.info("%s: %s", self.endpoint, describe(status))
+        return PokeReturnValue(is_done=False)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Take over what the trigger saw."""
+        if not event["ready"]:
+            raise RolloutFailedError(event["error"])
+        status: dict[str, Any] = event["status"]
+        self.log.info("%s serves version %s at %s", self.endpoint, status["stable_version"], status["url"])
+        return status
+
+    async def _look(self) -> EndpointStatus | None:
+        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.sensors.endpoints import endpoint_status
+
+        async with shared_client(get_cluster_config(self.kubernetes_conn_id)) as client:
+            return await endpoint_status(client, self.namespace or client.namespace, self.endpoint)

@@ -1,0 +1,335 @@
+"""Every trigger: what a deferred task or an asset waits for in the triggerer.
+
+A trigger's arguments are a wire format: they hold connection ids, names and plain values, never credentials,
+and every wait can be started again from them (the state is in the cluster or in MLflow).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
+
+from nighttrain.providers.errors import ConfigurationError, NighttrainError, TrackingError
+from nighttrain.sensors.conditions import RegistryCondition
+from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, aget_cluster_config, aget_mlflow
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.outcome import Observation
+    from nighttrain.providers.registry.feed import Change
+
+# Looking takes MLflow about 10 ms, so one look in 5 s is 0.2 % of a server's time for each watched model,
+# and a transition waits 2.5 s on average.
+DEFAULT_POLL_SECONDS = 5.0
+
+
+class WorkloadTrigger(BaseTrigger):
+    """Waits for a workload's end and passes its lines on to the task's log while it runs.
+
+    The event is ``{"outcome": {...}}``, or ``{"error": sentence}`` when the cluster could not be asked.
+    """
+
+    def __init__(
+        self,
+        *,
+        kubernetes_conn_id: str,
+        workload: dict[str, Any],
+        startup_timeout_seconds: float,
+        get_logs: bool = True,
+        cancel_on_kill: bool = True,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.workload = workload
+        self.startup_timeout_seconds = startup_timeout_seconds
+        self.get_logs = get_logs
+        self.cancel_on_kill = cancel_on_kill
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "nighttrain.sensors.triggers.WorkloadTrigger",
+            {
+                "kubernetes_conn_id": self.kubernetes_conn_id,
+                "workload": self.workload,
+                "startup_timeout_seconds": self.startup_timeout_seconds,
+                "get_logs": self.get_logs,
+                "cancel_on_kill": self.cancel_on_kill,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.providers.kubernetes.follow import follow_to_end
+        from nighttrain.providers.kubernetes.workload import Workload
+
+        try:
+            config = await aget_cluster_config(self.kubernetes_conn_id)
+            async with shared_client(config) as client:
+                outcome = await follow_to_end(
+                    client,
+                    Workload.from_dict(self.workload),
+                    startup_timeout_seconds=self.startup_timeout_seconds,
+                    on_observation=self._say,
+                    on_line=self._log_line if self.get_logs else None,
+                )
+        except NighttrainError as error:
+            yield TriggerEvent({"error": str(error)})
+            return
+        yield TriggerEvent({"outcome": outcome.to_dict()})
+
+    async def on_kill(self) -> None:
+        """Somebody marked or cleared the task: no workload remains."""
+        if not self.cancel_on_kill:
+            return
+        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.providers.kubernetes.workload import Workload, cancel
+
+        config = await aget_cluster_config(self.kubernetes_conn_id)
+        async with shared_client(config) as client:
+            await cancel(client, Workload.from_dict(self.workload))
+
+    def _say(self, observation: Observation) -> None:
+        self.log.info("%s: %s", self.workload["name"], observation.detail)
+
+    def _log_line(self, line: str) -> None:
+        self.log.info("[%s] %s", self.workload["name"], line)
+
+
+class EndpointTrigger(BaseTrigger):
+    """Waits until a version is ready behind an endpoint, or cannot become so.
+
+    The event is ``{"ready": True}``, or ``{"ready": False, "error": sentence}``.
+    """
+
+    def __init__(
+        self,
+        *,
+        kubernetes_conn_id: str,
+        namespace: str | None,
+        endpoint: str,
+        version: str | None,
+        timeout_seconds: float,
+        serving_only: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.namespace = namespace
+        self.endpoint = endpoint
+        self.version = version
+        self.timeout_seconds = timeout_seconds
+        self.serving_only = serving_only
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "nighttrain.sensors.triggers.EndpointTrigger",
+            {
+                "kubernetes_conn_id": self.kubernetes_conn_id,
+                "namespace": self.namespace,
+                "endpoint": self.endpoint,
+                "version": self.version,
+                "timeout_seconds": self.timeout_seconds,
+                "serving_only": self.serving_only,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from nighttrain.providers.kubernetes.client import shared_client
+
+        try:
+            config = await aget_cluster_config(self.kubernetes_conn_id)
+            async with shared_client(config) as client:
+                status = await self._wait(client)
+        except NighttrainError as error:
+            yield TriggerEvent({"ready": False, "error": str(error)})
+            return
+        yield TriggerEvent({"ready": True, "status": status})
+
+    async def _wait(self, client: ClusterClient) -> dict[str, Any]:
+        from nighttrain.sensors.endpoints import wait_candidate_ready, wait_endpoint_serves
+
+        wait = wait_endpoint_serves if self.serving_only else wait_candidate_ready
+        return await wait(
+            client,
+            self.namespace or client.namespace,
+            self.endpoint,
+            self.version,
+            timeout_seconds=self.timeout_seconds,
+            on_progress=lambda text: self.log.info("%s: %s", self.endpoint, text),
+        )
+
+
+class MLflowAnswersTrigger(BaseTrigger):
+    """Waits until MLflow answers again, then passes ``event`` on: what waited is written then."""
+
+    def __init__(
+        self, *, mlflow_conn_id: str, event: dict[str, Any], poll_seconds: float = DEFAULT_POLL_SECONDS
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.mlflow_conn_id = mlflow_conn_id
+        self.event = event
+        self.poll_seconds = poll_seconds
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "nighttrain.sensors.triggers.MLflowAnswersTrigger",
+            {"mlflow_conn_id": self.mlflow_conn_id, "event": self.event, "poll_seconds": self.poll_seconds},
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from nighttrain.providers.tracking.client import MLflowClient
+
+        mlflow = await aget_mlflow(self.mlflow_conn_id)
+        async with MLflowClient(mlflow.config) as client:
+            while True:
+                try:
+                    await client.ping()
+                except TrackingError as error:
+                    self.log.warning("MLflow does not answer yet: %s", error)
+                    await asyncio.sleep(self.poll_seconds)
+                else:
+                    yield TriggerEvent(self.event)
+                    return
+
+
+class RegistryTrigger(BaseTrigger):
+    """Waits until a condition holds in the model registry.
+
+    The event is ``{"model_name", "version"}``. An outage of MLflow is waited out: the condition cannot be
+    judged meanwhile, and the task's own time-out bounds the wait.
+    """
+
+    def __init__(self, *, mlflow_conn_id: str, condition: dict[str, Any], poll_seconds: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.mlflow_conn_id = mlflow_conn_id
+        self.condition = condition
+        self.poll_seconds = poll_seconds
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "nighttrain.sensors.triggers.RegistryTrigger",
+            {
+                "mlflow_conn_id": self.mlflow_conn_id,
+                "condition": self.condition,
+                "poll_seconds": self.poll_seconds,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from nighttrain.providers.registry.models import ModelRegistry
+        from nighttrain.providers.tracking.client import MLflowClient
+
+        condition = RegistryCondition.from_dict(self.condition)
+        mlflow = await aget_mlflow(self.mlflow_conn_id)
+        async with MLflowClient(mlflow.config) as client:
+            registry = ModelRegistry(client)
+            while True:
+                try:
+                    found = await condition.holder(registry)
+                except TrackingError as error:
+                    self.log.warning("MLflow cannot be asked now, will look again: %s", error)
+                    found = None
+                if found is not None:
+                    yield TriggerEvent({"model_name": found.name, "version": found.version})
+                    return
+                await asyncio.sleep(self.poll_seconds)
+
+
+class ModelChangeTrigger(BaseEventTrigger):
+    """Feeds an asset: one event each time another version comes to hold a stage or an alias.
+
+    Level-triggered: what is compared is what is held now with what was announced last (kept in the asset's
+    state store), so that a transition made while the triggerer was down or the DAG was paused is announced
+    afterwards. An event whose announcement was not recorded is sent again: at least once, never lost.
+
+    The event is ``{"model_name", "kind", "key", "version", "previous_version", "noticed_at"}``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model_name: str,
+        stage: str | None = None,
+        alias: str | None = None,
+        mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
+        poll_seconds: float = DEFAULT_POLL_SECONDS,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if (stage is None) == (alias is None):
+            raise ConfigurationError("stage, alias", (stage, alias), "name exactly one of the two")
+        self.model_name = model_name
+        self.stage = stage
+        self.alias = alias
+        self.mlflow_conn_id = mlflow_conn_id
+        self.poll_seconds = poll_seconds
+        self._announced: dict[str, Any] | None = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "nighttrain.sensors.triggers.ModelChangeTrigger",
+            {
+                "model_name": self.model_name,
+                "stage": self.stage,
+                "alias": self.alias,
+                "mlflow_conn_id": self.mlflow_conn_id,
+                "poll_seconds": self.poll_seconds,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from nighttrain.providers.registry.feed import RegistryState, diff, read_state
+        from nighttrain.providers.registry.models import ModelRegistry
+        from nighttrain.providers.tracking.client import MLflowClient
+
+        mlflow = await aget_mlflow(self.mlflow_conn_id)
+        stored = await self._load()
+        announced = RegistryState.from_dict(stored) if stored else None
+        async with MLflowClient(mlflow.config) as client:
+            registry = ModelRegistry(client)
+            while True:
+                try:
+                    state = await read_state(registry, self.model_name)
+                except TrackingError as error:
+                    self.log.warning("MLflow cannot be asked now, will look again: %s", error)
+                else:
+                    for change in diff(announced, state):
+                        if self._concerns(change):
+                            yield TriggerEvent(self._event(change))
+                    if announced is None or state.to_dict() != announced.to_dict():
+                        announced = state
+                        await self._store(state.to_dict())
+                await asyncio.sleep(self.poll_seconds)
+
+    def _concerns(self, change: Change) -> bool:
+        kind, key = ("stage", self.stage) if self.stage is not None else ("alias", self.alias)
+        return change.kind == kind and change.key == key and change.version is not None
+
+    def _event(self, change: Change) -> dict[str, Any]:
+        from datetime import UTC, datetime
+
+        return {
+            "model_name": self.model_name,
+            "kind": change.kind,
+            "key": change.key,
+            "version": change.version,
+            "previous_version": change.previous,
+            "noticed_at": datetime.now(UTC).isoformat(),
+        }
+
+    @property
+    def _cursor_key(self) -> str:
+        return f"nighttrain.registry.{self.model_name}"
+
+    async def _load(self) -> dict[str, Any] | None:
+        if self.asset_state_store is None:
+            return self._announced
+        stored = await self.asset_state_store.aget(self._cursor_key)
+        return stored if isinstance(stored, dict) else None
+
+    async def _store(self, state: dict[str, Any]) -> None:
+        if self.asset_state_store is None:
+            self._announced = state
+        else:
+            await self.asset_state_store.aset(self._cursor_key, state)

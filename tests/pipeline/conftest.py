@@ -1,0 +1,115 @@
+"""A whole stack for the session: embedded cluster, MLflow server, Airflow with scheduler and triggerer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from nighttrain.providers.local.stack import Stack
+
+ROOT = Path(__file__).resolve().parents[2]
+DAG_IDS = ("stock_operators", "worker_killed", "exit_3", "cancelled", "sensing", "deploy_on_stage_transition")
+ENDED = {"success", "failed"}
+
+
+class Pipeline:
+    """What a test does to the stack, with clients that share no code with nighttrain's adapters."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+
+    # Airflow
+
+    def unpause(self, dag_id: str) -> None:
+        answer = self.stack.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
+        assert answer.status_code == 200, answer.text
+
+    def trigger(self, dag_id: str) -> str:
+        self.unpause(dag_id)
+        answer = self.stack.api("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["dag_run_id"])
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        return list(self.stack.api("GET", f"/dags/{dag_id}/dagRuns").json()["dag_runs"])
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        return dict(self.stack.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}").json())
+
+    def task(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+        return dict(self.stack.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}").json())
+
+    def finished(self, dag_id: str, run_id: str, seconds: float = 180) -> str:
+        """The state in which the DAG run ends."""
+        self.until(lambda: self.run(dag_id, run_id)["state"] in ENDED, seconds, f"{dag_id} {run_id} to end")
+        return str(self.run(dag_id, run_id)["state"])
+
+    def log(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """Everything that was logged for the task, every try and the triggerer's lines."""
+        folder = self.stack.directory / "airflow" / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"
+        files = sorted((folder / f"task_id={task_id}").iterdir())
+        return "\n".join(file.read_text(errors="replace") for file in files)
+
+    def until(self, condition: Callable[[], Any], seconds: float, what: str) -> Any:
+        """Poll a condition: the servers are other processes."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self.stack.check_alive()
+            found = condition()
+            if found:
+                return found
+            assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+            time.sleep(0.25)
+
+    # The cluster
+
+    def kubernetes(self, path: str) -> dict[str, Any]:
+        config = yaml.safe_load(self.stack.kubeconfig.read_text())
+        server, token = config["clusters"][0]["cluster"]["server"], config["users"][0]["user"]["token"]
+        answer = httpx.get(f"{server}{path}", headers={"Authorization": f"Bearer {token}"})
+        return dict(answer.json())
+
+    def jobs(self, dag_id: str) -> list[dict[str, Any]]:
+        label = f"nighttrain.dev/dag-id={dag_id}"
+        path = f"/apis/batch/v1/namespaces/default/jobs?labelSelector={label}"
+        return list(self.kubernetes(path)["items"])
+
+    # MLflow
+
+    def mlflow(self, method: str, path: str, **body: Any) -> dict[str, Any]:
+        url = f"{self.stack.mlflow_uri}/api/2.0/mlflow/{path}"
+        given = {"params": body} if method == "GET" else {"json": body}
+        answer = httpx.request(method, url, timeout=30, **given)
+        assert answer.is_success, answer.text
+        return dict(answer.json())
+
+    def mlflow_runs(self, experiment: str) -> list[dict[str, Any]]:
+        found = self.mlflow("GET", "experiments/get-by-name", experiment_name=experiment)["experiment"]
+        body = {"experiment_ids": [found["experiment_id"]]}
+        return list(self.mlflow("POST", "runs/search", **body).get("runs", []))
+
+    def versions(self, model: str) -> list[dict[str, Any]]:
+        return list(
+            self.mlflow("GET", "model-versions/search", filter=f"name='{model}'").get("model_versions", [])
+        )
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    directory = tmp_path_factory.mktemp("stack")
+    stack = Stack(directory, [ROOT / "dags", Path(__file__).parent / "dags"], [ROOT / "dags"])
+    try:
+        stack.start_mlflow()
+        stack.start_airflow()
+        stack.start_cluster()
+        stack.wait_mlflow()
+        stack.wait_airflow(DAG_IDS)
+        yield Pipeline(stack)
+    finally:
+        stack.stop()

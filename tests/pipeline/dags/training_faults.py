@@ -1,0 +1,55 @@
+"""Trainings that something happens to."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG
+
+from nighttrain.operators.registry import RegisterModelOperator
+from nighttrain.operators.training import TrainingJobOperator
+
+# Prints, waits until the test has killed the worker (the Job goes on meanwhile), then logs a real model.
+SLOW = """
+import sys, time
+print("training started", flush=True)
+time.sleep(12)
+import mlflow
+class Constant(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input, params=None):
+        return [1.0] * len(model_input)
+with mlflow.start_run():
+    mlflow.log_metric("mae", 1.0)
+    mlflow.pyfunc.log_model(name="model", python_model=Constant(), pip_requirements=["mlflow"])
+print("training done", flush=True)
+"""
+EXIT_3 = "import sys; print('the data are gone', flush=True); sys.exit(3)"
+
+with DAG(dag_id="worker_killed", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    train = TrainingJobOperator(
+        task_id="train",
+        image="localhost/python:3.11",
+        cmds=["python3", "-c"],
+        arguments=[SLOW],
+        deferrable=False,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+    )
+    train >> RegisterModelOperator(
+        task_id="register", model_name="worker-killed", run_id=train.output["run_id"]
+    )
+
+with DAG(dag_id="exit_3", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    train = TrainingJobOperator(
+        task_id="train", image="localhost/python:3.11", cmds=["python3", "-c"], arguments=[EXIT_3]
+    )
+    train >> RegisterModelOperator(task_id="register", model_name="exit-3", run_id=train.output["run_id"])
+
+with DAG(dag_id="cancelled", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    TrainingJobOperator(
+        task_id="train",
+        image="localhost/python:3.11",
+        cmds=["python3", "-c"],
+        arguments=["import time; print('waiting', flush=True); time.sleep(600)"],
+        termination_grace_period=1,
+    )

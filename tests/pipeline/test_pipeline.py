@@ -1,0 +1,228 @@
+"""nighttrain in a real Airflow: scheduler, triggerer, killed workers, clients nobody here wrote."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from datetime import UTC, datetime
+from pathlib import Path
+from subprocess import run
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Pipeline
+
+pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(420)]
+
+
+def test_stock_pod_operator_runs_to_success_and_to_failure(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("stock_operators")
+    assert pipeline.finished("stock_operators", run_id) == "failed"
+    states = {
+        task: pipeline.task("stock_operators", run_id, task)["state"]
+        for task in ("succeeds_blocking", "succeeds_deferrable", "fails_blocking", "fails_deferrable")
+    }
+    assert states == {
+        "succeeds_blocking": "success",
+        "succeeds_deferrable": "success",
+        "fails_blocking": "failed",
+        "fails_deferrable": "failed",
+    }
+    assert "it ran" in pipeline.log("stock_operators", run_id, "succeeds_blocking")
+    phases = sorted(
+        pod["status"]["phase"]
+        for pod in pipeline.kubernetes("/api/v1/namespaces/default/pods")["items"]
+        if pod["metadata"]["labels"].get("dag_id") == "stock_operators"
+    )
+    assert phases == ["Failed", "Failed", "Succeeded", "Succeeded"]
+
+
+def test_worker_killed_in_mid_training_leaves_one_job_one_run_one_version(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("worker_killed")
+
+    def training() -> int | None:
+        task = pipeline.task("worker_killed", run_id, "train")
+        logged = task["state"] == "running" and "training started" in pipeline.log(
+            "worker_killed", run_id, "train"
+        )
+        return task["pid"] if logged else None
+
+    pid = pipeline.until(training, 90, "the training to start in the worker")
+    os.kill(pid, signal.SIGKILL)
+
+    assert pipeline.finished("worker_killed", run_id) == "success"
+    assert pipeline.task("worker_killed", run_id, "train")["try_number"] == 2
+    assert "Adopted Job" in pipeline.log("worker_killed", run_id, "train")
+    (job,) = pipeline.jobs("worker_killed")
+    assert job["status"]["succeeded"] == 1
+    children = [r for r in pipeline.mlflow_runs("worker_killed") if _tags(r).get("mlflow.parentRunId")]
+    (child,) = children
+    assert child["info"]["status"] == "FINISHED"
+    (version,) = pipeline.versions("worker-killed")
+    assert version["run_id"] == child["info"]["run_id"]
+    lineage = _tags(version)
+    assert lineage["nighttrain.job_uid"] == job["metadata"]["uid"]
+    assert lineage["nighttrain.run_id"] == run_id
+    assert len(lineage["nighttrain.artifact.sha256"]) == 64
+
+
+def test_exit_code_3_fails_the_task_with_its_last_lines(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("exit_3")
+    assert pipeline.finished("exit_3", run_id) == "failed"
+    log = pipeline.log("exit_3", run_id, "train")
+    assert "exit code 3" in log
+    assert "the data are gone" in log
+    assert pipeline.task("exit_3", run_id, "register")["state"] == "upstream_failed"
+    statuses = {
+        bool(_tags(r).get("mlflow.parentRunId")): r["info"]["status"] for r in _runs(pipeline, "exit_3")
+    }
+    assert statuses == {True: "FAILED", False: "FAILED"}
+    assert pipeline.versions("exit-3") == []
+
+
+def test_marking_a_deferred_training_as_failed_removes_its_workload(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("cancelled")
+    pipeline.until(
+        lambda: (
+            pipeline.task("cancelled", run_id, "train")["state"] == "deferred"
+            and any(job["status"].get("ready") for job in pipeline.jobs("cancelled"))
+        ),
+        90,
+        "the training to run while its task is deferred",
+    )
+    answer = pipeline.stack.api(
+        "PATCH",
+        f"/dags/cancelled/dagRuns/{run_id}/taskInstances/train",
+        json={"new_state": "failed"},
+    )
+    assert answer.status_code == 200, answer.text
+    pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
+
+
+def test_registry_sensors_see_what_somebody_does_in_mlflow(pipeline: Pipeline, model_by_hand: Any) -> None:
+    run_id = pipeline.trigger("sensing")
+    pipeline.until(
+        lambda: pipeline.task("sensing", run_id, "version_deferred")["state"] == "deferred",
+        60,
+        "the deferral",
+    )
+    version = model_by_hand("sensed")
+    pipeline.mlflow("POST", "registered-models/alias", name="sensed", alias="champion", version=version)
+    pipeline.mlflow(
+        "POST",
+        "model-versions/transition-stage",
+        name="sensed",
+        version=version,
+        stage="Production",
+        archive_existing_versions=False,
+    )
+    assert pipeline.finished("sensing", run_id) == "success"
+
+
+def test_stage_transition_by_hand_deploys_that_version(pipeline: Pipeline, model_by_hand: Any) -> None:
+    """With MLflow's own client: the deployment DAG runs, and the endpoint serves that version."""
+    first, second = model_by_hand("airline-delay", answer=1.0), model_by_hand("airline-delay", answer=2.0)
+    pipeline.unpause("deploy_on_stage_transition")
+
+    moved = _transition(pipeline.stack.mlflow_uri, "airline-delay", first)
+    run_one = pipeline.until(lambda: pipeline.runs("deploy_on_stage_transition"), 60, "the first DAG run")[0]
+    assert pipeline.finished("deploy_on_stage_transition", run_one["dag_run_id"], 240) == "success"
+    assert _predict(pipeline) == [1.0]
+
+    moved = _transition(pipeline.stack.mlflow_uri, "airline-delay", second)
+    run_two = pipeline.until(
+        lambda: [r for r in pipeline.runs("deploy_on_stage_transition") if r != run_one and _after(r, moved)],
+        60,
+        "the second DAG run",
+    )[0]
+    pipeline.until(
+        lambda: pipeline.run("deploy_on_stage_transition", run_two["dag_run_id"])["start_date"],
+        60,
+        "its start",
+    )
+    started = pipeline.run("deploy_on_stage_transition", run_two["dag_run_id"])["start_date"]
+    seconds = (datetime.fromisoformat(started) - moved).total_seconds()
+    print(f"\nfrom the stage transition to the DAG run's start: {seconds:.1f} s")
+    assert pipeline.finished("deploy_on_stage_transition", run_two["dag_run_id"], 240) == "success"
+    assert _predict(pipeline) == [2.0]
+    service = pipeline.kubernetes("/api/v1/namespaces/default/services/airline-delay")
+    assert service["spec"]["selector"]["nighttrain.dev/version"] == second
+
+
+def _after(dag_run: dict[str, Any], moment: datetime) -> bool:
+    return datetime.fromisoformat(dag_run["run_after"]) >= moment
+
+
+def _runs(pipeline: Pipeline, experiment: str) -> list[dict[str, Any]]:
+    return pipeline.mlflow_runs(experiment)
+
+
+def _tags(thing: dict[str, Any]) -> dict[str, str]:
+    tags = thing["data"]["tags"] if "data" in thing else thing.get("tags", [])
+    return {tag["key"]: tag["value"] for tag in tags}
+
+
+def _predict(pipeline: Pipeline) -> Any:
+    service = pipeline.kubernetes("/api/v1/namespaces/default/services/airline-delay")
+    address = f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/invocations"
+    answer = httpx.post(address, json={"inputs": [[0.0]]}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["predictions"]
+
+
+def _transition(uri: str, model: str, version: str) -> datetime:
+    """MLflow's own client, in a process of its own: importing mlflow takes seconds and stays."""
+    code = f"""
+        import warnings; warnings.simplefilter("ignore")
+        from datetime import datetime, timezone
+        from mlflow import MlflowClient
+        client = MlflowClient({uri!r})
+        before = datetime.now(timezone.utc)
+        client.transition_model_version_stage(
+            {model!r}, {version!r}, "Production", archive_existing_versions=True
+        )
+        print("moved", before.isoformat())
+    """
+    done = run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("moved "))
+    return datetime.fromisoformat(line.split()[1]).astimezone(UTC)
+
+
+@pytest.fixture
+def model_by_hand(pipeline: Pipeline, tmp_path: Path) -> Any:
+    """Logs and registers a real model as a person would, with MLflow's own client; gives its version."""
+
+    def make(name: str, answer: float = 1.0) -> str:
+        code = f"""
+            import mlflow
+            mlflow.set_tracking_uri({pipeline.stack.mlflow_uri!r})
+            mlflow.set_experiment("by-hand")
+            class Constant(mlflow.pyfunc.PythonModel):
+                def predict(self, context, model_input, params=None):
+                    return [{answer}] * len(model_input)
+            with mlflow.start_run():
+                info = mlflow.pyfunc.log_model(
+                    name="model", python_model=Constant(), pip_requirements=["mlflow"],
+                    registered_model_name={name!r},
+                )
+            print("version", info.registered_model_version)
+        """
+        done = run(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        )
+        assert done.returncode == 0, done.stderr
+        line = next(line for line in done.stdout.splitlines() if line.startswith("version "))
+        return line.split()[1]
+
+    return make
