@@ -13,14 +13,13 @@ from airflow.sdk import BaseOperatorLink
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator, Context
 
-XCOM_KEY = "nighttrain_links"
+XCOM_PREFIX = "nighttrain_link_"
 
 
-def remember_links(context: Context, **links: str | None) -> None:
-    """Add addresses to those that the task's links show."""
-    ti = context["ti"]
-    known = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=XCOM_KEY) or {}
-    ti.xcom_push(key=XCOM_KEY, value={**known, **{name: url for name, url in links.items() if url}})
+def remember_links(context: Context, **links: str) -> None:
+    """Keep the addresses that the task's links show; the names are those of the links' ``kind``."""
+    for kind, url in links.items():
+        context["ti"].xcom_push(key=XCOM_PREFIX + kind, value=url)
 
 
 class _RememberedLink(BaseOperatorLink):
@@ -28,8 +27,10 @@ class _RememberedLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """The remembered address, or an empty string where there is none yet."""
-        known = ti_key.xcom_pull(task_ids=ti_key.task_id, map_indexes=ti_key.map_index, key=XCOM_KEY)
-        return str((known or {}).get(self.kind, ""))
+        url = ti_key.xcom_pull(
+            task_ids=ti_key.task_id, map_indexes=ti_key.map_index, key=XCOM_PREFIX + self.kind
+        )
+        return str(url or "")
 
 
 class MLflowRunLink(_RememberedLink):

@@ -9,7 +9,7 @@ from airflow.sdk import BaseOperator
 
 from nighttrain.operators import context as task_context
 from nighttrain.operators.clients import open_registry
-from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, remember_links
+from nighttrain.operators.links import ModelVersionLink, remember_links
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import (
     ConfigurationError,
@@ -35,7 +35,7 @@ VERDICT_KEY = "verdict"
 class _RegistryOperator(BaseOperator):
     """An operator that speaks to MLflow and finishes in the worker: a handful of requests."""
 
-    operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), ModelVersionLink())
+    operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(),)
     ui_color = "#e8f1fb"
 
     def __init__(self, *, mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID, **kwargs: Any) -> None:

@@ -162,7 +162,7 @@ class Cancelled(WorkloadFailedError):
 
 
 class Rejected(WorkloadFailedError):
-    """The pod can never start as it is written: a ConfigMap, Secret or command is missing, or it is refused."""
+    """The pod can never start as it is written: something it names is missing, or it is refused."""
 
 
 class UnknownOutcome(WorkloadFailedError):

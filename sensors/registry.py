@@ -59,10 +59,15 @@ class _RegistrySensor(BaseSensorOperator):
         )
 
     def execute(self, context: Context) -> Any:
-        if self.deferrable:
-            self._defer()
+        if not self.deferrable:
+            with failing_clearly():
+                return super().execute(context)
         with failing_clearly():
-            return super().execute(context)
+            now = self.poke(context)
+        if now.is_done:
+            return now.xcom_value
+        self._defer()
+        return None
 
     def _defer(self) -> None:
         with failing_clearly():

@@ -7,6 +7,7 @@ and every wait can be started again from them (the state is in the cluster or in
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,21 @@ if TYPE_CHECKING:
 # Looking takes MLflow about 10 ms, so one look in 5 s is 0.2 % of a server's time for each watched model,
 # and a transition waits 2.5 s on average.
 DEFAULT_POLL_SECONDS = 5.0
+
+# A scheduler that hears of the deferring process's end only after the task has been resumed takes the resumed
+# task for a killed one, and fails it. An event is therefore not sent in a trigger's first seconds; three are
+# more than the executor's report took on a machine with all cores busy.
+SETTLE_SECONDS = 3.0
+
+
+class _Settling:
+    """Holds a trigger's event back until the executor has reported the deferring process's end."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    async def wait(self) -> None:
+        await asyncio.sleep(max(0.0, self._since + SETTLE_SECONDS - time.monotonic()))
 
 
 class WorkloadTrigger(BaseTrigger):
@@ -65,6 +81,8 @@ class WorkloadTrigger(BaseTrigger):
         from nighttrain.providers.kubernetes.follow import follow_to_end
         from nighttrain.providers.kubernetes.workload import Workload
 
+        settling = _Settling()
+        event: dict[str, Any]
         try:
             config = await aget_cluster_config(self.kubernetes_conn_id)
             async with shared_client(config) as client:
@@ -76,9 +94,11 @@ class WorkloadTrigger(BaseTrigger):
                     on_line=self._log_line if self.get_logs else None,
                 )
         except NighttrainError as error:
-            yield TriggerEvent({"error": str(error)})
-            return
-        yield TriggerEvent({"outcome": outcome.to_dict()})
+            event = {"error": str(error)}
+        else:
+            event = {"outcome": outcome.to_dict()}
+        await settling.wait()
+        yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
         """Somebody marked or cleared the task: no workload remains."""
@@ -138,14 +158,15 @@ class EndpointTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         from nighttrain.providers.kubernetes.client import shared_client
 
+        settling = _Settling()
         try:
             config = await aget_cluster_config(self.kubernetes_conn_id)
             async with shared_client(config) as client:
-                status = await self._wait(client)
+                event = {"ready": True, "status": await self._wait(client)}
         except NighttrainError as error:
-            yield TriggerEvent({"ready": False, "error": str(error)})
-            return
-        yield TriggerEvent({"ready": True, "status": status})
+            event = {"ready": False, "error": str(error)}
+        await settling.wait()
+        yield TriggerEvent(event)
 
     async def _wait(self, client: ClusterClient) -> dict[str, Any]:
         from nighttrain.sensors.endpoints import wait_candidate_ready, wait_endpoint_serves
@@ -181,6 +202,7 @@ class MLflowAnswersTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         from nighttrain.providers.tracking.client import MLflowClient
 
+        settling = _Settling()
         mlflow = await aget_mlflow(self.mlflow_conn_id)
         async with MLflowClient(mlflow.config) as client:
             while True:
@@ -190,6 +212,7 @@ class MLflowAnswersTrigger(BaseTrigger):
                     self.log.warning("MLflow does not answer yet: %s", error)
                     await asyncio.sleep(self.poll_seconds)
                 else:
+                    await settling.wait()
                     yield TriggerEvent(self.event)
                     return
 
@@ -221,6 +244,7 @@ class RegistryTrigger(BaseTrigger):
         from nighttrain.providers.registry.models import ModelRegistry
         from nighttrain.providers.tracking.client import MLflowClient
 
+        settling = _Settling()
         condition = RegistryCondition.from_dict(self.condition)
         mlflow = await aget_mlflow(self.mlflow_conn_id)
         async with MLflowClient(mlflow.config) as client:
@@ -232,6 +256,7 @@ class RegistryTrigger(BaseTrigger):
                     self.log.warning("MLflow cannot be asked now, will look again: %s", error)
                     found = None
                 if found is not None:
+                    await settling.wait()
                     yield TriggerEvent({"model_name": found.name, "version": found.version})
                     return
                 await asyncio.sleep(self.poll_seconds)

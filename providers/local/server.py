@@ -214,7 +214,14 @@ class EmbeddedCluster:
             controllers = Controllers(store, network)
             await controllers.start()
             stack.push_async_callback(controllers.stop)
-            kubelet = Kubelet(store, ImageTable(self._images), self.directory, network)
+            kubelet = Kubelet(
+                store,
+                ImageTable(self._images),
+                self.directory,
+                network,
+                # After a SIGKILL of this process the janitor removes the folder too, if it is ours.
+                remove=self.directory if self._own_directory else None,
+            )
             await kubelet.start()
             stack.push_async_callback(kubelet.stop)
             api.logs = kubelet
