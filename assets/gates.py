@@ -1,21 +1,28 @@
 """A gate as a blocking asset check: a worse model stops what depends on it."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster reads the annotations below as they are.
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
-from nighttrain.assets.workload import asset_step, consume, run_workload
+from nighttrain.assets.workload import (
+    PARTITION_TAG,
+    Arguments,
+    FinishedWorkload,
+    asset_step,
+    consume,
+    run_workload,
+    spec_for,
+)
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ConfigurationError, ModelVersionNotFoundError
+from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, ModelVersionNotFoundError
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
-    from nighttrain.providers.registry.gates import Verdict
+    from nighttrain.providers.registry.gates import Rule, Verdict
 
 CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
 CHAMPION_VARIABLE = "CHAMPION_MODEL_URI"
@@ -25,10 +32,11 @@ def model_gate_check(
     *,
     asset: dg.AssetsDefinition,
     model_name: str,
-    spec: WorkloadSpec,
-    rules: Sequence[str],
-    arguments: Sequence[str] | Callable[[Any], Sequence[str]] = (),
+    spec: "WorkloadSpec",
+    rules: Sequence["str | Rule"],
+    arguments: Arguments = (),
     champion_alias: str = "champion",
+    no_champion: Literal["accept", "reject", "inconclusive"] = "accept",
     experiment_name: str | None = None,
     name: str = "gate",
 ) -> dg.AssetChecksDefinition:
@@ -36,55 +44,77 @@ def model_gate_check(
 
     The container finds ``CANDIDATE_MODEL_URI`` and, where there is a champion, ``CHAMPION_MODEL_URI``, and
     logs metrics named ``candidate.<metric>`` and ``champion.<metric>``. Inconclusive counts as not passed,
-    and says so in the result's metadata.
+    and says so in the result's metadata. In a run of one partition, the newest version of that partition is
+    judged.
+
+    For declarative automation downstream use
+    ``AutomationCondition.eager() & AutomationCondition.all_deps_blocking_checks_passed()``: ``eager()`` alone
+    does not look at checks.
 
     :param asset: what :func:`nighttrain.assets.training.training_asset` returned
     :param spec: the container that scores
     :param rules: lines such as ``"mae <= champion.mae"``; all have to hold
     :param arguments: as for the training asset
+    :param champion_alias: no such alias, or an alias on the candidate itself: there is no champion yet
+    :param no_champion: what rules against the champion say then; by default the first model has nobody to
+        beat
+    :raises ConfigurationError: no rules, a rule that cannot be read, a name or alias that MLflow refuses
     """
-    from nighttrain.providers.registry.gates import judge, parse_rule
+    from nighttrain.providers.registry.gates import NO_CHAMPION, judge, parse_rules
+    from nighttrain.providers.registry.models import check_alias, check_name
 
-    parsed = [parse_rule(rule) for rule in rules]
-    if not parsed:
-        raise ConfigurationError("rules", rules, "without rules a gate accepts everything: give one or more")
+    parsed = parse_rules(rules)
+    check_name(model_name)
+    check_alias(champion_alias)
+    if no_champion not in NO_CHAMPION:
+        raise ConfigurationError("no_champion", no_champion, f"one of {', '.join(NO_CHAMPION)}")
 
-    @dg.asset_check(asset=asset, name=name, blocking=True)
+    @dg.asset_check(asset=asset, name=name, blocking=True, description="; ".join(r.text() for r in parsed))
     def gate(
         context: dg.AssetCheckExecutionContext, kubernetes: KubernetesResource, mlflow: MLflowResource
     ) -> dg.AssetCheckResult:
         candidate = _newest_version(context, asset.key)
         champion = run_sync(_champion(mlflow, model_name, champion_alias, candidate))
         environment = {CANDIDATE_VARIABLE: f"models:/{model_name}/{candidate}"}
+        params = {"candidate_version": candidate}
         if champion:
             environment[CHAMPION_VARIABLE] = f"models:/{model_name}/{champion}"
-        given = list(arguments(context) if callable(arguments) else arguments)
+            params["champion_version"] = champion
+        step = asset_step(context, f"{asset.key.to_python_identifier()}-{name}")
         finished = run_workload(
             context,
-            asset_step(context, f"{asset.key.path[-1]}-{name}"),
-            replace(spec, arguments=given) if given else spec,
+            step,
+            spec_for(context, spec, arguments),
             kubernetes=kubernetes,
             mlflow=mlflow,
             experiment_name=experiment_name or model_name,
             environment=environment,
+            params=params,
         )
-        measurements = run_sync(_measurements(finished.tracked, finished.started))
+        measured = run_sync(_measurements(finished))
         verdict = judge(
-            parsed, measurements.get("candidate", {}), measurements.get("champion") if champion else None
+            parsed,
+            measured.get("candidate", {}),
+            measured.get("champion", {}) if champion else None,
+            no_champion=no_champion,
         )
-        run_sync(_record(mlflow, model_name, candidate, verdict, finished.started.run_id))
+        context.log.info(verdict.table())
+        run_sync(_record(mlflow, model_name, candidate, verdict, finished, step.actor))
         consume(finished)
-        return _result(verdict, candidate, champion)
+        return _result(mlflow, model_name, verdict, finished, candidate=candidate, champion=champion)
 
     return gate
 
 
 def _newest_version(context: dg.AssetCheckExecutionContext, key: dg.AssetKey) -> str:
-    event = context.instance.get_latest_materialization_event(key)
-    materialization = event.asset_materialization if event else None
+    partition = context.run.tags.get(PARTITION_TAG)
+    wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+    records = context.instance.fetch_materializations(wanted, limit=1).records
+    materialization = records[0].asset_materialization if records else None
     if materialization is None or "version" not in materialization.metadata:
+        shown = f"{key.to_user_string()}, partition {partition}" if partition else key.to_user_string()
         raise ConfigurationError(
-            "asset", key.to_user_string(), "was never materialized by training_asset: materialize it first"
+            "asset", shown, "was never materialized by training_asset: materialize it first"
         )
     return str(materialization.metadata["version"].value)
 
@@ -93,41 +123,55 @@ async def _champion(mlflow: MLflowResource, model_name: str, alias: str, candida
     from nighttrain.providers.registry.models import ModelRegistry
 
     async with mlflow.client() as client:
+        registry = ModelRegistry(client)
+        await registry.get_version(model_name, candidate)
         try:
-            champion = await ModelRegistry(client).version_by_alias(model_name, alias)
-        except ModelVersionNotFoundError:
+            champion = await registry.version_by_alias(model_name, alias)
+        except (ModelNotFoundError, ModelVersionNotFoundError):
             return None
     return None if champion.version == candidate else champion.version
 
 
-async def _measurements(tracked: Any, started: Any) -> dict[str, dict[str, float]]:
+async def _measurements(finished: FinishedWorkload) -> dict[str, dict[str, float]]:
     from nighttrain.providers.registry.evaluation import group_measurements
 
-    return group_measurements((await tracked.run(started)).metrics)
+    return group_measurements((await finished.tracked.run(finished.started)).metrics)
 
 
 async def _record(
-    mlflow: MLflowResource, model_name: str, version: str, verdict: Verdict, run_id: str
+    mlflow: MLflowResource,
+    model_name: str,
+    version: str,
+    verdict: "Verdict",
+    finished: FinishedWorkload,
+    actor: str,
 ) -> None:
     from nighttrain.providers.registry.evaluation import verdict_tags
     from nighttrain.providers.registry.models import ModelRegistry
 
     async with mlflow.client() as client:
-        await ModelRegistry(client).set_tags(
-            model_name, version, verdict_tags(verdict, evaluation_run=run_id, actor="dagster")
-        )
+        tags = verdict_tags(verdict, evaluation_run=finished.started.run_id, actor=actor)
+        await ModelRegistry(client).set_tags(model_name, version, tags)
 
 
-def _result(verdict: Verdict, candidate: str, champion: str | None) -> dg.AssetCheckResult:
-    from nighttrain.providers.registry.gates import VerdictKind
-
-    return dg.AssetCheckResult(
-        passed=verdict.kind is VerdictKind.ACCEPTED,
-        description=verdict.summary(),
-        metadata={
-            "verdict": verdict.kind.value,
-            "candidate_version": candidate,
-            "champion_version": champion or "none",
-            "evidence": dg.MetadataValue.md(f"```\n{verdict.table()}\n```"),
-        },
-    )
+def _result(
+    mlflow: MLflowResource,
+    model_name: str,
+    verdict: "Verdict",
+    finished: FinishedWorkload,
+    *,
+    candidate: str,
+    champion: str | None,
+) -> dg.AssetCheckResult:
+    started = finished.started
+    metadata: dict[str, Any] = {
+        "verdict": verdict.kind.value,
+        "candidate_version": candidate,
+        "champion_version": champion or "none",
+        "version_page": dg.MetadataValue.url(mlflow.version_url(model_name, candidate)),
+        "evaluation_run_id": started.run_id,
+        "evaluation_run_page": dg.MetadataValue.url(mlflow.run_url(started.experiment_id, started.run_id)),
+        "evidence": dg.MetadataValue.md(f"```\n{verdict.table()}\n```"),
+        "measurements": dg.MetadataValue.json([item.to_dict() for item in verdict.evidence]),
+    }
+    return dg.AssetCheckResult(passed=verdict.accepted, description=verdict.summary(), metadata=metadata)

@@ -55,6 +55,11 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     credentials_secret: str | None = Field(
         default=None, description="Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods"
     )
+    retry_seconds: float = Field(
+        # As long as the tracking adapter's own default: MLflow restarts in that time.
+        default=45.0,
+        description="how long to go on asking an MLflow that does not answer",
+    )
 
     def tracking_config(self) -> TrackingConfig:
         """The same as the tracking adapter's configuration."""
@@ -67,6 +72,7 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             password=self.password,
             registry_uri=self.registry_uri,
             ca_certificate=self.ca_certificate,
+            retry_seconds=self.retry_seconds,
         )
 
     def client(self) -> MLflowClient:
@@ -76,13 +82,15 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return MLflowClient(self.tracking_config())
 
     def uri_for_pods(self) -> str:
-        """MLflow's address as the pods reach it."""
-        return (self.cluster_uri or self.tracking_uri).rstrip("/")
+        """MLflow's address as the pods reach it, without credentials: those belong into a Secret."""
+        return (self.cluster_uri or self.tracking_config().uri).rstrip("/")
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""
-        return f"{self.tracking_uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+        return f"{self.tracking_config().uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
 
     def version_url(self, model_name: str, version: str) -> str:
         """The version's page."""
-        return f"{self.tracking_uri.rstrip('/')}/#/models/{quote(model_name, safe='')}/versions/{version}"
+        config = self.tracking_config()
+        server = (config.registry_uri or config.uri).rstrip("/")
+        return f"{server}/#/models/{quote(model_name, safe='')}/versions/{version}"

@@ -1,48 +1,66 @@
 """A registered model's version as a Dagster asset: trained in a Job, tracked and registered in MLflow."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Dagster reads the annotations below as they are.
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
-from nighttrain.assets.workload import FinishedWorkload, asset_step, consume, run_workload
+from nighttrain.assets.workload import (
+    Arguments,
+    FinishedWorkload,
+    Parameters,
+    Step,
+    asset_step,
+    consume,
+    params_for,
+    run_workload,
+    spec_for,
+)
 from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.errors import RegistryError
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
     from nighttrain.providers.registry.models import ModelVersion
-
-Arguments = Sequence[str] | Callable[[Any], Sequence[str]]
 
 
 def training_asset(
     *,
     name: str,
     model_name: str,
-    spec: WorkloadSpec,
+    spec: "WorkloadSpec",
     arguments: Arguments = (),
+    parameters: Parameters | None = None,
     experiment_name: str | None = None,
     partitions_def: dg.PartitionsDefinition[Any] | None = None,
     group_name: str | None = None,
     key_prefix: Sequence[str] | None = None,
     deps: Sequence[dg.AssetKey | str] = (),
+    retry_policy: dg.RetryPolicy | None = None,
 ) -> dg.AssetsDefinition:
     """An asset whose materialization trains a model and registers it.
 
     Needs the resources ``kubernetes`` (:class:`KubernetesResource`) and ``mlflow`` (:class:`MLflowResource`).
     The materialization's metadata hold the run, the version, the artifact's digest, the Job and the image.
 
+    A step retry, and a re-execution of a run that died, adopt the workload that is there: one Job, one MLflow
+    run, one version. A re-execution of a materialization that is stored trains anew, as asked.
+
     :param name: the asset's name
     :param model_name: the registered model
     :param spec: the container, as for any workload
     :param arguments: the container's arguments, or a function that gives them from the execution context, for
         example ``lambda context: ["--as-of", context.partition_key]``
+    :param parameters: recorded as the run's parameters before the container starts; or a function, as above
     :param experiment_name: MLflow experiment; the model's name if left out
+    :raises ConfigurationError: the model's name is one that MLflow refuses
     """
+    from nighttrain.providers.registry.models import check_name
+
+    check_name(model_name)
 
     @dg.asset(
         name=name,
@@ -52,43 +70,55 @@ def training_asset(
         deps=list(deps),
         kinds={"mlflow", "kubernetes"},
         description=f"Versions of the registered model {model_name}",
+        retry_policy=retry_policy,
     )
     def train(
         context: dg.AssetExecutionContext, kubernetes: KubernetesResource, mlflow: MLflowResource
-    ) -> dg.MaterializeResult[Any]:
-        given = list(arguments(context) if callable(arguments) else arguments)
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        step = asset_step(context, context.asset_key.to_python_identifier())
         finished = run_workload(
             context,
-            asset_step(context, name),
-            replace(spec, arguments=given) if given else spec,
+            step,
+            spec_for(context, spec, arguments),
             kubernetes=kubernetes,
             mlflow=mlflow,
             experiment_name=experiment_name or model_name,
+            params=params_for(context, parameters or {}),
         )
-        version = run_sync(_register(mlflow, model_name, finished))
-        consume(finished)
-        return dg.MaterializeResult(
+        try:
+            version = run_sync(_register(mlflow, model_name, step, finished))
+        except RegistryError:
+            # The workload succeeded, its result is of no use: the next execution trains anew.
+            consume(finished)
+            raise
+        yield dg.MaterializeResult(
             metadata=_metadata(mlflow, version, finished), data_version=dg.DataVersion(version.version)
         )
+        # Dagster comes back for more once the materialization is stored: a crash before finds the attempt.
+        consume(finished)
 
     return train
 
 
-async def _register(mlflow: MLflowResource, model_name: str, finished: FinishedWorkload) -> ModelVersion:
+async def _register(
+    mlflow: MLflowResource, model_name: str, step: Step, finished: FinishedWorkload
+) -> "ModelVersion":
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.tracking.runs import RunTree
 
     async with mlflow.client() as client:
         run = await RunTree(client).get(finished.started.run_id)
         lineage = {key: value for key, value in run.tags.items() if key.startswith("nighttrain.")}
+        of = f", partition {step.partition_key}," if step.partition_key else ""
         return await ModelRegistry(client).register(
-            model_name, run_id=run.run_id, tags=lineage, description=f"Trained by Dagster run {run.name}"
+            model_name,
+            run_id=run.run_id,
+            tags=lineage,
+            description=f"Trained by Dagster: {step.name}{of} in run {step.run_id}",
         )
 
 
-def _metadata(mlflow: MLflowResource, version: ModelVersion, finished: FinishedWorkload) -> dict[str, Any]:
-    from nighttrain.providers.registry.artifacts import DIGEST_TAG
-
+def _metadata(mlflow: MLflowResource, version: "ModelVersion", finished: FinishedWorkload) -> dict[str, Any]:
     started = finished.started
     return {
         "model_name": version.name,
@@ -96,8 +126,10 @@ def _metadata(mlflow: MLflowResource, version: ModelVersion, finished: FinishedW
         "version_page": dg.MetadataValue.url(mlflow.version_url(version.name, version.version)),
         "run_id": started.run_id,
         "run_page": dg.MetadataValue.url(mlflow.run_url(started.experiment_id, started.run_id)),
-        "artifact_sha256": version.tags.get(DIGEST_TAG, ""),
+        "artifact_sha256": version.digest or "",
         "job": f"{started.workload.namespace}/{started.workload.name}",
+        "job_page": dg.MetadataValue.url(started.workload_url),
+        "attempt": started.workload.attempt,
         "image": finished.outcome.image or "",
         "image_digest": finished.outcome.image_id or "",
     }

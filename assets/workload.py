@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import dagster as dg
 
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.tracked_workload import TrackedWorkload, with_env
 
 if TYPE_CHECKING:
-    import dagster as dg
-
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
     from nighttrain.providers.kubernetes.outcome import Observation, Outcome
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
     from nighttrain.providers.tracked_workload import StartedWorkload
 
+Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
+Arguments = Sequence[str] | Callable[[Any], Sequence[str]]
+Parameters = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]]
+
 # Longer than any usual image pull; a queue's wait is not counted. The same as for Airflow.
 STARTUP_TIMEOUT_SECONDS = 600.0
+
+# The first that is set names the commit of the definitions' code. The same as for Airflow.
+COMMIT_VARIABLES = ("NIGHTTRAIN_COMMIT", "GIT_COMMIT", "GIT_SHA")
+
+PARTITION_TAG = "dagster/partition"
 
 
 @dataclass(frozen=True)
@@ -27,16 +37,27 @@ class Step:
     """Which step of which run: what identifies a workload.
 
     A re-execution keeps the first run's id as its root, so it finds what an earlier run left.
+
+    :param name: the step's own name in the run; two assets of one run never share it
+    :param retry_number: how often Dagster has retried the step in this run
+    :param interval: begin and end of the partition, where it is one of time; otherwise its key, twice
     """
 
     job_name: str
     root_run_id: str
     run_id: str
     name: str
-    partition_key: str | None
+    partition_key: str | None = None
+    retry_number: int = 0
+    interval: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def actor(self) -> str:
+        """Who does this, for tags."""
+        return f"dagster:{self.job_name}/{self.name}/{self.run_id}"
 
 
-def asset_step(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, name: str) -> Step:
+def asset_step(context: Context, name: str) -> Step:
     """The step that Dagster runs now."""
     run = context.run
     return Step(
@@ -44,7 +65,9 @@ def asset_step(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext
         root_run_id=run.root_run_id or run.run_id,
         run_id=run.run_id,
         name=name,
-        partition_key=run.tags.get("dagster/partition"),
+        partition_key=run.tags.get(PARTITION_TAG),
+        retry_number=context.op_execution_context.retry_number,
+        interval=_interval(context),
     )
 
 
@@ -58,7 +81,7 @@ class FinishedWorkload:
 
 
 def run_workload(
-    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext,
+    context: Context,
     step: Step,
     spec: WorkloadSpec,
     *,
@@ -70,17 +93,28 @@ def run_workload(
 ) -> FinishedWorkload:
     """Submit or adopt, wait with live lines, close the run.
 
-    The caller calls :func:`consume` once it has stored the result.
+    The caller calls :func:`consume` once it has stored the result. Where Dagster terminates the run, the
+    workload is removed and its MLflow run closed as KILLED; where the process dies, both stay for the
+    re-execution to find.
 
     :raises WorkloadFailedError: the workload ended without success; its run is closed
     """
     tracked = _tracked(step, spec, kubernetes, mlflow, experiment_name, environment or {}, params or {})
     tracked.spec.validate()
-    started, outcome = run_sync(_follow(context, tracked))
+    started = run_sync(tracked.start(log=context.log.info))
+    try:
+        outcome = run_sync(_follow(context, tracked, started))
+    except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
+        context.log.info(f"Terminated: removing Job {started.workload.namespace}/{started.workload.name}")
+        run_sync(tracked.cancel(started))
+        raise
+    run_sync(tracked.close(started, outcome))
+    finished = FinishedWorkload(tracked, started, outcome)
     if not outcome.succeeded:
-        run_sync(tracked.mark_consumed(started, outcome))
+        consume(finished)
         outcome.raise_for_failure()
-    return FinishedWorkload(tracked, started, outcome)
+    context.log.info(outcome.explain())
+    return finished
 
 
 def consume(finished: FinishedWorkload) -> None:
@@ -88,20 +122,44 @@ def consume(finished: FinishedWorkload) -> None:
     run_sync(finished.tracked.mark_consumed(finished.started, finished.outcome))
 
 
-async def _follow(context: Any, tracked: TrackedWorkload) -> tuple[StartedWorkload, Outcome]:
+def spec_for(context: Context, spec: WorkloadSpec, arguments: Arguments) -> WorkloadSpec:
+    """``spec`` with the arguments of this execution; without any, its own stay."""
+    given = list(arguments(context) if callable(arguments) else arguments)
+    return replace(spec, arguments=given) if given else spec
+
+
+def params_for(context: Context, parameters: Parameters) -> dict[str, str]:
+    """The MLflow run's parameters for this execution."""
+    given = parameters(context) if callable(parameters) else parameters
+    return {str(name): str(value) for name, value in given.items()}
+
+
+async def _follow(context: Context, tracked: TrackedWorkload, started: StartedWorkload) -> Outcome:
     def say(observation: Observation) -> None:
         context.log.info(observation.detail)
 
-    started = await tracked.start(log=context.log.info)
-    outcome = await tracked.follow(
+    return await tracked.follow(
         started,
         startup_timeout_seconds=STARTUP_TIMEOUT_SECONDS,
         on_observation=say,
         on_line=lambda line: context.log.info(f"[pod] {line}"),
     )
-    await tracked.close(started, outcome)
-    context.log.info(outcome.explain())
-    return started, outcome
+
+
+def _interval(context: Context) -> tuple[str | None, str | None]:
+    if not context.has_partition_key:
+        return None, None
+    try:
+        window = context.partition_time_window
+    except (dg.DagsterInvariantViolationError, ValueError):
+        # Not a partition of time, or a check without partitions in a run that has one.
+        key = context.run.tags.get(PARTITION_TAG)
+        return key, key
+    return window.start.isoformat(), window.end.isoformat()
+
+
+def _commit() -> str | None:
+    return next((os.environ[name] for name in COMMIT_VARIABLES if os.environ.get(name)), None)
 
 
 def _tracked(
@@ -141,7 +199,9 @@ def _tracked(
             dag_id=step.job_name,
             run_id=step.root_run_id,
             task_id=step.name,
-            data_interval_start=step.partition_key,
-            data_interval_end=step.partition_key,
+            try_number=step.retry_number + 1,
+            commit=_commit(),
+            data_interval_start=step.interval[0],
+            data_interval_end=step.interval[1],
         ),
     )

@@ -148,6 +148,8 @@ class RolloutModelOperator(BaseOperator):
             context["ti"].xcom_push(key=PINNED_KEY, value=pinned)
             remember_links(context, version=self._mlflow.version_url(self.model_name, pinned["version"]))
             changed = run_sync(self._start(context, pinned))
+            namespace = self.namespace or self._cluster.namespace or "default"
+            remember_links(context, endpoint=f"http://{self.endpoint}.{namespace}.svc:{self.port}")
         if changed and self.deferrable:
             self._defer(pinned)
         with failing_clearly():

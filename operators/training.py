@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.operators.clients import open_registry
 from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, WorkloadLink, remember_links
-from nighttrain.operators.workload import WorkloadOperator
+from nighttrain.operators.workload import Prepared, WorkloadOperator
 from nighttrain.providers.bridge import run_sync
 from nighttrain.sensors.connections import get_mlflow
+from nighttrain.sensors.failures import failing_clearly
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -46,10 +47,12 @@ class TrainingJobOperator(WorkloadOperator):
         super().__init__(**kwargs)
         self.parameters = parameters
 
-    def _prepare(self, context: Context) -> tuple[dict[str, str], dict[str, str]]:
-        return {}, {str(name): str(value) for name, value in (self.parameters or {}).items()}
+    def _prepare(self, context: Context) -> Prepared:
+        return Prepared(params={str(name): str(value) for name, value in (self.parameters or {}).items()})
 
-    async def _collect(self, tracked: TrackedWorkload, started: StartedWorkload) -> dict[str, Any]:
+    async def _collect(
+        self, tracked: TrackedWorkload, started: StartedWorkload, facts: dict[str, Any]
+    ) -> dict[str, Any]:
         models = await tracked.logged_models(started)
         return {"models": [{"model_id": m.model_id, "name": m.name, "status": m.status} for m in models]}
 
@@ -88,23 +91,21 @@ class EvaluateModelOperator(WorkloadOperator):
         self.version = version
         self.champion_alias = champion_alias
 
-    def _prepare(self, context: Context) -> tuple[dict[str, str], dict[str, str]]:
+    def _prepare(self, context: Context) -> Prepared:
         mlflow = get_mlflow(self.mlflow_conn_id)
-        pinned = context["ti"].xcom_pull(
-            task_ids=context["ti"].task_id, map_indexes=context["ti"].map_index, key="nighttrain_compared"
-        )
-        if pinned is None:
+        with failing_clearly():
             candidate, champion = run_sync(self._look_up(mlflow))
-            pinned = {"version": candidate.version, "champion": champion.version if champion else None}
-            context["ti"].xcom_push(key="nighttrain_compared", value=pinned)
-        remember_links(context, version=mlflow.version_url(self.model_name, pinned["version"]))
-        self._pinned = pinned
-        environment = {CANDIDATE_VARIABLE: f"models:/{self.model_name}/{pinned['version']}"}
-        params = {"candidate_version": pinned["version"]}
-        if pinned["champion"]:
-            environment[CHAMPION_VARIABLE] = f"models:/{self.model_name}/{pinned['champion']}"
-            params["champion_version"] = pinned["champion"]
-        return environment, params
+        remember_links(context, version=mlflow.version_url(self.model_name, candidate.version))
+        environment = {CANDIDATE_VARIABLE: candidate.uri}
+        params = {"candidate_version": candidate.version}
+        if champion is not None:
+            environment[CHAMPION_VARIABLE] = champion.uri
+            params["champion_version"] = champion.version
+        return Prepared(
+            environment,
+            params,
+            {"version": candidate.version, "champion_version": champion.version if champion else None},
+        )
 
     async def _look_up(self, mlflow: MLflowConnection) -> tuple[ModelVersion, ModelVersion | None]:
         from nighttrain.providers.errors import ModelVersionNotFoundError
@@ -117,13 +118,14 @@ class EvaluateModelOperator(WorkloadOperator):
                 return candidate, None
         return candidate, None if champion.version == candidate.version else champion
 
-    async def _collect(self, tracked: TrackedWorkload, started: StartedWorkload) -> dict[str, Any]:
+    async def _collect(
+        self, tracked: TrackedWorkload, started: StartedWorkload, facts: dict[str, Any]
+    ) -> dict[str, Any]:
         from nighttrain.providers.registry.evaluation import group_measurements
 
         run = await tracked.run(started)
         return {
             "model_name": self.model_name,
-            "version": self._pinned["version"],
-            "champion_version": self._pinned["champion"],
+            **facts,
             "measurements": group_measurements(run.metrics),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,13 +29,26 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.outcome import Observation, Outcome
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
     from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
-    from nighttrain.sensors.connections import MLflowConnection
 
 STARTED_KEY = "nighttrain_started"
 
 # Pulling a training image of several GB on a fresh node takes minutes; a wait of ten is more often a mistake
 # (a wrong name, a request no node can give) than a slow node. Waiting in a Kueue queue is not counted.
 DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What an operator found out before its workload starts.
+
+    :param environment: variables for the container
+    :param params: parameters of the run
+    :param facts: plain values that the task needs again when it is resumed by another process
+    """
+
+    environment: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class WorkloadOperator(BaseOperator):
@@ -166,14 +180,15 @@ class WorkloadOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         with failing_clearly():
-            tracked = self._tracked(context)
+            prepared = self._prepare(context)
+            tracked = self._tracked(context, prepared)
             started = run_sync(tracked.start(log=self.log.info))
-            self._remember(context, started, get_mlflow(self.mlflow_conn_id))
+            self._remember(context, started, prepared.facts)
         if self.deferrable:
             self._defer(started)
         with failing_clearly():
             outcome = run_sync(self._follow(tracked, started))
-            return self._finish(context, tracked, started, outcome)
+            return self._finish(context, tracked, started, outcome, prepared.facts)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Take over the outcome that the trigger saw."""
@@ -182,9 +197,10 @@ class WorkloadOperator(BaseOperator):
         if "error" in event:
             raise ClusterError(event["error"])
         with failing_clearly():
-            tracked, started = self._tracked(context), self._started(context)
+            tracked = self._tracked(context, Prepared())
+            started, facts = self._remembered(context)
             try:
-                return self._finish(context, tracked, started, Outcome.from_dict(event["outcome"]))
+                return self._finish(context, tracked, started, Outcome.from_dict(event["outcome"]), facts)
             except TrackingUnreachableError as error:
                 self.log.warning("The workload has ended; waiting for MLflow to write it down: %s", error)
         self._defer_until_mlflow_answers(event)
@@ -198,8 +214,8 @@ class WorkloadOperator(BaseOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             self.log.error("Timed out: cancelling the workload")
-            started = self._started(context)
-            run_sync(self._tracked(context).cancel(started))
+            started, _ = self._remembered(context)
+            run_sync(self._tracked(context, Prepared()).cancel(started))
             raise
 
     def on_kill(self) -> None:
@@ -211,22 +227,23 @@ class WorkloadOperator(BaseOperator):
 
     # What the two operators add.
 
-    def _prepare(self, context: Context) -> tuple[dict[str, str], dict[str, str]]:
-        """Environment variables for the container, and parameters of the run. May look things up."""
+    def _prepare(self, context: Context) -> Prepared:
+        """Look up what the container needs to know, once, before anything is created."""
         raise NotImplementedError
 
-    async def _collect(self, tracked: TrackedWorkload, started: StartedWorkload) -> dict[str, Any]:
+    async def _collect(
+        self, tracked: TrackedWorkload, started: StartedWorkload, facts: dict[str, Any]
+    ) -> dict[str, Any]:
         """What the task returns beside the run and the outcome."""
         raise NotImplementedError
 
     # The common part.
 
-    def _tracked(self, context: Context) -> TrackedWorkload:
+    def _tracked(self, context: Context, prepared: Prepared) -> TrackedWorkload:
         from nighttrain.providers.tracked_workload import TrackedWorkload
 
         mlflow = get_mlflow(self.mlflow_conn_id)
-        environment, params = self._prepare(context)
-        spec = self._spec(environment)
+        spec = self._spec(prepared.environment)
         spec.validate()
         ti = context["ti"]
         return TrackedWorkload(
@@ -240,7 +257,7 @@ class WorkloadOperator(BaseOperator):
             run_name=self.run_name or ti.task_id,
             parent_key=task_context.run_key(context, task=False),
             run_key=task_context.run_key(context),
-            params=params,
+            params=prepared.params,
             lineage=partial(task_context.lineage, context),
         )
 
@@ -323,7 +340,12 @@ class WorkloadOperator(BaseOperator):
             self._following = None
 
     def _finish(
-        self, context: Context, tracked: TrackedWorkload, started: StartedWorkload, outcome: Outcome
+        self,
+        context: Context,
+        tracked: TrackedWorkload,
+        started: StartedWorkload,
+        outcome: Outcome,
+        facts: dict[str, Any],
     ) -> dict[str, Any]:
         """Close the run, store the result, and only then mark the attempt as consumed: a crash in between
         finds the finished attempt again."""
@@ -340,26 +362,28 @@ class WorkloadOperator(BaseOperator):
             "attempt": started.workload.attempt,
             "image": outcome.image,
             "image_id": outcome.image_id,
-            **run_sync(self._collect(tracked, started)),
+            **run_sync(self._collect(tracked, started, facts)),
         }
         context["ti"].xcom_push(key="return_value", value=result)
         run_sync(tracked.mark_consumed(started, outcome))
         return result
 
-    def _remember(self, context: Context, started: StartedWorkload, mlflow: MLflowConnection) -> None:
-        context["ti"].xcom_push(key=STARTED_KEY, value=started.to_dict())
+    def _remember(self, context: Context, started: StartedWorkload, facts: dict[str, Any]) -> None:
+        mlflow = get_mlflow(self.mlflow_conn_id)
+        context["ti"].xcom_push(key=STARTED_KEY, value={**started.to_dict(), "facts": facts})
         remember_links(
             context,
             run=mlflow.run_url(started.experiment_id, started.run_id),
             workload=started.workload_url,
         )
 
-    def _started(self, context: Context) -> StartedWorkload:
+    def _remembered(self, context: Context) -> tuple[StartedWorkload, dict[str, Any]]:
         from nighttrain.providers.tracked_workload import StartedWorkload
 
         ti = context["ti"]
         stored = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=STARTED_KEY)
-        return StartedWorkload.from_dict(stored)
+        facts: dict[str, Any] = stored.pop("facts")
+        return StartedWorkload.from_dict(stored), facts
 
     def _say(self, observation: Observation) -> None:
         self.log.info("%s", observation.detail)

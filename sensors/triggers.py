@@ -26,20 +26,27 @@ if TYPE_CHECKING:
 # and a transition waits 2.5 s on average.
 DEFAULT_POLL_SECONDS = 5.0
 
-# A scheduler that hears of the deferring process's end only after the task has been resumed takes the resumed
-# task for a killed one, and fails it. An event is therefore not sent in a trigger's first seconds; three are
-# more than the executor's report took on a machine with all cores busy.
-SETTLE_SECONDS = 3.0
+# Beside the worker's own report: the executor's and the scheduler's loops take up to a second each.
+REPORT_SECONDS = 2.0
 
 
 class _Settling:
-    """Holds a trigger's event back until the executor has reported the deferring process's end."""
+    """Holds a trigger's event back until the executor has reported the end of the process that deferred.
+
+    A scheduler that hears of that end only after the task was resumed takes the resumed task for a killed
+    one, and fails it. Airflow's supervisor notices a process's end within
+    ``[workers] min_heartbeat_interval`` seconds, so that long after its start a trigger stays silent. Tasks
+    that wait longer lose nothing.
+    """
 
     def __init__(self) -> None:
-        self._since = time.monotonic()
+        from airflow.configuration import conf
+
+        interval = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
+        self._until = time.monotonic() + interval + REPORT_SECONDS
 
     async def wait(self) -> None:
-        await asyncio.sleep(max(0.0, self._since + SETTLE_SECONDS - time.monotonic()))
+        await asyncio.sleep(max(0.0, self._until - time.monotonic()))
 
 
 class WorkloadTrigger(BaseTrigger):

@@ -36,8 +36,10 @@ def run_command(body: Callable[[], None]) -> int:
     """Run a command's body; bad input and MLflow's refusals become one line on stderr and an exit status."""
     # Training talks to the tracking server and to nothing else.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # A window is too few rows for threads: on busy cores, or under a container's CPU limit, which OpenMP does
-    # not see, they were five times slower than one. Read when scikit-learn is imported, which comes later.
+    # A progress bar is hundreds of lines in the log of a container.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A window is too few rows for threads to help, and on busy cores or under a container's CPU limit, which
+    # OpenMP does not see, they hinder. Read when scikit-learn is imported, which comes later.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         body()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shutil
 import signal
 import subprocess
@@ -63,7 +64,9 @@ class Progress:
         self._start = time.monotonic()
 
     def __call__(self, text: str) -> None:
-        self._console.print(f"[dim]{time.monotonic() - self._start:6.1f} s[/dim]  {text}", highlight=False)
+        self._console.print(
+            f"[dim]{time.monotonic() - self._start:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
+        )
 
     @property
     def seconds(self) -> float:
@@ -189,7 +192,7 @@ class Demo:
                 if task["state"] == "failed":
                     folder = self.stack.directory / "airflow" / "logs" / f"dag_id={dag_id}"
                     logs = sorted(folder.glob(f"run_id={run_id}/task_id={task['task_id']}/*.log"))
-                    texts += [f"{task['task_id']}:\n{tail(logs[-1])}"] if logs else []
+                    texts += [f"{task['task_id']}:\n{_task_log(logs[-1])}"] if logs else []
         return "\n".join(texts)
 
     # What MLflow and the cluster say.
@@ -261,6 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if the story was told to its end."""
     options = _parser().parse_args(arguments)
     console = Console()
+    if not console.is_terminal:
+        # A log file has no width of its own; this is the table's.
+        console = Console(width=110)
     if options.stop:
         stopped = stop_left_running(HOME)
         shutil.rmtree(HOME, ignore_errors=True)
@@ -279,7 +285,7 @@ def _tell(console: Console, *, keep: bool) -> int:
     try:
         Demo(stack, progress, console).run()
     except (StackError, httpx.HTTPError, subprocess.CalledProcessError) as error:
-        console.print(f"[red]the demo did not get to its end:[/red] {error}", highlight=False)
+        console.print(f"[red]the demo did not get to its end:[/red] {error}", highlight=False, soft_wrap=True)
         stack.stop()
         console.print(f"what the servers wrote is in {stack.directory}")
         return 1
@@ -329,6 +335,18 @@ def _deadline(seconds: float, complaint: str, stack: Stack) -> Iterator[Any]:
         time.sleep(1)
 
     yield check
+
+
+def _task_log(path: Path) -> str:
+    """The last errors of a task's log, which is JSON lines."""
+    texts = []
+    for line in tail(path, 200).splitlines():
+        with contextlib.suppress(ValueError, AttributeError):
+            entry = json.loads(line)
+            details = [detail.get("exc_value", "") for detail in entry.get("error_detail") or []]
+            if entry.get("level") in {"error", "critical"}:
+                texts += [str(entry.get("event")), *details]
+    return "\n".join(texts[-8:]) or tail(path, 5)
 
 
 def _interrupt(signum: int, frame: object) -> None:

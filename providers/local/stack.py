@@ -179,6 +179,8 @@ class Stack:
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.airflow_uri}/execution/",
             # Two cores: more tasks at once only make each other slower.
             "AIRFLOW__CORE__PARALLELISM": "4",
+            # So late a supervisor may notice the end of a task's process; the default is 5 s.
+            "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": port,
             "AIRFLOW__API__BASE_URL": self.airflow_uri,
