@@ -58,6 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="where to write the kubeconfig (default: DIR/kubeconfig)",
     )
+    cluster.add_argument(
+        "--forbidden-namespace",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer 403 to everything in this namespace, to see what a user without rights sees",
+    )
     return parser
 
 
@@ -81,7 +88,13 @@ def run_cluster(options: argparse.Namespace) -> int:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    cluster = EmbeddedCluster(images, options.directory, options.port, kubeconfig=options.kubeconfig)
+    cluster = EmbeddedCluster(
+        images,
+        options.directory,
+        options.port,
+        kubeconfig=options.kubeconfig,
+        forbidden_namespaces=options.forbidden_namespace,
+    )
     try:
         cluster.start()
     except (ClusterStartError, OSError, ValueError) as error:

@@ -93,8 +93,8 @@ class Stack:
 
     # Starting and stopping.
 
-    def start_cluster(self) -> None:
-        """The embedded cluster; ready when its kubeconfig is there and it answers."""
+    def start_cluster(self, **options: object) -> None:
+        """The embedded cluster; ready when its kubeconfig is there. ``options`` are those of its command."""
         training = ":".join([sys.executable, *map(str, self.pythonpath)])
         server = self._start(
             "cluster",
@@ -102,6 +102,7 @@ class Stack:
             directory=self.directory / "cluster",
             kubeconfig=self.kubeconfig,
             image=[f"{TRAINING_IMAGE}={training}", f"{PYTHON_IMAGE}={sys.executable}"],
+            **options,
         )
         wait_until(self.kubeconfig.exists, server, START_SECONDS)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,18 @@ import httpx
 import pytest
 import yaml
 
-from nighttrain.providers.local.stack import Stack
+from nighttrain.providers.local.stack import Stack, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-DAG_IDS = ("stock_operators", "worker_killed", "exit_3", "cancelled", "sensing", "deploy_on_stage_transition")
+DAG_IDS = (
+    "bad_input",
+    "cancelled",
+    "deploy_on_stage_transition",
+    "exit_3",
+    "sensing",
+    "stock_operators",
+    "worker_killed",
+)
 ENDED = {"success", "failed"}
 
 
@@ -30,9 +41,10 @@ class Pipeline:
         answer = self.stack.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
         assert answer.status_code == 200, answer.text
 
-    def trigger(self, dag_id: str) -> str:
+    def trigger(self, dag_id: str, **conf: str) -> str:
         self.unpause(dag_id)
-        answer = self.stack.api("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None})
+        body = {"logical_date": None, "conf": conf}
+        answer = self.stack.api("POST", f"/dags/{dag_id}/dagRuns", json=body)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["dag_run_id"])
 
@@ -100,16 +112,71 @@ class Pipeline:
         )
 
 
+class _Unauthorised(BaseHTTPRequestHandler):
+    """A server that accepts nobody."""
+
+    def _refuse(self) -> None:
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = _refuse  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        return
+
+
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def unauthorised() -> Iterator[str]:
+    """The address of a server that answers 401 to everything."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unauthorised)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory, unauthorised: str) -> Iterator[Pipeline]:
     directory = tmp_path_factory.mktemp("stack")
-    stack = Stack(directory, [ROOT / "dags", Path(__file__).parent / "dags"], [ROOT / "dags"])
+    dead = free_port()
+    (directory / "dead-kubeconfig").write_text(yaml.safe_dump(_kubeconfig(f"http://127.0.0.1:{dead}")))
+    stack = Stack(
+        directory,
+        [ROOT / "dags", Path(__file__).parent / "dags"],
+        [ROOT / "dags"],
+        airflow_settings={
+            "AIRFLOW_CONN_MLFLOW_DOWN": json.dumps(
+                {"conn_type": "mlflow", "host": f"http://127.0.0.1:{dead}"}
+            ),
+            "AIRFLOW_CONN_MLFLOW_401": json.dumps({"conn_type": "mlflow", "host": unauthorised}),
+            "AIRFLOW_CONN_CLUSTER_DOWN": json.dumps(
+                {
+                    "conn_type": "kubernetes",
+                    "extra": {"kube_config_path": str(directory / "dead-kubeconfig")},
+                }
+            ),
+        },
+    )
     try:
         stack.start_mlflow()
         stack.start_airflow()
-        stack.start_cluster()
+        stack.start_cluster(forbidden_namespace="forbidden")
         stack.wait_mlflow()
         stack.wait_airflow(DAG_IDS)
         yield Pipeline(stack)
     finally:
         stack.stop()
+
+
+def _kubeconfig(server: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "dead",
+        "clusters": [{"name": "dead", "cluster": {"server": server}}],
+        "users": [{"name": "dead", "user": {"token": "very-secret-token"}}],
+        "contexts": [{"name": "dead", "context": {"cluster": "dead", "user": "dead"}}],
+    }
