@@ -268,20 +268,20 @@ def main(arguments: list[str] | None = None) -> int:
         # A log file has no width of its own; this is the table's.
         console = Console(width=110)
     if options.stop:
-        stopped = stop_left_running(HOME)
-        shutil.rmtree(HOME, ignore_errors=True)
+        stopped = stop_left_running(options.home)
+        _remove(options.home)
         console.print("stopped" if stopped else "nothing was left running")
         return 0
-    if stop_left_running(HOME):
+    if stop_left_running(options.home):
         console.print("stopped what an earlier --keep left running")
-    shutil.rmtree(HOME, ignore_errors=True)
-    return _tell(console, keep=options.keep)
+    _remove(options.home)
+    return _tell(console, options.home, keep=options.keep)
 
 
-def _tell(console: Console, *, keep: bool) -> int:
+def _tell(console: Console, home: Path, *, keep: bool) -> int:
     progress = Progress(console)
     signal.signal(signal.SIGTERM, _interrupt)
-    stack = Stack(HOME, [ROOT / "dags"], [ROOT / "dags"])
+    stack = Stack(home, [ROOT / "dags"], [ROOT / "dags"])
     try:
         Demo(stack, progress, console).run()
     except (StackError, httpx.HTTPError, subprocess.CalledProcessError) as error:
@@ -291,18 +291,23 @@ def _tell(console: Console, *, keep: bool) -> int:
         return 1
     except BaseException:
         stack.stop()
-        shutil.rmtree(HOME, ignore_errors=True)
+        _remove(home)
         raise
     if keep:
         stack.leave_running()
         _say_addresses(console, stack)
         return 0
     stack.stop()
-    shutil.rmtree(HOME, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        HOME.parent.rmdir()
+    _remove(home)
     progress("all servers stopped; ./run demo --keep leaves them running to look at")
     return 0
+
+
+def _remove(home: Path) -> None:
+    """The demo's folder, and the one around it where that is empty then."""
+    shutil.rmtree(home, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        home.parent.rmdir()
 
 
 def _say_addresses(console: Console, stack: Stack) -> None:
@@ -320,6 +325,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     parser.add_argument("--stop", action="store_true", help="end what an earlier --keep left running")
+    parser.add_argument(
+        "--home",
+        type=Path,
+        default=HOME,
+        metavar="DIR",
+        help="where the servers write (default: .nighttrain/demo); emptied first, removed at the end",
+    )
     return parser
 
 

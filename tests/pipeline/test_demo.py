@@ -1,0 +1,106 @@
+"""`./run demo` as a user runs it, and what is left of it afterwards: nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from nighttrain.providers.local.janitor import marked_processes
+from nighttrain.providers.local.stack import Stack, StackError, stop_left_running
+
+pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(560)]
+
+COMMAND = [sys.executable, "-m", "nighttrain.providers.local.demo", "--home"]
+
+
+def processes_below(folder: Path) -> list[str]:
+    """The command lines of the processes that work in the folder, or were told of it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes() + b"\0" + (entry / "environ").read_bytes()
+            if str(folder).encode() in words:
+                found.append(words.split(b"\0")[0].decode(errors="replace"))
+        except OSError:
+            continue
+    return found
+
+
+def test_demo_ends_with_the_table_and_predictions_and_leaves_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "demo"
+    done = subprocess.run([*COMMAND, str(home)], capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(
+        r"(2013-09-0\d)[ │]+\w{8}[ │]+([\d.]+)[ │]+([\d.-]+)[ │]+(\w+)[ │]+(\d)[ │]+(\w+)[ │]+(now)?",
+        done.stdout,
+    )
+    verdicts = [
+        (night, verdict, version, stage, serves) for night, _, _, verdict, version, stage, serves in rows
+    ]
+    assert verdicts == [
+        ("2013-09-04", "accepted", "1", "Archived", ""),
+        ("2013-09-05", "accepted", "2", "Production", "now"),
+        ("2013-09-06", "rejected", "3", "None", ""),
+    ]
+    candidate, champion = (float(rows[2][i]) for i in (1, 2))
+    assert candidate > champion  # the reason for the rejection is in the data
+    assert len(re.findall(r"^\w\w \d+ +\w{3}-\w{3} ", done.stdout, flags=re.MULTILINE)) == 8
+    assert not home.exists()
+    assert processes_below(home) == []
+    for address in re.findall(r"http://127\.0\.0\.1:\d+", done.stdout):
+        with pytest.raises(httpx.TransportError):
+            httpx.get(address, timeout=2)
+
+
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_demo_leaves_no_process(tmp_path: Path, interruption: signal.Signals) -> None:
+    home = tmp_path / "demo"
+    with subprocess.Popen([*COMMAND, str(home)], stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "MLflow ready" in line:
+                break
+        assert processes_below(home) != []
+        demo.send_signal(interruption)
+        demo.stdout.read()
+        demo.wait(60)
+    # After SIGKILL the janitors have to notice first.
+    for _ in range(100):
+        if not processes_below(home):
+            break
+        subprocess.run(["sleep", "0.1"], check=True)
+    assert processes_below(home) == []
+
+
+def test_servers_left_running_are_stopped_by_another_process(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "stack", [tmp_path])
+    stack.start_cluster()
+    cluster = stack.servers[0].process
+    stack.leave_running()
+    assert cluster.poll() is None
+    assert marked_processes(stack.identifier) != []
+    assert stop_left_running(tmp_path / "stack")
+    cluster.wait(10)
+    assert marked_processes(stack.identifier) == []
+    assert not stop_left_running(tmp_path / "stack")
+
+
+def test_server_that_ends_by_itself_is_reported_with_its_last_lines(tmp_path: Path) -> None:
+    stack = Stack(tmp_path / "stack", [tmp_path])
+    try:
+        stack.start_cluster()
+        os.killpg(stack.servers[0].process.pid, signal.SIGKILL)
+        stack.servers[0].process.wait(10)
+        with pytest.raises(StackError, match="cluster ended with -9"):
+            stack.check_alive()
+    finally:
+        stack.stop()
