@@ -20,7 +20,7 @@ RESOURCES = {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": 
 # A night ends at four in the morning in New York; its flights have landed by then. The first night has a
 # whole window of four weeks before it, the last one has days after it to be judged on.
 NIGHTS = dg.DailyPartitionsDefinition(
-    start_date="2013-01-29", end_date="2013-12-29", hour_offset=4, timezone="America/New_York"
+    start_date="2013-01-29", end_date="2013-12-30", hour_offset=4, timezone="America/New_York"
 )
 
 

@@ -2,7 +2,8 @@
 
 # No `from __future__ import annotations` here: Dagster reads the annotations below as they are.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
@@ -10,7 +11,6 @@ import dagster as dg
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.assets.workload import (
     PARTITION_TAG,
-    Arguments,
     FinishedWorkload,
     asset_step,
     consume,
@@ -28,13 +28,27 @@ CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
 CHAMPION_VARIABLE = "CHAMPION_MODEL_URI"
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """The version that a gate judges.
+
+    :param partition_key: of its materialization, also where the check runs alone; ``None`` without partitions
+    """
+
+    version: str
+    partition_key: str | None
+
+
+CandidateArguments = Sequence[str] | Callable[[Any], Sequence[str]]
+
+
 def model_gate_check(
     *,
     asset: dg.AssetsDefinition,
     model_name: str,
     spec: "WorkloadSpec",
     rules: Sequence["str | Rule"],
-    arguments: Arguments = (),
+    arguments: CandidateArguments = (),
     champion_alias: str = "champion",
     no_champion: Literal["accept", "reject", "inconclusive"] = "accept",
     experiment_name: str | None = None,
@@ -45,7 +59,7 @@ def model_gate_check(
     The container finds ``CANDIDATE_MODEL_URI`` and, where there is a champion, ``CHAMPION_MODEL_URI``, and
     logs metrics named ``candidate.<metric>`` and ``champion.<metric>``. Inconclusive counts as not passed,
     and says so in the result's metadata. In a run of one partition, the newest version of that partition is
-    judged.
+    judged; in a run of the check alone, the newest of all.
 
     For declarative automation downstream use
     ``AutomationCondition.eager() & AutomationCondition.all_deps_blocking_checks_passed()``: ``eager()`` alone
@@ -54,7 +68,8 @@ def model_gate_check(
     :param asset: what :func:`nighttrain.assets.training.training_asset` returned
     :param spec: the container that scores
     :param rules: lines such as ``"mae <= champion.mae"``; all have to hold
-    :param arguments: as for the training asset
+    :param arguments: the container's arguments, or a function that gives them from the :class:`Candidate`,
+        for example ``lambda candidate: ["--as-of", candidate.partition_key]``
     :param champion_alias: no such alias, or an alias on the candidate itself: there is no champion yet
     :param no_champion: what rules against the champion say then; by default the first model has nobody to
         beat
@@ -69,22 +84,28 @@ def model_gate_check(
     if no_champion not in NO_CHAMPION:
         raise ConfigurationError("no_champion", no_champion, f"one of {', '.join(NO_CHAMPION)}")
 
-    @dg.asset_check(asset=asset, name=name, blocking=True, description="; ".join(r.text() for r in parsed))
+    @dg.asset_check(
+        asset=asset,
+        name=name,
+        blocking=True,
+        description="; ".join(rule.text() for rule in parsed),
+    )
     def gate(
         context: dg.AssetCheckExecutionContext, kubernetes: KubernetesResource, mlflow: MLflowResource
     ) -> dg.AssetCheckResult:
-        candidate = _newest_version(context, asset.key)
+        judged = _newest(context, asset.key)
+        candidate = judged.version
         champion = run_sync(_champion(mlflow, model_name, champion_alias, candidate))
         environment = {CANDIDATE_VARIABLE: f"models:/{model_name}/{candidate}"}
         params = {"candidate_version": candidate}
         if champion:
             environment[CHAMPION_VARIABLE] = f"models:/{model_name}/{champion}"
             params["champion_version"] = champion
-        step = asset_step(context, f"{asset.key.to_python_identifier()}-{name}")
+        step = asset_step(context, f"{asset.key.to_python_identifier()}-{name}", judged.partition_key)
         finished = run_workload(
             context,
             step,
-            spec_for(context, spec, arguments),
+            spec_for(judged, spec, arguments),
             kubernetes=kubernetes,
             mlflow=mlflow,
             experiment_name=experiment_name or model_name,
@@ -106,7 +127,7 @@ def model_gate_check(
     return gate
 
 
-def _newest_version(context: dg.AssetCheckExecutionContext, key: dg.AssetKey) -> str:
+def _newest(context: dg.AssetCheckExecutionContext, key: dg.AssetKey) -> Candidate:
     partition = context.run.tags.get(PARTITION_TAG)
     wanted = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
     records = context.instance.fetch_materializations(wanted, limit=1).records
@@ -116,7 +137,7 @@ def _newest_version(context: dg.AssetCheckExecutionContext, key: dg.AssetKey) ->
         raise ConfigurationError(
             "asset", shown, "was never materialized by training_asset: materialize it first"
         )
-    return str(materialization.metadata["version"].value)
+    return Candidate(str(materialization.metadata["version"].value), materialization.partition)
 
 
 async def _champion(mlflow: MLflowResource, model_name: str, alias: str, candidate: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from nighttrain.assets.interruptible import Say, run_interruptibly
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.tracked_workload import TrackedWorkload, with_env
 
 if TYPE_CHECKING:
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
-    from nighttrain.providers.kubernetes.outcome import Observation, Outcome
+    from nighttrain.providers.kubernetes.outcome import Outcome
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
     from nighttrain.providers.tracked_workload import StartedWorkload
 
@@ -57,17 +59,20 @@ class Step:
         return f"dagster:{self.job_name}/{self.name}/{self.run_id}"
 
 
-def asset_step(context: Context, name: str) -> Step:
-    """The step that Dagster runs now."""
+def asset_step(context: Context, name: str, partition_key: str | None = None) -> Step:
+    """The step that Dagster runs now.
+
+    :param partition_key: what it is about, where the run itself has no partition
+    """
     run = context.run
     return Step(
         job_name=run.job_name,
         root_run_id=run.root_run_id or run.run_id,
         run_id=run.run_id,
         name=name,
-        partition_key=run.tags.get(PARTITION_TAG),
+        partition_key=run.tags.get(PARTITION_TAG, partition_key),
         retry_number=context.op_execution_context.retry_number,
-        interval=_interval(context),
+        interval=_interval(context) if context.has_partition_key else (partition_key, partition_key),
     )
 
 
@@ -101,13 +106,7 @@ def run_workload(
     """
     tracked = _tracked(step, spec, kubernetes, mlflow, experiment_name, environment or {}, params or {})
     tracked.spec.validate()
-    started = run_sync(tracked.start(log=context.log.info))
-    try:
-        outcome = run_sync(_follow(context, tracked, started))
-    except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt):
-        context.log.info(f"Terminated: removing Job {started.workload.namespace}/{started.workload.name}")
-        run_sync(tracked.cancel(started))
-        raise
+    started, outcome = run_interruptibly(partial(_start_and_follow, tracked), context.log.info)
     run_sync(tracked.close(started, outcome))
     finished = FinishedWorkload(tracked, started, outcome)
     if not outcome.succeeded:
@@ -122,9 +121,12 @@ def consume(finished: FinishedWorkload) -> None:
     run_sync(finished.tracked.mark_consumed(finished.started, finished.outcome))
 
 
-def spec_for(context: Context, spec: WorkloadSpec, arguments: Arguments) -> WorkloadSpec:
-    """``spec`` with the arguments of this execution; without any, its own stay."""
-    given = list(arguments(context) if callable(arguments) else arguments)
+def spec_for(subject: Any, spec: WorkloadSpec, arguments: Arguments) -> WorkloadSpec:
+    """``spec`` with the arguments of this execution; without any, its own stay.
+
+    :param subject: what a function that gives the arguments is called with
+    """
+    given = list(arguments(subject) if callable(arguments) else arguments)
     return replace(spec, arguments=given) if given else spec
 
 
@@ -134,21 +136,26 @@ def params_for(context: Context, parameters: Parameters) -> dict[str, str]:
     return {str(name): str(value) for name, value in given.items()}
 
 
-async def _follow(context: Context, tracked: TrackedWorkload, started: StartedWorkload) -> Outcome:
-    def say(observation: Observation) -> None:
-        context.log.info(observation.detail)
-
-    return await tracked.follow(
-        started,
-        startup_timeout_seconds=STARTUP_TIMEOUT_SECONDS,
-        on_observation=say,
-        on_line=lambda line: context.log.info(f"[pod] {line}"),
-    )
+async def _start_and_follow(tracked: TrackedWorkload, say: Say) -> tuple[StartedWorkload, Outcome]:
+    # Not cancelled in the middle: what was created has to be known before it can be removed.
+    starting = asyncio.ensure_future(tracked.start(log=say))
+    try:
+        started = await asyncio.shield(starting)
+        outcome = await tracked.follow(
+            started,
+            startup_timeout_seconds=STARTUP_TIMEOUT_SECONDS,
+            on_observation=lambda observation: say(observation.detail),
+            on_line=lambda line: say(f"[pod] {line}"),
+        )
+    except asyncio.CancelledError:
+        started = await starting
+        say(f"Terminated: removing Job {started.workload.namespace}/{started.workload.name}")
+        await tracked.cancel(started)
+        raise
+    return started, outcome
 
 
 def _interval(context: Context) -> tuple[str | None, str | None]:
-    if not context.has_partition_key:
-        return None, None
     try:
         window = context.partition_time_window
     except (dg.DagsterInvariantViolationError, ValueError):

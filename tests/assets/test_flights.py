@@ -9,7 +9,6 @@ import pytest
 from mlflow_server import unique
 
 from nighttrain.assets.flights import NIGHTS, airline_delay_definitions
-from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import promote
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlflow_server import MLflowServer
+
+    from nighttrain.assets.resources import KubernetesResource, MLflowResource
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 
@@ -165,7 +166,11 @@ def test_a_worse_night_stops_at_the_gate(
     assert run["info"]["status"] == "FINISHED"
     params = {param["key"]: param["value"] for param in run["data"]["params"]}
     assert (params["candidate_version"], params["champion_version"]) == ("2", "1")
+    assert tags_of(run["data"])["nighttrain.task_id"] == "airline_delay-gate"
+    # The evaluation is a child of the same Dagster run's parent, beside the training.
     training = mlflow_server.call(
-        "GET", "runs/get", run_id=tags["nighttrain.run_id"] and run["info"]["run_id"]
+        "GET", "runs/get", run_id=mlflow_server.versions(flights.model)[1]["run_id"]
     )
-    assert tags_of(training["run"]["data"])["nighttrain.task_id"] == "airline_delay-gate"
+    assert (
+        tags_of(run["data"])["mlflow.parentRunId"] == tags_of(training["run"]["data"])["mlflow.parentRunId"]
+    )
