@@ -72,6 +72,10 @@ _CONNECTION_FIELDS = {
         "label": "Tracking URI as pods see it, where it differs from the one above",
         "schema": _OPTIONAL_TEXT,
     },
+    "kubernetes_secret": {
+        "label": "Kubernetes Secret with MLFLOW_TRACKING_* credentials for pods",
+        "schema": _OPTIONAL_TEXT,
+    },
     "ui_uri": {
         "label": "Address of the web page, where it differs from the tracking URI",
         "schema": _OPTIONAL_TEXT,

@@ -169,6 +169,7 @@ class ModelGateOperator(_RegistryOperator):
                 "model_name": evaluation["model_name"],
                 "version": evaluation["version"],
                 "champion_version": evaluation.get("champion_version"),
+                "summary": verdict.summary(),
                 **verdict.to_dict(),
             }
             run_sync(self._record(context, evaluation, verdict))
@@ -184,7 +185,7 @@ class ModelGateOperator(_RegistryOperator):
         return judge(
             [parse_rule(rule) if isinstance(rule, str) else rule for rule in self.rules],
             measurements.get("candidate", {}),
-            measurements.get("champion") if evaluation.get("champion_version") else None,
+            measurements.get("champion", {}) if evaluation.get("champion_version") else None,
             no_champion=self.no_champion,
         )
 

@@ -16,6 +16,8 @@ from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
+    credentials_from,
+    get_cluster,
     get_cluster_config,
     get_mlflow,
 )
@@ -100,7 +102,7 @@ class RolloutModelOperator(BaseOperator):
         image_pull_policy: str | None = None,
         labels: Mapping[str, str] | None = None,
         annotations: Mapping[str, str] | None = None,
-        pod_security: Literal["baseline", "restricted"] = "baseline",
+        pod_security: Literal["baseline", "restricted"] | None = None,
         mlflow_secret: str | None = None,
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
         kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
@@ -165,6 +167,12 @@ class RolloutModelOperator(BaseOperator):
         with failing_clearly():
             return self._complete(context, pinned, wait=False)
 
+    def on_kill(self) -> None:
+        """The task was killed while it waited in the worker: no half-started candidate remains."""
+        waiting = getattr(self, "_waiting", None)
+        if waiting is not None:
+            run_sync(self._abort(*waiting))
+
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow does, and when the deferral timed out no half-started candidate remains."""
         from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -179,7 +187,8 @@ class RolloutModelOperator(BaseOperator):
 
     def _connect(self) -> None:
         """Read the connections, before any event loop runs."""
-        self._cluster = get_cluster_config(self.kubernetes_conn_id)
+        cluster = get_cluster(self.kubernetes_conn_id)
+        self._cluster, self._pod_security = cluster.config, cluster.pod_security
         self._mlflow = get_mlflow(self.mlflow_conn_id)
 
     def _pinned(self, context: Context) -> dict[str, str]:
@@ -237,7 +246,9 @@ class RolloutModelOperator(BaseOperator):
             spec = self._spec(context, client, pinned)
             try:
                 if wait:
+                    self._waiting: tuple[Context, Mapping[str, str]] | None = (context, pinned)
                     await rollout.wait_ready(spec, on_progress=self.log.info)
+                    self._waiting = None
                 return await rollout.finish(spec, on_progress=self.log.info)
             except RolloutFailedError:
                 await rollout.abort(spec)
@@ -261,7 +272,7 @@ class RolloutModelOperator(BaseOperator):
     def _spec(self, context: Context, client: ClusterClient, pinned: Mapping[str, str]) -> ServingSpec:
         from nighttrain.providers.serving.spec import ServingSpec
 
-        credentials = [{"secretRef": {"name": self.mlflow_secret}}] if self.mlflow_secret else []
+        credentials = credentials_from(self.mlflow_secret or self._mlflow.secret)
         return ServingSpec(
             endpoint=self.endpoint,
             namespace=self.namespace or client.namespace,
@@ -283,7 +294,7 @@ class RolloutModelOperator(BaseOperator):
             labels=dict(self.labels or {}),
             annotations={**(self.annotations or {}), DEPLOYED_BY: task_context.actor(context)},
             port=self.port,
-            pod_security=self.pod_security,
+            pod_security=self.pod_security or self._pod_security,
             startup_timeout_seconds=self.startup_timeout_seconds,
         )
 

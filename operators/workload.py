@@ -18,7 +18,8 @@ from nighttrain.providers.errors import ClusterError, TrackingUnreachableError
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
-    get_cluster_config,
+    credentials_from,
+    get_cluster,
     get_mlflow,
 )
 from nighttrain.sensors.failures import failing_clearly
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.outcome import Observation, Outcome
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
     from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
+    from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
 
 STARTED_KEY = "nighttrain_started"
 
@@ -66,12 +68,13 @@ class WorkloadOperator(BaseOperator):
     :param run_name: the run's name in MLflow; the task's id if left out (templated)
     :param mlflow_conn_id: connection of type ``mlflow``
     :param mlflow_secret: name of a Kubernetes Secret with MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME
-        and MLFLOW_TRACKING_PASSWORD, for the container
+        and MLFLOW_TRACKING_PASSWORD, for the container; the ``mlflow`` connection's, if left out
     :param kubernetes_conn_id: connection of type ``kubernetes``
     :param startup_timeout_seconds: how long the pod may wait to start; a queue's wait is not counted
     :param get_logs: show the container's lines in the task's log while it runs
     :param deferrable: wait in the triggerer (the default) or in the worker
-    :param pod_security: ``baseline``, or ``restricted`` for namespaces that enforce that Pod Security level
+    :param pod_security: ``baseline``, or ``restricted`` for namespaces that enforce that Pod Security level;
+        the ``kubernetes`` connection's extra ``pod_security``, else ``baseline``, if left out
     :param queue_name: a Kueue LocalQueue
     """
 
@@ -123,7 +126,7 @@ class WorkloadOperator(BaseOperator):
         ports: list[Any] | None = None,
         pod_template_file: str | None = None,
         full_pod_spec: Any = None,
-        pod_security: str = "baseline",
+        pod_security: str | None = None,
         queue_name: str | None = None,
         experiment_name: str | None = None,
         run_name: str | None = None,
@@ -243,11 +246,12 @@ class WorkloadOperator(BaseOperator):
         from nighttrain.providers.tracked_workload import TrackedWorkload
 
         mlflow = get_mlflow(self.mlflow_conn_id)
-        spec = self._spec(prepared.environment)
+        cluster = get_cluster(self.kubernetes_conn_id)
+        spec = self._spec(prepared.environment, cluster, mlflow)
         spec.validate()
         ti = context["ti"]
         return TrackedWorkload(
-            cluster=get_cluster_config(self.kubernetes_conn_id),
+            cluster=cluster.config,
             tracking=mlflow.config,
             tracking_uri_for_pods=mlflow.cluster_uri,
             spec=spec,
@@ -261,7 +265,9 @@ class WorkloadOperator(BaseOperator):
             lineage=partial(task_context.lineage, context),
         )
 
-    def _spec(self, environment: Mapping[str, str]) -> WorkloadSpec:
+    def _spec(
+        self, environment: Mapping[str, str], cluster: ClusterConnection, mlflow: MLflowConnection
+    ) -> WorkloadSpec:
         from nighttrain.providers.kubernetes.spec import WorkloadSpec
         from nighttrain.providers.tracked_workload import with_env
 
@@ -271,7 +277,7 @@ class WorkloadOperator(BaseOperator):
                 cmds=self.cmds,
                 arguments=self.arguments,
                 env_vars=self.env_vars,
-                env_from=[*(self.env_from or []), *self._mlflow_credentials()],
+                env_from=[*(self.env_from or []), *credentials_from(self.mlflow_secret or mlflow.secret)],
                 secrets=self.secrets,
                 volumes=self.volumes,
                 volume_mounts=self.volume_mounts,
@@ -296,14 +302,11 @@ class WorkloadOperator(BaseOperator):
                 ports=self.ports,
                 pod_template_file=self.pod_template_file,
                 full_pod_spec=self.full_pod_spec,
-                pod_security=self.pod_security,
+                pod_security=self.pod_security or cluster.pod_security,
                 queue_name=self.queue_name,
             ),
             environment,
         )
-
-    def _mlflow_credentials(self) -> list[dict[str, Any]]:
-        return [{"secretRef": {"name": self.mlflow_secret}}] if self.mlflow_secret else []
 
     def _defer(self, started: StartedWorkload) -> None:
         from nighttrain.sensors.triggers import WorkloadTrigger
@@ -329,15 +332,15 @@ class WorkloadOperator(BaseOperator):
 
     async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload) -> Outcome:
         self._following: tuple[TrackedWorkload, StartedWorkload] | None = (tracked, started)
-        try:
-            return await tracked.follow(
-                started,
-                startup_timeout_seconds=self.startup_timeout_seconds,
-                on_observation=self._say,
-                on_line=self._log_line if self.get_logs else None,
-            )
-        finally:
-            self._following = None
+        outcome = await tracked.follow(
+            started,
+            startup_timeout_seconds=self.startup_timeout_seconds,
+            on_observation=self._say,
+            on_line=self._log_line if self.get_logs else None,
+        )
+        # Not in a finally: after a time-out Airflow calls on_kill, which has to know what to cancel.
+        self._following = None
+        return outcome
 
     def _finish(
         self,

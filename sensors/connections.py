@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nighttrain.providers.errors import ConfigurationError
 
@@ -30,6 +30,8 @@ class MLflowConnection:
     config: TrackingConfig
     cluster_uri: str
     ui_uri: str
+    secret: str | None = None
+    """The Kubernetes Secret that gives pods their MLFLOW_TRACKING_* credentials."""
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""
@@ -42,9 +44,22 @@ class MLflowConnection:
         return f"{self.ui_uri}/#/models/{quote(model_name, safe='')}/versions/{version}"
 
 
-def get_cluster_config(conn_id: str) -> ClusterConfig:
+@dataclass(frozen=True)
+class ClusterConnection:
+    """How to reach a cluster, and what its namespaces ask of pods."""
+
+    config: ClusterConfig
+    pod_security: Literal["baseline", "restricted"] = "baseline"
+
+
+def get_cluster(conn_id: str) -> ClusterConnection:
     """The cluster behind a ``kubernetes`` connection, for code that runs in a worker."""
-    return cluster_config(_get(conn_id, "kubernetes_conn_id", "kubernetes"))
+    return cluster_connection(_get(conn_id, "kubernetes_conn_id", "kubernetes"))
+
+
+def get_cluster_config(conn_id: str) -> ClusterConfig:
+    """As :func:`get_cluster`, where no pod is made."""
+    return get_cluster(conn_id).config
 
 
 async def aget_cluster_config(conn_id: str) -> ClusterConfig:
@@ -60,6 +75,28 @@ def get_mlflow(conn_id: str) -> MLflowConnection:
 async def aget_mlflow(conn_id: str) -> MLflowConnection:
     """The MLflow server behind a connection, for triggers."""
     return mlflow_connection(await _aget(conn_id, "mlflow_conn_id", "mlflow"))
+
+
+def cluster_connection(conn: Connection) -> ClusterConnection:
+    """Read a ``kubernetes`` connection; its extra ``pod_security`` is nighttrain's own.
+
+    :raises ConfigurationError: see :func:`cluster_config`, or an unknown ``pod_security``
+    """
+    config = cluster_config(conn)
+    match _extra(conn).get("pod_security") or "baseline":
+        case "baseline":
+            return ClusterConnection(config, "baseline")
+        case "restricted":
+            return ClusterConnection(config, "restricted")
+        case other:
+            raise ConfigurationError(
+                f"connection {conn.conn_id}: pod_security", other, "must be baseline or restricted"
+            )
+
+
+def credentials_from(secret: str | None) -> list[dict[str, Any]]:
+    """The ``env_from`` entry that gives a container its MLflow credentials."""
+    return [{"secretRef": {"name": secret}}] if secret else []
 
 
 def cluster_config(conn: Connection) -> ClusterConfig:
@@ -127,6 +164,7 @@ def mlflow_connection(conn: Connection) -> MLflowConnection:
         config=config,
         cluster_uri=(extra.get("cluster_uri") or uri).rstrip("/"),
         ui_uri=(extra.get("ui_uri") or uri).rstrip("/"),
+        secret=extra.get("kubernetes_secret") or None,
     )
 
 

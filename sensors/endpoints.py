@@ -42,6 +42,13 @@ async def wait_candidate_ready(
     return {"endpoint": endpoint, "version": version}
 
 
+async def remove_candidate(client: ClusterClient, namespace: str, endpoint: str, version: str) -> None:
+    """Undo what a rollout started; a version that serves, or is kept for a rollback, stays."""
+    from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
+
+    await KubernetesDeployments(client).revert(endpoint, namespace, version)
+
+
 async def wait_endpoint_serves(
     client: ClusterClient,
     namespace: str,

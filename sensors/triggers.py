@@ -175,6 +175,17 @@ class EndpointTrigger(BaseTrigger):
         await settling.wait()
         yield TriggerEvent(event)
 
+    async def on_kill(self) -> None:
+        """Somebody marked or cleared the rollout: its candidate goes, what serves stays."""
+        if self.serving_only or self.version is None:
+            return
+        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.sensors.endpoints import remove_candidate
+
+        config = await aget_cluster_config(self.kubernetes_conn_id)
+        async with shared_client(config) as client:
+            await remove_candidate(client, self.namespace or client.namespace, self.endpoint, self.version)
+
     async def _wait(self, client: ClusterClient) -> dict[str, Any]:
         from nighttrain.sensors.endpoints import wait_candidate_ready, wait_endpoint_serves
 

@@ -93,7 +93,7 @@ class Stack:
 
     # Starting and stopping.
 
-    def start_cluster(self, **options: object) -> None:
+    def start_cluster(self, **options: Any) -> None:
         """The embedded cluster; ready when its kubeconfig is there. ``options`` are those of its command."""
         training = ":".join([sys.executable, *map(str, self.pythonpath)])
         server = self._start(
@@ -140,6 +140,12 @@ class Stack:
         """Raise where a server has ended by itself."""
         for server in self.servers:
             server.check_alive()
+
+    def stop_server(self, name: str) -> None:
+        """End one of the servers, as an outage would; it can be started again."""
+        server = self._server(name)
+        self.servers.remove(server)
+        server.stop()
 
     def stop(self) -> None:
         """End every server, the last started first, and whatever of them remains."""

@@ -28,7 +28,7 @@ AIRFLOW_KEYS = {
     *("nighttrain.try_number", "nighttrain.attempt", "nighttrain.namespace", "nighttrain.job_name"),
     *("nighttrain.job_uid", "nighttrain.pod_uid", "nighttrain.image", "nighttrain.image_digest"),
     *("nighttrain.outcome", "nighttrain.data_interval_start", "nighttrain.data_interval_end"),
-    "nighttrain.run_key",
+    *("nighttrain.run_key", "nighttrain.commit"),
 }
 
 
@@ -79,7 +79,9 @@ def test_one_night_trains_and_mlflow_looks_as_it_does_from_airflow(
     mlflow_server: MLflowServer,
     instance: dg.DagsterInstance,
     jobs: Callable[[], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("NIGHTTRAIN_COMMIT", "0123abc")
     result = flights.materialize("2013-09-04", instance, check=False)
     assert result.success
     (made,) = result.asset_materializations_for_node("airline_delay")
@@ -109,6 +111,7 @@ def test_one_night_trains_and_mlflow_looks_as_it_does_from_airflow(
     assert tags["nighttrain.task_id"] == "airline_delay"
     assert tags["nighttrain.outcome"] == "succeeded"
     assert tags["nighttrain.try_number"] == "1"
+    assert tags["nighttrain.commit"] == tags["mlflow.source.git.commit"] == "0123abc"
     assert tags["nighttrain.job_uid"] == job["metadata"]["uid"]
     # The very interval that the DAG's timetable gives this night.
     assert tags["nighttrain.data_interval_start"] == "2013-09-04T04:00:00-04:00"

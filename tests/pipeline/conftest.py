@@ -22,8 +22,10 @@ DAG_IDS = (
     "cancelled",
     "deploy_on_stage_transition",
     "exit_3",
+    "mlflow_away",
     "sensing",
     "stock_operators",
+    "timed_out",
     "worker_killed",
 )
 ENDED = {"success", "failed"}

@@ -104,6 +104,36 @@ def test_marking_a_deferred_training_as_failed_removes_its_workload(pipeline: Pi
     pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
 
 
+def test_timed_out_training_leaves_no_workload(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("timed_out")
+    assert pipeline.finished("timed_out", run_id) == "failed"
+    for task in ("train_deferred", "train_blocking"):
+        assert pipeline.task("timed_out", run_id, task)["state"] == "failed"
+    pipeline.until(lambda: not pipeline.jobs("timed_out"), 30, "the workloads to be gone")
+
+
+def test_training_that_ends_while_mlflow_is_away_is_written_down_later(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("mlflow_away")
+    pipeline.until(
+        lambda: pipeline.task("mlflow_away", run_id, "train")["state"] == "deferred",
+        90,
+        "the training to run",
+    )
+    pipeline.stack.stop_server("mlflow")
+    pipeline.until(
+        lambda: "waiting for MLflow to write it down" in pipeline.log("mlflow_away", run_id, "train"),
+        180,
+        "the task to notice that MLflow is away",
+    )
+    assert pipeline.task("mlflow_away", run_id, "train")["state"] in {"running", "deferred"}
+    pipeline.stack.start_mlflow()
+    pipeline.stack.wait_mlflow()
+    assert pipeline.finished("mlflow_away", run_id) == "success"
+    statuses = [run["info"]["status"] for run in pipeline.mlflow_runs("mlflow_away")]
+    assert statuses == ["FINISHED", "FINISHED"]
+    assert len(pipeline.jobs("mlflow_away")) == 1
+
+
 def test_registry_sensors_see_what_somebody_does_in_mlflow(pipeline: Pipeline, model_by_hand: Any) -> None:
     run_id = pipeline.trigger("sensing")
     pipeline.until(

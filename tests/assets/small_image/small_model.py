@@ -87,6 +87,10 @@ def main(what: str, *rest: str) -> int:
             log_metrics(tries=1)
             return 3
         train(1.0)
+    elif what == "slow":
+        print("slow", flush=True)
+        time.sleep(3)
+        train(1.0)
     elif what == "wait":
         print("waiting", flush=True)
         time.sleep(120)

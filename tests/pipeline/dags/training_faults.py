@@ -45,6 +45,26 @@ with DAG(dag_id="exit_3", schedule=None, start_date=datetime(2024, 1, 1), catchu
     )
     train >> RegisterModelOperator(task_id="register", model_name="exit-3", run_id=train.output["run_id"])
 
+with DAG(dag_id="timed_out", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    for mode in ("deferred", "blocking"):
+        TrainingJobOperator(
+            task_id=f"train_{mode}",
+            image="localhost/python:3.11",
+            cmds=["python3", "-c"],
+            arguments=["import time; print('waiting', flush=True); time.sleep(600)"],
+            termination_grace_period=1,
+            deferrable=mode == "deferred",
+            execution_timeout=timedelta(seconds=10),
+        )
+
+with DAG(dag_id="mlflow_away", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    TrainingJobOperator(
+        task_id="train",
+        image="localhost/python:3.11",
+        cmds=["python3", "-c"],
+        arguments=["import time; print('training', flush=True); time.sleep(6); print('done')"],
+    )
+
 with DAG(dag_id="cancelled", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
     TrainingJobOperator(
         task_id="train",

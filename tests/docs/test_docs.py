@@ -1,0 +1,373 @@
+"""The documents say what the code does: compared, not trusted."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "docs").rglob("*.yaml"),
+    ]
+)
+MARKDOWN = [page for page in PAGES if page.suffix == ".md"]
+REFERENCE = ROOT / "docs" / "reference"
+
+OPERATORS = [
+    "nighttrain.operators.workload.WorkloadOperator",
+    "nighttrain.operators.training.TrainingJobOperator",
+    "nighttrain.operators.training.EvaluateModelOperator",
+    "nighttrain.operators.registry.RegisterModelOperator",
+    "nighttrain.operators.registry.ModelGateOperator",
+    "nighttrain.operators.registry.PromoteModelOperator",
+    "nighttrain.operators.serving.RolloutModelOperator",
+    "nighttrain.operators.serving.RollbackModelOperator",
+]
+SENSORS = [
+    "nighttrain.sensors.registry.ModelStageSensor",
+    "nighttrain.sensors.registry.ModelAliasSensor",
+    "nighttrain.sensors.registry.ModelVersionSensor",
+    "nighttrain.sensors.serving.EndpointReadySensor",
+]
+
+Row = tuple[str, ...]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Heading of the second level -> what stands below it."""
+    parts = re.split(r"^## (.+)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def rows(text: str) -> list[Row]:
+    """The cells of every table's body."""
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    bodies = [line for table in tables for line in table.splitlines()[2:]]
+    return [tuple(cell.strip() for cell in line.strip().removesuffix("|").split("|")[1:]) for line in bodies]
+
+
+def code_blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def load(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)
+
+
+# The README.
+
+
+def test_the_readme_shows_the_nightly_dag_as_it_is() -> None:
+    shown = code_blocks(ROOT / "README.md", "python")
+    assert shown == [(ROOT / "dags" / "nightly_retraining.py").read_text("utf-8")]
+
+
+def test_the_two_commands_are_the_first_thing_to_run() -> None:
+    first = code_blocks(ROOT / "README.md", "sh")[0]
+    assert [line.split("#")[0].strip() for line in first.splitlines()] == ["./run demo", "./run test"]
+
+
+def test_every_command_named_is_a_command_of_run() -> None:
+    known = set(re.findall(r"^  (\w+)\)", (ROOT / "run").read_text("utf-8"), re.MULTILINE))
+    for page in MARKDOWN:
+        for command in re.findall(r"\./run ([a-z]+)", page.read_text("utf-8")):
+            assert command in known, f"{name_of(page)}: ./run {command}"
+
+
+# Links, names, leftovers.
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as the usual renderers make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=name_of)
+def test_relative_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{name_of(page)} links to {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{name_of(page)} links to {target}: no such heading"
+
+
+def test_the_index_leads_to_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = {
+        (index.parent / link).resolve() for link in re.findall(r"\]\(([^)#]+)\)", index.read_text("utf-8"))
+    }
+    pages = {page for page in PAGES if page.is_relative_to(index.parent)} - {index}
+    assert pages <= linked
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_host_of_a_registry_and_no_path_of_one_machine(page: Path) -> None:
+    text = page.read_text("utf-8")
+    hosts = r"\b(?:docker\.io|ghcr\.io|quay\.io|gcr\.io|pkg\.dev|azurecr\.io|amazonaws\.com|pypi\.org)\b"
+    assert not re.findall(hosts, text)
+    assert not re.findall(r"(?<![\w.])/(?:work|opt|root|home|Users)/\S*", text)
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=name_of)
+def test_python_in_the_documents_parses(page: Path) -> None:
+    for block in code_blocks(page, "python"):
+        ast.parse(block)
+
+
+def test_every_module_and_class_named_exists() -> None:
+    for page in MARKDOWN:
+        for dotted in re.findall(r"`(nighttrain(?:\.[a-z_]+)+)`", page.read_text("utf-8")):
+            if dotted.startswith(TAG_PREFIXES):
+                continue
+            *folders, last = dotted.split(".")[1:]
+            folder = ROOT.joinpath(*folders)
+            assert (folder / last).is_dir() or (folder / f"{last}.py").is_file(), f"{name_of(page)}: {dotted}"
+
+
+# Names of tags in MLflow begin like the package.
+TAG_PREFIXES = ("nighttrain.gate", "nighttrain.promotion", "nighttrain.attempt", "nighttrain.outcome")
+
+
+def test_every_test_that_a_guarantee_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs" / "guarantees.md").read_text("utf-8"))
+    assert len(named) > 70
+    for path, function in named:
+        tree = ast.parse((ROOT / path).read_text("utf-8"))
+        functions = {
+            node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
+        assert function in functions, f"{path} has no {function}"
+
+
+# The reference of operators and sensors.
+
+
+def parameters(cls: Any) -> dict[str, inspect.Parameter]:
+    """Those of the class itself and of its private bases; public bases have a section of their own."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in reversed(cls.__mro__):
+        ours = base.__module__.startswith("nighttrain") and "__init__" in vars(base)
+        if ours and (base is cls or base.__name__.startswith("_")):
+            found |= inspect.signature(base.__init__).parameters
+    return {name: parameter for name, parameter in found.items() if name not in ("self", "kwargs")}
+
+
+def shown_default(parameter: inspect.Parameter) -> str:
+    if parameter.default is inspect.Parameter.empty:
+        return "required"
+    return f"`{parameter.default!r}`".replace("'", '"')
+
+
+@pytest.mark.parametrize("path", [*OPERATORS, *SENSORS])
+def test_the_reference_lists_each_parameter_as_it_is(path: str) -> None:
+    cls = load(path)
+    page = REFERENCE / ("operators.md" if path in OPERATORS else "sensors.md")
+    table = [row for row in rows(sections(page)[cls.__name__]) if len(row) == 4]
+    documented = {name.strip("`"): (default, templated == "yes") for name, default, templated, _ in table}
+    expected = {
+        name: (shown_default(parameter), name in cls.template_fields)
+        for name, parameter in parameters(cls).items()
+    }
+    assert documented == expected
+    assert all(meaning for *_, meaning in table)
+
+
+@pytest.mark.parametrize("path", [*OPERATORS, *SENSORS])
+def test_the_docstrings_name_no_parameter_that_is_not_there(path: str) -> None:
+    cls = load(path)
+    accepted = {
+        name
+        for base in cls.__mro__
+        if base.__module__.startswith("nighttrain") and "__init__" in vars(base)
+        for name in inspect.signature(base.__init__).parameters
+    }
+    assert set(re.findall(r":param (\w+):", cls.__doc__ or "")) <= accepted
+
+
+def test_the_reference_has_every_public_operator_and_sensor() -> None:
+    from airflow.sdk import BaseOperator
+
+    for package, listed in (("operators", OPERATORS), ("sensors", SENSORS)):
+        found = set()
+        for file in (ROOT / package).glob("*.py"):
+            for node in ast.parse(file.read_text("utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    path = f"nighttrain.{package}.{file.stem}.{node.name}"
+                    if issubclass(load(path), BaseOperator):
+                        found.add(path)
+        assert found == set(listed)
+
+
+def test_the_reference_of_the_asset_lists_its_parameters() -> None:
+    from nighttrain.sensors.assets import registered_model
+
+    table = [row for row in rows(sections(REFERENCE / "sensors.md")["registered_model"]) if len(row) == 3]
+    documented = {name.strip("`"): default for name, default, _ in table}
+    signature = inspect.signature(registered_model).parameters
+    assert documented == {name: shown_default(parameter) for name, parameter in signature.items()}
+
+
+def test_the_reference_of_connections_lists_the_mlflow_fields() -> None:
+    from nighttrain.operators.provider_info import get_provider_info
+
+    (declared,) = get_provider_info()["connection-types"]
+    text = sections(REFERENCE / "connections.md")["Type `mlflow`"]
+    documented = set(re.findall(r"extra `(\w+)`", text))
+    read = set(re.findall(r'extra\.get\("(\w+)"\)', (ROOT / "sensors" / "connections.py").read_text("utf-8")))
+    assert documented == read
+    assert set(declared["conn-fields"]) <= documented
+
+
+def test_dags_in_the_documents_can_be_built() -> None:
+    from airflow.sdk import DAG
+
+    built = 0
+    for page in MARKDOWN:
+        for block in code_blocks(page, "python"):
+            if "with DAG(" in block:
+                names: dict[str, Any] = {}
+                exec(compile(block, name_of(page), "exec"), names)  # noqa: S102
+                dags = [value for value in names.values() if isinstance(value, DAG)]
+                built += len(dags) or 1
+    assert built >= 4
+
+
+# Gates and outcomes.
+
+
+def gate_rows() -> list[tuple[str, str]]:
+    table = rows(sections(REFERENCE / "gates.md")["One line for a rule"])
+    return [(written.strip("`"), becomes.strip("`")) for written, becomes, _ in table]
+
+
+@pytest.mark.parametrize(("written", "becomes"), gate_rows())
+def test_each_form_of_a_rule_becomes_what_the_page_says(written: str, becomes: str) -> None:
+    from nighttrain.providers.registry import gates
+
+    assert gates.parse_rule(written) == eval(becomes, vars(gates))  # noqa: S307
+
+
+def test_every_outcome_is_explained() -> None:
+    from nighttrain.providers.kubernetes import outcome
+
+    table = [row for row in rows((REFERENCE / "outcomes.md").read_text("utf-8")) if len(row) == 4]
+    documented = {kind.strip("`"): error.strip("`") for kind, error, _, _ in table}
+    expected = {kind.value: error.__name__ for kind, error in outcome._ERRORS.items()}
+    assert documented == {**expected, outcome.OutcomeKind.SUCCEEDED.value: ""}
+    assert all(what and remedy for _, _, what, remedy in table)
+
+
+# Rights.
+
+VERBS = {"create": "create", "get": "get", "list": "list", "watch": "watch", "patch": "patch"} | {
+    "replace": "update",
+    "delete": "delete",
+}
+TRAINING_CODE = [
+    "providers/tracked_workload.py",
+    *(f"providers/kubernetes/{n}.py" for n in ("workload", "logs")),
+]
+SERVING_CODE = ["providers/serving/backends/kubernetes_deployment.py"]
+# A mirror lists and watches what it is made for.
+MIRRORED = {"list", "watch"}
+# Reached only when a grace period is given, which no operator, sensor or asset does: see the test below.
+NEVER_ASKED = {("", "pods", "delete")}
+
+
+def calls(path: str) -> set[tuple[str, str, str]]:
+    """(API group, resource, verb) of every request that a module makes through the cluster client."""
+    from nighttrain.providers.kubernetes import resources
+
+    def resource(node: ast.expr) -> Any:
+        found = getattr(resources, node.id, None) if isinstance(node, ast.Name) else None
+        return found if isinstance(found, resources.Resource) else None
+
+    asked: set[tuple[str, str, str]] = set()
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.For)
+            and isinstance(node.iter, ast.Name)
+            and node.iter.id == "KUEUE_WORKLOADS"
+        ):
+            asked |= {(each.group, each.plural, "list") for each in resources.KUEUE_WORKLOADS}
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+        if name == "logs" and isinstance(function, ast.Attribute) and "client" in ast.unparse(function.value):
+            asked.add(("", "pods/log", "get"))
+        if not node.args or (target := resource(node.args[0])) is None:
+            continue
+        verbs = MIRRORED if name == "Selection" else {VERBS[name]}
+        asked |= {(target.group, target.plural, verb) for verb in verbs}
+    return asked
+
+
+def granted(role: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@pytest.fixture(scope="module")
+def rbac() -> dict[tuple[str, str], dict[str, Any]]:
+    documents = list(yaml.safe_load_all((ROOT / "docs" / "rbac.yaml").read_text("utf-8")))
+    return {(each["kind"], each["metadata"]["name"]): each for each in documents}
+
+
+def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str, str], Any]) -> None:
+    training = set().union(*map(calls, [*TRAINING_CODE, "providers/kubernetes/watch.py"])) - NEVER_ASKED
+    assert granted(rbac["Role", "nighttrain-training"]) == training
+    assert granted(rbac["Role", "nighttrain-serving"]) == set().union(*map(calls, SERVING_CODE))
+
+
+def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, "providers/kubernetes/watch.py"}
+    for folder in ("providers", "operators", "sensors", "assets"):
+        for file in (ROOT / folder).rglob("*.py"):
+            path = file.relative_to(ROOT).as_posix()
+            if path not in looked_at and not path.startswith("providers/local/"):
+                assert not calls(path), path
+
+
+def test_no_caller_gives_a_grace_period() -> None:
+    """Then pods would be deleted one by one, and the Role would need that right."""
+    for folder in ("providers", "operators", "sensors", "assets"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("cancel"):
+                    given = {keyword.arg for keyword in node.keywords}
+                    assert "grace_period_seconds" not in given, file
+
+
+def test_the_roles_are_for_one_namespace_and_bound(rbac: dict[tuple[str, str], Any]) -> None:
+    assert {kind for kind, _ in rbac} == {"Role", "RoleBinding"}
+    for (kind, name), document in rbac.items():
+        assert document["metadata"]["namespace"] == "ml"
+        if kind == "RoleBinding":
+            assert ("Role", document["roleRef"]["name"]) in rbac
+            assert name == document["roleRef"]["name"]

@@ -1,0 +1,74 @@
+"""The import contracts can fail: each wrong arrow, drawn on purpose in a copy, is reported by its name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDERS = ("providers", "operators", "sensors", "dags", "assets")
+
+WRONG = {
+    "providers/names_an_orchestrator.py": (
+        "import airflow.sdk",
+        "providers know neither orchestrator, nor mlflow",
+    ),
+    "providers/tracking/looks_up.py": (
+        "import nighttrain.providers.registry.models",
+        "Inside providers: serving -> registry -> kubernetes | tracking -> errors",
+    ),
+    "providers/local/uses_adapter.py": (
+        "import nighttrain.providers.tracking.client",
+        "The embedded cluster imports no adapter",
+    ),
+    "sensors/looks_up.py": (
+        "import nighttrain.operators.training",
+        "Arrows point down: dags -> operators -> sensors -> providers",
+    ),
+    "assets/uses_airflow.py": (
+        "import nighttrain.sensors.connections",
+        "Airflow's half and Dagster's half do not know one another",
+    ),
+    "dags/airline_delay/uses_nighttrain.py": (
+        "import nighttrain.providers.errors",
+        "Training code is plain Python: no orchestrator and no nighttrain",
+    ),
+}
+
+
+def lint(tree: Path) -> subprocess.CompletedProcess[str]:
+    """lint-imports on the copy: its folders as the package, in front of the installed one."""
+    package = tree / "path" / "nighttrain"
+    package.mkdir(parents=True, exist_ok=True)
+    for folder in FOLDERS:
+        if not (package / folder).exists():
+            (package / folder).symlink_to(tree / folder)
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        env={**os.environ, "PYTHONPATH": str(tree / "path"), "NO_COLOR": "1", "COLUMNS": "200"},
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def broken(answer: subprocess.CompletedProcess[str]) -> set[str]:
+    lines = [line.strip() for line in answer.stdout.splitlines()]
+    return {line.removesuffix(" BROKEN") for line in lines if line.endswith(" BROKEN")}
+
+
+@pytest.mark.slow
+def test_each_wrong_arrow_is_reported(tree: Path) -> None:
+    for path, (line, _contract) in WRONG.items():
+        (tree / path).write_text(f'"""Wrong."""\n\n{line}\n')
+    answer = lint(tree)
+    assert answer.returncode == 1, answer.stdout + answer.stderr
+    assert {contract for _line, contract in WRONG.values()} <= broken(answer)
+    for path, (line, _contract) in WRONG.items():
+        arrow = f"nighttrain.{path.removesuffix('.py').replace('/', '.')} -> {line.split()[1]}"
+        # Of a package outside, only the top is in the graph.
+        assert arrow.replace("airflow.sdk", "airflow") in answer.stdout, answer.stdout
