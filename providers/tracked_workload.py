@@ -203,10 +203,14 @@ class TrackedWorkload:
             return  # an earlier try was here: submit() decides what that means
 
     async def _open_runs(self, tree: RunTree) -> tuple[Run, Run]:
+        from nighttrain.providers.tracking.runs import Lineage
+
         experiment_id = await tree.ensure_experiment(self.experiment_name)
         tags = self.lineage(image=self.spec.image).tags()
+        key = self.parent_key
+        whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
         parent = await tree.open_parent(
-            experiment_id, self.parent_key, name=f"{self.parent_key.dag_id} {self.parent_key.run_id}", tags={}
+            experiment_id, key, name=f"{key.dag_id} {key.run_id}", tags=whole.tags()
         )
         run = await tree.open_child(
             parent, self.run_key, name=self.run_name, tags=tags, params=dict(self.params)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk import PokeReturnValue
 
 from nighttrain.providers.errors import TrackingError
 from nighttrain.sensors.conditions import Awaited, RegistryCondition
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
-from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.deferring import DeferringSensor
 from nighttrain.sensors.triggers import DEFAULT_POLL_SECONDS, RegistryTrigger
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.registry.models import ModelVersion
 
 
-class _RegistrySensor(BaseSensorOperator):
+class _RegistrySensor(DeferringSensor):
     """Waits for a condition in the registry; returns ``{"model_name", "version"}``."""
 
     template_fields: Sequence[str] = ("model_name", "version", "newer_than")
@@ -33,18 +33,14 @@ class _RegistrySensor(BaseSensorOperator):
         version: str | int | None = None,
         newer_than: str | int | None = None,
         mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
-        deferrable: bool = True,
         poke_interval: float | timedelta = DEFAULT_POLL_SECONDS,
         **kwargs: Any,
     ) -> None:
-        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
-        kwargs.setdefault("multiple_outputs", True)
         super().__init__(poke_interval=poke_interval, **kwargs)
         self.model_name = model_name
         self.version = version
         self.newer_than = newer_than
         self.mlflow_conn_id = mlflow_conn_id
-        self.deferrable = deferrable
 
     def _condition(self) -> RegistryCondition:
         raise NotImplementedError
@@ -58,29 +54,13 @@ class _RegistrySensor(BaseSensorOperator):
             newer_than=_number(self.newer_than),
         )
 
-    def execute(self, context: Context) -> Any:
-        if not self.deferrable:
-            with failing_clearly():
-                return super().execute(context)
-        with failing_clearly():
-            now = self.poke(context)
-        if now.is_done:
-            return now.xcom_value
-        self._defer()
-        return None
-
-    def _defer(self) -> None:
-        with failing_clearly():
-            condition = self._condition()
+    def _trigger(self) -> RegistryTrigger:
+        condition = self._condition()
         self.log.info("Waiting for %s", condition)
-        self.defer(
-            trigger=RegistryTrigger(
-                mlflow_conn_id=self.mlflow_conn_id,
-                condition=condition.to_dict(),
-                poll_seconds=self.poke_interval,
-            ),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout),
+        return RegistryTrigger(
+            mlflow_conn_id=self.mlflow_conn_id,
+            condition=condition.to_dict(),
+            poll_seconds=self.poke_interval,
         )
 
     def poke(self, context: Context) -> PokeReturnValue:

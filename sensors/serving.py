@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk import PokeReturnValue
 
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import RolloutFailedError
 from nighttrain.sensors.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config
-from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.deferring import DeferringSensor
+from nighttrain.sensors.triggers import EndpointTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.serving.backends.base import EndpointStatus
 
 
-class EndpointReadySensor(BaseSensorOperator):
+class EndpointReadySensor(DeferringSensor):
     """Waits until an endpoint serves a version from all of its replicas.
 
     Readiness is what the cluster reports, so the endpoint need not be reachable from Airflow. Returns the
@@ -42,47 +42,26 @@ class EndpointReadySensor(BaseSensorOperator):
         version: str | int | None = None,
         namespace: str | None = None,
         kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
-        deferrable: bool = True,
         **kwargs: Any,
     ) -> None:
-        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
-        kwargs.setdefault("multiple_outputs", True)
         super().__init__(**kwargs)
         self.endpoint = endpoint
         self.version = version
         self.namespace = namespace
         self.kubernetes_conn_id = kubernetes_conn_id
-        self.deferrable = deferrable
 
     @property
     def _version(self) -> str | None:
         return None if self.version in (None, "") else str(self.version)
 
-    def execute(self, context: Context) -> Any:
-        if not self.deferrable:
-            with failing_clearly():
-                return super().execute(context)
-        with failing_clearly():
-            now = self.poke(context)
-        if now.is_done:
-            return now.xcom_value
-        self._defer()
-        return None
-
-    def _defer(self) -> None:
-        from nighttrain.sensors.triggers import EndpointTrigger
-
-        self.defer(
-            trigger=EndpointTrigger(
-                kubernetes_conn_id=self.kubernetes_conn_id,
-                namespace=self.namespace,
-                endpoint=self.endpoint,
-                version=self._version,
-                timeout_seconds=self.timeout,
-                serving_only=True,
-            ),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=self.timeout),
+    def _trigger(self) -> EndpointTrigger:
+        return EndpointTrigger(
+            kubernetes_conn_id=self.kubernetes_conn_id,
+            namespace=self.namespace,
+            endpoint=self.endpoint,
+            version=self._version,
+            timeout_seconds=self.timeout,
+            serving_only=True,
         )
 
     def poke(self, context: Context) -> PokeReturnValue:

@@ -161,12 +161,17 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
 # The reference of operators and sensors.
 
 
+# A base that no DAG names: its parameters stand with those of its subclasses.
+BASES = {"nighttrain.sensors.deferring.DeferringSensor"}
+
+
 def parameters(cls: Any) -> dict[str, inspect.Parameter]:
     """Those of the class itself and of its private bases; public bases have a section of their own."""
     found: dict[str, inspect.Parameter] = {}
     for base in reversed(cls.__mro__):
         ours = base.__module__.startswith("nighttrain") and "__init__" in vars(base)
-        if ours and (base is cls or base.__name__.startswith("_")):
+        shared = base.__name__.startswith("_") or f"{base.__module__}.{base.__qualname__}" in BASES
+        if ours and (base is cls or shared):
             found |= inspect.signature(base.__init__).parameters
     return {name: parameter for name, parameter in found.items() if name not in ("self", "kwargs")}
 
@@ -214,7 +219,7 @@ def test_the_reference_has_every_public_operator_and_sensor() -> None:
                     path = f"nighttrain.{package}.{file.stem}.{node.name}"
                     if issubclass(load(path), BaseOperator):
                         found.add(path)
-        assert found == set(listed)
+        assert found - BASES == set(listed)
 
 
 def test_the_reference_of_the_asset_lists_its_parameters() -> None:

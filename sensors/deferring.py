@@ -1,0 +1,43 @@
+"""What every sensor of this package does: look once, then wait in the triggerer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from nighttrain.sensors.failures import failing_clearly
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.triggers.base import BaseTrigger
+
+
+class DeferringSensor(BaseSensorOperator):
+    """A sensor that needs no triggerer when what it waits for is there already, or ``deferrable`` is False.
+
+    :param deferrable: wait in the triggerer (the default) or in the worker
+    """
+
+    def __init__(self, *, deferrable: bool = True, **kwargs: Any) -> None:
+        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
+        kwargs.setdefault("multiple_outputs", True)
+        super().__init__(**kwargs)
+        self.deferrable = deferrable
+
+    def _trigger(self) -> BaseTrigger:
+        """What waits in the triggerer."""
+        raise NotImplementedError
+
+    def execute(self, context: Context) -> Any:
+        with failing_clearly():
+            if not self.deferrable:
+                return super().execute(context)
+            now = self.poke(context)
+            if isinstance(now, PokeReturnValue) and now.is_done:
+                return now.xcom_value
+            trigger = self._trigger()
+        return self.defer(
+            trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
+        )
