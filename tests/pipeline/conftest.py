@@ -59,6 +59,11 @@ class Pipeline:
     def task(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
         return dict(self.stack.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}").json())
 
+    def links(self, dag_id: str, run_id: str, task_id: str) -> dict[str, str]:
+        """The links on the task's page."""
+        answer = self.stack.api("GET", f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links")
+        return dict(answer.json()["extra_links"])
+
     def finished(self, dag_id: str, run_id: str, seconds: float = 180) -> str:
         """The state in which the DAG run ends."""
         self.until(lambda: self.run(dag_id, run_id)["state"] in ENDED, seconds, f"{dag_id} {run_id} to end")

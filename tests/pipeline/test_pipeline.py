@@ -69,6 +69,10 @@ def test_worker_killed_in_mid_training_leaves_one_job_one_run_one_version(pipeli
     assert lineage["nighttrain.job_uid"] == job["metadata"]["uid"]
     assert lineage["nighttrain.run_id"] == run_id
     assert len(lineage["nighttrain.artifact.sha256"]) == 64
+    links = pipeline.links("worker_killed", run_id, "train")
+    assert links["MLflow run"].endswith(f"/runs/{child['info']['run_id']}")
+    assert links["Workload"].endswith(f"/jobs/{job['metadata']['name']}")
+    assert pipeline.links("worker_killed", run_id, "register")["Model version"].endswith("/versions/1")
 
 
 def test_exit_code_3_fails_the_task_with_its_last_lines(pipeline: Pipeline) -> None:
@@ -163,6 +167,9 @@ def test_stage_transition_by_hand_deploys_that_version(pipeline: Pipeline, model
     run_one = pipeline.until(lambda: pipeline.runs("deploy_on_stage_transition"), 60, "the first DAG run")[0]
     assert pipeline.finished("deploy_on_stage_transition", run_one["dag_run_id"], 240) == "success"
     assert _predict(pipeline) == [1.0]
+    links = pipeline.links("deploy_on_stage_transition", run_one["dag_run_id"], "rollout")
+    assert links["Model version"].endswith(f"/models/airline-delay/versions/{first}")
+    assert httpx.get(f"{links['Endpoint']}/ping").status_code == 200
 
     moved = _transition(pipeline.stack.mlflow_uri, "airline-delay", second)
     run_two = pipeline.until(
