@@ -162,8 +162,8 @@ def mlflow_connection(conn: Connection) -> MLflowConnection:
     )
     return MLflowConnection(
         config=config,
-        cluster_uri=(extra.get("cluster_uri") or uri).rstrip("/"),
-        ui_uri=(extra.get("ui_uri") or uri).rstrip("/"),
+        cluster_uri=(extra.get("cluster_uri") or config.uri).rstrip("/"),
+        ui_uri=(extra.get("ui_uri") or config.uri).rstrip("/"),
         secret=extra.get("kubernetes_secret") or None,
     )
 
@@ -174,7 +174,8 @@ def _uri(conn: Connection) -> str:
         host = f"{conn.schema or 'http'}://{host}"
     scheme, _, rest = host.partition("://")
     authority, slash, path = rest.partition("/")
-    if conn.port and ":" not in authority:
+    host_and_port = authority.rpartition("@")[2].rpartition("]")[2]
+    if conn.port and ":" not in host_and_port:
         authority = f"{authority}:{conn.port}"
     return f"{scheme}://{authority}{slash}{path}"
 

@@ -154,7 +154,6 @@ def test_host_forms(host: str, fields: dict[str, Any], uri: str) -> None:
     assert found.ui_uri == uri
 
 
-@pytest.mark.xfail(strict=True, reason="sensors.connections._uri takes any colon for a port")
 @pytest.mark.parametrize(
     ("host", "uri"),
     [("http://[::1]", "http://[::1]:5000"), ("http://me:mlflow-secret@mlflow", "http://mlflow:5000")],
@@ -239,7 +238,6 @@ def test_a_password_in_the_host_is_taken_out_of_it() -> None:
     assert (config.username, config.password) == ("me", "mlflow-secret")
 
 
-@pytest.mark.xfail(strict=True, reason="cluster_uri and ui_uri are taken from the host as it was typed")
 def test_a_password_in_the_host_reaches_neither_pods_nor_links() -> None:
     found = mlflow_connection(mlflow("http://me:mlflow-secret@mlflow:5000"))
     addresses = (found.cluster_uri, found.ui_uri, found.run_url("1", "2"), repr(found))
