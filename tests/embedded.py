@@ -15,6 +15,7 @@ from nighttrain.providers.local.container_runner import BackOff
 from nighttrain.providers.local.controllers import Controllers
 from nighttrain.providers.local.images import ImageTable
 from nighttrain.providers.local.kubelet import Kubelet
+from nighttrain.providers.local.mounts import Namespaces
 from nighttrain.providers.local.network import ClusterNetwork
 from nighttrain.providers.local.resources import EVENTS, JOBS, NAMESPACES, PODS, ResourceType
 from nighttrain.providers.local.store import DELETED, Store
@@ -33,13 +34,15 @@ Object = dict[str, Any]
 class Running:
     """Store, kubelet, controllers and network, with short pauses instead of a cluster's long ones."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, namespaces: Namespaces = Namespaces.AUTO) -> None:
         self.network = ClusterNetwork()
         admission = Admission(self.network.services)
         self.store = admission.store = Store(admit=admission.admit, release=admission.release)
         self.store.create(NAMESPACES, {"metadata": {"name": "default"}})
         images = ImageTable({"localhost/python": Path(sys.executable)})
-        self.kubelet = Kubelet(self.store, images, directory, self.network, back_off=BackOff(0.2, 1))
+        self.kubelet = Kubelet(
+            self.store, images, directory, self.network, back_off=BackOff(0.2, 1), namespaces=namespaces
+        )
         self.controllers = Controllers(self.store, self.network, job_back_off=BackOff(0.3, 1))
         self.seen: dict[ResourceType, list[tuple[str, Object]]] = {}
         self._watchers = {resource: self.store.watch(resource) for resource in (PODS, JOBS, EVENTS)}

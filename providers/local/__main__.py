@@ -59,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where to write the kubeconfig (default: DIR/kubeconfig)",
     )
     cluster.add_argument(
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="keep every object, the token and the port in this file, and go on from it at the next start",
+    )
+    cluster.add_argument(
         "--forbidden-namespace",
         action="append",
         default=[],
@@ -94,6 +100,7 @@ def run_cluster(options: argparse.Namespace) -> int:
         options.port,
         kubeconfig=options.kubeconfig,
         forbidden_namespaces=options.forbidden_namespace,
+        state=options.state,
     )
     try:
         cluster.start()

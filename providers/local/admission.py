@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from nighttrain.providers.local import errors
+from nighttrain.providers.local.crd_definitions import admit_definition
 from nighttrain.providers.local.defaults import apply_defaults, label_job
-from nighttrain.providers.local.resources import JOBS, PODS, SERVICEACCOUNTS, SERVICES
+from nighttrain.providers.local.preemption import apply_priority
+from nighttrain.providers.local.quota import check_quota
+from nighttrain.providers.local.resources import (
+    CUSTOMRESOURCEDEFINITIONS,
+    JOBS,
+    PODS,
+    SERVICEACCOUNTS,
+    SERVICES,
+)
 from nighttrain.providers.local.validation import validate
 
 if TYPE_CHECKING:
@@ -38,13 +47,20 @@ class Admission:
 
     def admit(self, resource: ResourceType, new: Object, old: Object | None) -> None:
         """:raises ApiError: 403, 422"""
-        apply_defaults(resource, new, old)
+        if resource is PODS and old is None and self.store is not None:
+            apply_priority(self.store, new)
+        if resource == CUSTOMRESOURCEDEFINITIONS:
+            admit_definition(new, old)
+        if resource.custom is None:
+            apply_defaults(resource, new, old)
         validate(resource, new, old)
         if resource is JOBS and old is None:
             label_job(new)
         elif resource is PODS and old is None:
             self._check_service_account(new)
-        elif resource is SERVICES:
+        if old is None and self.store is not None:
+            check_quota(self.store, resource, new)
+        if resource is SERVICES:
             self._give_address(new, old)
 
     def release(self, resource: ResourceType, obj: Object) -> None:

@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from nighttrain.providers.local import discovery, errors, parameters, reading, writing
+from nighttrain.providers.local import bodies, discovery, errors, parameters, reading, writing
+from nighttrain.providers.local.crd_definitions import definition_warnings
+from nighttrain.providers.local.crds import CustomResources, CustomStore
 from nighttrain.providers.local.parameters import ListParameters
+from nighttrain.providers.local.patches import APPLY_PATCH
 from nighttrain.providers.local.peers import is_own_user
-from nighttrain.providers.local.resources import BUILT_IN, NAMESPACES, ResourceTable
+from nighttrain.providers.local.resources import (
+    BUILT_IN,
+    CUSTOMRESOURCEDEFINITIONS,
+    NAMESPACES,
+    ResourceTable,
+)
 from nighttrain.providers.local.routing import Target, find_target, split
 from nighttrain.providers.local.store import Object, Store, encode
 
@@ -27,8 +35,6 @@ _logger = logging.getLogger(__name__)
 USER = "nighttrain"
 _HEALTH = frozenset(("healthz", "readyz", "livez"))
 _JSON = "application/json"
-# An object is at most this large in a real cluster, where etcd sets the limit.
-MAX_BODY_BYTES = 3 * 1024 * 1024
 
 # A log that has nothing to say yet begins its answer after this long, so that followers see that it stands;
 # refusals are known at once.
@@ -39,7 +45,6 @@ _INTERACTIVE = {
     "attach": "attaching to a container",
     "portforward": "forwarding a port (a pod's address is reachable from this machine as it is)",
     "proxy": "a proxy (addresses of pods and Services are reachable from this machine as they are)",
-    "eviction": "eviction (delete the pod)",
     "binding": "binding a pod to a node (there is one node)",
     "ephemeralcontainers": "ephemeral containers",
     "resize": "resizing a pod",
@@ -88,6 +93,7 @@ class Api:
         self._token = token
         self._trust_own_user = trust_own_user
         self._table = table or ResourceTable(BUILT_IN)
+        self._crds = CustomResources(store, self._table)
         self._discovery = discovery.Discovery(self._table)
         self._forbidden = frozenset(forbidden_namespaces)
 
@@ -114,6 +120,7 @@ class Api:
         if parts[0] in _HEALTH:
             return PlainTextResponse("ok")
         self._authenticate(request)
+        self._crds.refresh()
         if parts[0] in ("api", "apis"):
             return await self._api(request, parts)
         if parts == ["version"]:
@@ -185,40 +192,86 @@ class Api:
         query = request.query_params
         if target.subresource == "log":
             return await self._log(request, target)
+        store = self._store_for(target)
         if target.subresource == "scale":
-            return _json(
-                encode(writing.scale(self._store.get(target.resource, target.namespace, target.name)))
-            )
+            found = store.get(target.resource, target.namespace, target.name)
+            return _json(encode(writing.scale(target.resource, found)))
         form = reading.Form(request.headers.get("accept", ""), query)
         if verb == "get":
-            return _json(reading.get(self._store, target, form))
+            return _json(reading.get(store, target, form))
         asked = ListParameters.read(query, target.resource, target.name)
         if verb == "list":
-            return _json(reading.list_objects(self._store, target, asked, form))
-        stream = reading.WatchStream(self._store, target, asked, form)
+            return _json(reading.list_objects(store, target, asked, form))
+        stream = reading.WatchStream(store, target, asked, form)
         return StreamingResponse(stream.lines(), media_type=_JSON)
 
     async def _write(self, request: Request, verb: str, target: Target) -> Response:
-        query, store = request.query_params, self._store
-        content_type = request.headers.get("content-type", "")
         raw = await _raw_body(request)
+        # Definitions may have changed while the body was on its way.
+        self._crds.refresh()
+        store = self._store_for(target)
+        try:
+            if target.resource == CUSTOMRESOURCEDEFINITIONS and verb.startswith("delete"):
+                return _written(self._delete_definitions(request, target, raw))
+            written = self._written(request, verb, target, store, raw)
+        finally:
+            self._crds.refresh()
+        if target.resource == CUSTOMRESOURCEDEFINITIONS:
+            written.warnings.extend(definition_warnings(written.body))
+        if isinstance(store, CustomStore):
+            written.warnings.extend(store.warnings)
+        return _written(written)
+
+    def _store_for(self, target: Target) -> Store:
+        custom = target.resource.custom is not None
+        return self._crds.view(target.resource) if custom else self._store
+
+    def _delete_definitions(self, request: Request, target: Target, raw: bytes) -> writing.Written:
+        """Definitions are deleted like everything else, but their objects go first."""
+        query = dict(request.query_params)
+        content_type = request.headers.get("content-type", "")
+        options = writing.read_body(raw, content_type) if raw.strip() else None
+        if target.name:
+            names = [target.name]
+            # Whether it may be deleted, and what a dry run answers.
+            tried = writing.delete(self._store, target, options, {**query, "dryRun": "All"})
+        else:
+            asked = ListParameters.read(request.query_params, target.resource)
+            tried = writing.delete_collection(self._store, target, asked, options, {**query, "dryRun": "All"})
+            names = [each["metadata"]["name"] for each in tried.body["items"]]
+        if parameters.dry_run(query) or (isinstance(options, dict) and options.get("dryRun")):
+            return tried
+        marked = [self._crds.begin_deletion(name) for name in names]
+        return writing.Written(200, marked[0] if target.name else {**tried.body, "items": marked})
+
+    def _written(
+        self, request: Request, verb: str, target: Target, store: Store, raw: bytes
+    ) -> writing.Written:
+        query = dict(request.query_params)
+        content_type = request.headers.get("content-type", "")
+        if not content_type.startswith(APPLY_PATCH):
+            # Whoever does not say who writes goes by the name of the program.
+            agent = request.headers.get("user-agent", "").partition("/")[0]
+            query["fieldManager"] = query.get("fieldManager") or agent or "unknown"
         if verb in ("delete", "deletecollection"):
             options = writing.read_body(raw, content_type) if raw.strip() else None
             if verb == "delete":
-                return _written(writing.delete(store, target, options, query))
+                return writing.delete(store, target, options, query)
             asked = ListParameters.read(query, target.resource)
-            return _written(writing.delete_collection(store, target, asked, options, query))
+            return writing.delete_collection(store, target, asked, options, query)
         if verb == "patch" and not content_type.split(";")[0].endswith(("+json", "+yaml", "+cbor")):
             raise errors.unsupported_media_type()
         body = writing.read_body(raw, content_type)
         if target.subresource == "scale":
             patch_type = content_type if verb == "patch" else None
-            return _written(writing.write_scale(store, target, patch_type, body, query))
+            return writing.write_scale(store, target, patch_type, body, query)
+        if target.subresource == "eviction":
+            return writing.evict(store, target, body, query)
         if verb == "create":
-            return _written(writing.create(store, target, body, query))
+            return writing.create(store, target, body, query)
         if verb == "update":
-            return _written(writing.replace(store, target, body, query))
-        return _written(writing.patch(store, target, content_type, body, query))
+            return writing.replace(store, target, body, query)
+        return writing.patch(store, target, content_type, body, query)
 
     async def _log(self, request: Request, target: Target) -> Response:
         query = request.query_params
@@ -264,6 +317,8 @@ def _verb(method: str, target: Target, *, watch: bool) -> str:
         verb = {"GET": "get", "PUT": "update", "PATCH": "patch"}.get(method, "")
         if target.subresource == "log" and verb != "get":
             verb = ""
+        if target.subresource == "eviction":
+            verb = "create" if method == "POST" else ""
     elif target.name:
         verb = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(method, "")
         verb = "watch" if verb == "get" and watch else verb
@@ -308,11 +363,7 @@ def _anonymous(table: ResourceTable, request: Request) -> errors.ApiError:
 
 
 async def _raw_body(request: Request) -> bytes:
-    raw = await request.body()
-    if len(raw) > MAX_BODY_BYTES:
-        message = f"Request entity too large: limit is {MAX_BODY_BYTES}"
-        raise errors.ApiError(413, "RequestEntityTooLarge", message, {})
-    return raw
+    return await bodies.read(request)
 
 
 async def _body(request: Request) -> Any:

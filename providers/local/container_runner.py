@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from nighttrain.providers.local.environment import ConfigError, Environment
+from nighttrain.providers.local.environment import ConfigError, Environment, quantity
 from nighttrain.providers.local.images import (
     ImageEnvironment,
     ImageTable,
     InvalidImageNameError,
     parse_reference,
 )
+from nighttrain.providers.local.mounts import Mount, SubPathError
 from nighttrain.providers.local.podstatus import Container, Role, waiting
 from nighttrain.providers.local.probes import (
     ProbeFailedError,
@@ -38,13 +40,22 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from nighttrain.providers.local.events import EventRecorder
+    from nighttrain.providers.local.memory import MemoryLimits
+    from nighttrain.providers.local.mounts import MountNamespaces
     from nighttrain.providers.local.network import ClusterNetwork
+    from nighttrain.providers.local.volumes import PodVolumes
 
 # What the kubelet reports of a log as a termination message.
 _MESSAGE_LINES, _MESSAGE_BYTES = 80, 2048
 
+# Where a container leaves its last words unless it says otherwise.
+_MESSAGE_PATH = "/dev/termination-log"
+
 # The most the kubelet reads of a termination message file.
 _MESSAGE_FILE_BYTES = 4096
+
+# The exit code of what SIGKILL ended.
+_KILLED = 137
 
 # A container that never ran has this start time on a real cluster too.
 _NEVER_STARTED = "1970-01-01T00:00:00Z"
@@ -73,6 +84,8 @@ class Node:
 
     :param starting: how many processes may be starting at a time
     :param configuration_changed: resolves when a ConfigMap or Secret changes; replaced each time
+    :param namespaces: starts containers in mount namespaces of their own, if this machine allows it
+    :param memory: enforces memory limits
     """
 
     store: Store
@@ -86,6 +99,8 @@ class Node:
     back_off: BackOff
     sleep: Callable[[float], Awaitable[None]]
     configuration_changed: asyncio.Event
+    namespaces: MountNamespaces
+    memory: MemoryLimits
 
     def now(self) -> str:
         return timestamp(self.store.clock())
@@ -98,6 +113,7 @@ class PodContext(Protocol):
     node: Node
     ip: str
     directory: Path
+    volumes: PodVolumes
 
     def publish(self) -> None: ...
 
@@ -117,14 +133,14 @@ class ContainerRunner:
         self._probes: set[asyncio.Task[None]] = set()
         self._target: ProbeTarget | None = None
         self._starts = 0
+        self._message_file: Path | None = None
 
     async def run(self) -> None:
         container = self._container
         while True:
             image = await self._image()
             env = await self._environment(image)
-            async with self._node.starting:
-                process = self._start(image, env)
+            process = await self._begin(image, env)
             self._context.publish()
             if process is not None:
                 self._begin_probes()
@@ -234,26 +250,44 @@ class ContainerRunner:
 
     # Process
 
+    async def _begin(self, image: ImageEnvironment, env: dict[str, str]) -> ContainerProcess | None:
+        """Start the process; waits as long as one of its mounts cannot be made."""
+        while True:
+            try:
+                async with self._node.starting:
+                    return self._start(image, env)
+            except SubPathError as error:
+                self._warn("Failed", f"Error: {error}")
+                self._wait_as("CreateContainerConfigError", str(error))
+            await self._node.sleep(self._node.back_off.first)
+
     def _start(self, image: ImageEnvironment, env: dict[str, str]) -> ContainerProcess | None:
         """Start the process; None if the command cannot be run, which is an end of its own."""
         container = self._container
+        mounts = [*self._context.volumes.mounts(container.spec, env), *self._message_mount()]
         (self._folder / "tmp").mkdir(parents=True, exist_ok=True)
         log = ContainerLog(self._context.directory / f"{container.name}-{self._starts}.log")
         self._starts += 1
         container.previous_log, container.log = container.log, log
         container.image_id = image.digest
         container.container_id = f"nighttrain://{secrets.token_hex(32)}"
-        if "terminated" in container.state or container.last_state:
-            container.restarts += 1
-        self._tell("Created", "Container created")
+        cwd = Path(container.spec.get("workingDir") or self._folder)
         try:
             argv = self._resolver().command(env)
-            process = start(argv, env=env, cwd=self._working_directory(), log=log)
+            process = start(argv, env=env, cwd=cwd, log=log, namespaces=self._node.namespaces, mounts=mounts)
+        except SubPathError as error:
+            log.close()
+            raise SubPathError(
+                f"failed to prepare subPath of container {container.name!r}: {error}"
+            ) from error
         except StartError as error:
             log.close()
+            self._created()
             self._warn("Failed", f"Error: {error}")
             self._terminated(128, "StartError", str(error), _NEVER_STARTED, self._node.now())
             return None
+        self._created()
+        self._limit_memory(process)
         container.process = process
         container.last_state = container.state if "terminated" in container.state else container.last_state
         container.state = {"running": {"startedAt": _stamp(process.started_at)}}
@@ -261,17 +295,21 @@ class ContainerRunner:
         container.ready = container.started and "readinessProbe" not in container.spec
         if container.role is Role.INIT:
             container.ready = False
-        self._target = ProbeTarget(container.spec, self._context.ip, env, self._working_directory())
+        self._target = ProbeTarget(
+            container.spec, self._context.ip, env, cwd, self._folder, self._node.namespaces, process
+        )
         self._tell("Started", "Container started")
         return process
 
-    def _working_directory(self) -> Path:
-        given = self._container.spec.get("workingDir")
-        if not given:
-            return self._folder
-        if not Path(given).is_dir():
-            raise StartError(f'chdir to cwd ("{given}") set in config.json failed: no such file or directory')
-        return Path(given)
+    def _created(self) -> None:
+        if "terminated" in self._container.state or self._container.last_state:
+            self._container.restarts += 1
+        self._tell("Created", "Container created")
+
+    def _limit_memory(self, process: ContainerProcess) -> None:
+        limit = ((self._container.spec.get("resources") or {}).get("limits") or {}).get("memory")
+        if limit is not None and quantity(limit) > 0:
+            self._node.memory.watch(process, int(quantity(limit)))
 
     def record_exit(self, process: ContainerProcess, status: ExitStatus) -> None:
         container = self._container
@@ -279,6 +317,8 @@ class ContainerRunner:
             return
         message = self._termination_message(status.code)
         reason = "Completed" if status.code == 0 else "Error"
+        if process.out_of_memory and status.code == _KILLED:
+            reason = "OOMKilled"
         self._terminated(status.code, reason, message, _stamp(process.started_at), _stamp(status.finished_at))
         if container.role is Role.INIT:
             container.ready = status.code == 0
@@ -294,16 +334,34 @@ class ContainerRunner:
         container.state = {"terminated": state}
         container.ready = container.started = False
 
-    def _termination_message(self, code: int) -> str:
-        """What the container left as its last words.
+    # Termination message
 
-        Its file is read where the container can have one of its own: below its folder or its TMPDIR. The
-        default, ``/dev/termination-log``, would be one file for all containers of this machine: never read.
-        """
-        path = self._folder / (self._container.spec.get("terminationMessagePath") or "/dev/termination-log")
+    def _message_mount(self) -> list[Mount]:
+        """A new file for the container's last words, where it expects one."""
+        given = self._container.spec.get("terminationMessagePath") or _MESSAGE_PATH
+        path = Path(os.path.normpath(self._folder / given))
+        if path.is_relative_to(self._folder):
+            # It has a folder of its own there; what an earlier start wrote is not this one's. A link in it
+            # could lead anywhere.
+            self._message_file = path
+            if path.is_file() and path.parent.resolve().is_relative_to(self._folder.resolve()):
+                path.unlink()
+            return []
+        self._message_file = None
+        if not self._node.namespaces.available:
+            return []
+        folder = self._context.directory / ".messages"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._message_file = folder / f"{self._container.name}-{self._starts}"
+        self._message_file.touch()
+        self._message_file.chmod(0o666)
+        return [Mount(str(self._message_file), os.path.normpath(f"/{given.lstrip('/')}"))]
+
+    def _termination_message(self, code: int) -> str:
+        """What the container left as its last words: from its file, or its log if the policy says so."""
         text = ""
-        if path.is_relative_to(self._folder) and path.is_file():
-            with path.open("rb") as file:
+        if self._message_file is not None and self._message_file.is_file():
+            with self._message_file.open("rb") as file:
                 text = file.read(_MESSAGE_FILE_BYTES).decode(errors="replace")
         fallback = self._container.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
         if not text and fallback and code != 0 and self._container.log is not None:

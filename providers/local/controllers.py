@@ -10,9 +10,11 @@ from nighttrain.providers.local.deployment_controller import DeploymentControlle
 from nighttrain.providers.local.endpoints_controller import EndpointsController
 from nighttrain.providers.local.garbage_collector import GarbageCollector
 from nighttrain.providers.local.job_controller import JobController
+from nighttrain.providers.local.quota import QuotaController
 from nighttrain.providers.local.reconcile import ReconcileLoop
 from nighttrain.providers.local.replicaset_controller import ReplicaSetController
 from nighttrain.providers.local.resources import BUILT_IN, EVENTS, LEASES
+from nighttrain.providers.local.taints import TaintController
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,6 +48,8 @@ class Controllers:
             ReplicaSetController(self._loop),
             DeploymentController(self._loop),
             EndpointsController(self._loop, network),
+            TaintController(self._loop),
+            QuotaController(self._loop),
             GarbageCollector(self._loop, BUILT_IN),
         ):
             self._loop.add(controller)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nighttrain.providers.local import errors
+from nighttrain.providers.local.objects import copy_object
 from nighttrain.providers.local.schema_data import TYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nighttrain.providers.local.crds import CustomVersion
     from nighttrain.providers.local.resources import ResourceType
 
 QUANTITY = re.compile(r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$")
@@ -24,6 +29,8 @@ _QUANTITY_FIELDS = frozenset(
         "allocatedResources",
         "overhead",
         "sizeLimit",
+        "hard",
+        "used",
         "divisor",
     )
 )
@@ -43,6 +50,8 @@ _INT64_FIELDS = frozenset(
         "expirationSeconds",
     )
 )
+# An EndpointSlice without endpoints says so.
+_KEPT_EMPTY = frozenset(("EndpointSlice",))
 _GO_TYPES = {"s": "string", "b": "bool", "f": "float64", "t": "v1.Time"}
 _TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")
 
@@ -51,9 +60,63 @@ class _MismatchError(Exception):
     """The JSON cannot be an object of the kind; the text is the API's own."""
 
 
-def decode(resource: ResourceType, body: Any) -> tuple[dict[str, Any], list[str]]:
+class RepeatingBody(dict[str, Any]):
+    """A JSON object in which fields are named more than once. :param repeated: their paths"""
+
+    repeated: tuple[str, ...] = ()
+
+
+class _Repeating(dict[str, Any]):
+    names: tuple[str, ...] = ()
+
+
+def _no_constant(name: str) -> Any:
+    """Python reads NaN and Infinity; JSON has no such numbers."""
+    raise ValueError(f"invalid character '{name[0]}' looking for beginning of value")
+
+
+def parse_json(raw: bytes) -> Any:
+    """The JSON, the last of repeated fields winning; a :class:`RepeatingBody` where there are some.
+
+    :raises ValueError: it is not JSON
+    """
+    found = False
+
+    def remember(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal found
+        obj = dict(pairs)
+        if len(obj) == len(pairs):
+            return obj
+        found = True
+        marked = _Repeating(obj)
+        names = [name for name, _ in pairs]
+        marked.names = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
+        return marked
+
+    parsed = json.loads(raw, object_pairs_hook=remember, parse_constant=_no_constant)
+    if not found or not isinstance(parsed, dict):
+        return parsed if not found else json.loads(raw)
+    body = RepeatingBody(json.loads(raw))
+    body.repeated = tuple(_repeated(parsed, ""))
+    return body
+
+
+def _repeated(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        base = f"{path}." if path else ""
+        if isinstance(value, _Repeating):
+            yield from (f"{base}{name}" for name in value.names)
+        for name, item in value.items():
+            yield from _repeated(item, f"{base}{name}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _repeated(item, f"{path}[{index}]")
+
+
+def decode(resource: ResourceType, body: Any, *, defaults: bool = True) -> tuple[dict[str, Any], list[str]]:
     """The object without nulls and unknown fields, and the unknown fields' paths.
 
+    :param defaults: whether a custom object gets its defaults at once; built-in ones get theirs later
     :raises ApiError: 400 when a value has the wrong type
     """
     if not isinstance(body, dict):
@@ -62,9 +125,22 @@ def decode(resource: ResourceType, body: Any) -> tuple[dict[str, Any], list[str]
         )
     unknown: list[str] = []
     try:
+        if resource.custom is not None:
+            return _custom(resource.custom, body, unknown, defaults), unknown
         return _struct(resource.kind, body, "", "", unknown), unknown
     except _MismatchError as mismatch:
         raise errors.bad_request(f"{cannot_be_handled(resource)}: {mismatch}") from None
+
+
+def _custom(
+    version: CustomVersion, body: dict[str, Any], unknown: list[str], defaults: bool
+) -> dict[str, Any]:
+    metadata = body.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise _wrong(metadata, "ObjectMeta", ("ObjectMeta", "metadata"), "metadata")
+    obj = copy_object({**body, "metadata": _struct("ObjectMeta", metadata, "metadata", "metadata", unknown)})
+    unknown += version.decode(obj, defaults=defaults)
+    return cast("dict[str, Any]", obj)
 
 
 def cannot_be_handled(resource: ResourceType, kind: str = "") -> str:
@@ -83,10 +159,24 @@ def _struct(type_: str, value: dict[str, Any], path: str, plain: str, unknown: l
         if declared is None:
             if name != "managedFields":
                 unknown.append(here)
-        elif item is not None:
+        elif item is not None and not (_is_omitted(declared, type_) and item in ([], {})):
             below = f"{plain}.{name}" if plain else name
-            found[name] = _value(declared.rstrip("!"), item, (type_, name), here, below, unknown)
+            known = _SUBSCHEMA if type_ == _SUBSCHEMA and _holds_schema(name, item) else declared.rstrip("!")
+            found[name] = _value(known, item, (type_, name), here, below, unknown)
     return found
+
+
+# The client's models say nothing of the schemas in these two fields.
+_SUBSCHEMA = "JSONSchemaProps"
+
+
+def _holds_schema(field: str, item: Any) -> bool:
+    return field == "items" or (field == "additionalProperties" and not isinstance(item, bool))
+
+
+def _is_omitted(declared: str, type_: str) -> bool:
+    """Whether an empty list or map of the field is as good as none, and not kept."""
+    return declared[0] in "[{" and not declared.endswith("!") and type_ not in _KEPT_EMPTY
 
 
 def _value(

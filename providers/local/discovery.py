@@ -96,7 +96,8 @@ class Discovery:
         found: list[dict[str, Any]] = []
         for type_ in self._table.of(group, version):
             found.append(_described(type_))
-            found += [_subresource(type_, name) for name in sorted(type_.subresources)]
+            below = type_.subresources if type_.custom is not None else sorted(type_.subresources)
+            found += [_subresource(type_, name) for name in below]
         if (group, version) == AUTHORIZATION:
             found.append(_REVIEW)
         head = {"kind": "APIResourceList"} if not group else {"kind": "APIResourceList", "apiVersion": "v1"}
@@ -172,6 +173,17 @@ class Discovery:
             paths[f"{base}{scope}/{type_.plural}/{{name}}"] = {
                 verb: _operation(gvk, verb, schema) for verb in ("get", "put", "patch", "delete")
             }
+            if type_.custom is not None:
+                own = type_.custom.schema
+                meta = _schema_name("", "v1", "ObjectMeta")
+                known = {
+                    **own.get("properties", {}),
+                    "metadata": {"allOf": [{"$ref": f"#/components/schemas/{meta}"}]},
+                }
+                schemas[schema] = {**own, "properties": known, "x-kubernetes-group-version-kind": [gvk]}
+                for reached in ("ObjectMeta", *_reached("ObjectMeta")):
+                    schemas.setdefault(_schema_name("", "v1", reached), _schema(reached))
+                continue
             schemas[schema] = {**_schema(type_.kind), "x-kubernetes-group-version-kind": [gvk]}
             for reached in _reached(type_.kind):
                 schemas.setdefault(_schema_name("", "v1", reached), _schema(reached))
@@ -213,6 +225,8 @@ def _subresource(type_: ResourceType, name: str) -> dict[str, Any]:
     }
     if name == "scale":
         found.update({"group": "autoscaling", "version": "v1", "kind": "Scale"})
+    elif name == "eviction":
+        found.update({"group": "policy", "version": "v1", "kind": "Eviction", "verbs": ["create"]})
     return found
 
 

@@ -102,15 +102,16 @@ class Environment:
         if not source:
             return expand(item.get("value") or "", env.get)
         if "fieldRef" in source:
-            return self._field(source["fieldRef"]["fieldPath"])
+            return self.field(source["fieldRef"]["fieldPath"])
         if "resourceFieldRef" in source:
-            return self._resource(source["resourceFieldRef"])
+            return self.resource(source["resourceFieldRef"])
         for kind in ("configMapKeyRef", "secretKeyRef"):
             if kind in source:
                 return self._key(kind, source[kind])
         raise ConfigError(f"invalid valueFrom of variable {item['name']!r}: {', '.join(source) or 'empty'}")
 
-    def _field(self, path: str) -> str:
+    def field(self, path: str) -> str:
+        """The value of a pod's field, as in ``fieldRef``. Raises :class:`ConfigError`."""
         metadata, spec = self._pod["metadata"], self._pod["spec"]
         if match := _SUBSCRIPT.fullmatch(path):
             return str((metadata.get(match[1]) or {}).get(match[2], ""))
@@ -129,7 +130,8 @@ class Environment:
             raise ConfigError(f"unsupported fieldPath: {path}")
         return known[path]
 
-    def _resource(self, reference: Object) -> str:
+    def resource(self, reference: Object) -> str:
+        """The value of a ``resourceFieldRef``, in units of its divisor."""
         section, _, name = reference["resource"].partition(".")
         container = self._named(reference.get("containerName"))
         given = (container.get("resources") or {}).get(section) or {}

@@ -144,6 +144,13 @@ def invalid(resource: ResourceType, name: str, causes: list[Cause]) -> ApiError:
     return ApiError(422, "Invalid", f'{resource.qualified_kind} "{name}" is invalid: {text}', details)
 
 
+def invalid_options(kind: str, cause: Cause) -> ApiError:
+    """422 about a request's own parameters. :param kind: ``ListOptions`` and the like"""
+    message = f'{kind}.meta.k8s.io "" is invalid: {cause.field}: {cause.message}'
+    details = {"group": "meta.k8s.io", "kind": kind, "causes": [cause.to_dict()]}
+    return ApiError(422, "Invalid", message, details)
+
+
 def forbidden(resource: ResourceType, name: str, why: str) -> ApiError:
     named = f'{resource.qualified} "{name}"' if name else resource.qualified
     return ApiError(403, "Forbidden", f"{named} is forbidden: {why}", details_of(resource, name))

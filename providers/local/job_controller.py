@@ -14,8 +14,6 @@ from nighttrain.providers.local.resources import JOBS, PODS, ResourceType
 from nighttrain.providers.local.store import DELETED, Object, copy_object, timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from nighttrain.providers.local.container_runner import BackOff
     from nighttrain.providers.local.reconcile import ReconcileLoop
 
@@ -70,10 +68,13 @@ class JobController(Controller):
         if job is None:
             return
         pods = self.owned(job, PODS)
+        # What is found out goes into a draft: a Job's status is written in two steps, not field by field.
+        job = {**job, "status": copy_object(job.get("status") or {})}
         if "deletionTimestamp" in job["metadata"]:
             for pod in pods:
                 self._release(pod)
-            self._write_counts(job, pods)
+            self._draft_counts(job, pods)
+            self._write(job)
         elif (finished := _finished_at(job)) is not None:
             self._clean_up(job, pods, finished)
         else:
@@ -82,42 +83,44 @@ class JobController(Controller):
     # A Job that is under way
 
     def _sync(self, job: Object, pods: list[Object]) -> None:
-        job = self._begin(job, pods)
         suspended = bool(job["spec"].get("suspend"))
+        turned = self._begin(job, pods)
         verdict = self._verdict(job, pods)
         if verdict is not None:
-            kind, why = verdict
-            job = self._set_condition(job, kind, why)
+            self._draft_condition(job, *verdict)
             self._delete_active(job, pods)
-            pods = self.owned(job, PODS)
-        job = self._count(job, pods, suspended=suspended)
-        if verdict is None:
-            verdict = self._verdict(job, self.owned(job, PODS))
-            if verdict is not None:
+        self._count(job, pods, suspended=suspended, last=verdict is not None)
+        try:
+            if verdict is None and self._verdict(job, self.owned(job, PODS)) is not None:
                 self.enqueue(job["metadata"]["namespace"], job["metadata"]["name"])
-                return
-            if not suspended:
+            elif verdict is None and not suspended:
                 self._manage(job)
-        job = self._write_counts(job, self.owned(job, PODS)) or job
-        if verdict is not None:
-            self._finish(job, verdict)
+        finally:
+            # Also when a pod was refused, by a quota for example.
+            self._draft_counts(job, self.owned(job, PODS))
+            if verdict is not None:
+                self._finish(job, verdict)
+            self._write(job)
+        if turned is not None:
+            self._recorder.normal(job, *turned)
 
-    def _begin(self, job: Object, pods: list[Object]) -> Object:
-        """Start time, suspension and resumption, and the deadline's timer."""
-        status = job.get("status") or {}
+    def _begin(self, job: Object, pods: list[Object]) -> Verdict | None:
+        """Start time, suspension and resumption; what to tell of them."""
+        status = job["status"]
         suspended = bool(job["spec"].get("suspend"))
         was = (_condition(job, "Suspended") or {}).get("status") == "True"
         if suspended and not was:
-            job = self._set_condition(job, "Suspended", ("JobSuspended", "Job suspended"), start_time=None)
+            self._draft_condition(job, "Suspended", ("JobSuspended", "Job suspended"))
+            status.pop("startTime", None)
             self._delete_active(job, pods)
-            self._recorder.normal(job, "Suspended", "Job suspended")
-        elif was and not suspended:
-            why = ("JobResumed", "Job resumed")
-            job = self._set_condition(job, "Suspended", why, status="False", start_time=self._now())
-            self._recorder.normal(job, "Resumed", "Job resumed")
-        elif not suspended and not status.get("startTime"):
-            job = self._patch_status(job, lambda new: new.update(startTime=self._now()))
-        return job
+            return "Suspended", "Job suspended"
+        if was and not suspended:
+            self._draft_condition(job, "Suspended", ("JobResumed", "Job resumed"), status="False")
+            status["startTime"] = self._now()
+            return "Resumed", "Job resumed"
+        if not suspended and not status.get("startTime"):
+            status["startTime"] = self._now()
+        return None
 
     def _verdict(self, job: Object, pods: list[Object]) -> tuple[str, Verdict] | None:
         """Whether the Job is to end: the condition that says so, with reason and message."""
@@ -181,36 +184,37 @@ class JobController(Controller):
             self.enqueue_after(job["metadata"]["namespace"], job["metadata"]["name"], left)
         return left <= 0
 
-    def _count(self, job: Object, pods: list[Object], *, suspended: bool) -> Object:
-        """Count finished pods once each: first their names, then, their finalizers gone, their number."""
-        succeeded, failed = self._newly_finished(job, pods, suspended=suspended)
+    def _count(self, job: Object, pods: list[Object], *, suspended: bool, last: bool) -> None:
+        """Count finished pods once each: first their names, then, their finalizers gone, their number.
+
+        An index that is done needs no name: it is in the list of the completed ones.
+        """
+        succeeded, failed = self._newly_finished(job, pods, suspended=suspended, last=last)
         if not succeeded and not failed:
-            return job
+            return
         for pod in failed:
             self._remember_failure(job, pod)
         if succeeded:
             self._failures.pop(job["metadata"]["uid"], None)
-        uncounted = {
-            key: [pod["metadata"]["uid"] for pod in found]
-            for key, found in (("succeeded", succeeded), ("failed", failed))
-            if found
-        }
-        self._write_counts(job, self.owned(job, PODS), uncounted)
-        indexes = job_indexes.counted(job, pods)
+        status = job["status"]
+        numbers = {"succeeded": len(succeeded), "failed": len(failed)}
+        if job["spec"].get("completionMode") == "Indexed":
+            status["succeeded"] = status.get("succeeded", 0) + numbers.pop("succeeded")
+            succeeded_uids = []
+        else:
+            succeeded_uids = [pod["metadata"]["uid"] for pod in succeeded]
+        status.update(job_indexes.counted(job, pods))
+        uids = {"succeeded": succeeded_uids, "failed": [pod["metadata"]["uid"] for pod in failed]}
+        self._draft_counts(job, self.owned(job, PODS), {key: found for key, found in uids.items() if found})
+        self._write(job)
         for pod in [*succeeded, *failed]:
             self._release(pod)
-
-        def add(status: Object) -> None:
-            status["uncountedTerminatedPods"] = {}
-            for key, found in (("succeeded", succeeded), ("failed", failed)):
-                if found:
-                    status[key] = status.get(key, 0) + len(found)
-            status.update(indexes)
-
-        return self._patch_status(job, add)
+        status["uncountedTerminatedPods"] = {}
+        for key, number in numbers.items():
+            _set(status, key, status.get(key, 0) + number)
 
     def _newly_finished(
-        self, job: Object, pods: list[Object], *, suspended: bool
+        self, job: Object, pods: list[Object], *, suspended: bool, last: bool
     ) -> tuple[list[Object], list[Object]]:
         """Pods to be counted; those that count for nothing are let go."""
         succeeded, failed = [], []
@@ -221,7 +225,8 @@ class JobController(Controller):
                 self._remember_failure(job, pod)
                 self._release(pod)
             elif _counts_as_failed(job, pod):
-                failed.append(pod)
+                if last or job_indexes.replaced(job, pod, pods):
+                    failed.append(pod)
             elif _phase(pod) == "Succeeded":
                 succeeded.append(pod)
         return succeeded, failed
@@ -360,10 +365,11 @@ class JobController(Controller):
         if any(_is_active(pod) or _is_terminating(pod) or _is_tracked(pod) for pod in pods):
             return
         if kind == "SuccessCriteriaMet":
-            self._set_condition(job, "Complete", why, completion_time=self._now())
+            self._draft_condition(job, "Complete", why)
+            job["status"]["completionTime"] = self._now()
             self._recorder.normal(job, "Completed", "Job completed")
         else:
-            self._set_condition(job, "Failed", why)
+            self._draft_condition(job, "Failed", why)
             self._recorder.warning(job, *why)
         self._failures.pop(job["metadata"]["uid"], None)
 
@@ -383,56 +389,38 @@ class JobController(Controller):
 
     # Status
 
-    def _write_counts(
-        self, job: Object, pods: list[Object], uncounted: Object | None = None
-    ) -> Object | None:
+    def _draft_counts(self, job: Object, pods: list[Object], uncounted: Object | None = None) -> None:
         active = [pod for pod in pods if _is_active(pod)]
+        status = job["status"]
+        _set(status, "active", len(active))
+        status["terminating"] = sum(_is_terminating(pod) for pod in pods)
+        if job["spec"].get("backoffLimitPerIndex") is not None:
+            status.setdefault("failedIndexes", "")
+        status["uncountedTerminatedPods"] = uncounted or {}
+        status["ready"] = sum(_is_ready(pod) for pod in active)
 
-        def write(status: Object) -> None:
-            _set(status, "active", len(active))
-            status["terminating"] = sum(_is_terminating(pod) for pod in pods)
-            if job["spec"].get("backoffLimitPerIndex") is not None:
-                status.setdefault("failedIndexes", "")
-            status["uncountedTerminatedPods"] = uncounted or {}
-            status["ready"] = sum(_is_ready(pod) for pod in active)
-
-        return self._patch_status(job, write)
-
-    def _set_condition(
-        self, job: Object, type_: str, why: Verdict, *, status: str = "True", **fields: str | None
-    ) -> Object:
-        now = self._now()
-
-        def write(new: Object) -> None:
-            conditions = [each for each in new.get("conditions") or [] if each["type"] != type_]
-            condition = {"type": type_, "status": status, "lastProbeTime": now, "lastTransitionTime": now}
-            old = _condition(job, type_)
-            if old is None:
-                conditions.append({**condition, "reason": why[0], "message": why[1]})
-            else:
-                place = [each["type"] for each in new["conditions"]].index(type_)
-                conditions.insert(place, {**condition, "reason": why[0], "message": why[1]})
-            new["conditions"] = conditions
-            for key, value in (("startTime", "start_time"), ("completionTime", "completion_time")):
-                if value in fields:
-                    new[key] = fields[value]
-                    if fields[value] is None:
-                        del new[key]
-
+    def _draft_condition(self, job: Object, type_: str, why: Verdict, status: str = "True") -> None:
         known = _condition(job, type_)
         if known is not None and (known["status"], known["reason"]) == (status, why[0]):
-            return job
-        return self._patch_status(job, write)
+            return
+        now = self._now()
+        new = {"type": type_, "status": status, "lastProbeTime": now, "lastTransitionTime": now}
+        new |= {"reason": why[0], "message": why[1]}
+        conditions = job["status"].get("conditions") or []
+        if known is None:
+            conditions = [*conditions, new]
+        else:
+            conditions = [new if each["type"] == type_ else each for each in conditions]
+        job["status"]["conditions"] = conditions
 
-    def _patch_status(self, job: Object, change: Callable[[Object], None]) -> Object:
-        metadata = job["metadata"]
+    def _write(self, job: Object) -> None:
+        """Store the draft, as one change."""
+        metadata, status = job["metadata"], job["status"]
 
         def write(new: Object) -> None:
-            status = dict(new.get("status") or {})
-            change(status)
-            new["status"] = {key: status[key] for key in _STATUS_ORDER if key in status}
+            new["status"] = copy_object({key: status[key] for key in _STATUS_ORDER if key in status})
 
-        return self.store.mutate(JOBS, metadata["namespace"], metadata["name"], write) or job
+        self.store.mutate(JOBS, metadata["namespace"], metadata["name"], write)
 
     def _now(self) -> str:
         return timestamp(self.store.clock())

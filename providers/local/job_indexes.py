@@ -101,6 +101,19 @@ def missing(
         yield index, (_failures(last) if last is not None else 0), last
 
 
+def replaced(job: Object, pod: Object, pods: list[Object]) -> bool:
+    """Whether a failed pod's index has its next pod, or gets none any more.
+
+    Until then the failed pod is kept uncounted: it is where the index's failures are written.
+    """
+    index = index_of(pod)
+    if job["spec"].get("backoffLimitPerIndex") is None or index is None:
+        return True
+    if index in completed(job, pods) or index in failed(job, pods):
+        return True
+    return any(index_of(each) == index and _failures(each) > _failures(pod) for each in pods)
+
+
 def _failures(pod: Object) -> int:
     """Failures of the pod's index, its own included."""
     text = (pod["metadata"].get("annotations") or {}).get(FAILURES, "0")

@@ -18,9 +18,12 @@ from nighttrain.providers.local.environment import host_resources
 from nighttrain.providers.local.errors import ApiError
 from nighttrain.providers.local.events import EventRecorder
 from nighttrain.providers.local.janitor import Janitor, kill_marked
+from nighttrain.providers.local.memory import MemoryLimits
+from nighttrain.providers.local.mounts import MountNamespaces, Namespaces
 from nighttrain.providers.local.pod_worker import PodWorker
 from nighttrain.providers.local.resources import CONFIGMAPS, NODES, PODS, SECRETS, ResourceType
 from nighttrain.providers.local.scheduler import Scheduler
+from nighttrain.providers.local.state import remember_restarts
 from nighttrain.providers.local.store import DELETED, Object, Store, timestamp
 
 if TYPE_CHECKING:
@@ -49,6 +52,7 @@ class Kubelet:
     :param back_off: pauses between restarts and between tries to pull
     :param sleep: waits; replaced in tests that do not want to
     :param remove: removed by the janitor if this process dies; default: the containers' own folder
+    :param namespaces: how containers get mount namespaces; without, pods with volumes wait
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Kubelet:
         back_off: BackOff | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         remove: Path | None = None,
+        namespaces: Namespaces = Namespaces.AUTO,
     ) -> None:
         self.cluster_id = uuid.uuid4().hex
         self._store = store
@@ -79,6 +84,8 @@ class Kubelet:
             back_off=back_off or BackOff(),
             sleep=sleep,
             configuration_changed=asyncio.Event(),
+            namespaces=MountNamespaces(self._directory / "namespace", namespaces),
+            memory=MemoryLimits(),
         )
         labels = {
             "kubernetes.io/hostname": node_name,
@@ -94,9 +101,11 @@ class Kubelet:
     async def start(self) -> None:
         self._directory.mkdir(parents=True)
         self._janitor = Janitor(self.cluster_id, self._remove)
+        await self._node.namespaces.start()
         self._create_node()
         self._tasks = [
             asyncio.create_task(self._follow_pods(), name="kubelet"),
+            asyncio.create_task(self._follow_node(), name="kubelet-node"),
             asyncio.create_task(self._follow_configuration(CONFIGMAPS), name="kubelet-configmaps"),
             asyncio.create_task(self._follow_configuration(SECRETS), name="kubelet-secrets"),
         ]
@@ -111,10 +120,17 @@ class Kubelet:
         await asyncio.to_thread(self._clean_up)
 
     def _clean_up(self) -> None:
+        self._node.namespaces.close()
+        self._node.memory.close()
         kill_marked(self.cluster_id)
         shutil.rmtree(self._directory, ignore_errors=True)
         if self._janitor is not None:
             self._janitor.dismiss()
+
+    @property
+    def mount_refusal(self) -> str:
+        """Why containers have no mount namespaces, and pods no volumes; empty if they have."""
+        return self._node.namespaces.refusal
 
     def open_log(
         self,
@@ -166,6 +182,17 @@ class Kubelet:
                     if error.code != 410:
                         raise
 
+    async def _follow_node(self) -> None:
+        while True:
+            with self._store.watch(NODES) as watcher:
+                try:
+                    async for type_, node in watcher:
+                        if type_ != DELETED and node["metadata"]["name"] == self._node.name:
+                            self._scheduler.node_changed(node)
+                except ApiError as error:
+                    if error.code != 410:
+                        raise
+
     def _forget_lost(self) -> None:
         present = {pod["metadata"]["uid"] for pod in self._store.list(PODS)[0]}
         for uid in set(self._workers) - present:
@@ -180,9 +207,20 @@ class Kubelet:
             worker.update(pod)
         elif not pod["spec"].get("nodeName"):
             self._scheduler.offer(pod)
-        elif pod["spec"]["nodeName"] == self._node.name and not _is_terminal(pod):
+        elif pod["spec"]["nodeName"] == self._node.name and not _is_terminal(pod) and self._exists(pod):
             self._scheduler.account(pod)
-            self._workers[uid] = PodWorker(self._node, pod, self._finished)
+            worker = self._workers[uid] = PodWorker(self._node, pod, self._finished)
+            remember_restarts(worker.containers, pod)
+
+    def _exists(self, pod: Object) -> bool:
+        """Whether this is not old news: a pod may have come to its end before its watch is read."""
+        metadata = pod["metadata"]
+        current = self._store.find(PODS, metadata["namespace"], metadata["name"])
+        return (
+            current is not None
+            and current["metadata"]["uid"] == metadata["uid"]
+            and not _is_terminal(current)
+        )
 
     def _gone(self, uid: str) -> None:
         self._scheduler.release(uid)
@@ -260,6 +298,10 @@ class Kubelet:
         }
         if self._store.find(NODES, None, self._node.name) is None:
             self._store.create(NODES, node)
+        else:
+            # A state file's: the same node after a restart.
+            status = node["status"]
+            self._store.mutate(NODES, None, self._node.name, lambda known: known.update(status=status))
 
 
 def _is_terminal(pod: Object) -> bool:

@@ -96,11 +96,12 @@ class AddressPool:
 class ClusterNetwork:
     """One cluster's addresses and proxies. Made before the event loop runs; closed with :meth:`close`.
 
+    :param block: the second number of its addresses, 127.BLOCK.x.x, if that block is still free
     :raises NetworkError: no block is free
     """
 
-    def __init__(self) -> None:
-        self._reservation, self.block = _reserve()
+    def __init__(self, block: int | None = None) -> None:
+        self._reservation, self.block = _reserve(block)
         self.host_ip = f"127.{self.block}.0.1"
         self.pods = AddressPool(self.block, 1, _FIRST_SERVICE - 1)
         self.services = AddressPool(self.block, _FIRST_SERVICE, 254)
@@ -129,8 +130,10 @@ class ClusterNetwork:
         self._reservation.close()
 
 
-def _reserve() -> tuple[socket.socket, int]:
+def _reserve(wanted: int | None) -> tuple[socket.socket, int]:
     blocks = random.sample(range(_FIRST_BLOCK, _LAST_BLOCK + 1), _LAST_BLOCK - _FIRST_BLOCK + 1)
+    if wanted is not None and wanted in blocks:
+        blocks.insert(0, wanted)
     refused: OSError | None = None
     for block in blocks:
         holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

@@ -38,16 +38,15 @@ def number(query: Mapping[str, str], name: str) -> int | None:
 def dry_run(query: Mapping[str, str]) -> bool:
     value = query.get("dryRun", "")
     if value not in ("", "All"):
-        raise errors.bad_request(f'Invalid value: "{value}": dryRun must be "All" or absent')
+        raise errors.invalid_options("Options", errors.unsupported_value("dryRun", [value], ("All",)))
     return value == "All"
 
 
 def field_validation(query: Mapping[str, str]) -> str:
     value = query.get("fieldValidation") or "Warn"
     if value not in FIELD_VALIDATIONS:
-        raise errors.bad_request(
-            f'fieldValidation: Unsupported value: "{value}": supported values: "Ignore", "Strict", "Warn"'
-        )
+        cause = errors.unsupported_value("fieldValidation", value, FIELD_VALIDATIONS)
+        raise errors.invalid_options("Options", cause)
     return value
 
 

@@ -10,7 +10,7 @@ from nighttrain.providers.local.store import copy_object
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
-APPLY_PATCHES = ("application/apply-patch+yaml", "application/apply-patch+cbor")
+APPLY_PATCH = "application/apply-patch+yaml"
 
 # Lists whose items are merged one by one, and the field that tells the items apart. Others are replaced.
 _MERGE_KEYS = {
@@ -56,16 +56,19 @@ def apply_patch(content_type: str, obj: dict[str, Any], patch: Any) -> dict[str,
     return strategic
 
 
-def check_patch_type(content_type: str) -> str:
+def check_patch_type(content_type: str, *, custom: bool = False) -> str:
     """The media type of a patch that is served.
 
+    :param custom: for an object of a custom kind, whose lists have no merge keys
     :raises ApiError: 415
     """
     media = content_type.split(";")[0].strip()
-    if media in APPLY_PATCHES:
-        raise errors.unsupported_media_type(
-            "server-side apply is not served by the embedded cluster: use another kind of patch"
+    if custom and media == STRATEGIC_PATCH:
+        accepted = f"{JSON_PATCH}, {MERGE_PATCH}, {APPLY_PATCH}"
+        message = (
+            f"the body of the request was in an unknown format - accepted media types include: {accepted}"
         )
+        raise errors.ApiError(415, "UnsupportedMediaType", message)
     if media not in (JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH):
         raise errors.unsupported_media_type()
     return media

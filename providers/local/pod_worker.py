@@ -13,7 +13,7 @@ from nighttrain.providers.local.container_runner import ContainerRunner, Node
 from nighttrain.providers.local.podstatus import Container, Picture, PodPhase, Role, waiting
 from nighttrain.providers.local.resources import PODS
 from nighttrain.providers.local.store import GRACE_PERIOD_SECONDS, Object
-from nighttrain.providers.local.volumes import VolumeError, check_volumes
+from nighttrain.providers.local.volumes import PodVolumes, VolumeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -45,6 +45,7 @@ class PodWorker:
         self.name: str = pod["metadata"]["name"]
         self.ended = False
         self.ip = ""
+        self.volumes: PodVolumes
         self.containers = self._containers()
         policy: str = pod["spec"].get("restartPolicy") or "Always"
         self._policy = policy
@@ -57,7 +58,7 @@ class PodWorker:
         self._start_time = node.now()
         self._reason = self._message = ""
         self._phase = PodPhase.PENDING
-        self._ended_early = False
+        self._ended_early = self._failing = False
         self._interrupt: asyncio.Future[Interrupt] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._task = asyncio.create_task(self._run())
@@ -115,6 +116,7 @@ class PodWorker:
         if self.ip and self.ip != self.node.network.host_ip:
             self.node.network.pods.give_back(self.ip)
             self.ip = ""
+        self.node.namespaces.forget(self.uid)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # The life of a pod
@@ -135,6 +137,14 @@ class PodWorker:
         self.publish()
         spec = self.pod["spec"]
         self.ip = self.node.network.host_ip if spec.get("hostNetwork") else self.node.network.pods.take()
+        self.volumes = PodVolumes(
+            self.node.store,
+            self.node.namespaces,
+            self.pod,
+            self.directory,
+            pod_ip=self.ip,
+            host_ip=self.node.network.host_ip,
+        )
         life = self._spawn(self._life())
         if spec.get("activeDeadlineSeconds"):
             self._spawn(self._watch_deadline(float(spec["activeDeadlineSeconds"])))
@@ -185,7 +195,11 @@ class PodWorker:
         for task in sidecars:
             task.cancel()
         await asyncio.gather(*sidecars, return_exceptions=True)
-        await self._stop(self._grace_seconds(), Role.SIDECAR)
+        if sidecars:
+            self._announce_killing()
+            await self._stop(self._grace_seconds(), Role.SIDECAR)
+            self._sandbox = False
+            self.publish()
 
     async def _run_mains(self) -> None:
         mains = [each for each in self.containers if each.role is Role.MAIN]
@@ -207,7 +221,7 @@ class PodWorker:
         pause = _MOUNT_FIRST
         while True:
             try:
-                check_volumes(self.node.store, self.pod)
+                self.volumes.set_up()
             except VolumeError as error:
                 self.node.recorder.warning(self.pod, "FailedMount", str(error))
             else:
@@ -225,19 +239,45 @@ class PodWorker:
         if why is Interrupt.DEADLINE:
             self.node.recorder.normal(self.pod, "DeadlineExceeded", _DEADLINE)
             self._reason, self._message = "DeadlineExceeded", _DEADLINE
+            self._failing = True
+            self.publish()
         else:
             asked = self.pod["metadata"].get("deletionGracePeriodSeconds")
             grace = grace if asked is None else float(asked)
         if self.is_gone():
             grace = 0
+        if why is Interrupt.DELETED:
+            self._show_crashed()
         self._announce_killing()
         await self._stop(grace, Role.MAIN, Role.INIT)
         await self._stop(grace, Role.SIDECAR)
+        if why is Interrupt.DELETED:
+            self._show_emptied()
         for container in self.containers:
             if "waiting" in container.state:
                 container.state = container.last_state or podstatus.never_found()
                 container.ready = container.started = False
         self._ended_early = True
+
+    def _show_crashed(self) -> None:
+        """What crashed and waits for its next try is shown as it ended: there is no next try."""
+        crashed = [each for each in self.containers if "waiting" in each.state and each.last_state]
+        for container in crashed:
+            container.state = container.last_state
+        if crashed:
+            self.publish()
+
+    def _show_emptied(self) -> None:
+        """A kubelet that ends a pod forgets why its containers waited, then takes its sandbox away."""
+        waiting_ones = [each for each in self.containers if "waiting" in each.state]
+        if not waiting_ones:
+            return
+        reason = "PodInitializing" if any(each.role is not Role.MAIN for each in self.containers) else ""
+        for container in waiting_ones:
+            container.state = waiting(reason or "ContainerCreating")
+        self.publish()
+        self._sandbox = False
+        self.publish()
 
     def _announce_killing(self) -> None:
         for container in self.containers:
@@ -266,15 +306,23 @@ class PodWorker:
         current = self.node.store.find(PODS, self.namespace, self.name)
         return not self.is_gone() and current is not None and "deletionTimestamp" in current["metadata"]
 
+    def _starting(self) -> bool:
+        """Whether only some of the containers that start together have been started: nobody is told yet."""
+        mains = [each for each in self.containers if each.role is Role.MAIN]
+        creating = [each for each in mains if each.state == waiting("ContainerCreating")]
+        return bool(creating) and any(each.running for each in mains) and not self._interrupt.done()
+
     def publish(self, *, final: bool = False) -> None:
         """Write the pod's status. Only the last call, when nothing runs any more, writes a terminal phase."""
         self._changed.set()
         self._changed = asyncio.Event()
-        if self.is_gone():
+        if self.is_gone() or (not final and self._starting()):
             return
         outlook = podstatus.phase_of(self.containers, self._policy, ended=self._ended_early)
         if final or not outlook.terminal:
             self._phase = outlook
+        if self._failing:
+            outlook = PodPhase.FAILED
         picture = Picture(
             containers=self.containers,
             phase=self._phase,

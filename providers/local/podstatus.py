@@ -113,6 +113,10 @@ def phase_of(containers: list[Container], policy: str, *, ended: bool = False) -
         if not ended:
             return PodPhase.PENDING
     mains = [container for container in containers if container.role is Role.MAIN]
+    if any(each.role is Role.SIDECAR and each.running for each in containers):
+        # A pod has not ended before its sidecars have.
+        started = not any("waiting" in each.state and "terminated" not in each.last_state for each in mains)
+        return PodPhase.RUNNING if started else PodPhase.PENDING
     if any("waiting" in each.state and "terminated" not in each.last_state for each in mains):
         return PodPhase.PENDING
     if any(each.running or "waiting" in each.state for each in mains):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from nighttrain.providers.local.mounts import MountNamespaces
+    from nighttrain.providers.local.processes import ContainerProcess
     from nighttrain.providers.local.store import Object
 
 # Enough of an answer for its status line and, if it fails, a look at why.
@@ -21,12 +23,18 @@ _ANSWER = 4096
 
 @dataclass(frozen=True)
 class ProbeTarget:
-    """What a probe needs to know of its container."""
+    """What a probe needs to know of its container.
+
+    :param folder: where the output of commands is kept for a moment
+    """
 
     container: Object
     address: str
     env: dict[str, str]
     cwd: Path
+    folder: Path
+    namespaces: MountNamespaces
+    process: ContainerProcess
 
 
 class ProbeFailedError(Exception):
@@ -121,9 +129,16 @@ async def _tcp_connect(action: Object, target: ProbeTarget) -> None:
 
 async def run_command(command: list[str], target: ProbeTarget) -> None:
     """Run a command beside the container; exit code 0 is success. Raises :class:`ProbeFailedError`."""
-    log = ContainerLog(target.cwd / f".exec-{id(object())}.log")
+    log = ContainerLog(target.folder / f".exec-{id(object())}.log")
     try:
-        process = start(command, env=target.env, cwd=target.cwd, log=log)
+        process = start(
+            command,
+            env=target.env,
+            cwd=target.cwd,
+            log=log,
+            namespaces=target.namespaces,
+            inside=target.process,
+        )
     except (StartError, IndexError) as error:
         log.close()
         log.path.unlink(missing_ok=True)

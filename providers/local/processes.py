@@ -3,13 +3,15 @@
 Like the first process of a real container, it does not receive SIGTERM unless it handles it: the kernel drops
 signals with a default action for process 1, so a program without a handler runs until its grace period ends.
 Only the first process is told; the whole group is killed when it ends, or when the grace period does. A
-process that starts a session of its own outlives its container, and ends with the cluster.
+process that starts a session of its own outlives its container, and ends with the cluster. Where the machine
+allows it, a container has a mount namespace of its own, for its volumes and its termination message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -21,10 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.local.mounts import SpawnError, SubPathError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from nighttrain.providers.local.images import ImageEnvironment
+    from nighttrain.providers.local.mounts import Mount, MountNamespaces
 
 # Every process of a cluster carries it; the janitor finds them by it.
 CLUSTER_VARIABLE = "NIGHTTRAIN_CLUSTER"
@@ -79,8 +84,15 @@ class ContainerLog:
 
     def _append(self, lines: list[bytes]) -> None:
         if lines:
+            # Each line has a time of its own, later than the one before: followers tell lines apart by it.
             stamp = timestamp_nanoseconds().encode()
-            self._file.write(b"".join(b"%s %s\n" % (stamp, line) for line in lines))
+            base, nanoseconds = stamp[:-10], int(stamp[-10:-1])
+            self._file.write(
+                b"".join(
+                    b"%s%09dZ %s\n" % (base, min(nanoseconds + number, 999_999_999), line)
+                    for number, line in enumerate(lines)
+                )
+            )
             self._notify()
 
     def _notify(self) -> None:
@@ -111,16 +123,18 @@ class ExitStatus:
 class ContainerProcess:
     """A running container. Created by :func:`start`."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], output: int, log: ContainerLog) -> None:
-        self.pid = popen.pid
+    def __init__(self, pid: int, output: int, log: ContainerLog, reap: Callable[[], int]) -> None:
+        self.pid = pid
         self.log = log
+        self.out_of_memory = False
+        """Whether it was killed because it used more memory than it may."""
         self.started_at = time.time()
         self._loop = asyncio.get_running_loop()
-        self._popen = popen
+        self._reap = reap
         self._output = output
         self._status: asyncio.Future[ExitStatus] = self._loop.create_future()
         # A pidfd becomes readable when the process ends: no thread, no polling, milliseconds.
-        self._pidfd = os.pidfd_open(popen.pid)
+        self._pidfd = os.pidfd_open(pid)
         os.set_blocking(output, False)
         self._loop.add_reader(output, self._read)
         self._loop.add_reader(self._pidfd, self._ended)
@@ -187,7 +201,7 @@ class ContainerProcess:
         self._loop.remove_reader(self._pidfd)
         # Before it is reaped, while its number still is its own: the children end with the container.
         _kill_group(self.pid)
-        code = self._popen.wait()
+        code = self._reap()
         os.close(self._pidfd)
         while self._output >= 0 and _readable(self._output):
             self._read()
@@ -209,33 +223,74 @@ def _kill_group(pid: int) -> None:
         return
 
 
-def start(argv: list[str], *, env: Mapping[str, str], cwd: Path, log: ContainerLog) -> ContainerProcess:
-    """Run a command as a container. Raises :class:`StartError` if there is no such program."""
-    program = _resolve(argv[0], env, cwd)
+def start(
+    argv: list[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    log: ContainerLog,
+    namespaces: MountNamespaces | None = None,
+    mounts: Sequence[Mount] = (),
+    inside: ContainerProcess | None = None,
+) -> ContainerProcess:
+    """Run a command as a container.
+
+    :param namespaces: gives it a mount namespace of its own, if the machine allows that
+    :param mounts: what is mounted in that namespace, in this order
+    :param inside: a running container whose mount namespace it shares instead
+    :raises StartError: there is no such program, or a mount failed
+    :raises SubPathError: a mount's ``sub_path`` cannot be used
+    """
     receive, send = os.pipe()
     try:
-        popen = subprocess.Popen(
+        if namespaces is not None and namespaces.available:
+            number = inside.pid if inside is not None else None
+            pid = namespaces.spawn(argv, env=env, cwd=cwd, output=send, mounts=mounts, inside=number)
+            return ContainerProcess(pid, receive, log, functools.partial(_reap, pid))
+        if mounts:
+            raise StartError("no mount namespace: " + (namespaces.refusal if namespaces else "none is given"))
+        popen = _open(argv, env, cwd, send)
+        return ContainerProcess(popen.pid, receive, log, popen.wait)
+    except SubPathError:
+        os.close(receive)
+        raise
+    except SpawnError as error:
+        os.close(receive)
+        raise StartError(str(error)) from error
+    except StartError:
+        os.close(receive)
+        raise
+    finally:
+        os.close(send)
+
+
+def _reap(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _open(argv: list[str], env: Mapping[str, str], cwd: Path, output: int) -> subprocess.Popen[bytes]:
+    program = _resolve(argv[0], env, cwd)
+    try:
+        return subprocess.Popen(
             argv,
             executable=program,
             env=dict(env),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
-            stdout=send,
-            stderr=send,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        os.close(receive)
         reason = (
             os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
         )
         raise StartError(f'exec: "{argv[0]}": {reason}') from error
-    finally:
-        os.close(send)
-    return ContainerProcess(popen, receive, log)
 
 
 def _resolve(program: str, env: Mapping[str, str], cwd: Path) -> str:
+    if not cwd.is_dir():
+        raise StartError(f'chdir to cwd ("{cwd}") set in config.json failed: no such file or directory')
     if "/" in program:
         path = cwd / program
         if not path.exists():

@@ -41,6 +41,9 @@ class Form:
                 self.kind = "PartialObjectMetadata"
             if self.kind or alternative.startswith(("application/json", "*/*")):
                 break
+        if not _acceptable(compact):
+            message = "only the following media types are accepted: application/json"
+            raise errors.ApiError(406, "NotAcceptable", message, {})
         self.include = query.get("includeObject") or "Metadata"
 
     def one(self, store: Store, resource: ResourceType, obj: Object, *, headers: bool = True) -> Object:
@@ -50,6 +53,11 @@ class Form:
                 resource, (obj,), about, now=store.clock(), headers=headers, include=self.include
             )
         return tables.metadata_only(obj) if self.kind else obj
+
+
+def _acceptable(accept: str) -> bool:
+    types = {alternative.split(";")[0] for alternative in accept.split(",")}
+    return not types.isdisjoint(("", "*/*", "application/*", "application/json"))
 
 
 def get(store: Store, target: Target, form: Form) -> bytes:
@@ -75,6 +83,10 @@ def list_objects(store: Store, target: Target, asked: ListParameters, form: Form
         found = store.records_at(resource, target.namespace, revision)
         found = [record for record in found if _key(record) > start and _selected(record, asked)]
     else:
+        if asked.match and asked.revision is None:
+            why = "resourceVersionMatch is forbidden unless resourceVersion is provided"
+            cause = errors.forbidden_value("resourceVersionMatch", why)
+            raise errors.invalid_options("ListOptions", cause)
         if asked.revision and asked.revision > store.revision:
             raise errors.from_the_future(asked.revision, store.revision)
         if asked.match == "Exact" and asked.revision:
@@ -104,7 +116,7 @@ def _render(
         items = [tables.metadata_only(record.object) for record in found]
         head = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
         return encode({**head, "items": items})
-    head = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": metadata}
+    head = {"kind": resource.list_kind, "apiVersion": resource.api_version, "metadata": metadata}
     # Items of a list do not repeat kind and apiVersion; what is left is the shared encoding.
     prefix = encode({"kind": resource.kind, "apiVersion": resource.api_version})[:-1] + b","
     items_json = [b"{" + record.encoded.removeprefix(prefix) for record in found]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from nighttrain.providers.local.crds import CustomVersion
 
 VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 SUBRESOURCE_VERBS = ("get", "patch", "update")
@@ -19,20 +22,24 @@ class ResourceType:
     :param subresources: names served below an object, for example ``status``
     :param has_generation: a change of ``spec`` counts up ``metadata.generation``
     :param graceful: a delete is a request to the kubelet, which has the last word
+    :param custom: what a CustomResourceDefinition says about it; None for built-in kinds
+
+    What a definition may change later is no part of a kind's identity.
     """
 
     group: str
     version: str
     plural: str
-    singular: str
+    singular: str = field(compare=False)
     kind: str
     namespaced: bool = True
-    short_names: tuple[str, ...] = ()
-    categories: tuple[str, ...] = ()
-    subresources: tuple[str, ...] = ()
-    verbs: tuple[str, ...] = VERBS
-    has_generation: bool = False
-    graceful: bool = False
+    short_names: tuple[str, ...] = field(default=(), compare=False)
+    categories: tuple[str, ...] = field(default=(), compare=False)
+    subresources: tuple[str, ...] = field(default=(), compare=False)
+    verbs: tuple[str, ...] = field(default=VERBS, compare=False)
+    has_generation: bool = field(default=False, compare=False)
+    graceful: bool = field(default=False, compare=False)
+    custom: CustomVersion | None = field(default=None, compare=False)
 
     @property
     def api_version(self) -> str:
@@ -48,6 +55,11 @@ class ResourceType:
     def qualified_kind(self) -> str:
         """As in messages about invalid objects: ``Pod`` or ``Job.batch``."""
         return f"{self.kind}.{self.group}" if self.group else self.kind
+
+    @property
+    def list_kind(self) -> str:
+        """The kind of a list of them."""
+        return (self.custom.list_kind if self.custom is not None else "") or f"{self.kind}List"
 
     @property
     def has_status(self) -> bool:
@@ -85,7 +97,7 @@ PODS = ResourceType(
     kind="Pod",
     short_names=("po",),
     categories=("all",),
-    subresources=("log", "status"),
+    subresources=("eviction", "log", "status"),
     has_generation=True,
     graceful=True,
 )
@@ -110,6 +122,24 @@ SERVICEACCOUNTS = ResourceType(
     singular="serviceaccount",
     kind="ServiceAccount",
     short_names=("sa",),
+)
+RESOURCEQUOTAS = ResourceType(
+    group="",
+    version="v1",
+    plural="resourcequotas",
+    singular="resourcequota",
+    kind="ResourceQuota",
+    short_names=("quota",),
+    subresources=("status",),
+)
+PRIORITYCLASSES = ResourceType(
+    group="scheduling.k8s.io",
+    version="v1",
+    plural="priorityclasses",
+    singular="priorityclass",
+    kind="PriorityClass",
+    namespaced=False,
+    short_names=("pc",),
 )
 EVENTS = ResourceType(
     group="", version="v1", plural="events", singular="event", kind="Event", short_names=("ev",)
@@ -157,6 +187,18 @@ ENDPOINTSLICES = ResourceType(
 LEASES = ResourceType(
     group="coordination.k8s.io", version="v1", plural="leases", singular="lease", kind="Lease"
 )
+CUSTOMRESOURCEDEFINITIONS = ResourceType(
+    group="apiextensions.k8s.io",
+    version="v1",
+    plural="customresourcedefinitions",
+    singular="customresourcedefinition",
+    kind="CustomResourceDefinition",
+    namespaced=False,
+    short_names=("crd", "crds"),
+    categories=("api-extensions",),
+    subresources=("status",),
+    has_generation=True,
+)
 
 BUILT_IN = (
     NAMESPACES,
@@ -172,11 +214,14 @@ BUILT_IN = (
     REPLICASETS,
     ENDPOINTSLICES,
     LEASES,
+    RESOURCEQUOTAS,
+    PRIORITYCLASSES,
+    CUSTOMRESOURCEDEFINITIONS,
 )
 
 
 class ResourceTable:
-    """The kinds being served, looked up by path or by kind. A later CustomResourceDefinition adds a row."""
+    """The kinds being served, looked up by path or by kind. CustomResourceDefinitions add rows."""
 
     def __init__(self, types: tuple[ResourceType, ...] = BUILT_IN) -> None:
         self._by_path: dict[tuple[str, str, str], ResourceType] = {}
@@ -188,6 +233,12 @@ class ResourceTable:
         self._by_path[type_.group, type_.version, type_.plural] = type_
         self._by_kind[type_.api_version, type_.kind] = type_
 
+    def remove_custom(self, qualified: str) -> None:
+        """Serve no version of a custom kind any more."""
+        for type_ in [each for each in self if each.custom is not None and each.qualified == qualified]:
+            del self._by_path[type_.group, type_.version, type_.plural]
+            del self._by_kind[type_.api_version, type_.kind]
+
     def by_path(self, group: str, version: str, plural: str) -> ResourceType | None:
         return self._by_path.get((group, version, plural))
 
@@ -195,13 +246,13 @@ class ResourceTable:
         return self._by_kind.get((api_version, kind))
 
     def groups(self) -> dict[str, list[str]]:
-        """Group name -> versions, in the order of the table."""
+        """Group name -> versions: groups in the order of the table, the most mature version first."""
         groups: dict[str, list[str]] = {}
         for type_ in self._by_path.values():
             versions = groups.setdefault(type_.group, [])
             if type_.version not in versions:
                 versions.append(type_.version)
-        return groups
+        return {group: sorted(versions, key=_maturity) for group, versions in groups.items()}
 
     def of(self, group: str, version: str) -> list[ResourceType]:
         """The kinds of one group and version, by plural name."""
@@ -210,3 +261,12 @@ class ResourceTable:
 
     def __iter__(self) -> Iterator[ResourceType]:
         return iter(list(self._by_path.values()))
+
+
+def _maturity(version: str) -> tuple[int, int, int, str]:
+    """The API's order of versions: v2, v1, v1beta2, v1beta1, v1alpha1, and other names at the end."""
+    match = re.fullmatch(r"v(\d+)(?:(alpha|beta)(\d+))?", version)
+    if match is None:
+        return 3, 0, 0, version
+    stage = {None: 0, "beta": 1, "alpha": 2}[match.group(2)]
+    return stage, -int(match.group(1)), -int(match.group(3) or 0), version

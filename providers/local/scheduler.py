@@ -8,15 +8,20 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.environment import host_resources, quantity
-from nighttrain.providers.local.events import EventRecorder
+from nighttrain.providers.local.eviction import disrupt
 from nighttrain.providers.local.podstatus import quality_of_service
-from nighttrain.providers.local.resources import EVENTS, PODS
+from nighttrain.providers.local.preemption import priority, victims
+from nighttrain.providers.local.resources import EVENTS, NODES, PODS
 from nighttrain.providers.local.store import Object, Store, timestamp
+from nighttrain.providers.local.taints import taints_of, untolerated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+Amounts = dict[str, Decimal]
+
 _COMPONENT = "default-scheduler"
+_NOWHERE = "0/1 nodes are available:"
 _PREEMPTION = "no new claims to deallocate, preemption: 0/1 nodes are available: 1"
 _HOPELESS = f"{_PREEMPTION} Preemption is not helpful for scheduling."
 _OCCUPIED = f"{_PREEMPTION} No preemption victims found for incoming pod."
@@ -28,71 +33,150 @@ class Scheduler:
     def __init__(self, store: Store, node_name: str, labels: Mapping[str, str]) -> None:
         self._store = store
         self._node_name = node_name
-        self._labels = labels
+        self._labels: Mapping[str, str] = labels
+        self._taints: list[Object] = []
         self._capacity = host_resources()
-        self._used: dict[str, dict[str, Decimal]] = {}
+        self._used: dict[str, Amounts] = {}
+        self._bound: dict[str, tuple[str, str]] = {}
         self._total = {name: Decimal(0) for name in self._capacity}
         self._waiting: dict[str, tuple[str, str]] = {}
-        self._recorder = EventRecorder(store, _COMPONENT)
+        # Pods that others make room for: nobody less important may take it.
+        self._nominated: dict[str, tuple[int, Amounts]] = {}
 
     def offer(self, pod: Object) -> None:
         """A pod without a node: bind it, or remember it."""
-        if "deletionTimestamp" in pod["metadata"] or pod["spec"].get("schedulingGates"):
+        metadata = pod["metadata"]
+        if "deletionTimestamp" in metadata or pod["spec"].get("schedulingGates"):
             return
-        self._try(pod)
+        node = self._store.find(NODES, None, self._node_name)
+        if node is not None and self._look_at(node):
+            self._retry()
+        if metadata["uid"] not in self._used:
+            self._try(pod)
 
     def account(self, pod: Object) -> None:
         """A bound pod that has not ended uses what it requests."""
-        uid = pod["metadata"]["uid"]
-        self._waiting.pop(uid, None)
+        metadata = pod["metadata"]
+        uid = metadata["uid"]
+        self._forget(uid)
         if uid not in self._used:
             self._used[uid] = _requests(pod)
+            self._bound[uid] = (metadata["namespace"], metadata["name"])
             for name, amount in self._used[uid].items():
                 self._total[name] = self._total.get(name, Decimal(0)) + amount
 
     def release(self, uid: str) -> None:
-        """The pod ended or is gone: what it used is free for those that wait, the longest waiting first."""
-        self._waiting.pop(uid, None)
-        used = self._used.pop(uid, None)
-        if used is None:
-            return
+        """The pod ended or is gone: what it used, or what was kept for it, is free for those that wait."""
+        kept = self._forget(uid)
+        used = self._used.pop(uid, None) or {}
+        self._bound.pop(uid, None)
         for name, amount in used.items():
             self._total[name] -= amount
-        if any(used.values()):
-            for namespace, name in list(self._waiting.values()):
-                pod = self._store.find(PODS, namespace, name)
-                if pod is not None and not pod["spec"].get("nodeName"):
-                    self._try(pod)
+        if kept or any(used.values()):
+            self._retry()
+
+    def node_changed(self, node: Object) -> None:
+        """Labels or taints of the node may let in who had to wait."""
+        if self._look_at(node):
+            self._retry()
+
+    def _look_at(self, node: Object) -> bool:
+        """Whether the node is another one than it was, for those that want to come."""
+        before = self._labels, self._taints
+        self._labels, self._taints = node["metadata"].get("labels") or {}, taints_of(node)
+        return (self._labels, self._taints) != before
+
+    def _forget(self, uid: str) -> bool:
+        self._waiting.pop(uid, None)
+        return self._nominated.pop(uid, None) is not None
+
+    def _retry(self) -> None:
+        """Try those that wait: the most important first, of equals the one that waits longest."""
+        found = [self._store.find(PODS, *name) for name in self._waiting.values()]
+        pods = [pod for pod in found if pod is not None and not pod["spec"].get("nodeName")]
+        for pod in sorted(pods, key=priority, reverse=True):
+            self.offer(pod)
 
     def _try(self, pod: Object) -> None:
         metadata = pod["metadata"]
-        problem = self._problem(pod)
-        if problem is None:
-            self._waiting.pop(metadata["uid"], None)
+        problem = self._mismatch(pod)
+        missing = {} if problem else self._missing(pod)
+        if problem is None and not missing:
             self.account(pod)
             self._bind(pod)
+            return
+        self._waiting[metadata["uid"]] = (metadata["namespace"], metadata["name"])
+        if problem is not None:
+            self._refuse(pod, f"{_NOWHERE} {problem}. {_HOPELESS}")
         else:
-            self._waiting[metadata["uid"]] = (metadata["namespace"], metadata["name"])
-            self._refuse(pod, f"0/1 nodes are available: {problem}")
+            self._make_room(pod, missing)
 
-    def _problem(self, pod: Object) -> str | None:
+    def _mismatch(self, pod: Object) -> str | None:
+        """What keeps the pod from the node, however empty it is."""
+        if untolerated(pod, self._taints, "NoSchedule", "NoExecute") is not None:
+            return "1 node(s) had untolerated taint(s)"
         selector = pod["spec"].get("nodeSelector") or {}
         if any(self._labels.get(key) != value for key, value in selector.items()):
-            return f"1 node(s) didn't match Pod's node affinity/selector. {_HOPELESS}"
-        short, hopeless = [], False
+            return "1 node(s) didn't match Pod's node affinity/selector"
+        return None
+
+    def _missing(self, pod: Object) -> Amounts:
+        """By how much the node is too full for the pod; empty if it fits."""
+        kept = [
+            amounts
+            for uid, (important, amounts) in self._nominated.items()
+            if uid != pod["metadata"]["uid"] and important >= priority(pod)
+        ]
+        missing = {}
         for name, amount in _requests(pod).items():
-            capacity = self._capacity.get(name, Decimal(0))
-            if amount and self._total.get(name, Decimal(0)) + amount > capacity:
-                short.append(f"1 Insufficient {name}")
-                hopeless = hopeless or amount > capacity
-        if not short:
-            return None
-        return f"{', '.join(short)}. {_HOPELESS if hopeless else _OCCUPIED}"
+            taken = self._total.get(name, Decimal(0)) + sum(each.get(name, Decimal(0)) for each in kept)
+            over = taken + amount - self._capacity.get(name, Decimal(0))
+            if amount and over > 0:
+                missing[name] = over
+        return missing
+
+    def _make_room(self, pod: Object, missing: Amounts) -> None:
+        """Preempt less important pods if that helps; in any case the pod waits for now."""
+        full = f"{_NOWHERE} {', '.join(f'1 Insufficient {name}' for name in missing)}."
+        requests = _requests(pod)
+        if any(requests[name] > self._capacity.get(name, Decimal(0)) for name in missing):
+            self._refuse(pod, f"{full} {_HOPELESS}")
+            return
+        staying, left = [], dict(missing)
+        for uid, bound in self._bound.items():
+            other = self._store.find(PODS, *bound)
+            if other is None or "deletionTimestamp" in other["metadata"]:
+                left = {name: over - self._used[uid].get(name, Decimal(0)) for name, over in left.items()}
+            else:
+                staying.append((other, self._used[uid]))
+        nominated = pod["metadata"]["uid"] in self._nominated
+        if nominated and all(over <= 0 for over in left.values()):
+            return  # its room is being made
+        chosen = victims(pod, staying, left)
+        if chosen is None:
+            self._refuse(pod, f"{full} {_OCCUPIED}")
+            return
+        if chosen:
+            self._nominated[pod["metadata"]["uid"]] = (priority(pod), requests)
+            self._refuse(pod, full, nominated=True)
+            for victim in chosen:
+                self._preempt(victim, pod)
+        else:
+            self._refuse(pod, f"{full} {_OCCUPIED}")
+
+    def _preempt(self, victim: Object, preemptor: Object) -> None:
+        uid = preemptor["metadata"]["uid"]
+        what = f"Preempted by pod {uid} on node {self._node_name}"
+        self._event(victim, "Normal", "Preempted", what, "Preempting")
+        why = f"{_COMPONENT}: preempting to accommodate a higher priority pod"
+        disrupt(self._store, victim, "PreemptionByScheduler", why, observed=True)
+        self._store.delete(PODS, victim["metadata"]["namespace"], victim["metadata"]["name"])
 
     def _bind(self, pod: Object) -> None:
         def bind(new: Object) -> None:
             new["spec"]["nodeName"] = self._node_name
             new["status"] = self._with_condition(new, {"status": "True"})
+            new["status"].pop("nominatedNodeName", None)
 
         metadata = pod["metadata"]
         stored = self._store.mutate(PODS, metadata["namespace"], metadata["name"], bind)
@@ -102,10 +186,12 @@ class Scheduler:
                 pod, "Normal", "Scheduled", f"Successfully assigned {name} to {self._node_name}", "Binding"
             )
 
-    def _refuse(self, pod: Object, why: str) -> None:
+    def _refuse(self, pod: Object, why: str, *, nominated: bool = False) -> None:
         def refuse(new: Object) -> None:
             condition = {"status": "False", "reason": "Unschedulable", "message": why}
             new["status"] = self._with_condition(new, condition)
+            if nominated:
+                new["status"]["nominatedNodeName"] = self._node_name
 
         metadata = pod["metadata"]
         before = metadata["resourceVersion"]

@@ -26,8 +26,11 @@ ROOTS = (
     "V1ReplicaSet",
     "V1EndpointSlice",
     "V1Lease",
+    "V1ResourceQuota",
+    "V1PriorityClass",
     "V1Scale",
     "V1SelfSubjectAccessReview",
+    "V1CustomResourceDefinition",
 )
 _SIMPLE = {"str": "s", "int": "i", "bool": "b", "float": "f", "datetime": "t", "object": "*", "bytes": "s"}
 HEADER = '''"""Field trees of the served kinds. Written by schema_generator.py: do not edit.

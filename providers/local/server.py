@@ -15,12 +15,17 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from nighttrain.providers.local.faults import FaultLayer, FaultPlan, reset
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
 
     import uvicorn
+    from starlette.types import ASGIApp
 
     from nighttrain.providers.local.images import ImageEnvironment
+    from nighttrain.providers.local.network import ClusterNetwork
+    from nighttrain.providers.local.state import StateFile
     from nighttrain.providers.local.store import Store
 
 HOST = "127.0.0.1"
@@ -50,6 +55,9 @@ class EmbeddedCluster:
     :param forbidden_namespaces: where every request answers 403, to see what a user without rights sees
     :param trust_own_user: on Linux, this user's programs need no token (kubectl sends none without TLS)
     :param containers: False serves the API alone: objects are stored and nothing runs
+    :param state: a file that keeps every object, the token and the port over a stop, a crash, a SIGKILL;
+        None: objects end with the server
+    :param faults: what goes wrong, see :mod:`~nighttrain.providers.local.faults`; more can be added later
     """
 
     namespace = "default"
@@ -65,9 +73,13 @@ class EmbeddedCluster:
         forbidden_namespaces: Collection[str] = (),
         containers: bool = True,
         trust_own_user: bool = True,
+        state: Path | None = None,
+        faults: FaultPlan | None = None,
     ) -> None:
-        self.token = token or secrets.token_urlsafe(24)
+        self.token = token or ""
         self.port = port
+        self.faults = faults or FaultPlan()
+        self.state = Path(state).absolute() if state is not None else None
         self.directory = Path(directory) if directory is not None else Path()
         self.kubeconfig = Path(kubeconfig) if kubeconfig is not None else Path()
         self.store: Store
@@ -83,6 +95,9 @@ class EmbeddedCluster:
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
         self._wrote_kubeconfig = False
+        self._killed = False
+        self._restarter: threading.Thread | None = None
+        self._file: StateFile | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
 
@@ -100,21 +115,45 @@ class EmbeddedCluster:
     def start(self) -> None:
         """Returns when the API answers.
 
-        :raises ClusterStartError: the port is taken, or a part did not start
+        :raises ClusterStartError: the port is taken, the state cannot be used, or a part did not start
         """
-        self._socket = _listen(self.port)
+        self._open_state()
+        self.token = self.token or secrets.token_urlsafe(24)
         try:
+            self._socket = self._listen()
             self._start(self._socket)
         except BaseException:
             self.stop()
             raise
 
+    def _open_state(self) -> None:
+        if self.state is None:
+            return
+        from nighttrain.providers.local.state import StateError, StateFile
+
+        try:
+            self._file = StateFile(self.state)
+        except (StateError, OSError) as error:
+            raise ClusterStartError(str(error)) from error
+        self.token = self.token or self._file.fact("token")
+
+    def _listen(self) -> socket.socket:
+        kept = self._file.fact("port") if self._file is not None else ""
+        if self.port == 0 and kept:
+            # Where clients know it; if somebody else is there now, anywhere: the kubeconfig says where.
+            with contextlib.suppress(ClusterStartError):
+                return _listen(int(kept))
+        return _listen(self.port)
+
     def _start(self, listener: socket.socket) -> None:
         self.port = listener.getsockname()[1]
-        if self._own_directory:
+        self._ready.clear()
+        self._failure = self._server = None
+        if self._own_directory and not self._killed:
             self.directory = Path(tempfile.mkdtemp(prefix="nighttrain-cluster-"))
         self.directory = self.directory.absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._killed = False
         if self._own_kubeconfig:
             self.kubeconfig = self.directory / "kubeconfig"
         _clear_kubeconfig(self.kubeconfig)
@@ -130,20 +169,45 @@ class EmbeddedCluster:
 
     def stop(self) -> None:
         """Kill every container, close every connection, remove what is temporary. May be called twice."""
+        if self._restarter is not None and self._restarter is not threading.current_thread():
+            self._restarter.join(_START_SECONDS + _STOP_SECONDS)
+            self._restarter = None
+        self._halt(self._end)
+        self._killed = False
+        if self._wrote_kubeconfig:
+            self.kubeconfig.unlink(missing_ok=True)
+            self._wrote_kubeconfig = False
+        if self._own_directory and self.directory != Path():
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the server as SIGKILL does, as far as a thread can: connections are reset, and nothing is
+        written any more. :meth:`start` begins again, with what the state file holds; without one, empty."""
+        self._halt(self._crash)
+        self._killed = True
+
+    def restart(self) -> None:
+        """Kill the server and start it again: same address, token and kubeconfig."""
+        self.kill()
+        self.start()
+
+    def _restart_soon(self) -> None:
+        self._restarter = threading.Thread(target=self.restart, name="embedded-cluster-restart")
+        self._restarter.start()
+
+    def _halt(self, end: Callable[[], None]) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._end)
+                self._loop.call_soon_threadsafe(end)
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)
             self._thread = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        if self._wrote_kubeconfig:
-            self.kubeconfig.unlink(missing_ok=True)
-            self._wrote_kubeconfig = False
-        if self._own_directory and self.directory != Path():
-            shutil.rmtree(self.directory, ignore_errors=True)
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def call(self, function: Callable[[Store], Any]) -> Any:
         """Run ``function(store)`` in the cluster's thread: the way for tests to look inside or to meddle."""
@@ -158,6 +222,14 @@ class EmbeddedCluster:
         if self._loop is None:
             raise RuntimeError("the cluster is not running")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_START_SECONDS)
+
+    def _crash(self) -> None:
+        if self._file is not None:
+            self._file.abandon()
+        if self._server is not None:
+            for connection in list(self._server.server_state.connections):
+                reset(connection.transport)
+        self._end()
 
     def _end(self) -> None:
         if self._server is not None:
@@ -192,11 +264,20 @@ class EmbeddedCluster:
         if self._containers:
             from nighttrain.providers.local.network import ClusterNetwork
 
-            network = ClusterNetwork()
+            kept = self._file.fact("block") if self._file is not None else ""
+            network = ClusterNetwork(int(kept) if kept else None)
             stack.push_async_callback(network.close)
         admission = Admission(network.services if network else None)
         store = self.store = admission.store = Store(admit=admission.admit, release=admission.release)
+        if self._file is not None:
+            _restore(store, self._file, network)
+            self._file.keep(token=self.token, port=str(self.port))
         bootstrap(store)
+        if self._file is not None and network is not None:
+            from nighttrain.providers.local.state import end_lost_pods
+
+            # After the bootstrap, which begins the history: these ends are part of it.
+            end_lost_pods(store)
         namespaces = NamespaceController(store)
         namespaces.start()
         stack.push_async_callback(namespaces.stop)
@@ -228,11 +309,19 @@ class EmbeddedCluster:
         stack.callback(store.close_watchers)
         await self._serve(api, stack)
 
+    def _with_layers(self, app: ASGIApp) -> ASGIApp:
+        if self._file is not None:
+            from nighttrain.providers.local.state import DurableLayer
+
+            app = DurableLayer(app, self._file)
+        # Outermost: it breaks connections, which only the server's own "send" leads to.
+        return FaultLayer(app, self.faults, compact=self.store.compact, restart=self._restart_soon)
+
     async def _serve(self, api: Any, stack: contextlib.AsyncExitStack) -> None:
         import uvicorn
 
         config = uvicorn.Config(
-            api,
+            self._with_layers(api),
             log_config=None,
             log_level="error",
             access_log=False,
@@ -252,6 +341,16 @@ class EmbeddedCluster:
         # First what feeds the open streams, so that they end by themselves; then the connections.
         await stack.aclose()
         await server.shutdown(sockets=[self._socket] if self._socket else None)
+
+
+def _restore(store: Store, file: StateFile, network: ClusterNetwork | None) -> None:
+    """Everything that was, but for what ran."""
+    from nighttrain.providers.local.state import readdress_services
+
+    file.load(store)
+    if network is not None:
+        file.keep(block=str(network.block))
+        readdress_services(store, network.services)
 
 
 def _listen(port: int) -> socket.socket:

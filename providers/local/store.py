@@ -33,7 +33,7 @@ from nighttrain.providers.local.resources import NAMESPACES, PODS, ResourceType
 from nighttrain.providers.local.watching import ADDED, DELETED, MODIFIED, Change, Record, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from nighttrain.providers.local.selection import FieldSelector, LabelSelector
@@ -104,6 +104,17 @@ class Store:
         self._history: dict[ResourceType, deque[Change]] = {}
         self._compacted: dict[ResourceType, int] = {}
         self._watchers: dict[ResourceType, list[Watcher]] = {}
+        # Where the history of every kind begins: later than 0 in a store that was filled from a file.
+        self._floor = 0
+        self.journal: Callable[[ResourceType, Change], None] | None = None
+
+    def restore(self, objects: Iterable[tuple[ResourceType, str, Record]], revision: int) -> None:
+        """Fill an empty store with what was stored before: kind, namespace, record. Nobody is told, and what
+        happened before ``revision`` is history that nobody remembers."""
+        for resource, space, record in objects:
+            name = record.object["metadata"]["name"]
+            self._objects.setdefault(resource, {}).setdefault(space, {})[name] = record
+        self.revision = self._floor = revision
 
     # Reading
 
@@ -246,6 +257,20 @@ class Store:
         stored = self._replace(resource, old, new)
         return stored if self.record(resource, namespace, name) else None
 
+    def mark_deleted(
+        self, resource: ResourceType, namespace: str | None, name: str, fn: Callable[[Object], None]
+    ) -> Object:
+        """As :meth:`mutate`, for kinds with a deletion of their own: ``fn`` may set the deletion timestamp.
+
+        :raises ApiError: 404
+        """
+        old = self.record(resource, namespace, name)
+        if old is None:
+            raise errors.not_found(resource, name)
+        new = copy_object(old.object)
+        fn(new)
+        return old.object if new == old.object else self._commit(resource, MODIFIED, old, new)
+
     def delete(
         self,
         resource: ResourceType,
@@ -280,6 +305,9 @@ class Store:
         grace = _grace(resource, old, grace_period_seconds)
         finalizers = _finalizers(metadata, propagation, resource)
         if not finalizers and grace == 0 and not _must_linger(resource, old):
+            if resource.graceful and "deletionTimestamp" not in metadata:
+                # A pod is seen to be on its way out, also when it goes at once.
+                record = self._mark(resource, record, 0, [])
             return self._drop(resource, record)
         marked = self._mark(resource, record, grace, finalizers)
         return marked.object
@@ -326,7 +354,7 @@ class Store:
         return watcher
 
     def changes_since(self, resource: ResourceType, revision: int) -> Changes:
-        compacted = self._compacted.get(resource, 0)
+        compacted = self._compacted.get(resource, self._floor)
         if revision < compacted:
             raise errors.expired(revision, compacted)
         found: Changes = []
@@ -340,8 +368,8 @@ class Store:
     def compact(self) -> None:
         """Forget the history, as a cluster does after some minutes: older watches get 410."""
         self._history.clear()
-        for resource in self._objects:
-            self._compacted[resource] = self.revision
+        self._compacted.clear()
+        self._floor = self.revision
 
     def close_watchers(self) -> None:
         """End every watch: the server stops."""
@@ -405,7 +433,7 @@ class Store:
         keep_identity(old["metadata"], new["metadata"])
         if self._admit is not None and not _same_but(old, new, "status"):
             self._admit(resource, new, old)
-        if resource.has_generation and new.get("spec") != old.get("spec"):
+        if resource.has_generation and _changed(resource, old, new):
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
         if new == old:
             return old
@@ -464,6 +492,9 @@ class Store:
         return last.object
 
     def _publish(self, resource: ResourceType, change: Change) -> None:
+        # Before the watchers: whoever they wake finds it written.
+        if self.journal is not None:
+            self.journal(resource, change)
         history = self._history.get(resource)
         if history is None:
             history = self._history[resource] = deque(maxlen=HISTORY_LENGTH)
@@ -525,10 +556,19 @@ def _is_finished(resource: ResourceType, obj: Object) -> bool:
     return (
         "deletionTimestamp" in metadata
         and not metadata.get("finalizers")
-        and metadata.get("deletionGracePeriodSeconds") == 0
+        and metadata.get("deletionGracePeriodSeconds", 0) == 0
         and not _must_linger(resource, obj)
     )
 
 
 def _same_but(old: Object, new: Object, field: str) -> bool:
     return all(old.get(key) == new.get(key) for key in {*old, *new} - {field})
+
+
+def _changed(resource: ResourceType, old: Object, new: Object) -> bool:
+    """Whether a write counts as a new generation. Of a custom object everything is specification, but for its
+    metadata and a status that is written separately."""
+    if resource.custom is None:
+        return bool(new.get("spec") != old.get("spec"))
+    aside = {"metadata", "status"} if resource.has_status else {"metadata"}
+    return any(old.get(key) != new.get(key) for key in {*old, *new} - aside)

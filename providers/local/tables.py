@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def table(
 
     :param include: what each row carries besides its cells: ``None``, ``Metadata`` or ``Object``
     """
-    columns = _COLUMNS.get(resource.kind, _PLAIN)
+    columns = _columns(resource)
     rows = []
     for obj in objects:
         row: Object = {"cells": [column.cell(obj, now) for column in columns]}
@@ -267,6 +268,10 @@ _CONTAINERS = (
     Column("Selector", _selector, priority=1),
 )
 _COLUMNS: dict[str, tuple[Column, ...]] = {
+    "CustomResourceDefinition": (
+        _NAME,
+        Column("Created At", _at("metadata", "creationTimestamp"), "date"),
+    ),
     "Pod": (
         _NAME,
         Column("Ready", _pod_ready),
@@ -338,3 +343,46 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "Lease": (_NAME, Column("Holder", _at("spec", "holderIdentity", default="")), _AGE),
 }
+
+
+def _columns(resource: ResourceType) -> tuple[Column, ...]:
+    if resource.custom is None:
+        return _COLUMNS.get(resource.kind, _PLAIN)
+    if not resource.custom.columns:
+        return _PLAIN
+    return (_NAME, *(_declared(each) for each in resource.custom.columns))
+
+
+def _declared(column: Object) -> Column:
+    """A column of ``additionalPrinterColumns``."""
+    steps = _STEPS.findall(column["jsonPath"])
+    is_date = column["type"] == "date"
+
+    def cell(obj: Object, now: datetime) -> object:
+        found: list[Any] = [obj]
+        for name, index, key, _quote, wanted in steps:
+            found = [each for value in found for each in _step(value, name, index, key, wanted)]
+        value = next((each for each in found if each is not None), None)
+        if is_date and isinstance(value, str):
+            return _since(value, now)
+        return str(value) if column["type"] == "string" and isinstance(value, int | float) else value
+
+    return Column(
+        column["name"], cell, column["type"], column.get("format", ""), int(column.get("priority") or 0)
+    )
+
+
+# One step of a path: a name, an index, or a filter on a field of a list's items.
+_STEPS = re.compile(
+    r"""\.([A-Za-z0-9_/-]+(?:\\\.[A-Za-z0-9_/-]+)*)|\[(\d+|\*)\]|\[\?\(@\.([\w.-]+)\s*==\s*(['"])(.*?)\4\)\]"""
+)
+
+
+def _step(value: Any, name: str, index: str, key: str, wanted: str) -> list[Any]:
+    if name:
+        return [value.get(name.replace("\\.", "."))] if isinstance(value, dict) else []
+    if not isinstance(value, list):
+        return []
+    if key:
+        return [item for item in value if isinstance(item, dict) and str(item.get(key)) == wanted]
+    return value if index == "*" else value[int(index) : int(index) + 1]

@@ -60,7 +60,9 @@ _DATA_BYTES = 1024 * 1024
 def validate(resource: ResourceType, new: Object, old: Object | None) -> None:
     """:raises ApiError: 422 with every cause"""
     causes = _metadata(resource, new)
-    rules = _RULES.get(resource.kind)
+    causes += _finalizers(new["metadata"], (old or {}).get("metadata"))
+    # A custom kind may have the name of a built-in one; its own schema has been applied already.
+    rules = _RULES.get(resource.kind) if resource.custom is None else None
     if rules is not None and (old is None or old.get("spec") != new.get("spec") or "spec" not in new):
         causes += rules(new, old)
     if causes:
@@ -83,6 +85,10 @@ def _metadata(resource: ResourceType, obj: Object) -> list[Cause]:
                 "metadata.annotations",
             )
         )
+    controllers = [each for each in metadata.get("ownerReferences") or () if each.get("controller")]
+    if len(controllers) > 1:
+        why = "Only one reference can have Controller set to true"
+        causes.append(invalid_value("metadata.ownerReferences", metadata["ownerReferences"], why))
     for index, owner in enumerate(metadata.get("ownerReferences") or ()):
         for field in ("apiVersion", "kind", "name", "uid"):
             if not owner.get(field):
@@ -90,10 +96,22 @@ def _metadata(resource: ResourceType, obj: Object) -> list[Cause]:
     return causes
 
 
+def _finalizers(metadata: Object, old: Object | None) -> list[Cause]:
+    field = "metadata.finalizers"
+    finalizers = metadata.get("finalizers") or []
+    causes = [cause for each in finalizers for cause in _label_key(each, field)]
+    if old is not None and "deletionTimestamp" in old:
+        added = [each for each in finalizers if each not in (old.get("finalizers") or ())]
+        if added:
+            why = f"no new finalizers can be added if the object is being deleted, found {', '.join(added)}"
+            causes.append(errors.forbidden_value(field, why))
+    return causes
+
+
 def _name(resource: ResourceType, name: str) -> list[Cause]:
     if not name:
         return [required_value("metadata.name", "name or generateName is required")]
-    if resource.kind == "Service":
+    if resource.kind == "Service" and resource.custom is None:
         rule, text, limit = _SERVICE_LABEL, _SERVICE_RULE, 63
     elif resource.kind == "Namespace":
         rule, text, limit = _LABEL, _LABEL_RULE, 63
@@ -151,10 +169,39 @@ def _job(job: Object, old: Object | None) -> list[Cause]:
         return causes + _job_update(job, old)
     template = spec["template"]
     causes += validate_labels((template.get("metadata") or {}).get("labels") or {}, "spec.template.labels")
+    causes += _pod_failure_policy(spec)
     if template["spec"]["restartPolicy"] not in ("Never", "OnFailure"):
         text = 'valid values: "OnFailure", "Never"'
         causes.append(required_value("spec.template.spec.restartPolicy", text))
     return causes + validate_pod_spec(template["spec"], "spec.template.spec")
+
+
+def _pod_failure_policy(spec: Object) -> list[Cause]:
+    policy = spec.get("podFailurePolicy")
+    if policy is None:
+        return []
+    causes = []
+    if spec["template"]["spec"]["restartPolicy"] != "Never":
+        why = 'only "Never" is supported when podFailurePolicy is specified'
+        shown = spec["template"]["spec"]["restartPolicy"]
+        causes.append(invalid_value("spec.template.spec.restartPolicy", shown, why))
+    actions = ("Count", "FailIndex", "FailJob", "Ignore")
+    for index, rule in enumerate(policy.get("rules") or ()):
+        path = f"spec.podFailurePolicy.rules[{index}]"
+        if rule.get("action") not in actions:
+            causes.append(unsupported_value(f"{path}.action", rule.get("action"), actions))
+        elif rule["action"] == "FailIndex" and spec.get("backoffLimitPerIndex") is None:
+            why = "requires the backoffLimitPerIndex to be set"
+            causes.append(invalid_value(f"{path}.action", "FailIndex", why))
+        codes, patterns = rule.get("onExitCodes"), rule.get("onPodConditions")
+        if bool(codes) == bool(patterns):
+            why = "specifying one of OnExitCodes and OnPodConditions is required"
+            causes.append(invalid_value(path, rule, why))
+        for at, code in enumerate((codes or {}).get("values") or ()):
+            if code == 0 and codes.get("operator") == "In":
+                why = "must not be 0 for the In operator"
+                causes.append(invalid_value(f"{path}.onExitCodes.values[{at}]", code, why))
+    return causes
 
 
 def _job_update(job: Object, old: Object) -> list[Cause]:
@@ -176,6 +223,10 @@ def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
     spec = deployment["spec"]
     causes = _replicated(deployment, old)
     causes += _at_least_zero(spec, ("minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"))
+    deadline = spec.get("progressDeadlineSeconds")
+    if deadline is not None and deadline <= spec.get("minReadySeconds", 0):
+        why = "must be greater than minReadySeconds"
+        causes.append(invalid_value("spec.progressDeadlineSeconds", deadline, why))
     strategy = spec["strategy"]
     if strategy["type"] not in ("RollingUpdate", "Recreate"):
         causes.append(

@@ -69,6 +69,10 @@ def validate_pod_spec(spec: Object, path: str) -> list[Cause]:
 def validate_pod_update(spec: Object, old: Object) -> list[Cause]:
     if _fixed_part(spec, old) != _fixed_part(old, old):
         return [forbidden_value("spec", _UPDATE_RULE)]
+    deadline, before = spec.get("activeDeadlineSeconds"), old.get("activeDeadlineSeconds")
+    if before is not None and (deadline is None or deadline > before):
+        why = "must be less than or equal to previous value"
+        return [invalid_value("spec.activeDeadlineSeconds", deadline, why)]
     return []
 
 

@@ -68,6 +68,8 @@ class Watcher:
         self._wake: asyncio.Future[None] | None = None
         self._failure: errors.ApiError | None = None
         self._closed = False
+        # How the records look to this watcher; None: as they are stored.
+        self.convert: Callable[[Record], Record] | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -108,13 +110,16 @@ class Watcher:
         while not await self.wait():
             if self._closed:
                 raise StopAsyncIteration
-        return self._pending.popleft()
+        return self._shown(*self._pending.popleft())
 
     def drain(self) -> list[tuple[str, Record]]:
         """Everything that is pending, without waiting."""
-        found = list(self._pending)
+        found = [self._shown(type_, record) for type_, record in self._pending]
         self._pending.clear()
         return found
+
+    def _shown(self, type_: str, record: Record) -> tuple[str, Record]:
+        return (type_, record) if self.convert is None else (type_, self.convert(record))
 
     def close(self) -> None:
         self._closed = True

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local import errors, parameters
-from nighttrain.providers.local.decoding import cannot_be_handled, decode
-from nighttrain.providers.local.patches import apply_patch, check_patch_type
-from nighttrain.providers.local.store import copy_object
+from nighttrain.providers.local import apply, bodies, errors, parameters, protobuf
+from nighttrain.providers.local.crds import at_path, set_at_path
+from nighttrain.providers.local.decoding import RepeatingBody, cannot_be_handled, decode, parse_json
+from nighttrain.providers.local.eviction import evict as evict_pod
+from nighttrain.providers.local.patches import APPLY_PATCH, apply_patch, check_patch_type
+from nighttrain.providers.local.store import copy_object, timestamp
+from nighttrain.providers.local.yaml_bodies import read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,27 +34,21 @@ class Written:
 
 
 def read_body(raw: bytes, content_type: str) -> Any:
-    """:raises ApiError: 400 when it does not parse, 415 for protobuf and the like"""
+    """:raises ApiError: 400 when it does not parse, 415 for a media type that is not read"""
     media = content_type.split(";")[0].strip()
     if media in ("application/yaml", "application/apply-patch+yaml"):
-        import yaml
-
-        try:
-            return yaml.safe_load(raw)
-        except yaml.YAMLError as error:
-            raise errors.bad_request(f"error parsing YAML: {error}") from None
-    if media == "application/vnd.kubernetes.protobuf":
-        raise errors.unsupported_media_type(
-            "the embedded cluster does not read protobuf, only JSON and YAML (with kubectl, write the object "
-            "with --dry-run=client -o yaml and send it with kubectl apply -f -)"
-        )
+        return bodies.checked(raw, read_yaml(raw))
+    if media == protobuf.MEDIA_TYPE:
+        return protobuf.read(raw)
     if media not in ("", "application/json", "*/*") and not media.endswith("+json"):
         raise errors.unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: "
             "application/json, application/yaml"
         )
     try:
-        return json.loads(raw)
+        return bodies.checked(raw, parse_json(raw))
+    except RecursionError:
+        raise bodies.too_deep() from None
     except ValueError as error:
         raise errors.bad_request(f"couldn't get version/kind; json parse error: {error}") from None
 
@@ -77,7 +73,9 @@ def replace(store: Store, target: Target, body: Any, query: Mapping[str, str]) -
 
 def patch(store: Store, target: Target, content_type: str, change: Any, query: Mapping[str, str]) -> Written:
     """:raises ApiError: 400, 404, 409, 415, 422"""
-    check_patch_type(content_type)
+    if content_type.split(";")[0].strip() == APPLY_PATCH:
+        return _apply(store, target, change, query)
+    check_patch_type(content_type, custom=target.resource.custom is not None)
     current = store.get(target.resource, target.namespace, target.name)
     patched = apply_patch(content_type, current, change)
     obj, warnings = _decoded(target.resource, patched, query)
@@ -85,9 +83,50 @@ def patch(store: Store, target: Target, content_type: str, change: Any, query: M
     return _updated(store, target, obj, query, warnings)
 
 
+def _apply(store: Store, target: Target, wanted: Any, query: Mapping[str, str]) -> Written:
+    manager = query.get("fieldManager", "")
+    if not manager:
+        why = "fieldManager: Required value: is required for apply patch"
+        message = f'PatchOptions.meta.k8s.io "" is invalid: {why}'
+        raise errors.ApiError(422, "Invalid", message, {"group": "meta.k8s.io", "kind": "PatchOptions"})
+    resource = target.resource
+    given = wanted.get("metadata") if isinstance(wanted, dict) else None
+    if isinstance(given, dict) and given.get("managedFields"):
+        raise errors.bad_request("metadata.managedFields must be nil")
+    obj, warnings = _decoded(resource, wanted, query, defaults=False)
+    _place(target, obj)
+    live = store.find(resource, target.namespace, target.name)
+    if live is None and target.subresource:
+        raise errors.not_found(resource, target.name)
+    new = apply.apply(
+        resource,
+        live,
+        obj,
+        manager=manager,
+        force=parameters.flag(query, "force"),
+        now=timestamp(store.clock()),
+        subresource=target.subresource,
+    )
+    dry_run = parameters.dry_run(query)
+    if live is not None:
+        stored = store.update(resource, new, status=target.subresource == "status", dry_run=dry_run)
+        return Written(200, stored, warnings)
+    if resource.has_status:
+        new.pop("status", None)
+    return Written(201, store.create(resource, new, dry_run=dry_run), warnings)
+
+
+def _keep_managers(store: Store, target: Target, obj: Object, query: Mapping[str, str]) -> None:
+    live = store.find(target.resource, target.namespace, target.name)
+    if live is not None and live["metadata"].get("managedFields"):
+        manager = query.get("fieldManager") or "unknown"
+        apply.carry_over(target.resource, live, obj, manager=manager, now=timestamp(store.clock()))
+
+
 def _updated(
     store: Store, target: Target, obj: Object, query: Mapping[str, str], warnings: list[str]
 ) -> Written:
+    _keep_managers(store, target, obj, query)
     stored = store.update(
         target.resource,
         obj,
@@ -97,14 +136,19 @@ def _updated(
     return Written(200, stored, warnings)
 
 
-def _decoded(resource: ResourceType, body: Any, query: Mapping[str, str]) -> tuple[Object, list[str]]:
+def _decoded(
+    resource: ResourceType, body: Any, query: Mapping[str, str], *, defaults: bool = True
+) -> tuple[Object, list[str]]:
     validation = parameters.field_validation(query)
     _check_kind(resource, body)
-    obj, unknown = decode(resource, body)
+    obj, fields = decode(resource, body, defaults=defaults)
+    unknown = [f'unknown field "{path}"' for path in fields]
+    if isinstance(body, RepeatingBody):
+        unknown += [f'duplicate field "{path}"' for path in body.repeated]
     if unknown and validation == "Strict":
-        listed = ", ".join(f'unknown field "{path}"' for path in unknown)
+        listed = ", ".join(unknown)
         raise errors.bad_request(f"{cannot_be_handled(resource)}: strict decoding error: {listed}")
-    return obj, [f'unknown field "{path}"' for path in unknown] if validation == "Warn" else []
+    return obj, unknown if validation == "Warn" else []
 
 
 def _check_kind(resource: ResourceType, body: Any) -> None:
@@ -186,12 +230,17 @@ def delete_collection(
         for obj in found
     ]
     body = {
-        "kind": f"{resource.kind}List",
+        "kind": resource.list_kind,
         "apiVersion": resource.api_version,
         "metadata": {"resourceVersion": str(revision)},
         "items": deleted,
     }
     return Written(200, body)
+
+
+def evict(store: Store, target: Target, body: Any, query: Mapping[str, str]) -> Written:
+    """:raises ApiError: 400, 404, 409"""
+    return Written(201, evict_pod(store, target, body, dry_run=parameters.dry_run(query)))
 
 
 def _grace(options: Object, query: Mapping[str, str]) -> int | None:
@@ -207,17 +256,20 @@ def _propagation(resource: ResourceType, options: Object, query: Mapping[str, st
     orphan = options.get("orphanDependents")
     if orphan is None and "orphanDependents" in query:
         orphan = parameters.flag(query, "orphanDependents")
+    asked = options.get("propagationPolicy") or query.get("propagationPolicy")
     if orphan is not None:
+        if asked:
+            why = "orphanDependents and deletionPropagation cannot be both set"
+            raise errors.invalid_options(
+                "DeleteOptions", errors.invalid_value("propagationPolicy", asked, why)
+            )
         return "Orphan" if orphan else "Background"
     # For compatibility with its first clients, a Job leaves its pods behind unless told otherwise.
     default = "Orphan" if resource.kind == "Job" else "Background"
-    value = options.get("propagationPolicy") or query.get("propagationPolicy") or default
+    value = asked or default
     if value not in _PROPAGATIONS:
-        message = (
-            f'DeleteOptions.meta.k8s.io "" is invalid: propagationPolicy: Unsupported value: "{value}": '
-            'supported values: "Background", "Foreground", "Orphan"'
-        )
-        raise errors.ApiError(422, "Invalid", message, {"group": "meta.k8s.io", "kind": "DeleteOptions"})
+        cause = errors.unsupported_value("propagationPolicy", value, _PROPAGATIONS)
+        raise errors.invalid_options("DeleteOptions", cause)
     return str(value)
 
 
@@ -230,20 +282,30 @@ def _success(resource: ResourceType, name: str, uid: str) -> Object:
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 
 
-def scale(obj: Object) -> Object:
-    """The ``Scale`` view of a Deployment or ReplicaSet."""
-    metadata = obj["metadata"]
+_BUILT_IN_SCALE = {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}
+
+
+def _scale_paths(resource: ResourceType) -> dict[str, str]:
+    return (resource.custom.scale if resource.custom is not None else None) or _BUILT_IN_SCALE
+
+
+def scale(resource: ResourceType, obj: Object) -> Object:
+    """The ``Scale`` view of a Deployment, a ReplicaSet or a custom object."""
+    metadata, paths = obj["metadata"], _scale_paths(resource)
     kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-    labels = (obj["spec"].get("selector") or {}).get("matchLabels") or {}
+    wanted = at_path(obj, paths["specReplicasPath"])
+    status: Object = {"replicas": at_path(obj, paths["statusReplicasPath"]) or 0}
+    if resource.custom is None:
+        labels = (obj["spec"].get("selector") or {}).get("matchLabels") or {}
+        status["selector"] = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+    elif paths.get("labelSelectorPath") and at_path(obj, paths["labelSelectorPath"]):
+        status["selector"] = at_path(obj, paths["labelSelectorPath"])
     return {
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": {key: metadata[key] for key in kept if key in metadata},
-        "spec": {"replicas": obj["spec"].get("replicas", 0)} if obj["spec"].get("replicas") else {},
-        "status": {
-            "replicas": obj.get("status", {}).get("replicas", 0),
-            "selector": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
-        },
+        "spec": {"replicas": wanted} if wanted else {},
+        "status": status,
     }
 
 
@@ -254,8 +316,9 @@ def write_scale(
 
     :raises ApiError: 400, 404, 409, 422
     """
-    current = store.get(target.resource, target.namespace, target.name)
-    wanted = body if content_type is None else apply_patch(content_type, scale(current), body)
+    resource = target.resource
+    current = store.get(resource, target.namespace, target.name)
+    wanted = body if content_type is None else apply_patch(content_type, scale(resource, current), body)
     if not isinstance(wanted, dict):
         raise errors.bad_request("a Scale must be an object")
     replicas = (wanted.get("spec") or {}).get("replicas", 0)
@@ -264,9 +327,10 @@ def write_scale(
             'Scale in version "v1" cannot be handled as a Scale: spec.replicas must be a whole number'
         )
     new = copy_object(current)
-    new["spec"]["replicas"] = replicas
+    set_at_path(new, _scale_paths(resource)["specReplicasPath"], replicas)
     version = (wanted.get("metadata") or {}).get("resourceVersion")
     if version:
         new["metadata"]["resourceVersion"] = version
-    stored = store.update(target.resource, new, dry_run=parameters.dry_run(query))
-    return Written(200, scale(stored))
+    _keep_managers(store, target, new, query)
+    stored = store.update(resource, new, dry_run=parameters.dry_run(query))
+    return Written(200, scale(resource, stored))

@@ -201,7 +201,7 @@ def test_strategic_patch_merges_containers_by_name(http: httpx.Client, space: st
     assert patched["metadata"]["generation"] == 2
     patch["spec"]["template"]["spec"]["containers"][0]["env"] = [{"name": "A", "$patch": "delete"}]
     patched = http.patch(f"{base}/d", content=json.dumps(patch), headers=STRATEGIC).json()
-    assert not patched["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert "env" not in patched["spec"]["template"]["spec"]["containers"][0]
 
 
 def test_json_patch_and_merge_patch(http: httpx.Client, space: str) -> None:
@@ -214,9 +214,6 @@ def test_json_patch_and_merge_patch(http: httpx.Client, space: str) -> None:
     }
     merged = http.patch(f"{base}/a", content='{"data":{"y":null,"z":"3"}}', headers=MERGE).json()
     assert merged["data"] == {"z": "3"}
-    applied = http.patch(f"{base}/a", content="{}", headers={"Content-Type": "application/apply-patch+yaml"})
-    assert applied.status_code == 415
-    assert "server-side apply" in applied.json()["message"]
 
 
 def test_status_and_spec_are_written_apart(http: httpx.Client, space: str) -> None:

@@ -24,6 +24,7 @@ from embedded import (
 
 from nighttrain.providers.local.environment import quantity
 from nighttrain.providers.local.errors import ApiError
+from nighttrain.providers.local.mounts import Namespaces
 from nighttrain.providers.local.processes import expand
 from nighttrain.providers.local.resources import CONFIGMAPS, EVENTS, JOBS, NODES, PODS, SECRETS, SERVICES
 
@@ -381,7 +382,7 @@ async def test_pod_that_does_not_fit_waits_for_room(tmp_path: Path) -> None:
 async def test_volume_that_cannot_be_mounted_says_so(tmp_path: Path) -> None:
     manifest = script("mounts", "1", volumeMounts=[{"name": "d", "mountPath": "/d"}])
     manifest["spec"]["volumes"] = [{"name": "d", "emptyDir": {}}]
-    async with Running(tmp_path) as cluster:
+    async with Running(tmp_path, namespaces=Namespaces.NONE) as cluster:
         cluster.store.create(PODS, manifest)
         await cluster.until(PODS, "mounts", is_waiting("ContainerCreating"))
         message = await cluster.event("mounts", "FailedMount")

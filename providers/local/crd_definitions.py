@@ -1,0 +1,189 @@
+"""What a CustomResourceDefinition may say: completed, checked, refused."""
+
+from __future__ import annotations
+
+import re
+
+from nighttrain.providers.local import crd_cel, errors
+from nighttrain.providers.local.crd_schema import Schema, complete, pattern, prune, validate
+from nighttrain.providers.local.errors import Cause, forbidden_value, invalid_value, required_value
+from nighttrain.providers.local.objects import Object, copy_object
+from nighttrain.providers.local.resources import CUSTOMRESOURCEDEFINITIONS
+
+_TYPES = ("array", "boolean", "integer", "number", "object", "string")
+_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+
+
+def storage_version(definition: Object) -> str:
+    return next(str(each["name"]) for each in definition["spec"]["versions"] if each.get("storage"))
+
+
+def admit_definition(new: Object, old: Object | None) -> None:
+    """Complete and check a CustomResourceDefinition.
+
+    :raises ApiError: 422 with every cause
+    """
+    spec = new.get("spec")
+    if not isinstance(spec, dict):
+        raise errors.invalid(
+            CUSTOMRESOURCEDEFINITIONS, new["metadata"].get("name", ""), [required_value("spec")]
+        )
+    spec.setdefault("conversion", {"strategy": "None"})
+    names = spec.setdefault("names", {})
+    kind = names.get("kind")
+    if isinstance(kind, str) and kind:
+        names.setdefault("singular", kind.lower())
+        names.setdefault("listKind", f"{kind}List")
+    causes = _definition_causes(new)
+    if not causes and old is not None:
+        causes = _changed_names(spec, old["spec"])
+    if causes:
+        raise errors.invalid(CUSTOMRESOURCEDEFINITIONS, new["metadata"].get("name", ""), causes)
+    if old is None:
+        accepted = {"plural": "", "kind": ""}
+        stored = [storage_version(new)]
+        new["status"] = {"conditions": None, "acceptedNames": accepted, "storedVersions": stored}
+
+
+def definition_warnings(definition: Object) -> list[str]:
+    """Rules of the definition that this cluster does not enforce."""
+    found = []
+    for version in definition["spec"]["versions"]:
+        sentences = crd_cel.not_enforced(version["schema"]["openAPIV3Schema"])
+        found += [f"{version['name']}: {sentence}" for sentence in sentences]
+    return found
+
+
+def _changed_names(spec: Object, old: Object) -> list[Cause]:
+    pairs = [
+        ("spec.group", spec["group"], old["group"]),
+        ("spec.scope", spec["scope"], old["scope"]),
+        ("spec.names.kind", spec["names"]["kind"], old["names"]["kind"]),
+        ("spec.names.plural", spec["names"]["plural"], old["names"]["plural"]),
+    ]
+    return [invalid_value(path, new, "field is immutable") for path, new, was in pairs if new != was]
+
+
+def _definition_causes(definition: Object) -> list[Cause]:
+    spec, name = definition["spec"], definition["metadata"].get("name", "")
+    names, group = spec["names"], spec.get("group")
+    causes = [
+        required_value(f"spec.{path}")
+        for path, value in (
+            ("group", group),
+            ("names.plural", names.get("plural")),
+            ("names.kind", names.get("kind")),
+            ("versions", spec.get("versions")),
+        )
+        if not value
+    ]
+    if spec.get("scope") not in ("Cluster", "Namespaced"):
+        allowed = ("Cluster", "Namespaced")
+        missing = not spec.get("scope")
+        causes.append(
+            required_value("spec.scope")
+            if missing
+            else errors.unsupported_value("spec.scope", spec["scope"], allowed)
+        )
+    if causes:
+        return causes
+    if name != f"{names['plural']}.{group}":
+        causes.append(invalid_value("metadata.name", name, 'must be spec.names.plural+"."+spec.group'))
+    protected = group.endswith((".k8s.io", ".kubernetes.io"))
+    if protected and not (definition["metadata"].get("annotations") or {}).get("api-approved.kubernetes.io"):
+        why = 'protected groups must have approval annotation "api-approved.kubernetes.io"'
+        causes.append(required_value("metadata.annotations[api-approved.kubernetes.io]", why))
+    if spec["conversion"].get("strategy") != "None":
+        # Nothing here could call a webhook: better said now than found out from wrong objects.
+        why = 'the embedded cluster converts with the strategy "None" only'
+        causes.append(invalid_value("spec.conversion.strategy", spec["conversion"].get("strategy"), why))
+    return causes + _version_causes(spec["versions"])
+
+
+def _version_causes(versions: list[Object]) -> list[Cause]:
+    causes: list[Cause] = []
+    stored = [each for each in versions if each.get("storage")]
+    if len(stored) != 1:
+        why = "must have exactly one version marked as storage version"
+        causes.append(invalid_value("spec.versions", [each.get("name") for each in versions], why))
+    seen: set[str] = set()
+    for index, version in enumerate(versions):
+        path = f"spec.versions[{index}]"
+        name = version.get("name") or ""
+        if not _LABEL.match(name):
+            causes.append(invalid_value(f"{path}.name", name, "must be a DNS-1035 label"))
+        if name in seen:
+            causes.append(invalid_value(f"{path}.name", name, "must be unique"))
+        seen.add(name)
+        schema = (version.get("schema") or {}).get("openAPIV3Schema")
+        where = f"{path}.schema.openAPIV3Schema"
+        if not isinstance(schema, dict):
+            causes.append(required_value(where, "schemas are required"))
+            continue
+        if schema.get("type") != "object":
+            causes.append(
+                invalid_value(f"{where}.type", schema.get("type", ""), "must be object at the root")
+            )
+        causes += _schema_causes(schema, where)
+        for number, column in enumerate(version.get("additionalPrinterColumns") or ()):
+            missing = [each for each in ("name", "type", "jsonPath") if not column.get(each)]
+            inside = f"{path}.additionalPrinterColumns[{number}]"
+            causes += [required_value(f"{inside}.{each}") for each in missing]
+        scale = (version.get("subresources") or {}).get("scale")
+        for each in ("specReplicasPath", "statusReplicasPath"):
+            if scale is not None and not str(scale.get(each, "")).startswith("."):
+                causes.append(required_value(f"{path}.subresources.scale.{each}"))
+    return causes
+
+
+def _schema_causes(schema: Schema, path: str, *, root: bool = True) -> list[Cause]:
+    """What makes a schema not structural."""
+    causes: list[Cause] = []
+    open_ended = schema.get("x-kubernetes-int-or-string") or schema.get(
+        "x-kubernetes-preserve-unknown-fields"
+    )
+    if not schema.get("type") and not open_ended:
+        causes.append(required_value(f"{path}.type", "must not be empty for specified object fields"))
+    elif schema.get("type") and schema["type"] not in _TYPES:
+        causes.append(errors.unsupported_value(f"{path}.type", schema["type"], _TYPES))
+    if schema.get("properties") and schema.get("additionalProperties"):
+        causes.append(forbidden_value(f"{path}.additionalProperties", "properties and additionalProperties"))
+    if schema.get("type") == "array" and not isinstance(schema.get("items"), dict):
+        causes.append(required_value(f"{path}.items", "must be specified"))
+    if schema.get("uniqueItems"):
+        why = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"
+        causes.append(forbidden_value(f"{path}.uniqueItems", why))
+    if schema.get("pattern") and pattern(schema["pattern"]) is None:
+        why = "must be a valid regular expression, but isn't"
+        causes.append(invalid_value(f"{path}.pattern", schema["pattern"], why))
+    causes += [
+        required_value(f"{path}.x-kubernetes-validations[{index}].rule", "rule is not specified")
+        for index, rule in enumerate(schema.get("x-kubernetes-validations") or ())
+        if not str(rule.get("rule") or "").strip()
+    ]
+    if "default" in schema and not root:
+        causes += _default_causes(schema, path)
+    for name, below in (schema.get("properties") or {}).items():
+        if root and name == "metadata":
+            continue
+        causes += _schema_causes(below, f"{path}.properties[{name}]", root=False)
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            causes += _schema_causes(schema[key], f"{path}.{key}", root=False)
+    return causes
+
+
+def _default_causes(schema: Schema, path: str) -> list[Cause]:
+    """What makes a default one that no object could have."""
+    causes = []
+    default = copy_object(schema["default"])
+    unknown = prune(schema, default)
+    if unknown:
+        why = f"must not have unknown fields: {', '.join(unknown)}"
+        causes.append(invalid_value(f"{path}.default", schema["default"], why))
+    complete(schema, default)
+    wrong = validate(schema, default)
+    return causes + [
+        Cause(each.reason, each.message, f"{path}.default{each.field.removeprefix('<nil>')}")
+        for each in wrong
+    ]

@@ -1,0 +1,79 @@
+"""Evictions: a pod is marked as disrupted, then deleted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.local import errors
+from nighttrain.providers.local.resources import PODS
+from nighttrain.providers.local.store import timestamp
+
+if TYPE_CHECKING:
+    from nighttrain.providers.local.routing import Target
+    from nighttrain.providers.local.store import Object, Store
+
+DISRUPTION_TARGET = "DisruptionTarget"
+
+
+def evict(store: Store, target: Target, body: Any, *, dry_run: bool) -> Object:
+    """Answer a ``POST .../pods/NAME/eviction``: the Status that says it is under way.
+
+    There are no PodDisruptionBudgets, so nothing holds an eviction back.
+
+    :raises ApiError: 400 no Eviction of this pod, 404, 409 a precondition does not hold
+    """
+    _check(target, body)
+    pod = store.get(PODS, target.namespace, target.name)
+    options = body.get("deleteOptions") or {}
+    preconditions = options.get("preconditions") or {}
+    grace = options.get("gracePeriodSeconds")
+    if grace is not None and (not isinstance(grace, int) or isinstance(grace, bool)):
+        raise errors.bad_request("gracePeriodSeconds must be a whole number of seconds")
+    dry_run = dry_run or bool(options.get("dryRun"))
+    checked: dict[str, Any] = {
+        "grace_period_seconds": grace,
+        "preconditions_uid": preconditions.get("uid"),
+    }
+    version = preconditions.get("resourceVersion")
+    store.delete(PODS, target.namespace, target.name, dry_run=True, preconditions_rv=version, **checked)
+    if not dry_run:
+        disrupt(store, pod, "EvictionByEvictionAPI", "Eviction API: evicting")
+        store.delete(PODS, target.namespace, target.name, **checked)
+    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+
+
+def _check(target: Target, body: Any) -> None:
+    if not isinstance(body, dict) or body.get("kind", "Eviction") != "Eviction":
+        raise errors.bad_request("the body of an eviction must be an Eviction of policy/v1")
+    if body.get("apiVersion", "policy/v1") != "policy/v1":
+        raise errors.bad_request(f"{body['apiVersion']} is not served: an Eviction is of policy/v1")
+    name = (body.get("metadata") or {}).get("name", target.name)
+    if name != target.name:
+        raise errors.bad_request(
+            f"name in URL does not match name in Eviction object: {target.name} and {name}"
+        )
+
+
+def disrupt(store: Store, pod: Object, reason: str, message: str, *, observed: bool = False) -> None:
+    """Add the condition that says that the pod is ended for no fault of its own.
+
+    A pod that has ended, or is on its way out, is not disrupted any more.
+
+    :param observed: with the generation seen, as the components that watch pods write it
+    """
+    metadata = pod["metadata"]
+    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") or "deletionTimestamp" in metadata:
+        return
+    condition: Object = {"type": DISRUPTION_TARGET}
+    if observed:
+        condition["observedGeneration"] = metadata.get("generation", 1)
+    now = timestamp(store.clock())
+    condition |= {"status": "True", "lastProbeTime": None, "lastTransitionTime": now}
+    condition |= {"reason": reason, "message": message}
+
+    def add(new: Object) -> None:
+        status = new.get("status") or {}
+        others = [each for each in status.get("conditions") or [] if each["type"] != DISRUPTION_TARGET]
+        new["status"] = {**status, "conditions": [*others, condition]}
+
+    store.mutate(PODS, metadata["namespace"], metadata["name"], add)

@@ -1,0 +1,129 @@
+"""ResourceQuotas: how many objects a namespace may hold, and how much its pods may request together."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.local import errors
+from nighttrain.providers.local.environment import quantity
+from nighttrain.providers.local.reconcile import Controller
+from nighttrain.providers.local.resources import PODS, RESOURCEQUOTAS, ResourceType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nighttrain.providers.local.store import Object, Store
+
+_COUNT = "count/"
+
+# What a pod's containers request or are limited to, as a quota names it; the bare names are requests.
+_AMOUNTS = {
+    "cpu": ("requests", "cpu"),
+    "memory": ("requests", "memory"),
+    "requests.cpu": ("requests", "cpu"),
+    "requests.memory": ("requests", "memory"),
+    "limits.cpu": ("limits", "cpu"),
+    "limits.memory": ("limits", "memory"),
+}
+
+
+def check_quota(store: Store, resource: ResourceType, obj: Object) -> None:
+    """Refuse a new object that would take more than a quota of its namespace leaves.
+
+    :raises ApiError: 403, in the words of the API
+    """
+    if not resource.namespaced or resource is RESOURCEQUOTAS:
+        return
+    space = obj["metadata"].get("namespace", "default")
+    for quota in store.list(RESOURCEQUOTAS, space)[0]:
+        hard = quota.get("spec", {}).get("hard") or {}
+        asked = _of(resource, obj, hard)
+        if not any(asked.values()):
+            continue
+        used = usage(store, space, asked)
+        over = [
+            name for name, amount in asked.items() if amount and used[name] + amount > quantity(hard[name])
+        ]
+        if over:
+            text = "exceeded quota: {}, requested: {}, used: {}, limited: {}".format(
+                quota["metadata"]["name"],
+                ",".join(f"{name}={_text(asked[name])}" for name in over),
+                ",".join(f"{name}={_text(used[name])}" for name in over),
+                ",".join(f"{name}={hard[name]}" for name in over),
+            )
+            raise errors.forbidden(resource, obj["metadata"].get("name", ""), text)
+
+
+def usage(store: Store, space: str, names: Iterable[str]) -> dict[str, Decimal]:
+    """What a namespace holds of each name that a quota may limit."""
+    names = list(names)
+    total = dict.fromkeys(names, Decimal(0))
+    for resource in store.resources():
+        if not resource.namespaced or not any(_concerns(resource, name) for name in names):
+            continue
+        for obj in store.list(resource, space)[0]:
+            for name, amount in _of(resource, obj, names).items():
+                total[name] += amount
+    return total
+
+
+def _concerns(resource: ResourceType, name: str) -> bool:
+    if name.startswith(_COUNT):
+        return name == f"{_COUNT}{resource.qualified}"
+    if name in ("pods", *_AMOUNTS):
+        return resource is PODS
+    return not resource.group and name == resource.plural
+
+
+def _of(resource: ResourceType, obj: Object, names: Iterable[str]) -> dict[str, Decimal]:
+    """What one object takes. A pod that has ended takes nothing but its place among the objects."""
+    ended = resource is PODS and (obj.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    found = {}
+    for name in names:
+        if not _concerns(resource, name):
+            continue
+        if name in _AMOUNTS:
+            found[name] = Decimal(0) if ended else _amount(obj, *_AMOUNTS[name])
+        else:
+            found[name] = Decimal(0 if ended and name == "pods" else 1)
+    return found
+
+
+def _amount(pod: Object, kind: str, name: str) -> Decimal:
+    total = Decimal(0)
+    for container in pod["spec"].get("containers") or []:
+        resources = container.get("resources") or {}
+        given = {**(resources.get("limits") or {}), **(resources.get(kind) or {})}
+        total += quantity(given.get(name, "0"))
+    return total
+
+
+def _text(amount: Decimal) -> str:
+    if amount == amount.to_integral_value():
+        return str(int(amount))
+    return f"{int(amount * 1000)}m"
+
+
+class QuotaController(Controller):
+    """Keeps the status of quotas: what is allowed, and how much of it is used."""
+
+    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+        if resource is RESOURCEQUOTAS:
+            self.enqueue(obj["metadata"]["namespace"], obj["metadata"]["name"])
+        elif resource.namespaced:
+            space = obj["metadata"].get("namespace", "default")
+            for quota in self.store.list(RESOURCEQUOTAS, space)[0]:
+                self.enqueue(space, quota["metadata"]["name"])
+
+    def reconcile(self, namespace: str, name: str) -> None:
+        quota = self.store.find(RESOURCEQUOTAS, namespace, name)
+        if quota is None:
+            return
+        hard = quota.get("spec", {}).get("hard") or {}
+        used = {key: _text(amount) for key, amount in usage(self.store, namespace, hard).items()}
+
+        def write(new: Object) -> None:
+            new["status"] = {"hard": hard, "used": used}
+
+        self.store.mutate(RESOURCEQUOTAS, namespace, name, write)

@@ -1,0 +1,62 @@
+"""Where the behaviours are tried: an embedded cluster, or with ``--kubeconfig`` any other one.
+
+``pytest tests/conformance`` starts an embedded cluster. ``pytest tests/conformance --kubeconfig FILE --image
+IMAGE`` uses a cluster that runs: the image is there already or can be pulled and has ``python3`` and ``sh``.
+With ``-m api`` only what an API server alone can show, without controllers or nodes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from conformance_client import Cluster, Space, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# What the embedded cluster is told to run; any image with python3 will do elsewhere.
+EMBEDDED_IMAGE = "localhost/python:3.11"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    group.addoption("--kubeconfig", default=None, help="a cluster to try the behaviours on; none: embedded")
+    group.addoption("--image", default=None, help="an image with python3 and sh, for --kubeconfig")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "api: needs an API server only: no controllers, no node")
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(request: pytest.FixtureRequest) -> Iterator[Path]:
+    given = request.config.getoption("--kubeconfig", default=None)
+    if given:
+        yield Path(given)
+        return
+    from nighttrain.providers.local.server import EmbeddedCluster
+
+    with EmbeddedCluster(images={EMBEDDED_IMAGE.split(":")[0]: sys.executable}) as embedded:
+        yield embedded.kubeconfig
+
+
+@pytest.fixture(scope="session")
+def cluster(kubeconfig: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    image = request.config.getoption("--image", default=None) or EMBEDDED_IMAGE
+    with connect(kubeconfig, image) as connected:
+        yield connected
+        connected.wait_until_clean()
+
+
+@pytest.fixture
+def space(cluster: Cluster) -> Iterator[Space]:
+    """A namespace of the test's own, deleted behind it."""
+    made = cluster.make_space()
+    yield made
+    made.remove()

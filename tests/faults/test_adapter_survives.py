@@ -1,0 +1,146 @@
+"""nighttrain's own adapter against a cluster that has a bad day."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from nighttrain.providers.kubernetes import workload
+from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.outcome import OutcomeKind
+from nighttrain.providers.local.faults import Fault, FaultPlan
+from nighttrain.providers.local.server import EmbeddedCluster
+
+NAMESPACE = "default"
+_numbers = count()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(images={"py": sys.executable}, state=tmp_path / "state") as running:
+        yield running
+
+
+@pytest.fixture
+async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def identity() -> WorkloadIdentity:
+    run = f"run-{next(_numbers)}"
+    return WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
+
+
+def spec(code: str) -> WorkloadSpec:
+    return WorkloadSpec(image="py", cmds=["python", "-u", "-c", code], termination_grace_period=1)
+
+
+async def submit(client: ClusterClient, code: str, who: WorkloadIdentity) -> workload.Workload:
+    return await workload.submit(client, spec(code), who, epoch="0", namespace=NAMESPACE)
+
+
+async def wait(client: ClusterClient, job: workload.Workload) -> OutcomeKind:
+    async with asyncio.timeout(60):
+        return (await workload.wait(client, job, startup_timeout_seconds=30)).kind
+
+
+async def names(client: ClusterClient) -> list[str]:
+    return [job["metadata"]["name"] for job in (await client.list(JOBS, NAMESPACE))["items"]]
+
+
+async def test_a_submission_whose_answer_is_lost_leaves_one_job(
+    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    lost = Fault.drop_reply(verb="create", resource="jobs")
+    cluster.faults.add(lost, Fault.answer(429, retry_after=1, verb="create", resource="jobs"))
+    job = await submit(client, "print('trained')", identity)
+    assert cluster.faults.struck(lost) == 1
+    assert cluster.faults.struck() == 2
+    assert await names(client) == [job.name]
+    assert job.attempt == 1
+    assert await wait(client, job) is OutcomeKind.SUCCEEDED
+
+
+# Ends, as told, once the file is there.
+UNTIL = """
+import pathlib, sys, time
+while not pathlib.Path({path!r}).exists():
+    time.sleep(0.02)
+sys.exit({code})
+"""
+
+
+@pytest.mark.parametrize(("code", "kind"), [(0, OutcomeKind.SUCCEEDED), (3, OutcomeKind.APPLICATION_ERROR)])
+async def test_a_wait_with_cut_watches_and_an_expired_history_ends_right(
+    cluster: EmbeddedCluster,
+    client: ClusterClient,
+    identity: WorkloadIdentity,
+    tmp_path: Path,
+    code: int,
+    kind: OutcomeKind,
+) -> None:
+    faults = [
+        Fault.cut(verb="watch", resource="jobs"),
+        Fault.expire(resource="jobs"),
+        Fault.cut(verb="watch", resource="pods"),
+        Fault.expire(resource="pods"),
+    ]
+    cluster.faults.add(*faults)
+    job = await submit(client, UNTIL.format(path=str(tmp_path / "go"), code=code), identity)
+    waiting = asyncio.create_task(wait(client, job))
+    for fault in faults:
+        assert await asyncio.to_thread(cluster.faults.wait_for, fault, 1, 30)
+    (tmp_path / "go").touch()
+    assert await waiting is kind
+    assert await names(client) == [job.name]
+
+
+# Hangs the first time it runs; the next time it finds the mark, and ends.
+ONCE = """
+import pathlib, time
+mark = pathlib.Path({path!r})
+if not mark.exists():
+    mark.touch()
+    time.sleep(600)
+"""
+
+
+async def test_a_wait_outlives_the_server_and_the_job_replaces_the_lost_pod(
+    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+    job = await submit(client, ONCE.format(path=str(begun)), identity)
+    waiting = asyncio.create_task(wait(client, job))
+
+    def restart_once_it_runs() -> None:
+        end = time.monotonic() + 20
+        while not begun.exists():
+            assert time.monotonic() < end, "the pod did not start"
+            time.sleep(0.02)
+        cluster.restart()
+
+    await asyncio.to_thread(restart_once_it_runs)
+    assert await waiting is OutcomeKind.SUCCEEDED
+    assert await names(client) == [job.name]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_random_faults_change_no_outcome(
+    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity, seed: int
+) -> None:
+    plan = FaultPlan.random(seed, 8, within=4)
+    cluster.faults.add(*plan.pending)
+    job = await submit(client, "print('trained')", identity)
+    assert await wait(client, job) is OutcomeKind.SUCCEEDED, cluster.faults.hits
+    assert cluster.faults.hits
+    cluster.faults.clear()
+    assert await names(client) == [job.name]

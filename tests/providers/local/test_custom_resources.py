@@ -1,0 +1,497 @@
+"""A CustomResourceDefinition and its objects, as a real cluster served them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import httpx
+
+    from nighttrain.providers.local.server import EmbeddedCluster
+
+RECORDING = Path(__file__).parents[2] / "data" / "recordings" / "custom-resources.jsonl"
+VARIES = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
+)
+SKIPPED = ("resourceVersion", "storageVersionHash", "managedFields")
+# Three milliseconds after its creation the recorded definition was not served yet. Here it is, at once.
+EARLY = "at once"
+
+
+def exchanges() -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in RECORDING.read_text().splitlines()]
+    return [each for each in lines if each["from"] == "http" and each["note"] != EARLY]
+
+
+def normal(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: normal(item) for key, item in value.items() if key not in SKIPPED}
+    if isinstance(value, list):
+        return [normal(item) for item in value]
+    return VARIES.sub("VARIES", value) if isinstance(value, str) else value
+
+
+def test_recorded_exchanges(http: httpx.Client) -> None:
+    assert http.post("/api/v1/namespaces", json={"metadata": {"name": "rec"}}).status_code == 201
+    for each in exchanges():
+        request, recorded = each["request"], each["response"]
+        body = None if request["body"] is None else json.dumps(request["body"])
+        headers = {"Content-Type": request["contentType"]} if request["contentType"] else {}
+        answer = http.request(request["method"], request["path"], content=body, headers=headers)
+        about = f"{each['note']}: {request['method']} {request['path']}: {answer.text}"
+        assert answer.status_code == recorded["status"], about
+        if "text" in recorded["body"]:
+            assert answer.text == recorded["body"]["text"], about
+        else:
+            assert normal(answer.json()) == normal(recorded["body"]), about
+        assert answer.headers.get("Warning") == recorded["headers"].get("Warning"), about
+
+
+# What the recording does not show
+
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+
+def definition(
+    plural: str, spec: dict[str, Any], *, scope: str = "Namespaced", version: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A definition of one version whose objects have this schema of ``spec``."""
+    kind = plural.capitalize().removesuffix("s")
+    schema = {"type": "object", "properties": {"spec": spec, "status": {"type": "object"}}}
+    versions = [
+        {
+            "name": "v1",
+            "served": True,
+            "storage": True,
+            "schema": {"openAPIV3Schema": schema},
+            **(version or {}),
+        }
+    ]
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.test.example.com"},
+        "spec": {
+            "group": "test.example.com",
+            "scope": scope,
+            "names": {"plural": plural, "kind": kind},
+            "versions": versions,
+        },
+    }
+
+
+def place(plural: str, space: str) -> str:
+    return f"/apis/test.example.com/v1/namespaces/{space}/{plural}"
+
+
+def declare(http: httpx.Client, plural: str, spec: dict[str, Any], **rest: Any) -> httpx.Response:
+    answer = http.post(DEFINITIONS, json=definition(plural, spec, **rest))
+    assert answer.status_code == 201, answer.text
+    return answer
+
+
+def refused(http: httpx.Client, path: str, spec: Any) -> list[tuple[str, str, str]]:
+    answer = http.post(path, json={"metadata": {"name": "wrong"}, "spec": spec})
+    assert answer.status_code == 422, answer.text
+    causes = answer.json()["details"]["causes"]
+    return [(each["field"], each["reason"], each["message"]) for each in causes]
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong", "reason", "says"),
+    [
+        ({"type": "string", "pattern": "^a+$"}, "aa", "b", "Invalid", "should match '^a+$'"),
+        ({"type": "string", "maxLength": 2}, "aa", "aaa", "TooLong", "may not be more than 2 bytes"),
+        ({"type": "string", "minLength": 1}, "a", "", "Invalid", "should be at least 1 chars long"),
+        (
+            {"type": "string", "format": "date-time"},
+            "2026-01-01T00:00:00Z",
+            "today",
+            "TypeInvalid",
+            "must be of type date-time",
+        ),
+        ({"type": "string", "format": "ipv4"}, "10.0.0.1", "10.0.0", "TypeInvalid", "of type ipv4"),
+        ({"type": "integer", "format": "int32"}, 1, 2**40, "Invalid", "with format int32"),
+        ({"type": "integer", "maximum": 3}, 3, 4, "Invalid", "should be less than or equal to 3"),
+        (
+            {"type": "number", "minimum": 0, "exclusiveMinimum": True},
+            0.5,
+            0,
+            "Invalid",
+            "should be greater than 0",
+        ),
+        ({"type": "integer", "multipleOf": 5}, 10, 7, "Invalid", "should be a multiple of 5"),
+        ({"type": "integer"}, 2, 2.5, "TypeInvalid", 'must be of type integer: "number"'),
+        ({"type": "boolean"}, True, "yes", "TypeInvalid", 'must be of type boolean: "string"'),
+        ({"x-kubernetes-int-or-string": True}, "25%", [1], "TypeInvalid", "must be of type integer,string"),
+        ({"type": "string", "nullable": False}, "a", 1, "TypeInvalid", 'of type string: "integer"'),
+        (
+            {"type": "array", "items": {"type": "string"}, "maxItems": 1},
+            ["a"],
+            ["a", "b"],
+            "TooMany",
+            "must have at most 1 items",
+        ),
+        (
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            ["a"],
+            [],
+            "Invalid",
+            "should have at least 1 items",
+        ),
+        (
+            {"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "set"},
+            ["a", "b"],
+            ["a", "a"],
+            "Duplicate",
+            'Duplicate value: "a"',
+        ),
+        (
+            {"type": "object", "additionalProperties": {"type": "integer"}},
+            {"a": 1},
+            {"a": "one"},
+            "TypeInvalid",
+            "spec.it.a in body must be of type integer",
+        ),
+        (
+            {"type": "object", "additionalProperties": {"type": "integer"}, "maxProperties": 1},
+            {"a": 1},
+            {"a": 1, "b": 2},
+            "TooMany",
+            "must have at most 1 items",
+        ),
+        (
+            {"type": "string", "oneOf": [{"enum": ["a"]}, {"pattern": "^b"}]},
+            "b",
+            "c",
+            "Invalid",
+            '"spec.it" must validate one and only one schema (oneOf). Found none valid',
+        ),
+        (
+            {"type": "string", "anyOf": [{"enum": ["a"]}, {"enum": ["b"]}]},
+            "b",
+            "c",
+            "Invalid",
+            "must validate at least one schema (anyOf)",
+        ),
+        (
+            {"type": "string", "not": {"enum": ["c"]}},
+            "b",
+            "c",
+            "Invalid",
+            "must not validate the schema (not)",
+        ),
+        ({"type": "string", "allOf": [{"minLength": 2}]}, "bb", "c", "Invalid", "(allOf)"),
+        (
+            {"type": "object", "x-kubernetes-embedded-resource": True, "properties": {}},
+            {"apiVersion": "v1", "kind": "Pod"},
+            {"kind": "Pod"},
+            "Required",
+            "must not be empty",
+        ),
+    ],
+)
+def test_values_are_held_to_the_schema(
+    schema: dict[str, Any],
+    right: Any,
+    wrong: Any,
+    reason: str,
+    says: str,
+    http: httpx.Client,
+    space: str,
+    request: pytest.FixtureRequest,
+) -> None:
+    plural = f"t{zlib.crc32(request.node.name.encode()):x}s"
+    declare(http, plural, {"type": "object", "properties": {"it": schema}})
+    path = place(plural, space)
+    accepted = http.post(path, json={"metadata": {"name": "right"}, "spec": {"it": right}})
+    assert accepted.status_code == 201, accepted.text
+    assert accepted.json()["spec"]["it"] == right
+    causes = refused(http, path, {"it": wrong})
+    assert any(each[1] == f"FieldValue{reason}" and says in each[2] for each in causes), causes
+    assert causes[0][0].startswith("spec.it")
+
+
+def test_defaults_nulls_and_unknown_fields(http: httpx.Client, space: str) -> None:
+    deep = {"type": "object", "default": {}, "properties": {"n": {"type": "integer", "default": 3}}}
+    open_ended = {
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": True,
+        "properties": {"closed": {"type": "object", "properties": {"a": {"type": "string"}}}},
+    }
+    properties = {
+        "deep": deep,
+        "open": open_ended,
+        "maybe": {"type": "string", "nullable": True},
+        "never": {"type": "string"},
+        "list": {"type": "array", "items": deep},
+    }
+    declare(http, "defaults", {"type": "object", "properties": properties})
+    spec = {
+        "open": {"x": {"y": 1}, "closed": {"a": "1", "b": "2"}},
+        "maybe": None,
+        "never": None,
+        "list": [{"n": 1, "z": 1}, {}],
+    }
+    made = http.post(place("defaults", space), json={"metadata": {"name": "a"}, "spec": spec})
+    assert made.json()["spec"] == {
+        "deep": {"n": 3},
+        "open": {"x": {"y": 1}, "closed": {"a": "1"}},
+        "maybe": None,
+        "list": [{"n": 1}, {"n": 3}],
+    }
+    assert "spec.open.closed.b" in made.headers["warning"]
+    assert "spec.list[0].z" in made.headers["warning"]
+
+
+def test_rules_on_transitions_and_their_messages(http: httpx.Client, space: str) -> None:
+    properties = {
+        "kind": {
+            "type": "string",
+            "x-kubernetes-validations": [{"rule": "self == oldSelf", "message": "kind cannot change"}],
+        },
+        "count": {
+            "type": "integer",
+            "x-kubernetes-validations": [
+                {"rule": "self < 10", "messageExpression": "'%d is too many'.replace('%d', string(self))"}
+            ],
+        },
+    }
+    declare(http, "rules", {"type": "object", "properties": properties})
+    path = place("rules", space)
+    http.post(path, json={"metadata": {"name": "a"}, "spec": {"kind": "x", "count": 1}}).raise_for_status()
+    merge = {"Content-Type": "application/merge-patch+json"}
+    changed = http.patch(f"{path}/a", headers=merge, content='{"spec":{"kind":"y"}}')
+    assert changed.status_code == 422
+    assert changed.json()["details"]["causes"] == [
+        {
+            "reason": "FieldValueInvalid",
+            "message": "Invalid value: kind cannot change",
+            "field": "spec.kind",
+        }
+    ]
+    assert refused(http, path, {"count": 11})[0][2] == "Invalid value: 11 is too many"
+
+
+def test_a_rule_that_cannot_be_evaluated_is_named(http: httpx.Client, space: str) -> None:
+    """Nothing is taken for checked that was not."""
+    rule = {"rule": "quantity(self).isGreaterThan(quantity('1'))"}
+    spec = {
+        "type": "object",
+        "properties": {"size": {"type": "string", "x-kubernetes-validations": [rule]}},
+    }
+    declared = declare(http, "unknowns", spec)
+    assert "not enforced by the embedded cluster: unknown function" in declared.headers["warning"]
+    made = http.post(place("unknowns", space), json={"metadata": {"name": "a"}, "spec": {"size": "0"}})
+    assert made.status_code == 201
+    assert "not enforced: unknown function isGreaterThan, quantity" in made.headers["warning"]
+
+
+def test_without_a_status_of_its_own_every_change_is_a_generation(http: httpx.Client, space: str) -> None:
+    declare(http, "plains", {"type": "object", "x-kubernetes-preserve-unknown-fields": True})
+    path = place("plains", space)
+    body = {"metadata": {"name": "a"}, "spec": {"a": 1}, "status": {}}
+    assert http.post(path, json=body).json()["status"] == {}
+    merge = {"Content-Type": "application/merge-patch+json"}
+    labelled = http.patch(f"{path}/a", headers=merge, content='{"metadata":{"labels":{"x":"y"}}}').json()
+    assert labelled["metadata"]["generation"] == 1
+    assert (
+        http.patch(f"{path}/a", headers=merge, content='{"spec":{"a":2}}').json()["metadata"]["generation"]
+        == 2
+    )
+    assert http.get(f"{path}/a/status").status_code == 404
+
+
+def test_cluster_scope_columns_and_names(http: httpx.Client) -> None:
+    columns = [
+        {"name": "Ready", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Ready")].status'},
+        {"name": "Size", "type": "integer", "jsonPath": ".spec.size"},
+        {"name": "First", "type": "string", "jsonPath": ".spec.names[0]", "priority": 1},
+        {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    ]
+    open_ended = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema = {"type": "object", "properties": {"spec": open_ended, "status": open_ended}}
+    version = {"additionalPrinterColumns": columns, "schema": {"openAPIV3Schema": schema}}
+    declare(http, "globals", open_ended, scope="Cluster", version=version)
+    path = "/apis/test.example.com/v1/globals"
+    status = {"conditions": [{"type": "Other", "status": "False"}, {"type": "Ready", "status": "True"}]}
+    body = {"metadata": {"name": "g"}, "spec": {"size": 3, "names": ["n"]}, "status": status}
+    assert http.post(path, json=body).status_code == 201
+    table = http.get(path, headers={"Accept": "application/json;as=Table;g=meta.k8s.io;v=v1"}).json()
+    assert [each["name"] for each in table["columnDefinitions"]] == ["Name", "Ready", "Size", "First", "Age"]
+    assert table["rows"][0]["cells"][:4] == ["g", "True", 3, "n"]
+    assert http.get(path).json()["kind"] == "GlobalList"
+
+
+def test_a_definition_goes_when_its_last_object_has_gone(http: httpx.Client, space: str) -> None:
+    declare(http, "lasts", {"type": "object"})
+    path = place("lasts", space)
+    body = {"metadata": {"name": "a", "finalizers": ["example.com/held"]}, "spec": {}}
+    http.post(path, json=body).raise_for_status()
+    where = f"{DEFINITIONS}/lasts.test.example.com"
+    conditions = http.delete(where).json()["status"]["conditions"]
+    assert conditions[-1]["type"] == "Terminating"
+    assert "deletionTimestamp" in http.get(f"{path}/a").json()["metadata"]
+    assert http.post(path, json={"metadata": {"name": "b"}}).status_code == 405
+    merge = {"Content-Type": "application/merge-patch+json"}
+    http.patch(f"{path}/a", headers=merge, content='{"metadata":{"finalizers":null}}').raise_for_status()
+    assert http.get(where).status_code == 404
+    assert http.get(path).status_code == 404
+    # The same name again begins anew.
+    declare(http, "lasts", {"type": "object"})
+    assert http.get(path).json()["items"] == []
+
+
+def test_what_an_object_owned_goes_with_it(http: httpx.Client, space: str) -> None:
+    declare(http, "owners", {"type": "object"})
+    owner = http.post(place("owners", space), json={"metadata": {"name": "o"}}).json()
+    reference = {
+        "apiVersion": "test.example.com/v1",
+        "kind": "Owner",
+        "name": "o",
+        "uid": owner["metadata"]["uid"],
+    }
+    maps = f"/api/v1/namespaces/{space}/configmaps"
+    http.post(maps, json={"metadata": {"name": "c", "ownerReferences": [reference]}}).raise_for_status()
+    http.delete(f"{place('owners', space)}/o", params={"propagationPolicy": "Foreground"}).raise_for_status()
+    assert http.get(f"{place('owners', space)}/o").status_code == 404
+    assert http.get(f"{maps}/c").status_code == 404
+
+
+def test_an_updated_definition_serves_its_objects_on(http: httpx.Client, space: str) -> None:
+    declare(http, "moves", {"type": "object", "properties": {"a": {"type": "string"}}})
+    http.post(place("moves", space), json={"metadata": {"name": "m"}, "spec": {"a": "1"}}).raise_for_status()
+    where = f"{DEFINITIONS}/moves.test.example.com"
+    current = http.get(where).json()
+    first = current["spec"]["versions"][0]
+    second = {**json.loads(json.dumps(first)), "name": "v2"}
+    spec = second["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec["properties"]["b"] = {"type": "integer", "default": 7}
+    first["storage"] = False
+    current["spec"]["versions"].append(second)
+    current["spec"]["names"]["shortNames"] = ["mv"]
+    changed = http.put(where, json=current)
+    assert changed.status_code == 200, changed.text
+    assert http.get(where).json()["status"]["storedVersions"] == ["v1", "v2"]
+    newer = place("moves", space).replace("/v1/", "/v2/")
+    assert http.get(f"{newer}/m").json()["apiVersion"] == "test.example.com/v2"
+    made = http.post(newer, json={"metadata": {"name": "n"}, "spec": {}})
+    assert made.json()["spec"] == {"b": 7}
+    group = http.get("/apis/test.example.com").json()
+    assert [each["version"] for each in group["versions"]] == ["v2", "v1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda body: body["metadata"].update(name="other"), "metadata.name"),
+        (lambda body: body["spec"].update(scope="World"), "spec.scope"),
+        (lambda body: body["spec"]["versions"][0].update(storage=False), "spec.versions"),
+        (lambda body: body["spec"]["versions"][0].pop("schema"), "openAPIV3Schema"),
+        (lambda body: body["spec"].update(conversion={"strategy": "Webhook"}), "spec.conversion.strategy"),
+        (lambda body: body["spec"]["names"].pop("kind"), "spec.names.kind"),
+        (
+            lambda body: body["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"].update(
+                spec={"properties": {}}
+            ),
+            "openAPIV3Schema.properties[spec].type",
+        ),
+        (
+            lambda body: body["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"].update(
+                spec={"type": "integer", "default": "one"}
+            ),
+            "openAPIV3Schema.properties[spec].default",
+        ),
+        (
+            lambda body: body["spec"]["versions"][0]["schema"]["openAPIV3Schema"].update(
+                {"x-kubernetes-validations": [{"message": "what?"}]}
+            ),
+            "openAPIV3Schema.x-kubernetes-validations[0].rule",
+        ),
+        (
+            lambda body: body["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"].update(
+                spec={"type": "array"}
+            ),
+            "openAPIV3Schema.properties[spec].items",
+        ),
+    ],
+)
+def test_a_wrong_definition_is_refused(change: Any, field: str, http: httpx.Client) -> None:
+    body = definition("wrongs", {"type": "object"})
+    change(body)
+    answer = http.post(DEFINITIONS, json=body)
+    assert answer.status_code == 422, answer.text
+    assert any(field in each["field"] for each in answer.json()["details"]["causes"]), answer.text
+
+
+def test_two_kinds_of_one_name_are_not_both_established(http: httpx.Client) -> None:
+    declare(http, "twins", {"type": "object"})
+    second = definition("othertwins", {"type": "object"})
+    second["spec"]["names"]["kind"] = "Twin"
+    assert http.post(DEFINITIONS, json=second).status_code == 201
+    conditions = http.get(f"{DEFINITIONS}/othertwins.test.example.com").json()["status"]["conditions"]
+    assert [(each["type"], each["status"], each["reason"]) for each in conditions] == [
+        ("NamesAccepted", "False", "KindConflict"),
+        ("Established", "False", "NotAccepted"),
+    ]
+    assert http.get("/apis/test.example.com/v1/othertwins").status_code == 404
+
+
+def test_a_dry_run_deletes_nothing_and_a_collection_goes_with_its_objects(
+    http: httpx.Client, space: str
+) -> None:
+    body = definition("collecteds", {"type": "object"})
+    body["metadata"]["labels"] = {"of": "mine"}
+    http.post(DEFINITIONS, json=body).raise_for_status()
+    path = place("collecteds", space)
+    http.post(path, json={"metadata": {"name": "a"}}).raise_for_status()
+    http.delete(f"{DEFINITIONS}/collecteds.test.example.com", params={"dryRun": "All"}).raise_for_status()
+    assert http.get(f"{path}/a").status_code == 200
+    gone = http.delete(DEFINITIONS, params={"labelSelector": "of=mine"}).json()
+    assert [each["metadata"]["name"] for each in gone["items"]] == ["collecteds.test.example.com"]
+    assert http.get(path).status_code == 404
+    http.post(DEFINITIONS, json=body).raise_for_status()
+    assert http.get(path).json()["items"] == []
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+def test_kubectl_works_with_a_kind_of_its_own(
+    api_cluster: EmbeddedCluster, space: str, tmp_path: Path
+) -> None:
+    def kubectl(*words: str) -> subprocess.CompletedProcess[str]:
+        command = ["kubectl", "--kubeconfig", str(api_cluster.kubeconfig), "-n", space, *words]
+        env = {**os.environ, "HOME": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+
+    def manifest(name: str, body: dict[str, Any]) -> str:
+        path = tmp_path / name
+        path.write_text(json.dumps(body))
+        return str(path)
+
+    spec = {"type": "object", "properties": {"size": {"type": "integer"}}}
+    own = {"apiVersion": "test.example.com/v1", "kind": "Gadget", "metadata": {"name": "g"}}
+    declared = manifest("definition.json", definition("gadgets", spec))
+    right = manifest("right.json", {**own, "spec": {"size": 1}})
+    wrong = manifest("wrong.json", {**own, "spec": {"sise": 1}})
+    assert kubectl("apply", "-f", declared).returncode == 0
+    name = "crd/gadgets.test.example.com"
+    assert kubectl("wait", "--for=condition=Established", name, "--timeout=10s").returncode == 0
+    assert kubectl("apply", "-f", right).stdout == "gadget.test.example.com/g created\n"
+    assert kubectl("apply", "-f", right).stdout == "gadget.test.example.com/g unchanged\n"
+    assert 'unknown field "spec.sise"' in kubectl("apply", "-f", wrong).stderr
+    assert kubectl("apply", "--server-side", "-f", right).stdout.endswith("serverside-applied\n")
+    shown = kubectl("get", "gadget", "g", "-o", "yaml").stdout
+    assert "size: 1" in shown
+    assert "managedFields" not in shown
+    assert "size" in kubectl("explain", "gadget.spec").stdout
+    assert kubectl("delete", name, "--timeout=10s").returncode == 0
+    assert kubectl("get", "gadgets").returncode == 1

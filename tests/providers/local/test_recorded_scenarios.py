@@ -1,0 +1,192 @@
+"""Every recording of a real cluster, replayed: the same steps, or a difference that has a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from recorded import Replay, replay_all, scenarios
+
+from nighttrain.providers.local.container_runner import BackOff
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.slow
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "embedded-cluster-differences.md"
+
+# A fifth of a cluster's pauses between tries: long enough that what was over before the next try still is.
+_PACE = 0.2
+
+Steps = dict[tuple[str, str], list[tuple[Any, ...]]]
+Edit = Callable[[Steps], Steps]
+
+
+def _same(steps: Steps) -> Steps:
+    return steps
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is not as recorded, and why. The edits take it out of both sides; the rest must be the same.
+
+    :param always: seen in every run, so that an entry that is not needed any more is found
+    """
+
+    what: str
+    why: str
+    recorded: Edit = _same
+    own: Edit = _same
+    always: bool = False
+
+
+def without_answer(method: str, path: str) -> Edit:
+    """Leave one call out of the comparison."""
+
+    def edit(steps: Steps) -> Steps:
+        kept = [each for each in steps["http", ""] if (each[0], each[1]) != (method, path)]
+        return {**steps, ("http", ""): kept}
+
+    return edit
+
+
+def without_active(steps: Steps) -> Steps:
+    """Jobs without the number of active pods."""
+
+    def edited(each: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = []
+        for conditions, *rest in each:
+            counters = tuple(tuple(pair for pair in part if pair[0] != "active") for part in rest)
+            if not found or found[-1] != (conditions, *counters):
+                found.append((conditions, *counters))
+        return found
+
+    return {key: edited(each) if key[0] == "jobs" else each for key, each in steps.items()}
+
+
+def without_all_running(steps: Steps) -> Steps:
+    """Pods without the moment in which all of several containers ran."""
+
+    def all_run(step: tuple[Any, ...]) -> bool:
+        return len(step) == 4 and len(step[3]) > 1 and all(state[1] == "running" for state in step[3])
+
+    return {
+        key: [step for step in each if not (key[0] == "pods" and all_run(step))]
+        for key, each in steps.items()
+    }
+
+
+def without_empty_leaving(steps: Steps) -> Steps:
+    """ReplicaSets without the moment between the beginning and the end of their deletion."""
+    return {
+        key: [step for step in each if not (key[0] == "replicasets" and step == ("deleting",))]
+        for key, each in steps.items()
+    }
+
+
+DIFFERENCES: dict[str, tuple[Difference, ...]] = {
+    "custom-resources": (
+        Difference(
+            "The objects of a new definition are served at once",
+            "a real API server needs a moment, in which it answers 404",
+            without_answer("GET", "/apis/demo.example.com/v1/namespaces/rec/widgets"),
+            without_answer("GET", "/apis/demo.example.com/v1/namespaces/rec/widgets"),
+        ),
+    ),
+    "deployment-rollout": (
+        Difference(
+            "A ReplicaSet without pods is deleted in one step, not marked first",
+            "the recorded garbage collector still believed in pods that had just gone",
+            without_empty_leaving,
+            without_empty_leaving,
+        ),
+    ),
+    "forbidden": (
+        Difference(
+            "Listing nodes is allowed",
+            "there is no RBAC: whole namespaces can be forbidden, cluster-wide kinds cannot",
+            without_answer("GET", "/api/v1/nodes"),
+            without_answer("GET", "/api/v1/nodes"),
+            always=True,
+        ),
+    ),
+    "job-indexed": (
+        Difference(
+            "How many pods are active between two counted ones",
+            "two pods that sleep for a second end in either order, and a real controller looks once a second",
+            without_active,
+            without_active,
+        ),
+    ),
+    "logs": (
+        Difference(
+            "The log of a pod just created answers 200, not 204",
+            "a pod is bound at once here; 204 is the answer before it is bound",
+            without_answer("GET", "/api/v1/namespaces/rec/pods/log/log"),
+            without_answer("GET", "/api/v1/namespaces/rec/pods/log/log"),
+        ),
+    ),
+    "pod-sidecar-lingers": (
+        Difference(
+            "Both containers are seen running",
+            "a real kubelet writes a status less often than a container can start and end",
+            without_all_running,
+            without_all_running,
+        ),
+    ),
+}
+
+REPLAYED = scenarios()
+
+
+@pytest.fixture(scope="module")
+def replays(request: pytest.FixtureRequest) -> Iterator[dict[str, Replay]]:
+    """All chosen scenarios, side by side: one after the other they would take minutes."""
+    chosen = {
+        item.callspec.params["scenario"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item, "callspec")
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        seconds = BackOff.seconds
+        patch.setattr(BackOff, "seconds", lambda self, pause: seconds(self, pause) * _PACE)
+        yield asyncio.run(replay_all([name for name in REPLAYED if name in chosen]))
+
+
+def _all_steps(history: Any) -> Steps:
+    return {**history.steps(), ("http", ""): history.answers()}
+
+
+@pytest.mark.parametrize("scenario", REPLAYED)
+def test_replayed_as_recorded(scenario: str, replays: dict[str, Replay]) -> None:
+    replay = replays[scenario]
+    recorded, own = _all_steps(replay.recorded), _all_steps(replay.seen)
+    differences = DIFFERENCES.get(scenario, ())
+    if any(each.always for each in differences):
+        assert own != recorded, "as recorded by now: take it out of the table of differences"
+    for difference in differences:
+        recorded, own = difference.recorded(recorded), difference.own(own)
+    for key in sorted({*recorded, *own}):
+        assert own.get(key) == recorded.get(key), key
+    assert not replay.late or differences, f"waited in vain before {replay.late}"
+
+
+def test_differences_are_documented() -> None:
+    """One row for each difference, with its reason."""
+    rows = set(re.findall(r"^\| `([\w-]+)` \| (.+?) \| (.+?) \|$", DOCUMENT.read_text(), re.MULTILINE))
+    expected = {
+        (scenario, difference.what, difference.why)
+        for scenario, differences in DIFFERENCES.items()
+        for difference in differences
+    }
+    assert rows == expected
+
+
+def test_every_difference_is_of_a_recording() -> None:
+    assert set(DIFFERENCES) <= set(scenarios())
