@@ -35,6 +35,7 @@ from nighttrain.providers.kubernetes.resources import (
     Resource,
 )
 from nighttrain.providers.kubernetes.session import Credentials, Session, credentials, open_session, why
+from nighttrain.providers.retries import say_retries_plainly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -346,6 +347,7 @@ class ClusterClient:
                 return False
             return True if error.wait is None else min(error.wait, RETRY_AFTER_MAXIMUM_SECONDS)
 
+        say_retries_plainly()
         number = 0
         try:
             async for attempt in stamina.retry_context(on=wait, attempts=self._attempts):
