@@ -268,7 +268,7 @@ class PromoteModelOperator(_RegistryOperator):
             "%s version %s holds %s; before: %s",
             self.model_name,
             self.version,
-            _held(self.alias, self.stage),
+            held(self.alias, self.stage),
             promotion.previous_version or "none",
         )
         return {
@@ -315,7 +315,8 @@ def _check_rules(rules: Sequence[str | Rule]) -> None:
             parse_rule(rule)
 
 
-def _held(alias: str | None, stage: str | None) -> str:
+def held(alias: str | None, stage: str | None) -> str:
+    """The alias and the stage in words."""
     parts = [f"alias {alias}" if alias else "", f"stage {stage}" if stage else ""]
     return " and ".join(part for part in parts if part)
 

@@ -11,6 +11,7 @@ from airflow.sdk import BaseOperator
 from nighttrain.operators import context as task_context
 from nighttrain.operators.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
+from nighttrain.operators.registry import held
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
 from nighttrain.sensors.connections import (
@@ -348,7 +349,10 @@ class RollbackModelOperator(BaseOperator):
             status = run_sync(self._roll_back())
             model_name = self.model_name or status.model_name
             if self.alias is not None or self.stage is not None:
-                run_sync(self._move_back(context, model_name, status.stable_version))
+                run_sync(self._move_back(context, model_name, status))
+                self.log.info(
+                    "%s: version %s holds %s", model_name, status.stable_version, held(self.alias, self.stage)
+                )
         remember_links(
             context,
             version=self._mlflow.version_url(model_name, status.stable_version),
@@ -362,19 +366,33 @@ class RollbackModelOperator(BaseOperator):
                 self.endpoint, self.namespace or client.namespace, on_progress=self.log.info
             )
 
-    async def _move_back(self, context: Context, model_name: str, version: str) -> None:
-        from nighttrain.providers.registry.promotion import promote
+    async def _move_back(self, context: Context, model_name: str, status: EndpointStatus) -> None:
+        """Undo the promotion that brought the withdrawn version; its record stays on that version."""
+        from nighttrain.providers.registry.promotion import promote, recorded, undo
 
+        actor = task_context.actor(context)
+        reason = self.reason or f"endpoint {self.endpoint} was rolled back"
         async with open_registry(self._mlflow) as registry:
+            withdrawn = await registry.get_version(model_name, str(status.previous_version))
+            promotion = recorded(withdrawn)
+            if (
+                promotion is not None
+                and promotion.previous_version == status.stable_version
+                and (promotion.alias, promotion.stage) == (self.alias, self.stage)
+            ):
+                await undo(registry, promotion, actor=actor, reason=reason)
+                return
+            serving = recorded(await registry.get_version(model_name, status.stable_version))
             await promote(
                 registry,
                 model_name,
-                version,
+                status.stable_version,
                 alias=self.alias,
                 stage=self.stage,
-                actor=task_context.actor(context),
-                reason=self.reason or f"endpoint {self.endpoint} was rolled back",
-                evidence="",
+                actor=actor,
+                reason=reason,
+                # What it was promoted for in the first place still speaks for it.
+                evidence=serving.evidence if serving else "",
             )
 
 

@@ -389,7 +389,8 @@ class WorkloadOperator(BaseOperator):
         return StartedWorkload.from_dict(stored), facts
 
     def _say(self, observation: Observation) -> None:
-        self.log.info("%s", observation.detail)
+        if observation.outcome is None:
+            self.log.info("%s", observation.detail)
 
     def _log_line(self, line: str) -> None:
         with contextlib.suppress(UnicodeError):

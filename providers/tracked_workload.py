@@ -223,6 +223,8 @@ class TrackedWorkload:
             "MLFLOW_RUN_ID": run.run_id,
             # After autolog has ended the run, later log calls would otherwise open one in Default.
             "MLFLOW_EXPERIMENT_ID": run.experiment_id,
+            # Lines arrive as they are printed, and in the order in which they were.
+            "PYTHONUNBUFFERED": "1",
         }
 
     def _tags(self, workload: Workload, outcome: Outcome | None = None) -> dict[str, str]:
@@ -239,13 +241,10 @@ class TrackedWorkload:
 
     async def _remove_if_live(self, started: StartedWorkload) -> None:
         from nighttrain.providers.kubernetes.client import shared_client
-        from nighttrain.providers.kubernetes.outcome import Phase
-        from nighttrain.providers.kubernetes.workload import cancel, observe
+        from nighttrain.providers.kubernetes.workload import cancel_if_live
 
         async with shared_client(self.cluster) as client:
-            observation = await observe(client, started.workload)
-            if observation.phase is not Phase.FINISHED:
-                await cancel(client, started.workload)
+            await cancel_if_live(client, started.workload)
 
     async def _remove(self, started: StartedWorkload) -> None:
         from nighttrain.providers.kubernetes.client import shared_client

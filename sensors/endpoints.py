@@ -73,7 +73,7 @@ async def wait_endpoint_serves(
         detail = describe(status)
         if detail != told:
             told = detail
-            on_progress(detail)
+            on_progress(f"{endpoint}: {detail}")
         if clock() >= end:
             wanted = f"version {version}" if version else "any version"
             raise RolloutFailedError(

@@ -119,7 +119,8 @@ class WorkloadTrigger(BaseTrigger):
             await cancel(client, Workload.from_dict(self.workload))
 
     def _say(self, observation: Observation) -> None:
-        self.log.info("%s: %s", self.workload["name"], observation.detail)
+        if observation.outcome is None:  # the end is told in full by the resumed task
+            self.log.info("%s: %s", self.workload["name"], observation.detail)
 
     def _log_line(self, line: str) -> None:
         self.log.info("[%s] %s", self.workload["name"], line)
@@ -196,7 +197,7 @@ class EndpointTrigger(BaseTrigger):
             self.endpoint,
             self.version,
             timeout_seconds=self.timeout_seconds,
-            on_progress=lambda text: self.log.info("%s: %s", self.endpoint, text),
+            on_progress=self.log.info,
         )
 
 
@@ -223,11 +224,11 @@ class MLflowAnswersTrigger(BaseTrigger):
         settling = _Settling()
         mlflow = await aget_mlflow(self.mlflow_conn_id)
         async with MLflowClient(mlflow.config) as client:
+            self.log.info("Looking every %.0f s whether MLflow answers", self.poll_seconds)
             while True:
                 try:
                     await client.ping()
-                except TrackingError as error:
-                    self.log.warning("MLflow does not answer yet: %s", error)
+                except TrackingError:
                     await asyncio.sleep(self.poll_seconds)
                 else:
                     await settling.wait()

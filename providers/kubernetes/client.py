@@ -34,12 +34,13 @@ from nighttrain.providers.kubernetes.resources import (
     SERVICES,
     Resource,
 )
+from nighttrain.providers.kubernetes.session import Credentials, Session, credentials, open_session, why
+from nighttrain.providers.retries import say_retries_plainly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from aiohttp import ClientResponse
-    from kubernetes_asyncio.client.rest import RESTClientObject
 
 __all__ = [
     "CONFIGMAPS",
@@ -108,12 +109,11 @@ class ClusterClient:
     is among them because names are chosen by the caller, so that a repeated call answers AlreadyExists.
     """
 
-    def __init__(
-        self, config: ClusterConfig, loaded: Loaded, rest: RESTClientObject, *, attempts: int
-    ) -> None:
+    def __init__(self, config: ClusterConfig, loaded: Loaded, session: Session, *, attempts: int) -> None:
         self._config = config
-        self._loaded = loaded
-        self._rest = rest
+        self._access = _Access(loaded, session, credentials(loaded.configuration))
+        self._sessions = [session]
+        self._renewing = asyncio.Lock()
         self._attempts = attempts
 
     @classmethod
@@ -121,21 +121,15 @@ class ClusterClient:
         """Load the configuration and make the session; the server is not asked anything yet.
 
         :raises ConfigurationError: the configuration cannot be used
+        :raises ClusterUnreachableError: its certificates cannot be used
         """
-        from kubernetes_asyncio.client.rest import RESTClientObject
-
         loaded = await load(config)
-        try:
-            rest = RESTClientObject(loaded.configuration)
-        except OSError as error:  # ssl.SSLError is one: a certificate file that is missing or malformed
-            raise ClusterUnreachableError(
-                f"the certificates of {loaded.source} cannot be used: {error}"
-            ) from error
-        return cls(config, loaded, rest, attempts=attempts)
+        return cls(config, loaded, open_session(loaded.configuration, loaded.source), attempts=attempts)
 
     async def close(self) -> None:
         """Close the session and its connections."""
-        await self._rest.close()
+        for session in self._sessions:
+            await session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -146,12 +140,12 @@ class ClusterClient:
     @property
     def namespace(self) -> str:
         """The connection's, else the kubeconfig context's, else ``default``."""
-        return self._loaded.namespace
+        return self._access.loaded.namespace
 
     @property
     def server(self) -> str:
         """The API server's URL, for messages."""
-        return str(self._loaded.configuration.host)
+        return str(self._access.loaded.configuration.host)
 
     async def create(
         self, resource: Resource, namespace: str | None, body: dict[str, Any], *, dry_run: bool = False
@@ -353,6 +347,7 @@ class ClusterClient:
                 return False
             return True if error.wait is None else min(error.wait, RETRY_AFTER_MAXIMUM_SECONDS)
 
+        say_retries_plainly()
         number = 0
         try:
             async for attempt in stamina.retry_context(on=wait, attempts=self._attempts):
@@ -378,7 +373,8 @@ class ClusterClient:
             async with response:
                 content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _TryAgain(self._unreachable(asked, error), None) from error
+            unreachable, passing = self._unreachable(asked, error)
+            raise (_TryAgain(unreachable, None) if passing else unreachable) from error
         if not 200 <= response.status < 300:
             refusal = to_error(asked, response.status, parse_status(content))
             if response.status in RETRIED_STATUSES:
@@ -409,53 +405,69 @@ class ClusterClient:
             finally:
                 response.close()  # the rest of a stream is of no use: the connection does not go back
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._unreachable(asked, error) from error
+            raise self._unreachable(asked, error)[0] from error
 
     async def _request(
         self, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
     ) -> ClientResponse:
-        response = await self._send(method, path, query, body, media_type, limits)
-        if response.status == 401 and await self._renewed_credentials():
+        used = self._access
+        response = await _send(used, method, path, query, body, media_type, limits)
+        if response.status == 401 and await self._renewed(used):
             response.close()
-            response = await self._send(method, path, query, body, media_type, limits)
+            response = await _send(self._access, method, path, query, body, media_type, limits)
         return response
 
-    async def _send(
-        self, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
-    ) -> ClientResponse:
-        headers = {"Accept": "application/json, */*", "Content-Type": media_type, "User-Agent": "nighttrain"}
-        settings = (await self._loaded.configuration.auth_settings()).get("BearerToken")
-        if settings is not None:
-            headers[settings["key"]] = settings["value"]
-        response: ClientResponse = await self._rest.request(
-            method,
-            self.server.rstrip("/") + path,
-            query_params=query,
-            headers=headers,
-            body=body,
-            _preload_content=False,
-            _request_timeout=limits,
-        )
-        return response
+    async def _renewed(self, used: _Access) -> bool:
+        """Tokens and certificates expire while a client lives: look once more where they came from."""
+        async with self._renewing:
+            if self._access is not used:  # another request was refused first, and has looked already
+                return True
+            try:
+                loaded = await load(self._config)
+                fresh = credentials(loaded.configuration)
+                if fresh == used.credentials:
+                    return False
+                session = used.session
+                if fresh.certificates != used.credentials.certificates:
+                    session = open_session(loaded.configuration, loaded.source)
+                    # Streams may still run over the old one: it is closed with the client.
+                    self._sessions.append(session)
+            except (ClusterError, ValueError, OSError):
+                return False
+            self._access = _Access(loaded, session, fresh)
+            return True
 
-    async def _renewed_credentials(self) -> bool:
-        """Tokens of exec plugins and rewritten kubeconfigs expire while a client lives: look once more."""
-        before = dict(self._loaded.configuration.api_key)
-        try:
-            fresh = await load(self._config)
-        except (ClusterUnauthorizedError, ValueError):
-            return False
-        if dict(fresh.configuration.api_key) == before:
-            return False
-        self._loaded.configuration.api_key = fresh.configuration.api_key
-        return True
+    def _unreachable(self, asked: Asked, error: BaseException) -> tuple[ClusterUnreachableError, bool]:
+        """The error, and whether trying again may help."""
+        source, proxy = self._access.loaded.source, self._access.session.proxy
+        reason, passing = why(error, source)
+        through = f" through the proxy {proxy}" if proxy else ""
+        text = f"{asked}: no answer from {self.server}{through}, configured by {source}: {reason}"
+        return ClusterUnreachableError(text), passing
 
-    def _unreachable(self, asked: Asked, error: BaseException) -> ClusterUnreachableError:
-        why = str(error) or type(error).__name__
-        return ClusterUnreachableError(
-            f"{asked}: no answer from {self.server}, configured by {self._loaded.source}: {why}. "
-            "Is the cluster up, and is the address reachable from this machine?"
-        )
+
+@dataclass(frozen=True)
+class _Access:
+    """A configuration as loaded at one time, with the connections made by it."""
+
+    loaded: Loaded
+    session: Session
+    credentials: Credentials
+
+
+async def _send(
+    access: _Access, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
+) -> ClientResponse:
+    headers = {"Accept": "application/json, */*", "Content-Type": media_type, "User-Agent": "nighttrain"}
+    try:
+        settings = (await access.loaded.configuration.auth_settings()).get("BearerToken")
+    except Exception as error:  # whatever a refresh hook raises, such as for a token file that is gone
+        raise ClusterUnauthorizedError(
+            f"the token of {access.loaded.source} cannot be read: {error}"
+        ) from error
+    if settings is not None:
+        headers[settings["key"]] = settings["value"].strip()
+    return await access.session.request(method, path, query=query, headers=headers, body=body, limits=limits)
 
 
 def _code(status: dict[str, Any]) -> int:

@@ -99,6 +99,7 @@ async def _load_kubeconfig(config: ClusterConfig, path: str | None) -> Loaded:
     from kubernetes_asyncio.config import ConfigException, load_kube_config, load_kube_config_from_dict
 
     configuration = Configuration()
+    _forget_lost_files()
     expanded = None if path is None else _existing(path)
     try:
         if expanded is not None:
@@ -118,6 +119,14 @@ async def _load_kubeconfig(config: ClusterConfig, path: str | None) -> Loaded:
                 f"the credential plugin of {config.describe()} failed: {error}"
             ) from error
         raise ConfigurationError("kubeconfig", path, f"{error} ({config.describe()})") from error
+    except (FileNotFoundError, PermissionError) as error:
+        if error.filename in (expanded or "").split(os.pathsep):
+            raise ConfigurationError("kubeconfig", path, f"cannot be read: {error.strerror}") from error
+        # Certificates are looked for before they are opened: what is left to open is the plugin.
+        raise ClusterUnauthorizedError(
+            f"the credential plugin {error.filename!r} of {config.describe()} cannot be run: "
+            f"{error.strerror}. Install it where Airflow's workers and triggerer run, or use a token"
+        ) from error
     except (OSError, ValueError, TypeError, KeyError, AssertionError, AttributeError) as error:
         raise ConfigurationError("kubeconfig", path, f"not a kubeconfig: {error!r}") from error
     except Exception as error:  # the YAML parser's errors share no public base with the ones above
@@ -144,16 +153,29 @@ def _load_in_cluster(config: ClusterConfig) -> Loaded:
     return Loaded(configuration, config.namespace or own or "default", "the in-cluster service account")
 
 
+def _forget_lost_files() -> None:
+    """The library keeps certificates in temporary files and never looks whether they are still there.
+
+    A triggerer lives longer than a machine's temporary files, and a forked worker's end deletes its parent's.
+    """
+    from kubernetes_asyncio.config import kube_config
+
+    held: dict[Any, str] = getattr(kube_config, "_temp_files", {})
+    for content, name in list(held.items()):
+        if not Path(name).is_file():
+            del held[content]
+
+
 def _existing(path: str) -> str:
-    expanded = str(Path(path).expanduser())
-    if not all(Path(part).is_file() for part in expanded.split(os.pathsep) if part):
+    """The files of a path list that are there: like kubectl, one of several may be missing."""
+    parts = [Path(part).expanduser() for part in path.split(os.pathsep) if part]
+    found = [str(part) for part in parts if part.is_file()]
+    if not found:
         raise ConfigurationError("kubeconfig", path, "no such file")
-    return expanded
+    return os.pathsep.join(found)
 
 
 def _finish(configuration: Configuration, config: ClusterConfig) -> None:
-    # Watches hold a connection each: a bounded pool would let waiting tasks starve short requests.
-    configuration.connection_pool_maxsize = 0
     if not config.verify_ssl:
         configuration.verify_ssl = False
 

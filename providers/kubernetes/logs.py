@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.errors import ClusterError
+from nighttrain.providers.errors import ClusterError, ClusterForbiddenError
 from nighttrain.providers.kubernetes.objects import Json, by_age, condition, main_container, name_of, uid_of
 from nighttrain.providers.kubernetes.watch import Sleep, WorkloadView
 
@@ -124,6 +124,9 @@ async def _follow_pod(
                 if fresh is not None:
                     breaks = 0
                     sink(fresh)
+        except ClusterForbiddenError as error:  # asking again grants nothing
+            _log.warning("the log of pod %s cannot be read, the training goes on: %s", name_of(pod), error)
+            return
         except ClusterError as error:
             _log.debug("the log of pod %s broke off: %s", name_of(pod), error)
             clean = False

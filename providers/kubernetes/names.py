@@ -111,6 +111,8 @@ def _suggestion(text: object) -> str:
     match = _MISSPELT.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         return "write a number with an optional suffix, for example '500m', '2', '512Mi' or '4Gi'"
+    if match["unit"] == "m":
+        return f"write '{match['number']}m' (thousandths)"
     unit = match["unit"].upper()
     decimal = "k" if unit == "K" else unit
     return f"write '{match['number']}{unit}i' (powers of 1024) or '{match['number']}{decimal}' (of 1000)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
@@ -9,6 +10,12 @@ from nighttrain.providers.errors import ConfigurationError
 Json = dict[str, Any]
 # The only capability that the restricted level lets a container add.
 RESTRICTED_CAPABILITIES = frozenset({"NET_BIND_SERVICE"})
+# Everything else is storage of a node or a server that the pod names itself, past any claim.
+RESTRICTED_VOLUMES = frozenset(
+    {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "image", "persistentVolumeClaim"}
+    | {"projected", "secret"}
+)
+_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
 def harden(pod_spec: Json, *, restricted: bool) -> None:
@@ -40,8 +47,9 @@ def check_restricted(pod_spec: Json) -> None:
         if pod_spec.get(name):
             _refuse(name, True, "sharing the node's namespaces is not allowed")
     for volume in pod_spec.get("volumes") or []:
-        if "hostPath" in volume:
-            _refuse(f"volumes[{volume.get('name')!r}].hostPath", volume["hostPath"], "use a claim instead")
+        for kind in sorted(volume.keys() - RESTRICTED_VOLUMES - {"name"}):
+            _refuse(f"volumes[{volume.get('name')!r}].{kind}", volume[kind], "use a claim instead")
+    _check_sysctls(pod_spec["securityContext"].get("sysctls") or [])
     _check_context("security_context", pod_spec["securityContext"])
     for kind in ("initContainers", "containers"):
         for container in pod_spec.get(kind) or []:
@@ -50,6 +58,24 @@ def check_restricted(pod_spec: Json) -> None:
             for port in container.get("ports") or []:
                 if port.get("hostPort"):
                     _refuse("ports.hostPort", port["hostPort"], "leave it out")
+            for probe in _PROBES:
+                for action in ("httpGet", "tcpSocket"):
+                    host = ((container.get(probe) or {}).get(action) or {}).get("host")
+                    if host:
+                        _refuse(f"{kind}[{container.get('name')!r}].{probe}.host", host, "leave it out")
+
+
+# Those that change nothing outside the pod.
+_SAFE_SYSCTLS = re.compile(
+    r"kernel\.shm_rmid_forced|net\.ipv4\.(ip_local_port_range|ip_unprivileged_port_start|tcp_syncookies"
+    r"|ping_group_range|ip_local_reserved_ports|tcp_keepalive_(time|intvl|probes)|tcp_fin_timeout|tcp_[rw]mem)"
+)
+
+
+def _check_sysctls(sysctls: list[Json]) -> None:
+    for sysctl in sysctls:
+        if not _SAFE_SYSCTLS.fullmatch(str(sysctl.get("name"))):
+            _refuse("security_context.sysctls", sysctl.get("name"), "leave it out")
 
 
 def _check_context(field: str, context: Json) -> None:
@@ -64,6 +90,12 @@ def _check_context(field: str, context: Json) -> None:
     profile = (context.get("seccompProfile") or {}).get("type", "RuntimeDefault")
     if profile not in ("RuntimeDefault", "Localhost"):
         _refuse(f"{field}.seccompProfile", profile, "must be RuntimeDefault or Localhost")
+    if context.get("procMount", "Default") != "Default":
+        _refuse(f"{field}.procMount", context["procMount"], "must be Default")
+    if (context.get("appArmorProfile") or {}).get("type", "RuntimeDefault") == "Unconfined":
+        _refuse(f"{field}.appArmorProfile", "Unconfined", "must be RuntimeDefault or Localhost")
+    if (context.get("windowsOptions") or {}).get("hostProcess"):
+        _refuse(f"{field}.windowsOptions.hostProcess", True, "must be false")
     capabilities = context.get("capabilities") or {}
     extra = sorted(set(capabilities.get("add") or []) - RESTRICTED_CAPABILITIES)
     if extra:

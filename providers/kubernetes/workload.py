@@ -219,6 +219,16 @@ async def cancel(
     await _until_gone(client, workload, with_job=True)
 
 
+async def cancel_if_live(client: ClusterClient, workload: Workload) -> None:
+    """Cancel a workload that was given up although its Job has not ended: one that can never start, say.
+
+    :raises ClusterError: the cluster refused or cannot be asked
+    """
+    job = await _read(client, workload)
+    if job is not None and condition(job, "Complete") is None and condition(job, "Failed") is None:
+        await cancel(client, workload)
+
+
 async def mark_consumed(
     client: ClusterClient, workload: Workload, epoch: str, *, outcome: Outcome | None = None
 ) -> None:

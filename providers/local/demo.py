@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nighttrain.providers.local.stack import (
+    RUNNING,
     Say,
     Stack,
     StackError,
@@ -33,6 +34,8 @@ from nighttrain.providers.local.stack import (
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".nighttrain" / "demo"
 MODEL = "airline-delay"
+# A folder with this file is a demo's: it may be emptied.
+MARK = ".nighttrain-demo"
 NIGHTLY = "nightly_retraining"
 DEPLOYMENT = "deploy_on_stage_transition"
 # Three nights in a row whose outcome differs for a reason in the data: see docs/tutorial.md.
@@ -147,10 +150,10 @@ class Demo:
         self._say_deployments()
 
     def _predict(self) -> None:
-        service = self._service()
+        service = _get_service(self.stack.kubeconfig)
         if service is None:
             raise StackError(f"no endpoint {MODEL} came up")
-        address = f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
+        address = _address(service)
         day = LAST_NIGHT + timedelta(days=1)
         self.say(f"predictions for flights of {day} from {address}/invocations")
         command = [sys.executable, "-m", "airline_delay.predict", "--url", address, "--day", str(day)]
@@ -210,19 +213,8 @@ class Demo:
         held = [v["version"] for v in self._versions() if v["current_stage"] == "Production"]
         return str(held[-1]) if held else None
 
-    def _service(self) -> dict[str, Any] | None:
-        config = yaml.safe_load(self.stack.kubeconfig.read_text())
-        server = config["clusters"][0]["cluster"]["server"]
-        token = config["users"][0]["user"]["token"]
-        answer = httpx.get(
-            f"{server}/api/v1/namespaces/default/services/{MODEL}",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=30,
-        )
-        return None if answer.status_code == 404 else _checked(answer)
-
     def _serving(self) -> str | None:
-        service = self._service()
+        service = _get_service(self.stack.kubeconfig)
         if service is None:
             return None
         version: str | None = service["spec"]["selector"].get("nighttrain.dev/version")
@@ -269,11 +261,16 @@ def main(arguments: list[str] | None = None) -> int:
         console = Console(width=110)
     if options.stop:
         stopped = stop_left_running(options.home)
-        _remove(options.home)
+        if stopped:
+            _remove(options.home)
         console.print("stopped" if stopped else "nothing was left running")
         return 0
-    if stop_left_running(options.home):
-        console.print("stopped what an earlier --keep left running")
+    if options.status:
+        return _say_status(console, options.home)
+    refusal = _refusal(options.home)
+    if refusal:
+        console.print(f"[red]error:[/red] {refusal}", highlight=False, soft_wrap=True)
+        return 2
     _remove(options.home)
     return _tell(console, options.home, keep=options.keep)
 
@@ -281,13 +278,15 @@ def main(arguments: list[str] | None = None) -> int:
 def _tell(console: Console, home: Path, *, keep: bool) -> int:
     progress = Progress(console)
     signal.signal(signal.SIGTERM, _interrupt)
-    stack = Stack(home, [ROOT / "dags"], [ROOT / "dags"])
+    home.mkdir(parents=True, exist_ok=True)
+    (home / MARK).touch()
+    stack = Stack(home, [ROOT / "dags"], [ROOT / "dags"], airflow_settings=_commit())
     try:
         Demo(stack, progress, console).run()
     except (StackError, httpx.HTTPError, subprocess.CalledProcessError) as error:
         console.print(f"[red]the demo did not get to its end:[/red] {error}", highlight=False, soft_wrap=True)
         stack.stop()
-        console.print(f"what the servers wrote is in {stack.directory}")
+        console.print(f"what the servers wrote is in {stack.directory / 'logs'}")
         return 1
     except BaseException:
         stack.stop()
@@ -295,12 +294,42 @@ def _tell(console: Console, home: Path, *, keep: bool) -> int:
         raise
     if keep:
         stack.leave_running()
-        _say_addresses(console, stack)
+        _say_addresses(console, stack.airflow_uri, stack.mlflow_uri, stack.kubeconfig)
         return 0
     stack.stop()
     _remove(home)
     progress("all servers stopped; ./run demo --keep leaves them running to look at")
     return 0
+
+
+def _refusal(home: Path) -> str:
+    """Why no demo may start in this folder; empty if one may."""
+    if (home / RUNNING).exists():
+        return f"a demo is left running in {home}: end it with ./run stop, or name another folder with --home"
+    if home.exists() and any(home.iterdir()) and not (home / MARK).exists():
+        return f"{home} holds files that are not a demo's: name an empty folder with --home"
+    return ""
+
+
+def _say_status(console: Console, home: Path) -> int:
+    """The addresses of what ``--keep`` left running."""
+    if not (home / RUNNING).exists():
+        console.print("nothing was left running")
+        return 1
+    state = json.loads((home / RUNNING).read_text())
+    _say_addresses(console, state["airflow_uri"], state["mlflow_uri"], home / "kubeconfig")
+    return 0
+
+
+def _commit() -> dict[str, str]:
+    """The commit of the DAGs, for the lineage of what they make; nothing outside a git clone."""
+    git = shutil.which("git")
+    if git is None:
+        return {}
+    asked = subprocess.run(
+        [git, "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {"NIGHTTRAIN_COMMIT": asked.stdout.strip()} if asked.returncode == 0 else {}
 
 
 def _remove(home: Path) -> None:
@@ -310,21 +339,42 @@ def _remove(home: Path) -> None:
         home.parent.rmdir()
 
 
-def _say_addresses(console: Console, stack: Stack) -> None:
+def _say_addresses(console: Console, airflow: str, mlflow: str, kubeconfig: Path) -> None:
+    service = _get_service(kubeconfig)
+    endpoint = _address(service) if service else "none yet"
     console.print(
         f"Left running:\n"
-        f"  Airflow   {stack.airflow_uri}   (no login)\n"
-        f"  MLflow    {stack.mlflow_uri}/#/models/{MODEL}\n"
-        f"  kubectl   --kubeconfig {stack.kubeconfig} get jobs,pods,deployments,services\n"
-        f"Stop it all with: ./run stop",
+        f"  Airflow   {airflow}   (no login)\n"
+        f"  MLflow    {mlflow}/#/models/{MODEL}\n"
+        f"  endpoint  {endpoint}/invocations\n"
+        f"  kubectl   --kubeconfig {kubeconfig} get jobs,pods,deployments,services\n"
+        f"See this again with ./run status, stop it all with ./run stop",
         highlight=False,
+        soft_wrap=True,
     )
+
+
+def _get_service(kubeconfig: Path) -> dict[str, Any] | None:
+    config = yaml.safe_load(kubeconfig.read_text())
+    server = config["clusters"][0]["cluster"]["server"]
+    token = config["users"][0]["user"]["token"]
+    answer = httpx.get(
+        f"{server}/api/v1/namespaces/default/services/{MODEL}",
+        headers={"Authorization": f"Bearer {token}"},
+        timeout=30,
+    )
+    return None if answer.status_code == 404 else _checked(answer)
+
+
+def _address(service: dict[str, Any]) -> str:
+    return f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
     parser.add_argument("--stop", action="store_true", help="end what an earlier --keep left running")
+    parser.add_argument("--status", action="store_true", help="the addresses of what is left running")
     parser.add_argument(
         "--home",
         type=Path,

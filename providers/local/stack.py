@@ -26,6 +26,8 @@ import httpx
 from nighttrain.providers.local.janitor import Janitor, kill_marked
 
 MARKER = "NIGHTTRAIN_CLUSTER"
+# Where a stack that was left running notes how to reach and end it.
+RUNNING = "running.json"
 TRAINING_IMAGE = "localhost/airline-delay"
 PYTHON_IMAGE = "localhost/python"
 # Airflow needs 30 to 45 s on two idle cores; three times that is a broken start, not a slow one.
@@ -163,7 +165,7 @@ class Stack:
             "airflow_uri": self.airflow_uri,
             "mlflow_uri": self.mlflow_uri,
         }
-        (self.directory / "running.json").write_text(json.dumps(state))
+        (self.directory / RUNNING).write_text(json.dumps(state))
         self._janitor.dismiss()
 
     # Airflow.
@@ -260,7 +262,7 @@ def _flags(options: Mapping[str, object]) -> list[str]:
 
 def stop_left_running(directory: Path) -> bool:
     """End what :meth:`Stack.leave_running` left; False where nothing was."""
-    record = directory / "running.json"
+    record = directory / RUNNING
     if not record.exists():
         return False
     state = json.loads(record.read_text())

@@ -126,7 +126,7 @@ def listen(port: int) -> list[socket.socket]:
     """
     address = os.environ.get("POD_IP") or "127.0.0.1"
     sockets = [_socket(address, port)]
-    if not address.startswith("127."):
+    if not (address.startswith("127.") or address == "::1"):
         try:
             sockets.append(_socket("::1" if ":" in address else "127.0.0.1", port))
         except OSError as error:

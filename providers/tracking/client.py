@@ -21,6 +21,7 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
     clip,
 )
+from nighttrain.providers.retries import say_retries_plainly
 from nighttrain.providers.tracking.tags import redact
 
 if TYPE_CHECKING:
@@ -228,6 +229,7 @@ class MLflowClient:
                 return True if error.retry_after is None else min(error.retry_after, _RETRY_AFTER_MAX)
             return False
 
+        say_retries_plainly()
         seconds = self.config.retry_seconds
         async for attempt in stamina.retry_context(
             on=again,

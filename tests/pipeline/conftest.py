@@ -20,9 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DAG_IDS = (
     "bad_input",
     "cancelled",
+    "cannot_start",
     "deploy_on_stage_transition",
     "exit_3",
     "mlflow_away",
+    "rolling_back",
     "sensing",
     "stock_operators",
     "timed_out",

@@ -81,6 +81,20 @@ def test_interrupted_demo_leaves_no_process(tmp_path: Path, interruption: signal
     assert processes_below(home) == []
 
 
+def test_demo_refuses_a_folder_that_is_not_its_own_or_is_in_use(tmp_path: Path) -> None:
+    mine = tmp_path / "thesis"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("do not lose this")
+    refused = subprocess.run([*COMMAND, str(mine)], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "not a demo's" in refused.stdout
+    assert (mine / "notes.txt").read_text() == "do not lose this"
+    (mine / "running.json").write_text("{}")
+    in_use = subprocess.run([*COMMAND, str(mine)], capture_output=True, text=True, check=False)
+    assert in_use.returncode == 2
+    assert "./run stop" in in_use.stdout
+
+
 def test_servers_left_running_are_stopped_by_another_process(tmp_path: Path) -> None:
     stack = Stack(tmp_path / "stack", [tmp_path])
     stack.start_cluster()

@@ -108,6 +108,13 @@ def test_marking_a_deferred_training_as_failed_removes_its_workload(pipeline: Pi
     pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
 
 
+def test_image_that_can_never_start_leaves_no_workload(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("cannot_start")
+    assert pipeline.finished("cannot_start", run_id) == "failed"
+    assert "InvalidImageName" in pipeline.log("cannot_start", run_id, "train")
+    pipeline.until(lambda: not pipeline.jobs("cannot_start"), 30, "the workload to be gone")
+
+
 def test_timed_out_training_leaves_no_workload(pipeline: Pipeline) -> None:
     run_id = pipeline.trigger("timed_out")
     assert pipeline.finished("timed_out", run_id) == "failed"
@@ -189,6 +196,16 @@ def test_stage_transition_by_hand_deploys_that_version(pipeline: Pipeline, model
     assert _predict(pipeline) == [2.0]
     service = pipeline.kubernetes("/api/v1/namespaces/default/services/airline-delay")
     assert service["spec"]["selector"]["nighttrain.dev/version"] == second
+
+    rollback = pipeline.trigger("rolling_back")
+    assert pipeline.finished("rolling_back", rollback) == "success"
+    assert _predict(pipeline) == [1.0]
+    stages = {version["version"]: version["current_stage"] for version in pipeline.versions("airline-delay")}
+    assert stages == {first: "Production", second: "Archived"}
+    reasons = {
+        v["version"]: _tags(v).get("nighttrain.promotion_reason") for v in pipeline.versions("airline-delay")
+    }
+    assert reasons[first] == "the second answers 2"
 
 
 def _after(dag_run: dict[str, Any], moment: datetime) -> bool:

@@ -152,13 +152,19 @@ class KubernetesDeployments:
 
     async def last_lines(self, endpoint: str, namespace: str, version: str) -> tuple[str, ...]:
         """What the newest pod of the version printed last; empty if that cannot be had."""
+        from nighttrain.providers.kubernetes.manifests import MAIN_CONTAINER
+
         lines: list[str] = []
         try:
             pods = await self._pods(endpoint, namespace, version)
             if not pods:
                 return ()
             newest = max(pods, key=lambda pod: str(metadata(pod).get("creationTimestamp", "")))
-            async for line in self._client.logs(namespace, metadata(newest)["name"], tail_lines=_LINES):
+            # By name: where a mesh adds containers of its own, the API demands one.
+            asked = self._client.logs(
+                namespace, metadata(newest)["name"], container=MAIN_CONTAINER, tail_lines=_LINES
+            )
+            async for line in asked:
                 lines.append(clip(redact(line), _WIDTH))
         except ClusterError:
             pass

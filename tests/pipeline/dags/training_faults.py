@@ -65,6 +65,9 @@ with DAG(dag_id="mlflow_away", schedule=None, start_date=datetime(2024, 1, 1), c
         arguments=["import time; print('training', flush=True); time.sleep(6); print('done')"],
     )
 
+with DAG(dag_id="cannot_start", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    TrainingJobOperator(task_id="train", image="localhost/Not A Name:1", cmds=["python3"])
+
 with DAG(dag_id="cancelled", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
     TrainingJobOperator(
         task_id="train",

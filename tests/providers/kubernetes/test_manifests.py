@@ -347,6 +347,12 @@ def test_what_is_no_quantity_is_refused(text: Any) -> None:
         parse_quantity("q", text)
 
 
+@pytest.mark.parametrize(("text", "meant"), [("500 m", "'500m'"), ("1gi", "'1Gi'"), ("2GB", "'2G'")])
+def test_a_misspelt_quantity_is_told_what_was_meant(text: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=meant):
+        parse_quantity("q", text)
+
+
 # the spec hash
 
 

@@ -31,10 +31,10 @@ class Server:
 
 
 @asynccontextmanager
-async def launched(spec: ServingSpec) -> AsyncIterator[Server]:
+async def launched(spec: ServingSpec, address: str = "127.0.0.1") -> AsyncIterator[Server]:
     """The manifest's own command, with what the kubelet would give it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
+        free.bind((address, 0))
         port = free.getsockname()[1]
     container = build_deployment(spec)["spec"]["template"]["spec"]["containers"][0]
     arguments = [part if not part.startswith("--port=") else f"--port={port}" for part in container["args"]]
@@ -45,11 +45,11 @@ async def launched(spec: ServingSpec) -> AsyncIterator[Server]:
         option,
         program.replace("$$(", "$("),
         *arguments,
-        env=os.environ | env | {"POD_IP": "127.0.0.1", "PYTHONPATH": str(FAKE_IMAGE)},
+        env=os.environ | env | {"POD_IP": address, "PYTHONPATH": str(FAKE_IMAGE)},
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        yield Server(process, f"http://127.0.0.1:{port}")
+        yield Server(process, f"http://{f'[{address}]' if ':' in address else address}:{port}")
     finally:
         if process.returncode is None:
             process.terminate()
@@ -120,6 +120,25 @@ async def test_a_connection_past_its_time_is_ended_politely(store: Any, serving_
             closed.append(answer.headers.get("connection") == "close")
             await asyncio.sleep(0.05)
         assert not closed[0]
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+async def test_a_pods_address_may_be_ipv6(store: Any, serving_spec: Make) -> None:
+    spec = serving_spec(artifact_digest=store.add("1"))
+    async with launched(spec, "::1") as server, httpx.AsyncClient() as client:
+        await ready(client, server)
+        assert (await client.post(f"{server.url}/invocations")).text == "version 1"
+        server.process.send_signal(signal.SIGTERM)
+        _, said = await server.process.communicate()
+    assert (server.process.returncode, said) == (0, b"")
 
 
 async def test_several_workers_end_together(store: Any, serving_spec: Make) -> None:

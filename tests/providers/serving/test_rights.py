@@ -1,0 +1,241 @@
+"""Every request of a training and of a rollout, judged by the Roles of docs/rbac.yaml as a cluster judges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from front import Front, Seen, status
+
+from nighttrain.providers import errors
+from nighttrain.providers.kubernetes import logs, workload
+from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, JOBS, NAMESPACES
+from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
+from nighttrain.providers.serving.rollout import Rollout
+from nighttrain.providers.serving.spec import ServingSpec
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+Make = Callable[..., ServingSpec]
+Right = tuple[str, str, str]
+NAMESPACE = "ml"
+_numbers = count()
+
+DOCUMENTS = list(
+    yaml.safe_load_all((Path(__file__).resolve().parents[3] / "docs" / "rbac.yaml").read_text("utf-8"))
+)
+
+
+def rights(role: str) -> list[Right]:
+    """(API group, resource, verb) of each right that a Role grants."""
+    (found,) = (each for each in DOCUMENTS if each["kind"] == "Role" and each["metadata"]["name"] == role)
+    assert found["metadata"]["namespace"] == NAMESPACE
+    return [
+        (group, resource, verb)
+        for rule in found["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    ]
+
+
+TRAINING, SERVING = rights("nighttrain-training"), rights("nighttrain-serving")
+VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
+PATH = re.compile(
+    r"/(?:api|apis/(?P<group>[^/]+))/[^/]+"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?"
+)
+
+
+class Authorizer:
+    """Answers 403 to whatever is not granted in the one namespace."""
+
+    def __init__(self, granted: list[Right]) -> None:
+        self.granted = set(granted)
+        self.used: set[Right] = set()
+        self.refused: list[Right] = []
+
+    def __call__(self, seen: Seen) -> web.Response | None:
+        match = PATH.fullmatch(seen.path)
+        assert match is not None, seen.path
+        verb = VERBS.get(seen.method)
+        if seen.method == "GET":
+            verb = "get" if match["name"] else "watch" if seen.query.get("watch") == "true" else "list"
+        elif seen.method == "DELETE":
+            verb = "delete" if match["name"] else "deletecollection"
+        resource = f"{match['resource']}/{match['sub']}" if match["sub"] else match["resource"]
+        right = (match["group"] or "", resource, verb or seen.method)
+        if match["namespace"] == NAMESPACE and right in self.granted:
+            self.used.add(right)
+            return None
+        self.refused.append(right)
+        qualified = f"{resource}.{right[0]}" if right[0] else resource
+        name = f' "{match["name"]}"' if match["name"] else ""
+        return status(
+            403,
+            "Forbidden",
+            f'{qualified}{name} is forbidden: User "airflow" cannot {right[2]} resource "{resource}" in API '
+            f'group "{right[0]}" in the namespace "{match["namespace"]}"',
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(images={"py": sys.executable}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[EmbeddedCluster]:
+    """Objects are stored and nothing runs."""
+    with EmbeddedCluster(containers=False) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def judged(
+    cluster: EmbeddedCluster, granted: list[Right]
+) -> AsyncIterator[tuple[ClusterClient, Authorizer, ClusterClient]]:
+    """A client with these rights, the judge, and a client that may do everything."""
+    authorizer = Authorizer(granted)
+    config = ClusterConfig(kubeconfig=str(cluster.kubeconfig))
+    async with (
+        Front(cluster.url, cluster.token, judge=authorizer) as front,
+        await ClusterClient.open(config) as admin,
+        await ClusterClient.open(ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))) as client,
+    ):
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+        with contextlib.suppress(errors.ObjectExistsError):
+            await admin.create(NAMESPACES, None, body)
+        yield client, authorizer, admin
+
+
+async def a_training(client: ClusterClient) -> list[str]:
+    """What the operators do, from the dry run to the next attempt's cancellation."""
+    run = f"run-{next(_numbers)}"
+    who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
+    what = WorkloadSpec(image="py", cmds=["python", "-u", "-c", "print('x')"], termination_grace_period=1)
+    await client.create(JOBS, NAMESPACE, build_job(what, who, 1), dry_run=True)
+    job = await workload.submit(client, what, who, epoch="0", namespace=NAMESPACE)
+    lines: list[str] = []
+    async with asyncio.timeout(60):
+        following = asyncio.create_task(logs.follow(client, job, lines.append))
+        try:
+            outcome = await workload.wait(client, job, startup_timeout_seconds=30)
+        except BaseException:
+            following.cancel()
+            raise
+        finally:
+            await asyncio.gather(following, return_exceptions=True)
+    assert outcome.succeeded
+    assert (await workload.submit(client, what, who, epoch="0", namespace=NAMESPACE)).adopted
+    await workload.mark_consumed(client, job, "0")
+    # The task is cleared, and its next attempt waits in a queue until it is cancelled.
+    queued = WorkloadSpec(image="py", cmds=["python"], queue_name="night")
+    second = await workload.submit(client, queued, who, epoch="1", namespace=NAMESPACE)
+    assert second.attempt == 2
+    await workload.observe(client, second)
+    await workload.cancel(client, second)
+    return lines
+
+
+class Player:
+    """The controllers and the clock: whatever is waited for becomes ready, as far as it is told to."""
+
+    def __init__(self, admin: ClusterClient) -> None:
+        self.admin = admin
+        self.now = 0.0
+        self.broken: set[str] = set()
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for found in (await self.admin.list(DEPLOYMENTS, NAMESPACE))["items"]:
+            name, count = found["metadata"]["name"], found["spec"]["replicas"]
+            if name in self.broken:
+                continue
+            fields = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
+            state = {"observedGeneration": found["metadata"]["generation"], **dict.fromkeys(fields, count)}
+            await self.admin.patch(DEPLOYMENTS, NAMESPACE, name, {"status": state}, subresource="status")
+
+
+async def rollouts(client: ClusterClient, admin: ClusterClient, make: Make) -> None:
+    """Three versions, a new form, a failure, a rollback: everything that a rollout can come to."""
+    player = Player(admin)
+    rollout = Rollout(KubernetesDeployments(client), sleep=player.sleep, clock=lambda: player.now)
+    endpoint = f"delay-{next(_numbers)}"
+
+    def spec(version: str, **fields: Any) -> ServingSpec:
+        return make(version, endpoint=endpoint, namespace=NAMESPACE, **fields)
+
+    for version in ("1", "2", "3"):
+        await rollout.run(spec(version))
+    reached = await rollout.run(spec("3", replicas=2))
+    assert [version.version for version in reached.versions] == ["2", "3"]
+    player.broken.add(f"{endpoint}-v4")
+    with pytest.raises(errors.RolloutFailedError):
+        await rollout.run(spec("4"))
+    assert (await rollout.rollback(endpoint, NAMESPACE)).stable_version == "2"
+    status = await rollout.status(endpoint, NAMESPACE)
+    assert status is not None
+    assert status.candidate_version is None
+
+
+async def test_a_training_needs_exactly_its_role(cluster: EmbeddedCluster) -> None:
+    async with judged(cluster, TRAINING) as (client, authorizer, _):
+        assert await a_training(client) == ["x"]
+    assert authorizer.refused == []
+    assert authorizer.used == set(TRAINING)
+
+
+async def test_rollouts_need_exactly_their_role(api: EmbeddedCluster, serving_spec: Make) -> None:
+    async with judged(api, SERVING) as (client, authorizer, admin):
+        await rollouts(client, admin, serving_spec)
+        # A pod that does not come up is asked for its last lines: no pod runs here, so ask for one.
+        with contextlib.suppress(errors.ObjectNotFoundError):
+            await anext(client.logs(NAMESPACE, "absent", tail_lines=1), None)
+    assert authorizer.refused == []
+    assert authorizer.used == set(SERVING)
+
+
+BEST_EFFORT = {("", "pods/log", "get"), ("", "events", "list"), ("kueue.x-k8s.io", "workloads", "list")}
+
+
+async def named(right: Right, scenario: Awaitable[Any]) -> None:
+    """The scenario ends with an error that names the right, or without any if it does not matter."""
+    if right in BEST_EFFORT:
+        await scenario
+        return
+    _, resource, verb = right
+    remedy = f"Grant {verb} on {resource} in namespace {NAMESPACE}: docs/use-a-real-cluster.md"
+    with pytest.raises(errors.ClusterForbiddenError, match=re.escape(remedy)):
+        await scenario
+
+
+@pytest.mark.parametrize("right", TRAINING, ids="-".join)
+async def test_a_right_that_a_training_lacks_is_named(right: Right, cluster: EmbeddedCluster) -> None:
+    async with judged(cluster, [each for each in TRAINING if each != right]) as (client, authorizer, _):
+        await named(right, a_training(client))
+    assert set(authorizer.refused) == {right}
+    if right[1] == "pods/log":  # a refusal is not asked about again: a short training would wait for it
+        assert len(authorizer.refused) == 1
+
+
+@pytest.mark.parametrize("right", [right for right in SERVING if right not in BEST_EFFORT], ids="-".join)
+async def test_a_right_that_a_rollout_lacks_is_named(
+    right: Right, api: EmbeddedCluster, serving_spec: Make
+) -> None:
+    async with judged(api, [each for each in SERVING if each != right]) as (client, authorizer, admin):
+        await named(right, rollouts(client, admin, serving_spec))
+    assert set(authorizer.refused) == {right}
