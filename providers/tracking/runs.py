@@ -7,6 +7,7 @@ status the training process leaves behind cannot be trusted.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
@@ -37,6 +38,13 @@ CHANGED_PARAMS_TAG = f"{PREFIX}changed_params"
 CREATE_ATTEMPTS = 3
 """How often a run is looked for and created while the answers get lost. Each round already bridges a
 restart."""
+
+SETTLE_SECONDS = 0.3
+"""Before looking who else created the same run: thirty times what a create takes on an idle server, for a
+handful of openers that queue up behind one another."""
+
+SETTLE_TIMES = 3.0
+"""The same, in terms of our own create: a busy server holds up the others' as well."""
 
 BATCH_METRICS = 1_000
 BATCH_PARAMS = 100
@@ -359,6 +367,7 @@ class RunTree:
             "tags": _pairs(tags.items()),
         }
         created: str | None = None
+        asked = time.monotonic()
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
                 answer = await self.client.post("runs/create", body, idempotent=False)
@@ -373,6 +382,8 @@ class RunTree:
                     raise
                 continue
             break
+        # One that began earlier than ours may be stored later. It takes about as long as ours took.
+        await asyncio.sleep(max(SETTLE_SECONDS, SETTLE_TIMES * (time.monotonic() - asked)))
         run = await self.find(experiment_id, key)
         if created is None or run is None or run.run_id == created:
             return run or await self.get(str(created))

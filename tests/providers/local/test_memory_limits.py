@@ -28,6 +28,7 @@ def terminated(found: dict[str, Any], state: str = "state") -> dict[str, Any]:
 @EVERY
 async def test_out_of_memory_as_recorded(mode: Namespaces, tmp_path: Path) -> None:
     recording = Recording("job-oom")
+    before = threading.enumerate()  # of the whole test run, which may hold other clusters
     async with Running(tmp_path, namespaces=mode) as cluster:
         cluster.store.create(JOBS, recording.manifest())
         await cluster.until(JOBS, "oom", lambda found: condition(found, "Failed"))
@@ -35,7 +36,8 @@ async def test_out_of_memory_as_recorded(mode: Namespaces, tmp_path: Path) -> No
         steps = pod_steps(cluster.history(PODS))[0]
         assert steps[-1] == pod_steps(recording.changes("pods"))[0][-1]
         assert steps[-1][1][0][1:4] == ("terminated", "OOMKilled", 137)
-    assert "memory-limits" not in [each.name for each in threading.enumerate()]
+    left = [each for each in threading.enumerate() if each not in before]
+    assert "memory-limits" not in [each.name for each in left]
 
 
 async def test_the_children_of_a_container_count_also_without_their_parent(tmp_path: Path) -> None:
