@@ -295,6 +295,8 @@ def base_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     kept["PYTHONUNBUFFERED"] = "1"
+    # Airflow's processes rename themselves, which otherwise overwrites the environment that the marker is in.
+    kept["SPT_NOENV"] = "1"
     return kept
 
 
