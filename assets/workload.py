@@ -107,7 +107,7 @@ def run_workload(
     tracked = _tracked(step, spec, kubernetes, mlflow, experiment_name, environment or {}, params or {})
     tracked.spec.validate()
     started, outcome = run_interruptibly(partial(_start_and_follow, tracked), context.log.info)
-    run_sync(tracked.close(started, outcome))
+    started = run_sync(tracked.close(started, outcome))
     finished = FinishedWorkload(tracked, started, outcome)
     if not outcome.succeeded:
         consume(finished)
@@ -195,6 +195,8 @@ def _tracked(
         spec=with_env(spec, environment),
         identity=identity,
         epoch=step.run_id,
+        # A re-execution is another run of Dagster's: what the run before left behind is its own.
+        adopts_earlier_epochs=True,
         experiment_name=experiment_name,
         run_name=step.name,
         parent_key=run_key.parent,

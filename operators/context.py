@@ -44,12 +44,17 @@ def run_key(context: Context, *, task: bool = True) -> RunKey:
 
 
 def epoch(context: Context) -> str:
-    """Changes when somebody clears the task, stays over automatic retries.
+    """Changes when somebody clears the task or makes its DAG run anew, stays over automatic retries.
 
-    Airflow raises a task instance's ``max_tries`` when it is cleared, and at no other time: so a retry after
-    a crash (same epoch) takes over what is there, and a clear (another epoch) starts anew.
+    Airflow raises a task instance's ``max_tries`` when it is cleared, and gives a DAG run that was cleared
+    after its end, or deleted and made again, another start. So a retry after a crash (same epoch) takes over
+    what is there, and whoever asks anew (a later epoch) starts anew. Later epochs compare greater.
     """
-    return str(context["ti"].max_tries)
+    from datetime import UTC
+
+    start = getattr(context["dag_run"], "start_date", None)
+    begun = start.astimezone(UTC).isoformat(timespec="microseconds") if start is not None else ""
+    return f"{begun}/{context['ti'].max_tries:06d}"
 
 
 def lineage(context: Context, **known: Any) -> Lineage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -38,6 +39,10 @@ STARTED_KEY = "nighttrain_started"
 # (a wrong name, a request no node can give) than a slow node. Waiting in a Kueue queue is not counted.
 DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
 
+# A node drain or a rolling upgrade can catch a long training two or three times in a night; more often than
+# that the nodes need a person.
+DEFAULT_INFRASTRUCTURE_RETRIES = 3
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -51,6 +56,10 @@ class Prepared:
     environment: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+class _AnotherAttempt(Exception):
+    """The cluster ended an attempt, and the next may start at once."""
 
 
 class WorkloadOperator(BaseOperator):
@@ -76,6 +85,11 @@ class WorkloadOperator(BaseOperator):
     :param pod_security: ``baseline``, or ``restricted`` for namespaces that enforce that Pod Security level;
         the ``kubernetes`` connection's extra ``pod_security``, else ``baseline``, if left out
     :param queue_name: a Kueue LocalQueue
+    :param infrastructure_retries: how many attempts in a row that the cluster ended (evicted, preempted, node
+        lost, registry away) are followed by another one without using up ``retries``
+    :param oom_memory_factor: an attempt that follows one that ran out of memory gets so many times its
+        memory, such as 1.5; it needs ``oom_memory_max``, a memory limit, and ``retries``
+    :param oom_memory_max: the most memory an attempt is ever given, such as ``32Gi``
     """
 
     template_fields: Sequence[str] = (
@@ -128,6 +142,9 @@ class WorkloadOperator(BaseOperator):
         full_pod_spec: Any = None,
         pod_security: str | None = None,
         queue_name: str | None = None,
+        infrastructure_retries: int = DEFAULT_INFRASTRUCTURE_RETRIES,
+        oom_memory_factor: float | None = None,
+        oom_memory_max: str | None = None,
         experiment_name: str | None = None,
         run_name: str | None = None,
         mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
@@ -172,6 +189,9 @@ class WorkloadOperator(BaseOperator):
         self.full_pod_spec = full_pod_spec
         self.pod_security = pod_security
         self.queue_name = queue_name
+        self.infrastructure_retries = infrastructure_retries
+        self.oom_memory_factor = oom_memory_factor
+        self.oom_memory_max = oom_memory_max
         self.experiment_name = experiment_name
         self.run_name = run_name
         self.mlflow_conn_id = mlflow_conn_id
@@ -182,32 +202,40 @@ class WorkloadOperator(BaseOperator):
         self.deferrable = deferrable
 
     def execute(self, context: Context) -> dict[str, Any] | None:
-        with failing_clearly():
-            prepared = self._prepare(context)
-            tracked = self._tracked(context, prepared)
-            started = run_sync(tracked.start(log=self.log.info))
-            self._remember(context, started, prepared.facts)
-        if self.deferrable:
-            self._defer(started)
-        with failing_clearly():
-            outcome = run_sync(self._follow(tracked, started))
-            return self._finish(context, tracked, started, outcome, prepared.facts)
+        while True:
+            with failing_clearly():
+                prepared = self._prepare(context)
+                tracked = self._tracked(context, prepared)
+                started = run_sync(tracked.start(log=self.log.info))
+                self._remember(context, started, prepared.facts)
+            if self.deferrable:
+                self._defer(started)
+            with failing_clearly():
+                outcome = run_sync(self._follow(tracked, started))
+                try:
+                    return self._finish_patiently(context, tracked, started, outcome, prepared.facts)
+                except _AnotherAttempt:
+                    continue
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any] | None:
         """Take over the outcome that the trigger saw."""
         from nighttrain.providers.kubernetes.outcome import Outcome
 
         if "error" in event:
             raise ClusterError(event["error"])
+        if "tracking_error" in event:
+            raise TrackingUnreachableError(event["tracking_error"])
         with failing_clearly():
             tracked = self._tracked(context, Prepared())
             started, facts = self._remembered(context)
             try:
                 return self._finish(context, tracked, started, Outcome.from_dict(event["outcome"]), facts)
+            except _AnotherAttempt:
+                pass
             except TrackingUnreachableError as error:
                 self.log.warning("The workload has ended; waiting for MLflow to write it down: %s", error)
-        self._defer_until_mlflow_answers(event)
-        raise AssertionError("defer() does not return")
+                self._defer_until_mlflow_answers(event)
+        return self.execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow does, and when the deferral timed out no workload remains."""
@@ -304,6 +332,8 @@ class WorkloadOperator(BaseOperator):
                 full_pod_spec=self.full_pod_spec,
                 pod_security=self.pod_security or cluster.pod_security,
                 queue_name=self.queue_name,
+                oom_memory_factor=self.oom_memory_factor,
+                oom_memory_max=self.oom_memory_max,
             ),
             environment,
         )
@@ -317,6 +347,8 @@ class WorkloadOperator(BaseOperator):
                 workload=started.workload.to_dict(),
                 startup_timeout_seconds=self.startup_timeout_seconds,
                 get_logs=self.get_logs,
+                mlflow_conn_id=self.mlflow_conn_id,
+                run=started.run_ids(),
             ),
             method_name="execute_complete",
             timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
@@ -351,10 +383,23 @@ class WorkloadOperator(BaseOperator):
         facts: dict[str, Any],
     ) -> dict[str, Any]:
         """Close the run, store the result, and only then mark the attempt as consumed: a crash in between
-        finds the finished attempt again."""
-        run_sync(tracked.close(started, outcome))
+        finds the finished attempt again.
+
+        :raises _AnotherAttempt: the cluster ended this one, and there is budget for the next
+        """
+        started = run_sync(tracked.close(started, outcome))
+        self._remember(context, started, facts)
         if not outcome.succeeded:
             run_sync(tracked.mark_consumed(started, outcome))
+            failures = started.workload.infrastructure_failures
+            if outcome.infrastructure and failures < self.infrastructure_retries:
+                self.log.warning(
+                    "%s\nThe cluster ended this attempt, not the training: starting another (%d of %d)",
+                    outcome.explain(),
+                    failures + 1,
+                    self.infrastructure_retries,
+                )
+                raise _AnotherAttempt
             outcome.raise_for_failure()
         self.log.info("%s", outcome.explain())
         result = {
@@ -371,14 +416,33 @@ class WorkloadOperator(BaseOperator):
         run_sync(tracked.mark_consumed(started, outcome))
         return result
 
+    def _finish_patiently(
+        self,
+        context: Context,
+        tracked: TrackedWorkload,
+        started: StartedWorkload,
+        outcome: Outcome,
+        facts: dict[str, Any],
+    ) -> dict[str, Any]:
+        """As :meth:`_finish`; an outage of MLflow is waited out, bounded by the task's own time-out."""
+        from nighttrain.sensors.triggers import MLFLOW_OUTAGE_SECONDS
+
+        until = time.monotonic() + MLFLOW_OUTAGE_SECONDS
+        while True:
+            try:
+                return self._finish(context, tracked, started, outcome, facts)
+            except TrackingUnreachableError as error:  # after three quarters of a minute of trying
+                if time.monotonic() > until:
+                    raise
+                self.log.warning("The workload has ended; still trying to write it down: %s", error)
+
     def _remember(self, context: Context, started: StartedWorkload, facts: dict[str, Any]) -> None:
         mlflow = get_mlflow(self.mlflow_conn_id)
         context["ti"].xcom_push(key=STARTED_KEY, value={**started.to_dict(), "facts": facts})
-        remember_links(
-            context,
-            run=mlflow.run_url(started.experiment_id, started.run_id),
-            workload=started.workload_url,
-        )
+        links = {"workload": started.workload_url}
+        if started.run_id:
+            links["run"] = mlflow.run_url(started.experiment_id, started.run_id)
+        remember_links(context, **links)
 
     def _remembered(self, context: Context) -> tuple[StartedWorkload, dict[str, Any]]:
         from nighttrain.providers.tracked_workload import StartedWorkload

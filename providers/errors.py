@@ -101,7 +101,12 @@ class WatchExpiredError(ClusterError):
 
 
 class ClusterRequestError(ClusterError):
-    """Any other refusal; ``status`` is the HTTP status, ``reason`` the API's reason."""
+    """Any other refusal; ``status`` is the HTTP status, ``reason`` the API's reason.
+
+    ``retry_after`` is the pause in seconds that the server asks for, if it does.
+    """
+
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, status: int = 0, reason: str = "") -> None:
         super().__init__(message)

@@ -4,15 +4,25 @@ The order matters. The cluster is asked first whether it would take the Job (a d
 admission), then the runs are opened, then the Job is created: bad input leaves nothing behind in either
 place. At the end the run is closed from the workload's outcome, never from what the training code said of
 itself.
+
+MLflow's outage stops none of this. A container that starts without a run is told the run's key, which marks
+whatever run its own code opens; the run tree is completed at the end.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import ObjectExistsError
+from nighttrain.providers.errors import (
+    ObjectExistsError,
+    TrackingError,
+    TrackingUnreachableError,
+)
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.tracking.runs import Lineage, LoggedModel, Run, RunKey, RunStatus, RunTree
 
 Say = Callable[[str], None]
+_log = logging.getLogger(__name__)
 
 
 def _silent(_: str) -> None:
@@ -32,13 +43,26 @@ def _silent(_: str) -> None:
 
 @dataclass(frozen=True)
 class StartedWorkload:
-    """What a resumed process needs to go on: plain values only."""
+    """What a resumed process needs to go on: plain values only.
+
+    The ids are empty while MLflow could not be asked; :meth:`TrackedWorkload.close` fills them in.
+    """
 
     workload: Workload
-    run_id: str
-    experiment_id: str
-    parent_run_id: str
     workload_url: str
+    run_id: str = ""
+    experiment_id: str = ""
+    parent_run_id: str = ""
+
+    def run_ids(self) -> dict[str, str]:
+        """Which run is whose, for whoever closes it in another process; empty if there is none yet."""
+        if not self.run_id:
+            return {}
+        return {
+            "run_id": self.run_id,
+            "experiment_id": self.experiment_id,
+            "parent_run_id": self.parent_run_id,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -68,6 +92,7 @@ class TrackedWorkload:
     :param run_key: key of this task's child run
     :param params: parameters to log on the run before the container starts
     :param lineage: gives the lineage tags from what is known so far
+    :param adopts_earlier_epochs: see :func:`nighttrain.providers.kubernetes.workload.submit`
     """
 
     cluster: ClusterConfig
@@ -82,13 +107,14 @@ class TrackedWorkload:
     run_key: RunKey
     params: Mapping[str, str] = field(default_factory=dict)
     lineage: Callable[..., Lineage]
+    adopts_earlier_epochs: bool = False
 
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
 
         :raises ConfigurationError: the cluster refuses the Job as it is written
         :raises ClusterError: the cluster cannot be reached, or forbids it
-        :raises TrackingError: MLflow cannot be reached, or forbids it; nothing was created
+        :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
         """
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.providers.kubernetes.workload import submit
@@ -99,62 +125,83 @@ class TrackedWorkload:
             namespace = self.spec.namespace or client.namespace
             await self._rehearse(client, namespace)
             tree = RunTree(mlflow)
-            parent, run = await self._open_runs(tree)
-            spec = with_env(self.spec, self._environment(run))
-            workload = await submit(client, spec, self.identity, epoch=self.epoch, namespace=namespace)
+            runs: tuple[Run, Run] | None = None
+
+            async def complete() -> WorkloadSpec:
+                nonlocal runs
+                runs = await self._open_runs_if_possible(tree, log)
+                return with_env(self.spec, self._environment(runs[1] if runs else None))
+
+            workload = await submit(
+                client,
+                self.spec,
+                self.identity,
+                epoch=self.epoch,
+                namespace=namespace,
+                complete=complete,
+                adopts_earlier_epochs=self.adopts_earlier_epochs,
+            )
+            # A container that was started without a run may be opening its own: that one is taken over at
+            # the end, and none is opened beside it.
+            if workload.adopted and workload.run_id is not None:
+                runs = await self._open_runs_if_possible(tree, log)
+            elif workload.adopted:
+                runs = None
             log(
                 f"{'Adopted' if workload.adopted else 'Created'} Job {workload.namespace}/{workload.name} "
-                f"(attempt {workload.attempt}), MLflow run {run.run_id}"
+                f"(attempt {workload.attempt}), MLflow run {runs[1].run_id if runs else 'to follow'}"
             )
-            await tree.set_tags(run.run_id, self._tags(workload))
-            return StartedWorkload(
+            started = StartedWorkload(
                 workload=workload,
-                run_id=run.run_id,
-                experiment_id=run.experiment_id,
-                parent_run_id=parent.run_id,
                 workload_url=(
                     f"{client.server}/apis/batch/v1/namespaces/{workload.namespace}/jobs/{workload.name}"
                 ),
             )
+            return await self._with_runs(tree, started, runs) if runs else started
 
     async def follow(
         self,
         started: StartedWorkload,
         *,
         startup_timeout_seconds: float,
+        schedule_timeout_seconds: float | None = None,
+        queue_timeout_seconds: float | None = None,
         on_observation: Callable[[Observation], None] | None = None,
         on_line: Say | None = None,
     ) -> Outcome:
         """Wait for the outcome while lines arrive."""
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.providers.kubernetes.follow import follow_to_end
+        from nighttrain.providers.tracking.progress import saying_progress
 
-        async with shared_client(self.cluster) as client:
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(shared_client(self.cluster))
+            if on_line is not None and started.run_id:
+                await stack.enter_async_context(
+                    saying_progress(self.tracking, started.experiment_id, started.run_id, on_line)
+                )
             return await follow_to_end(
                 client,
                 started.workload,
                 startup_timeout_seconds=startup_timeout_seconds,
+                schedule_timeout_seconds=schedule_timeout_seconds,
+                queue_timeout_seconds=queue_timeout_seconds,
                 on_observation=on_observation,
                 on_line=on_line,
+                narrow=True,
             )
 
-    async def close(self, started: StartedWorkload, outcome: Outcome) -> None:
+    async def close(self, started: StartedWorkload, outcome: Outcome) -> StartedWorkload:
         """Close the run from the outcome and complete its lineage.
 
         A workload that is given up though its Job has not ended (it never started, say) is removed.
 
+        :returns: ``started`` with the run's ids, which may have been unknown so far
         :raises TrackingError: MLflow does not answer; call again later, nothing is lost
         """
-        from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.runs import RunTree
-
         if not outcome.succeeded:
             await self._remove_if_live(started)
-        async with MLflowClient(self.tracking) as mlflow:
-            tree = RunTree(mlflow)
-            await tree.set_tags(started.run_id, self._tags(started.workload, outcome))
-            await tree.close(started.run_id, run_status(outcome))
-            await tree.settle_parent(started.parent_run_id)
+        return await self._close_runs(started, run_status(outcome), outcome)
 
     async def logged_models(self, started: StartedWorkload) -> list[LoggedModel]:
         """The models that the run logged."""
@@ -182,15 +229,54 @@ class TrackedWorkload:
             await mark_consumed(client, started.workload, self.epoch, outcome=outcome)
 
     async def cancel(self, started: StartedWorkload) -> None:
-        """Remove the workload and close its run as KILLED."""
-        from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.runs import RunStatus, RunTree
+        """Remove the workload and close its run as KILLED.
+
+        MLflow's outage is no error: the workload is gone, and only the run's status stays behind.
+        """
+        from nighttrain.providers.tracking.runs import RunStatus
 
         await self._remove(started)
+        try:
+            await self._close_runs(started, RunStatus.KILLED, None)
+        except TrackingError as error:
+            _log.warning("The workload is removed; its run could not be closed: %s", error)
+
+    async def _close_runs(
+        self, started: StartedWorkload, status: RunStatus, outcome: Outcome | None
+    ) -> StartedWorkload:
+        from nighttrain.providers.tracking.client import MLflowClient
+        from nighttrain.providers.tracking.runs import RunTree
+
         async with MLflowClient(self.tracking) as mlflow:
             tree = RunTree(mlflow)
-            await tree.close(started.run_id, RunStatus.KILLED)
+            if not started.run_id:
+                parent, run = await self._open_runs(tree)
+                started = replace(
+                    started, run_id=run.run_id, experiment_id=run.experiment_id, parent_run_id=parent.run_id
+                )
+            await tree.set_tags(started.run_id, self._tags(started.workload, outcome))
+            await tree.close(started.run_id, status)
             await tree.settle_parent(started.parent_run_id)
+            return started
+
+    async def _with_runs(
+        self, tree: RunTree, started: StartedWorkload, runs: tuple[Run, Run]
+    ) -> StartedWorkload:
+        parent, run = runs
+        try:
+            await tree.set_tags(run.run_id, self._tags(started.workload))
+        except TrackingUnreachableError as error:
+            _log.warning("The run's tags follow at the end: %s", error)
+        return replace(
+            started, run_id=run.run_id, experiment_id=run.experiment_id, parent_run_id=parent.run_id
+        )
+
+    async def _open_runs_if_possible(self, tree: RunTree, log: Say) -> tuple[Run, Run] | None:
+        try:
+            return await self._open_runs(tree)
+        except TrackingUnreachableError as error:
+            log(f"MLflow does not answer; the training starts without it and its run follows: {error}")
+            return None
 
     async def _rehearse(self, client: ClusterClient, namespace: str) -> None:
         from nighttrain.providers.kubernetes.client import JOBS
@@ -217,14 +303,24 @@ class TrackedWorkload:
         )
         return parent, run
 
-    def _environment(self, run: Run) -> dict[str, str]:
-        return {
+    def _environment(self, run: Run | None) -> dict[str, str]:
+        environment = {
             "MLFLOW_TRACKING_URI": self.tracking_uri_for_pods,
+            # Lines arrive as they are printed, and in the order in which they were.
+            "PYTHONUNBUFFERED": "1",
+        }
+        if run is None:
+            from nighttrain.providers.tracking.runs import RUN_KEY_TAG
+
+            return environment | {
+                "MLFLOW_EXPERIMENT_NAME": self.experiment_name,
+                # MLflow puts these tags on every run that the container opens: so it is found at the end.
+                "MLFLOW_RUN_CONTEXT": json.dumps({RUN_KEY_TAG: self.run_key.value}),
+            }
+        return environment | {
             "MLFLOW_RUN_ID": run.run_id,
             # After autolog has ended the run, later log calls would otherwise open one in Default.
             "MLFLOW_EXPERIMENT_ID": run.experiment_id,
-            # Lines arrive as they are printed, and in the order in which they were.
-            "PYTHONUNBUFFERED": "1",
         }
 
     def _tags(self, workload: Workload, outcome: Outcome | None = None) -> dict[str, str]:

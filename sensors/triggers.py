@@ -7,8 +7,10 @@ and every wait can be started again from them (the state is in the cluster or in
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 # Looking takes MLflow about 10 ms, so one look in 5 s is 0.2 % of a server's time for each watched model,
 # and a transition waits 2.5 s on average.
 DEFAULT_POLL_SECONDS = 5.0
+
+# A day: whoever restores a tracking server does so within one, and a finished Job keeps its result for three.
+MLFLOW_OUTAGE_SECONDS = 24 * 3600.0
 
 # Beside the worker's own report: the executor's and the scheduler's loops take up to a second each.
 REPORT_SECONDS = 2.0
@@ -61,15 +66,23 @@ class WorkloadTrigger(BaseTrigger):
         kubernetes_conn_id: str,
         workload: dict[str, Any],
         startup_timeout_seconds: float,
+        schedule_timeout_seconds: float | None = None,
+        queue_timeout_seconds: float | None = None,
         get_logs: bool = True,
         cancel_on_kill: bool = True,
+        mlflow_conn_id: str | None = None,
+        run: dict[str, str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kubernetes_conn_id = kubernetes_conn_id
         self.workload = workload
         self.startup_timeout_seconds = startup_timeout_seconds
+        self.schedule_timeout_seconds = schedule_timeout_seconds
+        self.queue_timeout_seconds = queue_timeout_seconds
         self.get_logs = get_logs
         self.cancel_on_kill = cancel_on_kill
+        self.mlflow_conn_id = mlflow_conn_id
+        self.run_ids = run or {}
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -78,8 +91,12 @@ class WorkloadTrigger(BaseTrigger):
                 "kubernetes_conn_id": self.kubernetes_conn_id,
                 "workload": self.workload,
                 "startup_timeout_seconds": self.startup_timeout_seconds,
+                "schedule_timeout_seconds": self.schedule_timeout_seconds,
+                "queue_timeout_seconds": self.queue_timeout_seconds,
                 "get_logs": self.get_logs,
                 "cancel_on_kill": self.cancel_on_kill,
+                "mlflow_conn_id": self.mlflow_conn_id,
+                "run": self.run_ids,
             },
         )
 
@@ -92,11 +109,13 @@ class WorkloadTrigger(BaseTrigger):
         event: dict[str, Any]
         try:
             config = await aget_cluster_config(self.kubernetes_conn_id)
-            async with shared_client(config) as client:
+            async with shared_client(config) as client, self._progress():
                 outcome = await follow_to_end(
                     client,
                     Workload.from_dict(self.workload),
                     startup_timeout_seconds=self.startup_timeout_seconds,
+                    schedule_timeout_seconds=self.schedule_timeout_seconds,
+                    queue_timeout_seconds=self.queue_timeout_seconds,
                     on_observation=self._say,
                     on_line=self._log_line if self.get_logs else None,
                 )
@@ -106,6 +125,21 @@ class WorkloadTrigger(BaseTrigger):
             event = {"outcome": outcome.to_dict()}
         await settling.wait()
         yield TriggerEvent(event)
+
+    @asynccontextmanager
+    async def _progress(self) -> AsyncIterator[None]:
+        """Lines about what the training logs to MLflow, where it has a run and logs are wanted."""
+        async with AsyncExitStack() as stack:
+            if self.get_logs and self.mlflow_conn_id is not None and self.run_ids:
+                from nighttrain.providers.tracking.progress import saying_progress
+
+                with contextlib.suppress(ConfigurationError):
+                    mlflow = await aget_mlflow(self.mlflow_conn_id)
+                    run_id, experiment_id = self.run_ids["run_id"], self.run_ids["experiment_id"]
+                    await stack.enter_async_context(
+                        saying_progress(mlflow.config, experiment_id, run_id, self._log_line)
+                    )
+            yield
 
     async def on_kill(self) -> None:
         """Somebody marked or cleared the task: no workload remains."""
@@ -117,6 +151,22 @@ class WorkloadTrigger(BaseTrigger):
         config = await aget_cluster_config(self.kubernetes_conn_id)
         async with shared_client(config) as client:
             await cancel(client, Workload.from_dict(self.workload))
+        await self._close_run()
+
+    async def _close_run(self) -> None:
+        if self.mlflow_conn_id is None or not self.run_ids:
+            return
+        from nighttrain.providers.tracking.client import MLflowClient
+        from nighttrain.providers.tracking.runs import RunStatus, RunTree
+
+        mlflow = await aget_mlflow(self.mlflow_conn_id)
+        try:
+            async with MLflowClient(mlflow.config) as client:
+                tree = RunTree(client)
+                await tree.close(self.run_ids["run_id"], RunStatus.KILLED)
+                await tree.settle_parent(self.run_ids["parent_run_id"])
+        except TrackingError as error:
+            self.log.warning("The workload is removed; its run could not be closed: %s", error)
 
     def _say(self, observation: Observation) -> None:
         if observation.outcome is None:  # the end is told in full by the resumed task
@@ -202,20 +252,34 @@ class EndpointTrigger(BaseTrigger):
 
 
 class MLflowAnswersTrigger(BaseTrigger):
-    """Waits until MLflow answers again, then passes ``event`` on: what waited is written then."""
+    """Waits until MLflow answers again, then passes ``event`` on: what waited is written then.
+
+    After ``timeout_seconds`` without an answer the event is ``{"tracking_error": sentence}``.
+    """
 
     def __init__(
-        self, *, mlflow_conn_id: str, event: dict[str, Any], poll_seconds: float = DEFAULT_POLL_SECONDS
+        self,
+        *,
+        mlflow_conn_id: str,
+        event: dict[str, Any],
+        poll_seconds: float = DEFAULT_POLL_SECONDS,
+        timeout_seconds: float = MLFLOW_OUTAGE_SECONDS,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.mlflow_conn_id = mlflow_conn_id
         self.event = event
         self.poll_seconds = poll_seconds
+        self.timeout_seconds = timeout_seconds
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
             "nighttrain.sensors.triggers.MLflowAnswersTrigger",
-            {"mlflow_conn_id": self.mlflow_conn_id, "event": self.event, "poll_seconds": self.poll_seconds},
+            {
+                "mlflow_conn_id": self.mlflow_conn_id,
+                "event": self.event,
+                "poll_seconds": self.poll_seconds,
+                "timeout_seconds": self.timeout_seconds,
+            },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -223,17 +287,21 @@ class MLflowAnswersTrigger(BaseTrigger):
 
         settling = _Settling()
         mlflow = await aget_mlflow(self.mlflow_conn_id)
+        until = time.monotonic() + self.timeout_seconds
+        event = self.event
         async with MLflowClient(mlflow.config) as client:
             self.log.info("Looking every %.0f s whether MLflow answers", self.poll_seconds)
             while True:
                 try:
                     await client.ping()
-                except TrackingError:
+                    break
+                except TrackingError as error:
+                    if time.monotonic() > until:
+                        event = {"tracking_error": str(error)}
+                        break
                     await asyncio.sleep(self.poll_seconds)
-                else:
-                    await settling.wait()
-                    yield TriggerEvent(self.event)
-                    return
+        await settling.wait()
+        yield TriggerEvent(event)
 
 
 class RegistryTrigger(BaseTrigger):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
@@ -115,6 +117,7 @@ class ClusterClient:
         self._sessions = [session]
         self._renewing = asyncio.Lock()
         self._attempts = attempts
+        self._ahead: float | None = None
 
     @classmethod
     async def open(cls, config: ClusterConfig, *, attempts: int = ATTEMPTS) -> ClusterClient:
@@ -141,6 +144,11 @@ class ClusterClient:
     def namespace(self) -> str:
         """The connection's, else the kubeconfig context's, else ``default``."""
         return self._access.loaded.namespace
+
+    @property
+    def cluster_time(self) -> float | None:
+        """The API server's clock in seconds since 1970, about; ``None`` before its first answer."""
+        return None if self._ahead is None else time.time() + self._ahead
 
     @property
     def server(self) -> str:
@@ -179,13 +187,20 @@ class ClusterClient:
         field_selector: str = "",
         limit: int | None = None,
         resource_version: str | None = None,
+        continue_token: str | None = None,
     ) -> dict[str, Any]:
-        """The List object; without ``limit`` it is complete."""
+        """The List object; without ``limit`` it is complete.
+
+        :param continue_token: ``metadata.continue`` of the page before
+        :raises WatchExpiredError: the token is too old; list from the start
+        """
         query = _selectors(label_selector, field_selector)
         if limit is not None:
             query["limit"] = str(limit)
         if resource_version is not None:
             query["resourceVersion"] = resource_version
+        if continue_token is not None:
+            query["continue"] = continue_token
         return await self._json(
             self._asked("list", resource, namespace), "GET", resource.path(namespace), query
         )
@@ -376,7 +391,7 @@ class ClusterClient:
             unreachable, passing = self._unreachable(asked, error)
             raise (_TryAgain(unreachable, None) if passing else unreachable) from error
         if not 200 <= response.status < 300:
-            refusal = to_error(asked, response.status, parse_status(content))
+            refusal = _refusal(asked, response, content)
             if response.status in RETRIED_STATUSES:
                 raise _TryAgain(refusal, _retry_after(response))
             raise refusal
@@ -400,7 +415,7 @@ class ClusterClient:
             response = await self._request("GET", path, query, None, "application/json", limits)
             try:
                 if not 200 <= response.status < 300:
-                    raise to_error(asked, response.status, parse_status(await response.read()))
+                    raise _refusal(asked, response, await response.read())
                 yield response.content.iter_any()
             finally:
                 response.close()  # the rest of a stream is of no use: the connection does not go back
@@ -415,7 +430,16 @@ class ClusterClient:
         if response.status == 401 and await self._renewed(used):
             response.close()
             response = await _send(self._access, method, path, query, body, media_type, limits)
+        self._note_time(response)
         return response
+
+    def _note_time(self, response: ClientResponse) -> None:
+        try:
+            told = parsedate_to_datetime(response.headers.get("Date", ""))
+        except ValueError:
+            return
+        if told.tzinfo is not None:
+            self._ahead = told.timestamp() - time.time()
 
     async def _renewed(self, used: _Access) -> bool:
         """Tokens and certificates expire while a client lives: look once more where they came from."""
@@ -478,6 +502,13 @@ def _code(status: dict[str, Any]) -> int:
 def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
     query = {"labelSelector": label_selector, "fieldSelector": field_selector}
     return {name: value for name, value in query.items() if value}
+
+
+def _refusal(asked: Asked, response: ClientResponse, content: bytes) -> ClusterError:
+    refusal = to_error(asked, response.status, parse_status(content))
+    if isinstance(refusal, ClusterRequestError):
+        refusal.retry_after = _retry_after(response)
+    return refusal
 
 
 def _retry_after(response: ClientResponse) -> float | None:

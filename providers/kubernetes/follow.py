@@ -22,28 +22,48 @@ async def follow_to_end(
     workload: Workload,
     *,
     startup_timeout_seconds: float,
+    schedule_timeout_seconds: float | None = None,
+    queue_timeout_seconds: float | None = None,
     on_observation: Callable[[Observation], None] | None = None,
     on_line: Callable[[str], None] | None = None,
+    narrow: bool = False,
 ) -> Outcome:
     """Wait for the outcome; pass each line of the log to ``on_line`` once, while the pod runs.
 
-    :raises ClusterError: the cluster could not be asked for longer than the client's retries
+    The time-outs and ``narrow`` are those of :func:`~nighttrain.providers.kubernetes.waiting.wait`.
+
+    :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
     from nighttrain.providers.kubernetes.logs import follow
-    from nighttrain.providers.kubernetes.workload import wait
+    from nighttrain.providers.kubernetes.waiting import wait
 
     lines: asyncio.Task[None] | None = None
     if on_line is not None:
-        lines = asyncio.create_task(follow(client, workload, on_line), name=f"logs of {workload.name}")
+        lines = asyncio.create_task(
+            follow(client, workload, on_line, narrow=narrow), name=f"logs of {workload.name}"
+        )
     try:
         outcome = await wait(
-            client, workload, startup_timeout_seconds=startup_timeout_seconds, on_observation=on_observation
+            client,
+            workload,
+            startup_timeout_seconds=startup_timeout_seconds,
+            schedule_timeout_seconds=schedule_timeout_seconds,
+            queue_timeout_seconds=queue_timeout_seconds,
+            on_observation=on_observation,
+            narrow=narrow,
         )
-        if lines is not None:
-            await asyncio.wait({lines}, timeout=LAST_LINES_SECONDS)
+        if lines is not None and on_line is not None:
+            _, unread = await asyncio.wait({lines}, timeout=LAST_LINES_SECONDS)
+            if unread:
+                on_line(_rest_of(workload))
         return outcome
     finally:
         if lines is not None:
             lines.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await lines
+
+
+def _rest_of(workload: Workload) -> str:
+    command = f"kubectl logs --namespace {workload.namespace} job/{workload.name}"
+    return f"nighttrain: more lines were not read in {LAST_LINES_SECONDS:g} s after the end; see `{command}`"

@@ -21,6 +21,10 @@ TASK_ANNOTATION = PREFIX + "task-id"
 MAP_INDEX_ANNOTATION = PREFIX + "map-index"
 SPEC_HASH_ANNOTATION = PREFIX + "spec-hash"
 CONSUMED_ANNOTATION = PREFIX + "consumed"
+ADOPTED_ANNOTATION = PREFIX + "adopted"
+EPOCH_ANNOTATION = PREFIX + "epoch"
+INFRASTRUCTURE_ANNOTATION = PREFIX + "infrastructure-failures"
+MEMORY_ANNOTATION = PREFIX + "memory"
 # A pod's name adds six characters to its Job's, and other controllers that run Jobs add up to five:
 # 52 keeps all of them inside the 63 of a DNS label.
 NAME_LENGTH = 52

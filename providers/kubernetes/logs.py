@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, cast
 
 from nighttrain.providers.errors import ClusterError, ClusterForbiddenError
+from nighttrain.providers.kubernetes.hub import Subscription, subscribe
 from nighttrain.providers.kubernetes.objects import Json, by_age, condition, main_container, name_of, uid_of
-from nighttrain.providers.kubernetes.watch import Sleep, WorkloadView
+from nighttrain.providers.kubernetes.streams import streams_of
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.watch import Sleep
     from nighttrain.providers.kubernetes.workload import Workload
 
 _log = logging.getLogger(__name__)
@@ -22,6 +25,8 @@ _log = logging.getLogger(__name__)
 RESUME_SECONDS = 1.0
 # After so many breaks in a row without a new line the log is given up; the workload is not.
 BREAKS_IN_A_ROW = 10
+# A progress bar draws itself many times a second; a person reads one state of it a second.
+PROGRESS_SECONDS = 1.0
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z ?(.*)", re.DOTALL)
 
 
@@ -61,29 +66,68 @@ class LogCursor:
         return match[3]
 
 
+class Bars:
+    """Turns progress bars, which redraw one line after a carriage return, into lines.
+
+    Of each burst the last state shows, and no more than one each second.
+    """
+
+    def __init__(self, sink: Callable[[str], None]) -> None:
+        self._sink = sink
+        self._held: str | None = None
+        self._shown_at: float | None = None
+
+    def line(self, text: str, now: float) -> None:
+        """One line as the log has it; ``now`` is in seconds by any clock."""
+        plain = text.strip("\r")
+        if "\r" not in plain:
+            self.flush()
+            self._sink(plain)
+            return
+        self._held = next((part for part in reversed(plain.split("\r")) if part), "")
+        if self._shown_at is None or now - self._shown_at >= PROGRESS_SECONDS:
+            self._shown_at = now
+            self.flush()
+
+    def flush(self) -> None:
+        """Show the state that was held back, if any."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._sink(held)
+
+
 async def follow(
-    client: ClusterClient, workload: Workload, sink: Callable[[str], None], *, sleep: Sleep = asyncio.sleep
+    client: ClusterClient,
+    workload: Workload,
+    sink: Callable[[str], None],
+    *,
+    narrow: bool = False,
+    sleep: Sleep = asyncio.sleep,
 ) -> None:
     """Pass each line of the workload's main container to ``sink``, once, until the Job has ended.
 
-    Pods that replace one another follow one another. Errors of the cluster end in a debug message; exceptions
-    of ``sink`` are the caller's.
+    Pods that replace one another follow one another. Of many workloads that are followed over one client, a
+    hundred have a stream at a time, in turns. Errors of the cluster end in a debug message; exceptions of
+    ``sink`` are the caller's.
+
+    :param narrow: as for :func:`~nighttrain.providers.kubernetes.waiting.wait`, whose watch it shares
     """
     done: set[str] = set()
+    namespace, name, uid = workload.namespace, workload.name, workload.uid
     try:
-        async with WorkloadView(client, workload.namespace, workload.name, workload.uid, sleep=sleep) as view:
+        async with subscribe(client, namespace, name, uid, narrow=narrow, sleep=sleep) as view:
             while True:
                 await view.change()
                 while (pod := _next(view, done)) is not None:
                     done.add(uid_of(pod))
-                    await _follow_pod(client, workload, view, pod, sink, sleep)
+                    await _Reader(client, workload, view, pod, sink).follow()
                 if view.synced and _ended(view):
                     return
     except ClusterError as error:
         _log.debug("the log of %s ends here: %s", workload.name, error)
 
 
-def _next(view: WorkloadView, done: set[str]) -> Json | None:
+def _next(view: Subscription, done: set[str]) -> Json | None:
     for pod in by_age(view.live_pods):
         container = main_container(pod)
         if uid_of(pod) not in done and container is not None and container.state in ("running", "terminated"):
@@ -91,54 +135,93 @@ def _next(view: WorkloadView, done: set[str]) -> Json | None:
     return None
 
 
-def _ended(view: WorkloadView) -> bool:
+def _ended(view: Subscription) -> bool:
     job = view.job
     return job is None or condition(job, "Complete") is not None or condition(job, "Failed") is not None
 
 
-async def _follow_pod(
-    client: ClusterClient,
-    workload: Workload,
-    view: WorkloadView,
-    pod: Json,
-    sink: Callable[[str], None],
-    sleep: Sleep,
-) -> None:
-    container = main_container(pod)
-    cursor, breaks = LogCursor(), 0
-    while breaks < BREAKS_IN_A_ROW:
-        # Asked before the stream: one that begins after the container's end and closes cleanly is whole.
-        over = _is_over(view, uid_of(pod))
-        cursor.resume()
-        clean = True
+class _Reader:
+    """Reads one pod's log, over as many streams as it takes."""
+
+    def __init__(
+        self,
+        client: ClusterClient,
+        workload: Workload,
+        view: Subscription,
+        pod: Json,
+        sink: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._namespace = workload.namespace
+        self._view = view
+        self._name, self._uid = name_of(pod), uid_of(pod)
+        container = main_container(pod)
+        self._container = container.name if container else None
+        self._streams = streams_of(client)
+        self._cursor = LogCursor()
+        self._bars = Bars(sink)
+        self._breaks = 0
+
+    async def follow(self) -> None:
+        """Return when the log is read to its end, or given up."""
         try:
-            async for line in client.logs(
-                workload.namespace,
-                name_of(pod),
-                container=container.name if container else None,
-                follow=True,
-                since_time=cursor.since,
-                timestamps=True,
-            ):
-                fresh = cursor.fresh(line)
+            while self._breaks < BREAKS_IN_A_ROW:
+                if await self._turn():
+                    return
+        finally:
+            self._bars.flush()
+
+    async def _turn(self) -> bool:
+        """Wait for a place among the streams and read until the stream ends; whether that was the end."""
+        with self._streams.ticket(self._view.wake) as ticket:
+            while not ticket.granted:
+                if self._over or _ended(self._view):
+                    ticket.hurry()
+                await self._view.change()
+            # Asked before the stream: one that begins after the container's end and closes cleanly is whole.
+            over = self._over
+            self._cursor.resume()
+            try:
+                async with ticket.slice():
+                    await self._read()
+            except TimeoutError:  # others wait: the rest comes with the next turn
+                return False
+            except ClusterForbiddenError as error:  # asking again grants nothing
+                _log.warning("the log of pod %s cannot be read, the training goes on: %s", self._name, error)
+                return True
+            except ClusterError as error:
+                _log.debug("the log of pod %s broke off: %s", self._name, error)
+                self._breaks += 1
+            else:  # proxies close silent streams: that is no fault
+                if over:
+                    return True
+        if self._uid not in {uid_of(live) for live in self._view.live_pods}:
+            return True
+        await self._view.change(within=RESUME_SECONDS)
+        return False
+
+    async def _read(self) -> None:
+        clock = asyncio.get_running_loop().time
+        lines = self._client.logs(
+            self._namespace,
+            self._name,
+            container=self._container,
+            follow=True,
+            since_time=self._cursor.since,
+            timestamps=True,
+        )
+        # Closed here, not whenever the garbage is collected: the connection goes with it.
+        async with aclosing(cast("AsyncGenerator[str, None]", lines)) as stream:
+            async for line in stream:
+                began = clock()
+                fresh = self._cursor.fresh(line)
                 if fresh is not None:
-                    breaks = 0
-                    sink(fresh)
-        except ClusterForbiddenError as error:  # asking again grants nothing
-            _log.warning("the log of pod %s cannot be read, the training goes on: %s", name_of(pod), error)
-            return
-        except ClusterError as error:
-            _log.debug("the log of pod %s broke off: %s", name_of(pod), error)
-            clean = False
-        if over and clean:
-            return
-        breaks += 0 if clean else 1  # proxies close silent streams: that is no fault
-        if uid_of(pod) not in {uid_of(live) for live in view.live_pods}:
-            return
-        await view.change(within=RESUME_SECONDS)
+                    self._breaks = 0
+                    self._bars.line(fresh, began)
+                await self._streams.breathe(began)
 
-
-def _is_over(view: WorkloadView, uid: str) -> bool:
-    pod = next((live for live in view.live_pods if uid_of(live) == uid), None)
-    container = main_container(pod) if pod is not None else None
-    return container is None or container.state == "terminated"
+    @property
+    def _over(self) -> bool:
+        pod = next((live for live in self._view.live_pods if uid_of(live) == self._uid), None)
+        container = main_container(pod) if pod is not None else None
+        return container is None or container.state == "terminated"

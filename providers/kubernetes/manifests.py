@@ -62,7 +62,9 @@ def build_job(spec: WorkloadSpec, identity: WorkloadIdentity, attempt: int) -> J
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {
             "rules": [
-                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+                # The next attempt is the orchestrator's to start, which counts them: a Job that replaced its
+                # pods itself would do so without end.
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
             ]
         },
         "template": template,

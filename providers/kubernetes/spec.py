@@ -44,6 +44,9 @@ class WorkloadSpec:
     :param queue_name: the Kueue LocalQueue the Job waits in
     :param pod_security: ``baseline`` sets safe defaults that any image allows; ``restricted`` adds
         runAsNonRoot and refuses what the restricted Pod Security level refuses
+    :param oom_memory_factor: an attempt that follows one that ran out of memory gets so many times its
+        memory; needs ``oom_memory_max`` and a memory limit
+    :param oom_memory_max: the most memory an attempt is ever given, a quantity such as ``32Gi``
     :param volatile_env: names of variables that may differ between retries of one attempt: they do not count
         when an existing Job is compared with this spec
     """
@@ -83,6 +86,8 @@ class WorkloadSpec:
     pod_security: str = "baseline"
     working_dir: str | None = None
     volatile_env: Sequence[str] = field(default=())
+    oom_memory_factor: float | None = None
+    oom_memory_max: str | None = None
 
     def validate(self) -> None:
         """Check everything that can be checked without a cluster.
@@ -92,9 +97,11 @@ class WorkloadSpec:
         :raises ConfigurationError: names the field, its value and what to write instead
         """
         from nighttrain.providers.kubernetes.manifests import build_pod_template
+        from nighttrain.providers.kubernetes.memory_growth import check_growth
 
         self._check_scalars()
         self._check_metadata()
+        check_growth(self)
         build_pod_template(self)
 
     def _check_scalars(self) -> None:

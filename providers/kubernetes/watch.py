@@ -1,43 +1,54 @@
-"""Lists kept current: one list, then watches, resumed after disconnects, listed again after 410.
+"""Feeds: one list, then watches, resumed after disconnects, listed again after 410.
 
-Each of the three has a place of its own: :meth:`ClusterClient.watch` is one request, :func:`keep_current`
-resumes and lists again, :class:`WorkloadView` is what a wait looks at. A hub that serves many waits from one
-list and watch per namespace needs only to feed :class:`Mirror` objects.
+:meth:`ClusterClient.watch` is one request; a :class:`Feed` keeps a :class:`Sink` current with many.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from nighttrain.providers.errors import ClusterRequestError, ClusterUnreachableError, WatchExpiredError
-from nighttrain.providers.kubernetes.objects import items, mapping, metadata, text, uid_of
-from nighttrain.providers.kubernetes.resources import JOBS, PODS, Resource
+from nighttrain.providers.errors import (
+    ClusterError,
+    ClusterForbiddenError,
+    ClusterRequestError,
+    ClusterUnauthorizedError,
+    ClusterUnreachableError,
+    ObjectNotFoundError,
+    WatchExpiredError,
+)
+from nighttrain.providers.kubernetes.objects import items, mapping, metadata, text
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.resources import Resource
 
 Sleep = Callable[[float], Awaitable[object]]
 Json = dict[str, Any]
 
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
-# An API server that is upgraded or fails over is back within minutes; with pauses growing to half a minute
-# twenty failures in a row are about ten.
-FAILURES_IN_A_ROW = 20
+# An upgrade of the control plane, or the restore of its database, is done within the hour; the trainings run
+# on meanwhile. Who waits longer than that for a cluster should hear of it as a failed task.
+OUTAGE_SECONDS = 3600.0
+# Once a connection has died without a word, nothing is heard until the server's time-out has passed. A minute
+# costs a feed one request a minute and bounds that silence.
+WATCH_SECONDS = 60
+PAUSE_SECONDS = 0.5
 PAUSE_MAXIMUM_SECONDS = 30.0
-# A watch that ended without an event is not reopened at once: a server that closes it at once is in need.
-EMPTY_WATCH_PAUSE_SECONDS = 0.5
-# Deleted pods explain a failed Job; a Job rarely has more than a handful.
-REMEMBERED = 20
+# A watch that ends sooner is a server in need (or one that drains); those that follow wait longer each time.
+SHORT_WATCH_SECONDS = 5.0
+# A restarting API server refuses for a moment until it has read its roles: five tries take some six seconds.
+REFUSALS_IN_A_ROW = 5
+# 200 objects are parsed in some 10 ms, and the event loop is free in between.
+PAGE = 200
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which objects a mirror holds."""
+    """Which objects a feed brings."""
 
     resource: Resource
     namespace: str
@@ -45,182 +56,155 @@ class Selection:
     field_selector: str = ""
 
 
-class Mirror:
-    """The objects of a selection as last seen, and the last that were deleted."""
+class Sink(Protocol):
+    """What a feed keeps current."""
 
-    def __init__(self, notify: Callable[[], None]) -> None:
-        self.objects: dict[str, Json] = {}
-        self.deleted: dict[str, Json] = {}
-        self.synced = False
-        self._notify = notify
-
-    def reset(self, listed: list[Json]) -> None:
-        """Take over a fresh list."""
-        fresh = {uid_of(obj): obj for obj in listed}
-        for uid in self.objects.keys() - fresh.keys():
-            self._bury(uid, self.objects[uid])
-        self.objects = fresh
-        self.synced = True
-        self._notify()
+    def reset(self, listed: list[Json], began: float) -> None:
+        """Take over a fresh list; ``began`` is the loop's time at which it was asked for."""
 
     def apply(self, kind: str, obj: Json) -> None:
-        """Take over one watch event."""
-        uid = uid_of(obj)
-        if kind == "DELETED":
-            self.objects.pop(uid, None)
-            self._bury(uid, obj)
-        else:
-            self.objects[uid] = obj
-        self._notify()
-
-    def _bury(self, uid: str, obj: Json) -> None:
-        self.deleted[uid] = obj
-        while len(self.deleted) > REMEMBERED:
-            del self.deleted[next(iter(self.deleted))]
+        """Take over one ADDED, MODIFIED or DELETED object."""
 
 
-async def keep_current(
-    client: ClusterClient, selection: Selection, mirror: Mirror, *, sleep: Sleep = asyncio.sleep
-) -> NoReturn:
-    """Keep ``mirror`` current until cancelled.
+class Feed:
+    """Keeps a sink current.
 
-    :raises ClusterError: a refusal that no repetition mends, or about ten minutes without the cluster
+    :param on_health: told after each failure, with the error, and after each success that follows, with None
+    :param trim: what is kept of each object
     """
-    version: str | None = None
-    failures = 0
-    while True:
-        try:
-            if version is None:
-                version = await _list(client, selection, mirror)
-                failures = 0
-            before = version
-            async for event in client.watch(
-                selection.resource,
-                selection.namespace,
-                resource_version=version,
-                label_selector=selection.label_selector,
-                field_selector=selection.field_selector,
-            ):
-                failures = 0
-                version = text(metadata(event.object).get("resourceVersion")) or version
-                if event.type != "BOOKMARK":
-                    mirror.apply(event.type, event.object)
-            if version == before:
-                await sleep(EMPTY_WATCH_PAUSE_SECONDS)
-        except WatchExpiredError:
-            version = None
-        except (ClusterUnreachableError, ClusterRequestError) as error:
-            failures += 1
-            refused = isinstance(error, ClusterRequestError) and 400 <= error.status < 429
-            if refused or failures > FAILURES_IN_A_ROW:
-                raise
-            # Only a guess would say what was missed while an ERROR event other than 410 came: list again.
-            version = None if isinstance(error, ClusterRequestError) else version
-            await sleep(min(PAUSE_MAXIMUM_SECONDS, 0.5 * 2.0**failures) * random.uniform(0.5, 1.0))
-
-
-async def _list(client: ClusterClient, selection: Selection, mirror: Mirror) -> str:
-    listed = await client.list(
-        selection.resource,
-        selection.namespace,
-        label_selector=selection.label_selector,
-        field_selector=selection.field_selector,
-    )
-    mirror.reset(items(listed.get("items")))
-    return text(metadata(listed).get("resourceVersion"))
-
-
-class Mirrors:
-    """Several mirrors kept current while the context lasts, with one place to wait for a change."""
-
-    def __init__(self, client: ClusterClient, *selections: Selection, sleep: Sleep = asyncio.sleep) -> None:
-        self._client = client
-        self._sleep = sleep
-        self._changed = asyncio.Event()
-        self._selections = selections
-        self.mirrors = tuple(Mirror(self._changed.set) for _ in selections)
-        self._tasks: list[asyncio.Task[NoReturn]] = []
-
-    async def __aenter__(self) -> Self:
-        self._tasks = [
-            asyncio.create_task(keep_current(self._client, selection, mirror, sleep=self._sleep))
-            for selection, mirror in zip(self._selections, self.mirrors, strict=True)
-        ]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await _stop(self._tasks)
-
-    @property
-    def synced(self) -> bool:
-        """Whether each mirror has seen its first list; nothing may be concluded before."""
-        return all(mirror.synced for mirror in self.mirrors)
-
-    async def change(self, within: float | None = None) -> None:
-        """Return at the next change, or after ``within`` seconds.
-
-        :raises ClusterError: a mirror cannot be kept current
-        """
-        waiters: list[asyncio.Task[Any]] = [asyncio.create_task(self._changed.wait())]
-        if within is not None:
-            waiters.append(asyncio.create_task(_run(self._sleep(max(0.0, within)))))
-        try:
-            await asyncio.wait([*waiters, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _stop(waiters)
-        for task in self._tasks:
-            if task.done():
-                task.result()
-        self._changed.clear()
-
-
-class WorkloadView(Mirrors):
-    """One Job and its pods."""
 
     def __init__(
-        self, client: ClusterClient, namespace: str, name: str, uid: str, *, sleep: Sleep = asyncio.sleep
+        self,
+        client: ClusterClient,
+        selection: Selection,
+        sink: Sink,
+        *,
+        trim: Callable[[Json], Json] = lambda obj: obj,
+        on_health: Callable[[ClusterError | None], None] = lambda _: None,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
-        super().__init__(
-            client,
-            Selection(JOBS, namespace, field_selector=f"metadata.name={name}"),
-            Selection(PODS, namespace, label_selector=f"{JOB_NAME_LABEL}={name}"),
-            sleep=sleep,
-        )
-        self._uid = uid
+        self._client = client
+        self._selection = selection
+        self._sink = sink
+        self._trim = trim
+        self._on_health = on_health
+        self._sleep = sleep
+        self._failures = 0
+        self._refusals = 0
+        self._short = 0
+        self._failing_since: float | None = None
+        self._version: str | None = None
 
-    @property
-    def job(self) -> Json | None:
-        """The Job of this uid; ``None`` once it is deleted, even if another took its name."""
-        return self.mirrors[0].objects.get(self._uid)
+    async def run(self) -> NoReturn:
+        """Keep the sink current until cancelled.
 
-    @property
-    def live_pods(self) -> list[Json]:
-        """The Job's pods that exist."""
-        return [pod for pod in self.mirrors[1].objects.values() if owned_by(pod, self._uid)]
+        :raises ClusterError: a refusal that no repetition mends, or an hour without the cluster
+        """
+        while True:
+            try:
+                if self._version is None:
+                    self._version = await self._list()
+                await self._watch(self._version)
+            except WatchExpiredError:
+                self._version = None
+                await self._pause_if_short(0.0)
+            except ClusterError as error:
+                await self._failed(error)
 
-    @property
-    def pods(self) -> list[Json]:
-        """The Job's pods, those deleted as last seen."""
-        gone = [pod for pod in self.mirrors[1].deleted.values() if owned_by(pod, self._uid)]
-        return [*gone, *self.live_pods]
+    async def _list(self) -> str:
+        began = asyncio.get_running_loop().time()
+        selection, token, found = self._selection, None, list[Json]()
+        while True:
+            page = await self._client.list(
+                selection.resource,
+                selection.namespace,
+                label_selector=selection.label_selector,
+                field_selector=selection.field_selector,
+                limit=PAGE,
+                continue_token=token,
+            )
+            found += [self._trim(obj) for obj in items(page.get("items"))]
+            token = text(metadata(page).get("continue")) or None
+            if token is None:
+                break
+        self._sink.reset(found, began)
+        self._healthy()
+        return text(metadata(page).get("resourceVersion"))
+
+    async def _watch(self, version: str) -> None:
+        loop = asyncio.get_running_loop()
+        selection, opened, last_yield = self._selection, loop.time(), loop.time()
+        async for event in self._client.watch(
+            selection.resource,
+            selection.namespace,
+            resource_version=version,
+            label_selector=selection.label_selector,
+            field_selector=selection.field_selector,
+            # Many feeds that began together do not come back together.
+            timeout_seconds=round(WATCH_SECONDS * random.uniform(0.75, 1.0)),
+        ):
+            self._healthy()
+            self._version = text(metadata(event.object).get("resourceVersion")) or self._version
+            if event.type != "BOOKMARK":
+                self._sink.apply(event.type, self._trim(event.object))
+            if loop.time() - last_yield > 0.01:  # a burst that is read already does not hold up the loop
+                await asyncio.sleep(0)
+                last_yield = loop.time()
+        self._healthy()
+        await self._pause_if_short(loop.time() - opened)
+
+    async def _pause_if_short(self, lasted: float) -> None:
+        self._short = self._short + 1 if lasted < SHORT_WATCH_SECONDS else 0
+        if self._short:
+            await self._sleep(_pause(self._short - 1))
+
+    def _healthy(self) -> None:
+        self._failures = self._refusals = 0
+        if self._failing_since is not None:
+            self._failing_since = None
+            self._on_health(None)
+
+    async def _failed(self, error: ClusterError) -> None:
+        if _is_refusal(error):
+            self._refusals += 1
+            persists = isinstance(error, (ClusterForbiddenError, ClusterUnauthorizedError))
+            if not persists or self._refusals >= REFUSALS_IN_A_ROW:
+                raise error
+        now = asyncio.get_running_loop().time()
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        if now - self._failing_since > OUTAGE_SECONDS:
+            raise error
+        self._on_health(error)
+        self._failures += 1
+        # What was missed while an ERROR event other than 410 came is a guess: list again.
+        if isinstance(error, ClusterRequestError):
+            self._version = self._version if error.status in (429, 503) else None
+        asked = getattr(error, "retry_after", None) or 0.0
+        await self._sleep(max(_pause(self._failures - 1), min(asked, PAUSE_MAXIMUM_SECONDS)))
+
+
+def _pause(failures: int) -> float:
+    return min(PAUSE_MAXIMUM_SECONDS, PAUSE_SECONDS * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1.0)
+
+
+def _is_refusal(error: ClusterError) -> bool:
+    """Whether the cluster has answered that it will not, which is no outage."""
+    if isinstance(error, ClusterUnreachableError):
+        return False
+    if isinstance(error, ClusterRequestError):
+        return 400 <= error.status < 500 and error.status not in (408, 429)
+    return isinstance(error, (ClusterForbiddenError, ClusterUnauthorizedError, ObjectNotFoundError))
 
 
 def owned_by(pod: Json, uid: str) -> bool:
     """Whether a pod belongs to the Job of this uid."""
+    return owner_of(pod) in ("", uid)
+
+
+def owner_of(pod: Json) -> str:
+    """The uid of the Job that a pod belongs to; empty if it says nothing about it."""
     owners = items(metadata(pod).get("ownerReferences"))
-    if not owners:
-        labels = mapping(metadata(pod).get("labels"))
-        return labels.get("batch.kubernetes.io/controller-uid") in (None, uid)
-    return any(owner.get("uid") == uid for owner in owners)
-
-
-async def _run(awaitable: Awaitable[object]) -> None:
-    await awaitable
-
-
-async def _stop(tasks: list[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+    if owners:
+        job = next((owner for owner in owners if owner.get("controller")), owners[0])
+        return text(job.get("uid"))
+    return text(mapping(metadata(pod).get("labels")).get("batch.kubernetes.io/controller-uid"))

@@ -104,21 +104,14 @@ async def test_a_wait_with_cut_watches_and_an_expired_history_ends_right(
     assert await names(client) == [job.name]
 
 
-# Hangs the first time it runs; the next time it finds the mark, and ends.
-ONCE = """
-import pathlib, time
-mark = pathlib.Path({path!r})
-if not mark.exists():
-    mark.touch()
-    time.sleep(600)
-"""
+BEGUN = "import pathlib, time; pathlib.Path({path!r}).touch(); time.sleep(600)"
 
 
-async def test_a_wait_outlives_the_server_and_the_job_replaces_the_lost_pod(
+async def test_a_wait_outlives_the_server_and_tells_that_the_node_was_lost(
     cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity, tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
-    job = await submit(client, ONCE.format(path=str(begun)), identity)
+    job = await submit(client, BEGUN.format(path=str(begun)), identity)
     waiting = asyncio.create_task(wait(client, job))
 
     def restart_once_it_runs() -> None:
@@ -129,7 +122,7 @@ async def test_a_wait_outlives_the_server_and_the_job_replaces_the_lost_pod(
         cluster.restart()
 
     await asyncio.to_thread(restart_once_it_runs)
-    assert await waiting is OutcomeKind.SUCCEEDED
+    assert await waiting is OutcomeKind.NODE_LOST
     assert await names(client) == [job.name]
 
 

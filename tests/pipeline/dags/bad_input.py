@@ -25,7 +25,9 @@ with DAG(dag_id="bad_input", schedule=None, start_date=datetime(2024, 1, 1), cat
     training("missing_namespace", namespace="nowhere")
     training("unreachable_cluster", kubernetes_conn_id="cluster_down")
     training("missing_connection", kubernetes_conn_id="never_made")
-    training("unreachable_mlflow", mlflow_conn_id="mlflow_down")
+    RegisterModelOperator(
+        task_id="unreachable_mlflow", model_name="nothing", run_id="0" * 32, mlflow_conn_id="mlflow_down"
+    )
     training("unauthorised_mlflow", mlflow_conn_id="mlflow_401")
     RegisterModelOperator(
         task_id="run_without_model", model_name="nothing", run_id="{{ dag_run.conf['empty_run'] }}"

@@ -26,7 +26,7 @@ from nighttrain.providers.kubernetes.client import (
     ClusterConfig,
 )
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
-from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
 from nighttrain.providers.kubernetes.workload import Workload
 from nighttrain.providers.local.server import EmbeddedCluster
 
@@ -125,10 +125,112 @@ async def test_a_program_that_exits_3_fails_with_its_last_lines(
 
 async def test_a_second_worker_adopts_what_runs(client: ClusterClient, identity: WorkloadIdentity) -> None:
     first = await submit(client, spec(SLEEP), identity)
-    second = await submit(client, spec(SLEEP), identity, epoch="another")
+    second = await submit(client, spec(SLEEP), identity)
     assert second == replace(first, adopted=True)
     assert await jobs_of(client, identity) == [first.name]
     await workload.cancel(client, first)
+
+
+async def test_a_cleared_task_ends_what_runs_and_starts_anew(
+    client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    first = await submit(client, spec(SLEEP), identity, epoch="1")
+    second = await submit(client, spec(SLEEP), identity, epoch="2")
+    assert (second.attempt, second.adopted) == (2, False)
+    assert await running_pods(client, first) == []
+    await workload.cancel(client, second)
+
+
+async def test_a_try_from_before_the_clear_touches_nothing(
+    client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    cleared = await submit(client, spec(SLEEP), identity, epoch="2")
+    with pytest.raises(errors.WorkloadConflictError, match="later clear"):
+        await submit(client, spec(SLEEP), identity, epoch="1")
+    assert await jobs_of(client, identity) == [cleared.name]
+    await workload.cancel(client, cleared)
+
+
+async def test_an_orchestrator_without_clears_adopts_across_epochs(
+    client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    first = await workload.submit(
+        client, spec(SLEEP), identity, epoch="b", namespace=NAMESPACE, adopts_earlier_epochs=True
+    )
+    second = await workload.submit(
+        client, spec(SLEEP), identity, epoch="a", namespace=NAMESPACE, adopts_earlier_epochs=True
+    )
+    assert second == replace(first, adopted=True)
+    await workload.cancel(client, first)
+
+
+async def test_adoption_fences_off_whoever_saw_the_job_before(
+    client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    first = await submit(client, spec(SLEEP), identity)
+    seen = await client.get(JOBS, NAMESPACE, first.name)
+    await submit(client, spec(SLEEP), identity)
+    now = await client.get(JOBS, NAMESPACE, first.name)
+    assert now["metadata"]["resourceVersion"] != seen["metadata"]["resourceVersion"]
+    assert now["metadata"]["annotations"]["nighttrain.dev/adopted"]
+    await workload.cancel(client, first)
+
+
+async def test_attempts_that_the_cluster_ended_are_counted_until_the_task_is_cleared(
+    client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    counts = []
+    evicted = Outcome(OutcomeKind.EVICTED, infrastructure=True)
+    for _ in range(3):
+        job = await submit(client, spec(SLEEP), identity, epoch="1")
+        counts.append(job.infrastructure_failures)
+        await workload.mark_consumed(client, job, "1", outcome=evicted)
+    cleared = await submit(client, spec(SLEEP), identity, epoch="2")
+    assert [*counts, cleared.infrastructure_failures] == [0, 1, 2, 0]
+    await workload.cancel(client, cleared)
+
+
+async def test_memory_grows_to_its_ceiling_after_running_out(
+    client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    growing = replace(
+        spec("pass"),
+        container_resources={"requests": {"memory": "64Mi"}, "limits": {"memory": "64Mi"}},
+        oom_memory_factor=1.5,
+        oom_memory_max="100Mi",
+    )
+    given = []
+    for _ in range(3):
+        job = await submit(client, growing, identity)
+        sent = await client.get(JOBS, NAMESPACE, job.name)
+        resources = sent["spec"]["template"]["spec"]["containers"][0]["resources"]
+        assert resources["limits"] == resources["requests"]
+        given.append(resources["limits"]["memory"])
+        await workload.mark_consumed(client, job, "", outcome=Outcome(OutcomeKind.OUT_OF_MEMORY))
+    assert given == ["64Mi", "96Mi", "100Mi"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "ceiling", "limits", "field"),
+    [
+        (0.5, "1Gi", {"memory": "64Mi"}, "oom_memory_factor"),
+        (2, None, {"memory": "64Mi"}, "oom_memory_max"),
+        (2, "1Gi", {"cpu": "1"}, "oom_memory_factor"),
+        (2, "32Mi", {"memory": "64Mi"}, "oom_memory_max"),
+    ],
+)
+def test_a_growth_that_cannot_work_is_refused(
+    factor: float, ceiling: str | None, limits: dict[str, str], field: str
+) -> None:
+    asked = replace(
+        spec("pass"),
+        container_resources={"limits": limits},
+        oom_memory_factor=factor,
+        oom_memory_max=ceiling,
+    )
+    with pytest.raises(errors.ConfigurationError) as refused:
+        asked.validate()
+    assert refused.value.field == field
 
 
 async def test_workers_that_race_share_one_job(client: ClusterClient, identity: WorkloadIdentity) -> None:
@@ -186,13 +288,15 @@ async def test_a_consumed_attempt_that_still_lives_is_ended_before_the_next(
     await workload.cancel(client, second)
 
 
-async def test_a_changed_spec_does_not_adopt_a_live_attempt(
-    client: ClusterClient, identity: WorkloadIdentity
+async def test_a_changed_spec_replaces_a_live_attempt(
+    client: ClusterClient, identity: WorkloadIdentity, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = await submit(client, spec(SLEEP), identity)
-    with pytest.raises(errors.WorkloadConflictError, match=f"kubectl -n default delete job {first.name}"):
-        await submit(client, spec(SLEEP + " "), identity)
-    await workload.cancel(client, first)
+    second = await submit(client, spec(SLEEP + " "), identity)
+    assert (second.attempt, second.adopted) == (2, False)
+    assert await running_pods(client, first) == []
+    assert f"Cancelling Job {first.name}: the task asks for something else" in caplog.text
+    await workload.cancel(client, second)
 
 
 async def test_a_changed_spec_follows_an_ended_attempt(

@@ -74,7 +74,9 @@ class LogServer(ScriptedServer):
             return listed("JobList", {"metadata": meta, "status": done})
         state = {"terminated": {"exitCode": 0}}
         status = {"phase": "Succeeded", "containerStatuses": [{"name": "main", "state": state}]}
-        return listed("PodList", {"metadata": {"name": "p", "uid": "pu"}, "status": status})
+        owner = {"kind": "Job", "uid": "u", "controller": True}
+        meta = {"name": "p", "uid": "pu", "ownerReferences": [owner]}
+        return listed("PodList", {"metadata": meta, "status": status})
 
 
 async def test_a_log_that_breaks_is_resumed_and_its_lines_come_once() -> None:

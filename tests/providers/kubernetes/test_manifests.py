@@ -82,7 +82,7 @@ def test_the_job_leaves_retries_to_the_orchestrator_and_disruptions_to_the_clust
     assert spec["backoffLimit"] == 0
     assert spec["podReplacementPolicy"] == "Failed"
     (rule,) = spec["podFailurePolicy"]["rules"]
-    assert (rule["action"], rule["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
+    assert (rule["action"], rule["onPodConditions"][0]["type"]) == ("FailJob", "DisruptionTarget")
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
     assert spec["activeDeadlineSeconds"] == 60
     assert spec["suspend"] is True

@@ -11,18 +11,17 @@ import stamina
 from scripted_api import Answer, ScriptedServer, refusal
 
 from nighttrain.providers import errors
+from nighttrain.providers.kubernetes import client as client_module
 from nighttrain.providers.kubernetes import watch
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind, Phase
-from nighttrain.providers.kubernetes.workload import _StartupBudget
 
 
 def job(name: str, version: str) -> dict[str, Any]:
     return {"metadata": {"name": name, "uid": f"uid-{name}", "resourceVersion": version}}
 
 
-def listed(version: str, *objects: dict[str, Any]) -> Answer:
-    return Answer(200, {"metadata": {"resourceVersion": version}, "items": list(objects)})
+def listed(version: str, *objects: dict[str, Any], more: str = "") -> Answer:
+    return Answer(200, {"metadata": {"resourceVersion": version, "continue": more}, "items": list(objects)})
 
 
 def line(kind: str, obj: dict[str, Any]) -> str:
@@ -43,15 +42,41 @@ class Virtual:
         await asyncio.sleep(0)
 
 
-async def run_until(script: list[Answer], requests: int) -> tuple[watch.Mirror, ScriptedServer, Virtual]:
+class Mirror:
+    """The objects as last seen, and those that are gone."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Any] = {}
+        self.lists: list[set[str]] = []
+
+    def reset(self, listed: list[dict[str, Any]], began: float) -> None:
+        self.objects = {each["metadata"]["uid"]: each for each in listed}
+        self.lists.append(set(self.objects))
+
+    def apply(self, kind: str, obj: dict[str, Any]) -> None:
+        if kind == "DELETED":
+            self.objects.pop(obj["metadata"]["uid"])
+        else:
+            self.objects[obj["metadata"]["uid"]] = obj
+
+
+async def run_until(
+    script: list[Answer], requests: int, health: list[bool] | None = None
+) -> tuple[Mirror, ScriptedServer, Virtual]:
     """Keep a mirror current until the server has been asked so many times."""
-    virtual = Virtual()
+    virtual, told = Virtual(), [] if health is None else health
     async with ScriptedServer(*script, Answer(lines=[], hold=30)) as server:
-        mirror = watch.Mirror(lambda: None)
+        mirror = Mirror()
         config = ClusterConfig(kubeconfig_content=server.kubeconfig())
         async with await ClusterClient.open(config, attempts=1) as client:
-            selection = watch.Selection(JOBS, "n", label_selector="a=b")
-            task = asyncio.create_task(watch.keep_current(client, selection, mirror, sleep=virtual.sleep))
+            feed = watch.Feed(
+                client,
+                watch.Selection(JOBS, "n", label_selector="a=b"),
+                mirror,
+                on_health=lambda error: told.append(error is None),
+                sleep=virtual.sleep,
+            )
+            task = asyncio.create_task(feed.run())
             reached = asyncio.create_task(server.asked(requests))
             await asyncio.wait({task, reached}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
             failed = task.done()
@@ -75,11 +100,18 @@ async def test_a_watch_resumes_where_the_stream_was_cut() -> None:
     assert versions == [None, "10", "12", "20", "21"]
     assert all(request.query["labelSelector"] == "a=b" for request in server.requests)
     assert set(mirror.objects) == {"uid-a"}
-    assert set(mirror.deleted) == {"uid-b"}
     assert mirror.objects["uid-a"]["metadata"]["resourceVersion"] == "11"
 
 
-async def test_an_expired_version_lists_again_and_what_is_missing_is_remembered_as_deleted() -> None:
+async def test_a_long_list_comes_in_pages_and_is_taken_over_whole() -> None:
+    mirror, server, _ = await run_until(
+        [listed("10", job("a", "5"), more="next"), listed("10", job("b", "6"))], 3
+    )
+    assert [request.query.get("continue") for request in server.requests] == [None, "next", None]
+    assert mirror.lists == [{"uid-a", "uid-b"}]
+
+
+async def test_an_expired_version_lists_again() -> None:
     script = [
         listed("10", job("a", "5"), job("b", "6")),
         Answer(lines=[EXPIRED]),
@@ -88,47 +120,56 @@ async def test_an_expired_version_lists_again_and_what_is_missing_is_remembered_
     mirror, server, _ = await run_until(script, 4)
     assert [request.query.get("resourceVersion") for request in server.requests] == [None, "10", None, "50"]
     assert set(mirror.objects) == {"uid-a"}
-    assert set(mirror.deleted) == {"uid-b"}
 
 
-async def test_an_outage_is_survived_with_growing_pauses() -> None:
+async def test_an_outage_is_survived_with_growing_pauses_and_told_of() -> None:
     down = refusal(503, "ServiceUnavailable", "down")
-    script = [down, down, down, listed("10", job("a", "5"))]
-    mirror, _, virtual = await run_until(script, 5)
-    assert mirror.synced
-    assert len(virtual.slept) == 3
-    assert all(pause <= ceiling for pause, ceiling in zip(virtual.slept, [1.0, 2.0, 4.0], strict=True))
+    health: list[bool] = []
+    mirror, _, virtual = await run_until([down, down, down, listed("10", job("a", "5"))], 5, health)
+    assert set(mirror.objects) == {"uid-a"}
+    assert all(pause <= most for pause, most in zip(virtual.slept, [0.5, 1.0, 2.0], strict=True))
+    assert health == [False, False, False, True]
 
 
-async def test_an_endless_outage_is_an_error_and_not_a_hang() -> None:
+async def test_a_server_that_asks_for_a_pause_gets_it() -> None:
+    busy = refusal(429, "TooManyRequests", "busy")
+    busy.headers["Retry-After"] = "7"
+    _, server, virtual = await run_until([listed("10"), busy, busy], 4)
+    assert virtual.slept == [7.0, 7.0]
+    # It was busy, and has lost nothing: no list is asked for again.
+    assert [request.query.get("resourceVersion") for request in server.requests] == [None, "10", "10", "10"]
+
+
+async def test_an_outage_of_an_hour_is_an_error_and_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "OUTAGE_SECONDS", 0.05)
     with pytest.raises(errors.ClusterRequestError, match="down"):
-        await run_until([refusal(503, "ServiceUnavailable", "down")] * 40, 40)
+        await run_until([refusal(503, "ServiceUnavailable", "down")] * 4000, 4000)
 
 
-async def test_a_refusal_is_an_error_at_once() -> None:
-    with pytest.raises(errors.ClusterForbiddenError):
-        await run_until([refusal(403, "Forbidden", "no")] * 2, 3)
+@pytest.mark.parametrize(("code", "reason"), [(403, "Forbidden"), (401, "Unauthorized")])
+async def test_a_refusal_that_passes_is_survived_and_one_that_persists_is_an_error(
+    code: int, reason: str
+) -> None:
+    refused = refusal(code, reason, "no")
+    mirror, _, _ = await run_until([refused] * 3 + [listed("10", job("a", "5"))], 5)
+    assert set(mirror.objects) == {"uid-a"}
+    with pytest.raises((errors.ClusterForbiddenError, errors.ClusterUnauthorizedError)):
+        await run_until([refused] * 40, 40)
 
 
 async def test_a_server_that_closes_every_watch_at_once_is_not_flooded() -> None:
-    script = [listed("10"), Answer(lines=[]), Answer(lines=[]), Answer(lines=[])]
-    _, _, virtual = await run_until(script, 5)
-    assert virtual.slept == [watch.EMPTY_WATCH_PAUSE_SECONDS] * 3
+    _, _, virtual = await run_until([listed("10"), *[Answer(lines=[])] * 5], 7)
+    assert len(virtual.slept) == 5
+    assert all(
+        most / 2 <= pause <= most for pause, most in zip(virtual.slept, [0.5, 1, 2, 4, 8], strict=True)
+    )
 
 
-def observation(kind: OutcomeKind | None, grace: int = 0) -> Observation:
-    return Observation(Phase.WAITING, permanent_wait=kind, grace_seconds=grace)
-
-
-def test_the_start_up_budget_counts_only_time_without_progress() -> None:
-    budget = _StartupBudget(100)
-    stuck = observation(OutcomeKind.IMAGE_PULL)
-    assert budget.left(stuck, 0) == 100
-    assert budget.left(observation(OutcomeKind.UNKNOWN), 60) == 40  # reasons come and go: still not started
-    assert budget.left(observation(None), 90) is None  # a queue: healthy
-    assert budget.left(stuck, 1000) == 100
-    assert budget.left(stuck, 1100) == 0
-    assert budget.left(observation(OutcomeKind.EVICTED, grace=30), 1100) == 30
+async def test_a_stream_that_has_died_silently_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WATCH_SECONDS", 0)
+    monkeypatch.setattr(client_module, "WATCH_GRACE_SECONDS", 0.2)
+    _, server, _ = await run_until([listed("10"), Answer(lines=[], hold=10)], 3)
+    assert [request.query.get("resourceVersion") for request in server.requests] == [None, "10", "10"]
 
 
 @pytest.fixture(autouse=True)

@@ -122,7 +122,7 @@ async def judged(
         yield client, authorizer, admin
 
 
-async def a_training(client: ClusterClient) -> list[str]:
+async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
     """What the operators do, from the dry run to the next attempt's cancellation."""
     run = f"run-{next(_numbers)}"
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
@@ -147,7 +147,14 @@ async def a_training(client: ClusterClient) -> list[str]:
     second = await workload.submit(client, queued, who, epoch="1", namespace=NAMESPACE)
     assert second.attempt == 2
     await workload.observe(client, second)
+    waiting = asyncio.create_task(workload.wait(client, second, startup_timeout_seconds=30))
+    # Why it waits is told by feeds; Kueue does not run here, so that its Workloads are listed and no more.
+    while ("", "events", "watch") not in judge.used:
+        await asyncio.sleep(0.05)
+    with contextlib.suppress(errors.ObjectNotFoundError):
+        await anext(client.watch(KUEUE_WORKLOADS[0], NAMESPACE, resource_version="1"), None)
     await workload.cancel(client, second)
+    await waiting
     return lines
 
 
@@ -194,7 +201,7 @@ async def rollouts(client: ClusterClient, admin: ClusterClient, make: Make) -> N
 
 async def test_a_training_needs_exactly_its_role(cluster: EmbeddedCluster) -> None:
     async with judged(cluster, TRAINING) as (client, authorizer, _):
-        assert await a_training(client) == ["x"]
+        assert await a_training(client, authorizer) == ["x"]
     assert authorizer.refused == []
     assert authorizer.used == set(TRAINING)
 
@@ -226,7 +233,7 @@ async def named(right: Right, scenario: Awaitable[Any]) -> None:
 @pytest.mark.parametrize("right", TRAINING, ids="-".join)
 async def test_a_right_that_a_training_lacks_is_named(right: Right, cluster: EmbeddedCluster) -> None:
     async with judged(cluster, [each for each in TRAINING if each != right]) as (client, authorizer, _):
-        await named(right, a_training(client))
+        await named(right, a_training(client, authorizer))
     assert set(authorizer.refused) == {right}
     if right[1] == "pods/log":  # a refusal is not asked about again: a short training would wait for it
         assert len(authorizer.refused) == 1

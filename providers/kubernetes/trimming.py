@@ -1,0 +1,92 @@
+"""What is kept of the objects that a hub mirrors: a thousand of them must fit into little memory."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from nighttrain.providers.kubernetes.objects import DEFAULT_CONTAINER_ANNOTATION, mapping, metadata
+
+Json = dict[str, Any]
+
+_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "ownerReferences",
+)
+_JOB_SPEC = ("suspend", "parallelism", "completions", "backoffLimit", "activeDeadlineSeconds")
+_POD_SPEC = ("nodeName", "schedulingGates", "priority", "terminationGracePeriodSeconds")
+_EVENT = (
+    "type",
+    "reason",
+    "message",
+    "note",
+    "count",
+    "firstTimestamp",
+    "lastTimestamp",
+    "eventTime",
+    "series",
+    "involvedObject",
+    "regarding",
+)
+# Kueue's status tells why a workload waits; its podSets repeat the Job's template.
+_QUEUE_SPEC = ("active", "queueName", "priority", "priorityClassName")
+# Strings that come again in every object; longer ones are mostly messages, which do not.
+_INTERNED = 40
+
+
+def trim_job(job: Json) -> Json:
+    """A Job without its template."""
+    return _compact(_trimmed(job, _JOB_SPEC))
+
+
+def trim_pod(pod: Json) -> Json:
+    """A pod without what its containers are told."""
+    return _compact(_trimmed(pod, _POD_SPEC))
+
+
+def trim_queue(workload: Json) -> Json:
+    """Kueue's Workload without the templates of its pods."""
+    return _compact(_trimmed(workload, _QUEUE_SPEC))
+
+
+def trim_event(event: Json) -> Json:
+    """An event without its source."""
+    kept = {name: event[name] for name in _EVENT if event.get(name) is not None}
+    for about in ("involvedObject", "regarding"):
+        if about in kept:
+            kept[about] = {
+                key: value for key, value in mapping(kept[about]).items() if key in ("uid", "kind", "name")
+            }
+    return _compact(kept | {"metadata": _some(metadata(event), ("name", "uid", "resourceVersion"))})
+
+
+def _trimmed(obj: Json, spec: tuple[str, ...]) -> Json:
+    meta = _some(metadata(obj), _METADATA)
+    annotation = mapping(metadata(obj).get("annotations")).get(DEFAULT_CONTAINER_ANNOTATION)
+    if annotation is not None:
+        meta["annotations"] = {DEFAULT_CONTAINER_ANNOTATION: annotation}
+    return {"metadata": meta, "spec": _some(mapping(obj.get("spec")), spec), "status": obj.get("status")}
+
+
+def _some(given: Json, names: tuple[str, ...]) -> Json:
+    return {name: given[name] for name in names if given.get(name) is not None}
+
+
+def _compact(obj: Json) -> Json:
+    """The same object, with the strings that many objects have in common held once."""
+    return {sys.intern(key): _shared(held) for key, held in obj.items()}
+
+
+def _shared(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _compact(value)
+    if isinstance(value, list):
+        return [_shared(held) for held in value]
+    return sys.intern(value) if type(value) is str and len(value) <= _INTERNED else value

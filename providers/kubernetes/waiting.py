@@ -1,0 +1,270 @@
+"""Waiting for a workload's end: what the hub shows, against the time that each kind of wait may take."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.errors import ClusterError, ObjectNotFoundError, WorkloadConflictError
+from nighttrain.providers.kubernetes.hub import Subscription, subscribe, subscribe_alone
+from nighttrain.providers.kubernetes.objects import TERMINAL_PHASES, items, mapping, status, text, uid_of
+from nighttrain.providers.kubernetes.outcome import (
+    Observation,
+    Outcome,
+    OutcomeKind,
+    Phase,
+    decide,
+    timed_out,
+)
+from nighttrain.providers.kubernetes.resources import EVENTS, JOBS, KUEUE_WORKLOADS, PODS
+from nighttrain.providers.kubernetes.watch import JOB_NAME_LABEL, Sleep, owned_by
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.workload import Workload
+
+Json = dict[str, Any]
+
+# Longer than any sensible grace period: what still terminates after it needs a person.
+GONE_SECONDS = 900.0
+# A start with the image at hand is over by then and needs no explanation.
+EXPLAIN_AFTER_SECONDS = 3.0
+
+
+async def wait(
+    client: ClusterClient,
+    workload: Workload,
+    *,
+    startup_timeout_seconds: float,
+    schedule_timeout_seconds: float | None = None,
+    queue_timeout_seconds: float | None = None,
+    on_observation: Callable[[Observation], None] | None = None,
+    narrow: bool = False,
+    sleep: Sleep = asyncio.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Wait until the attempt has ended and say how.
+
+    It never deletes anything: after a time-out, or a fault that no waiting mends, the Job may still exist,
+    and cancelling it is the caller's decision. While the cluster does not answer no time-out ends the wait.
+
+    :param startup_timeout_seconds: how long the workload may go without getting nearer to running, once it
+        has quota and a node. A request above the whole quota, or a queue that does not exist, counts as well:
+        no waiting grants it.
+    :param schedule_timeout_seconds: how long it may wait for a node; as long as for its start if not given
+    :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use. Without bound
+        if not given: such a wait says how busy the cluster is, not that something is wrong, and a nightly
+        run that waits its turn until morning is healthy.
+    :param on_observation: told of each change; exceptions it raises end the wait
+    :param narrow: watch this one Job alone: for processes that wait for one and not for many
+    :raises ClusterError: the cluster refused, or could not be asked for an hour
+    """
+    limits = Limits(startup_timeout_seconds, schedule_timeout_seconds, queue_timeout_seconds)
+    reported: Observation | None = None
+    waiting_since: float | None = None
+    async with subscribe(
+        client, workload.namespace, workload.name, workload.uid, narrow=narrow, sleep=sleep
+    ) as view:
+        while True:
+            if not view.synced:
+                await view.change()
+                continue
+            now = clock()
+            observation = decide(view.job, view.pods, view.events, queue=_queue_of(view))
+            if observation.phase is not Phase.WAITING:
+                waiting_since = None
+            elif waiting_since is None:
+                waiting_since = now
+            left = limits.left(observation, now, client.cluster_time)
+            if left is not None and left <= 0 and not view.outage:
+                # What ends the wait is asked for once more: the stream may have been silent.
+                observation, pods = await _looked_into(client, workload)
+                left = limits.left(observation, now, client.cluster_time)
+                if observation.outcome is None and left is not None and left <= 0:
+                    return timed_out(observation, pods, limits.seconds(observation))
+            shown = _with_outage(observation) if view.outage else observation
+            if on_observation is not None and shown != reported:
+                on_observation(shown)
+            reported = shown
+            if observation.outcome is not None:
+                return await _final(client, workload, view, observation.outcome)
+            explain_in = None if waiting_since is None else waiting_since + EXPLAIN_AFTER_SECONDS - now
+            view.explain(explain_in is not None and explain_in <= 0)
+            pauses = [left] if left is not None and not view.outage else []
+            pauses += [explain_in] if explain_in is not None and explain_in > 0 else []
+            await view.change(within=min(pauses, default=None))
+
+
+class Limits:
+    """Counts the time of each kind of wait; another kind, and any healthy state, starts it anew."""
+
+    def __init__(self, startup: float, schedule: float | None = None, queue: float | None = None) -> None:
+        self._seconds = {"START": startup, "NODE": startup if schedule is None else schedule, "QUOTA": queue}
+        self._kind: str | None = None
+        self._since = 0.0
+
+    def left(self, observation: Observation, now: float, cluster_now: float | None = None) -> float | None:
+        """The seconds that are left of the wait; ``None`` if it has no bound.
+
+        :param now: by a clock of this process
+        :param cluster_now: by the cluster's clock, in seconds since 1970: a wait that began before this
+            process did is not younger for it
+        """
+        kind = _kind(observation)
+        if kind != self._kind:
+            self._kind, self._since = kind, now
+        if kind is None:
+            return None
+        seconds = self._seconds_of(kind, observation)
+        if seconds is None:
+            return None
+        elapsed = now - self._since
+        began = _seconds_since_1970(getattr(observation, "since", None))
+        if began is not None and cluster_now is not None:
+            elapsed = max(elapsed, cluster_now - began)
+        return seconds + observation.grace_seconds - elapsed
+
+    def seconds(self, observation: Observation) -> float:
+        """The bound of this kind of wait."""
+        kind = _kind(observation)
+        return (self._seconds_of(kind, observation) if kind else None) or 0.0
+
+    def _seconds_of(self, kind: str, observation: Observation) -> float | None:
+        seconds = self._seconds[kind]
+        if kind != "QUOTA" or observation.permanent_wait is None:
+            return seconds
+        # No waiting grants it: the bound of a start holds, unless the queue's is shorter.
+        startup = self._seconds["START"]
+        return min(bound for bound in (seconds, startup) if bound is not None)
+
+
+def _kind(observation: Observation) -> str | None:
+    if observation.phase is Phase.FINISHED:
+        return None
+    given = getattr(observation, "waiting_for", None)
+    if given is not None:
+        return str(given.name)
+    return None if observation.permanent_wait is None else "START"
+
+
+def _seconds_since_1970(stamp: str | None) -> float | None:
+    try:
+        moment = datetime.fromisoformat(stamp) if stamp else None
+    except ValueError:
+        return None
+    return moment.timestamp() if moment is not None and moment.tzinfo is not None else None
+
+
+def _with_outage(observation: Observation) -> Observation:
+    detail = "the cluster does not answer; waiting goes on"
+    return replace(observation, detail=f"{detail} (last seen: {observation.detail})")
+
+
+def _queue_of(view: Subscription) -> Json | None:
+    return view.queue if _suspended(view.job) else None
+
+
+def _suspended(job: Json | None) -> bool:
+    return mapping((job or {}).get("spec")).get("suspend") is True
+
+
+async def _looked_into(client: ClusterClient, workload: Workload) -> tuple[Observation, list[Json]]:
+    job, pods = await read_job(client, workload), await list_pods(client, workload)
+    events, queue = await explanations(client, workload, job)
+    return decide(job, pods, events, queue=queue), pods
+
+
+async def explanations(
+    client: ClusterClient, workload: Workload, job: Json | None
+) -> tuple[list[Json], Json | None]:
+    """Events and Kueue's view, read once. They explain and never decide: a missing right is not an error."""
+    events: list[Json] = []
+    try:
+        about = [workload.uid, *(uid_of(pod) for pod in await list_pods(client, workload))]
+        for uid in about:
+            listed = await client.list(
+                EVENTS, workload.namespace, field_selector=f"involvedObject.uid={uid}", limit=100
+            )
+            events += items(listed.get("items"))
+    except ClusterError:
+        events = []
+    return events, await _queue(client, workload) if _suspended(job) else None
+
+
+async def _queue(client: ClusterClient, workload: Workload) -> Json | None:
+    selector = f"kueue.x-k8s.io/job-uid={workload.uid}"
+    try:
+        for resource in KUEUE_WORKLOADS:
+            try:
+                found = await client.list(resource, workload.namespace, label_selector=selector)
+            except ObjectNotFoundError:
+                continue
+            return next(iter(items(found.get("items"))), None)
+    except ClusterError:
+        return None
+    return {"absent": True}
+
+
+async def _final(client: ClusterClient, workload: Workload, view: Subscription, outcome: Outcome) -> Outcome:
+    """Jobs and pods arrive on two streams: the Job's end may have overtaken its pod's last words."""
+    if view.job is None or not _may_change(view, outcome):
+        return outcome
+    try:
+        fresh = {uid_of(pod): pod for pod in await list_pods(client, workload)}
+    except ClusterError:
+        return outcome
+    known = {uid_of(pod): pod for pod in view.pods} | fresh
+    again = decide(view.job, list(known.values())).outcome
+    return again if again is not None else outcome
+
+
+def _may_change(view: Subscription, outcome: Outcome) -> bool:
+    """Whether a pod's own end is still unseen. A thousand Jobs that end at once need not all ask."""
+    ends = [text(status(pod).get("phase")) in TERMINAL_PHASES for pod in view.pods]
+    return outcome.kind is OutcomeKind.UNKNOWN or not ends or not all(ends)
+
+
+async def until_gone(client: ClusterClient, workload: Workload, *, with_job: bool) -> None:
+    """Wait until none of the workload's pods runs, and the Job object is gone if ``with_job``.
+
+    :raises WorkloadConflictError: it still terminates after a quarter of an hour
+    :raises ClusterError: the cluster refused or cannot be asked
+    """
+    try:
+        async with (
+            asyncio.timeout(GONE_SECONDS),
+            subscribe_alone(client, workload.namespace, workload.name, workload.uid) as view,
+        ):
+            while True:
+                if view.synced and not (with_job and view.job) and not any(map(_is_alive, view.live_pods)):
+                    return
+                await view.change()
+    except TimeoutError as error:
+        raise WorkloadConflictError(
+            f"Job {workload.name} in namespace {workload.namespace} still terminates after "
+            f"{GONE_SECONDS:g} s: look for a finalizer that nobody removes, or a pod on a node that is lost"
+        ) from error
+
+
+def _is_alive(pod: Json) -> bool:
+    return text(status(pod).get("phase")) not in TERMINAL_PHASES
+
+
+async def read_job(client: ClusterClient, workload: Workload) -> Json | None:
+    """The workload's Job; ``None`` when it is gone, even if another took its name."""
+    try:
+        job = await client.get(JOBS, workload.namespace, workload.name)
+    except ObjectNotFoundError:
+        return None
+    return job if uid_of(job) == workload.uid else None
+
+
+async def list_pods(client: ClusterClient, workload: Workload) -> list[Json]:
+    """The pods of the workload's Job."""
+    selector = f"{JOB_NAME_LABEL}={workload.name}"
+    listed = await client.list(PODS, workload.namespace, label_selector=selector)
+    return [pod for pod in items(listed.get("items")) if owned_by(pod, workload.uid)]

@@ -1,0 +1,144 @@
+"""What trainings log to MLflow while they run, as lines for a person: one question for all of them.
+
+Best effort: whatever MLflow answers, or does not, decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from nighttrain.providers.errors import TrackingError
+from nighttrain.providers.tracking.tags import quoted
+
+if TYPE_CHECKING:
+    from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+
+_log = logging.getLogger(__name__)
+
+# Often enough to see that a training learns, seldom enough that a thousand of them cost MLflow ten small
+# searches in half a minute.
+PROGRESS_SECONDS = 30.0
+# MLflow writes every id into one SQL statement; databases take some hundred values in one.
+RUNS_IN_ONE_SEARCH = 100
+# What fits into one line of a log page.
+METRICS_IN_ONE_LINE = 8
+# MLflow's own measurements of the machine: a page of its own shows them better.
+SYSTEM_METRICS = "system/"
+
+Latest = dict[str, tuple[int, float]]
+
+
+@dataclass(eq=False)
+class _Follower:
+    experiment_id: str
+    run_id: str
+    say: Callable[[str], None]
+    said: Latest = field(default_factory=dict)
+
+    def tell(self, latest: Latest) -> None:
+        news = {name: value for name, value in latest.items() if self.said.get(name) != value}
+        self.said.update(news)
+        if news:
+            self.say(metrics_line(news))
+
+
+@asynccontextmanager
+async def saying_progress(
+    config: TrackingConfig,
+    experiment_id: str,
+    run_id: str,
+    say: Callable[[str], None],
+    *,
+    every_seconds: float = PROGRESS_SECONDS,
+) -> AsyncIterator[None]:
+    """While the context lasts, pass a line to ``say`` whenever the run has new values of its metrics.
+
+    All followers of one MLflow server in the running loop share one task and its questions.
+
+    :param every_seconds: how often MLflow is asked; the first follower's counts
+    """
+    feeds = _feeds.setdefault(asyncio.get_running_loop(), {})
+    feed = feeds.get(config)
+    if feed is None:
+        feed = feeds[config] = _Feed(config, every_seconds)
+    follower = _Follower(experiment_id, run_id, say)
+    feed.followers.add(follower)
+    try:
+        yield
+    finally:
+        feed.followers.discard(follower)
+        if not feed.followers:
+            feeds.pop(config, None)
+            await feed.stop()
+
+
+def metrics_line(latest: Mapping[str, tuple[int, float]]) -> str:
+    """``step 12: loss=0.31, rmse=4.2``; of many metrics the first few by name."""
+    shown = sorted(latest.items())[:METRICS_IN_ONE_LINE]
+    step = max(step for step, _ in latest.values())
+    more = len(latest) - len(shown)
+    values = ", ".join(f"{name}={value:.6g}" for name, (_, value) in shown)
+    return f"step {step}: {values}{f' and {more} more' if more else ''}"
+
+
+class _Feed:
+    def __init__(self, config: TrackingConfig, every_seconds: float) -> None:
+        self.followers: set[_Follower] = set()
+        self._config = config
+        self._every_seconds = every_seconds
+        self._task = asyncio.create_task(self._run(), name=f"progress from {config.uri}")
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        from nighttrain.providers.tracking.client import MLflowClient
+
+        async with MLflowClient(self._config) as client:
+            while True:
+                await asyncio.sleep(self._every_seconds)
+                try:
+                    await self._ask(client)
+                except TrackingError as error:
+                    _log.debug("no progress from MLflow: %s", error)
+
+    async def _ask(self, client: MLflowClient) -> None:
+        for part in _parts(list(self.followers)):
+            by_run = {follower.run_id: follower for follower in part}
+            answer = await client.post(
+                "runs/search",
+                {
+                    "experiment_ids": sorted({follower.experiment_id for follower in part}),
+                    "filter": f"attributes.run_id IN ({', '.join(map(quoted, sorted(by_run)))})",
+                    "max_results": len(part),
+                },
+            )
+            for run in answer.get("runs", ()):
+                follower = by_run.get(run["info"]["run_id"])
+                if follower in self.followers and follower is not None:
+                    follower.tell(_latest(run))
+
+
+def _latest(run: Mapping[str, Any]) -> Latest:
+    return {
+        metric["key"]: (int(metric.get("step", 0)), float(metric.get("value", 0.0)))
+        for metric in run.get("data", {}).get("metrics", ())
+        if not metric["key"].startswith(SYSTEM_METRICS)
+    }
+
+
+def _parts(followers: list[_Follower]) -> Iterable[list[_Follower]]:
+    for start in range(0, len(followers), RUNS_IN_ONE_SEARCH):
+        yield followers[start : start + RUNS_IN_ONE_SEARCH]
+
+
+_feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[TrackingConfig, _Feed]] = WeakKeyDictionary()

@@ -1,0 +1,206 @@
+"""A workload and its run together: what an outage of MLflow may and may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import pytest
+
+from nighttrain.providers.kubernetes.client import ClusterConfig
+from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.outcome import Outcome
+from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
+from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+from nighttrain.providers.tracking.runs import Lineage, Run, RunKey, RunTree
+
+if TYPE_CHECKING:
+    from mlflow_server import MLflowServer
+
+_numbers = count(1)
+
+# A training that opens its own run, without the seconds that importing mlflow takes. MLflow's own client reads
+# the same two variables: mlflow.tracking.context.system_environment_context, mlflow.environment_variables.
+TRAINING = """
+import json, os, time, urllib.request
+def call(path, **body):
+    address = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/" + path
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request, timeout=10))
+deadline = time.monotonic() + 60
+while True:
+    try:
+        address = os.environ["MLFLOW_TRACKING_URI"] + "/health"
+        urllib.request.urlopen(address, timeout=10).close()
+        break
+    except OSError:
+        if time.monotonic() > deadline: raise
+        time.sleep(0.1)
+run_id = os.environ.get("MLFLOW_RUN_ID")
+if run_id is None:
+    name = os.environ["MLFLOW_EXPERIMENT_NAME"]
+    experiment = call("experiments/create", name=name)["experiment_id"]
+    tags = [{"key": k, "value": v} for k, v in json.loads(os.environ["MLFLOW_RUN_CONTEXT"]).items()]
+    now = int(time.time() * 1000)
+    run = call("runs/create", experiment_id=experiment, start_time=now, tags=tags)
+    run_id = run["run"]["info"]["run_id"]
+call("runs/log-metric", run_id=run_id, key="rmse", value=1.5, timestamp=int(time.time() * 1000))
+"""
+
+
+class Outage:
+    """MLflow behind an address that answers only while it is up."""
+
+    def __init__(self, target: str) -> None:
+        self._target = urlsplit(target)
+        self._server: asyncio.Server | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+
+    async def end(self) -> None:
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", self._port)
+
+    async def begin(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_pump(reader, far_writer))
+            group.create_task(_pump(far_reader, writer))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(images={"py": sys.executable}) as running:
+        yield running
+
+
+@asynccontextmanager
+async def outage(server: MLflowServer) -> AsyncIterator[Outage]:
+    outage = Outage(server.uri)
+    try:
+        yield outage
+    finally:
+        await outage.begin()
+
+
+def tracked(cluster: EmbeddedCluster, mlflow: Outage, code: str, number: int) -> TrackedWorkload:
+    key = RunKey(orchestrator="airflow", dag_id="nightly", run_id=f"outage-{number}", task_id="train")
+    return TrackedWorkload(
+        cluster=ClusterConfig(kubeconfig=str(cluster.kubeconfig)),
+        tracking=TrackingConfig(uri=mlflow.uri, retry_seconds=0.2),
+        tracking_uri_for_pods=mlflow.uri,
+        spec=WorkloadSpec(image="py", cmds=["python", "-c", code], termination_grace_period=1),
+        identity=WorkloadIdentity(
+            orchestrator="airflow", dag_id=key.dag_id, run_id=key.run_id, task_id="train"
+        ),
+        epoch="0",
+        experiment_name=f"outage-{number}",
+        run_name="train",
+        parent_key=key.parent,
+        run_key=key,
+        lineage=lambda **known: Lineage(orchestrator="airflow", dag_id="nightly", **known),
+    )
+
+
+async def finish(work: TrackedWorkload, started: StartedWorkload) -> Outcome:
+    async with asyncio.timeout(60):
+        return await work.follow(started, startup_timeout_seconds=30)
+
+
+async def runs_of(server: MLflowServer, work: TrackedWorkload) -> list[Run]:
+    async with MLflowClient(TrackingConfig(uri=server.uri)) as client:
+        tree = RunTree(client)
+        experiment = await tree.ensure_experiment(work.experiment_name)
+        found = await client.post("runs/search", {"experiment_ids": [experiment], "max_results": 100})
+        return [Run.from_api(run) for run in found.get("runs", ())]
+
+
+async def test_a_training_starts_while_mlflow_is_down_and_its_own_run_is_taken_over(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        started = await work.start()
+        assert started.run_id == ""
+        await mlflow.end()
+        outcome = await finish(work, started)
+        assert outcome.succeeded, outcome.explain()
+        closed = await work.close(started, outcome)
+        child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)
+    assert (child.run_id, child.status, child.metrics) == (closed.run_id, "FINISHED", {"rmse": 1.5})
+    assert child.tags["mlflow.parentRunId"] == parent.run_id == closed.parent_run_id
+    assert child.tags["nighttrain.job_uid"] == started.workload.uid
+    assert parent.status == "FINISHED"
+
+
+async def test_a_retry_during_the_outage_opens_no_second_run(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING + "time.sleep(2)", next(_numbers))
+        first = await work.start()
+        await mlflow.end()
+        second = await work.start()
+        assert (second.workload.uid, second.run_id) == (first.workload.uid, "")
+        outcome = await finish(work, second)
+        await work.close(second, outcome)
+        await work.close(second, outcome)
+        assert outcome.succeeded
+        assert len(await runs_of(mlflow_server, work)) == 2  # one parent, one child
+
+
+async def test_an_outage_at_the_end_loses_nothing(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    from nighttrain.providers.errors import TrackingUnreachableError
+
+    async with outage(mlflow_server) as mlflow:
+        await mlflow.end()
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        started = await work.start()
+        outcome = await finish(work, started)
+        await mlflow.begin()
+        with pytest.raises(TrackingUnreachableError):
+            await work.close(started, outcome)
+        await mlflow.end()
+        closed = await work.close(started, outcome)
+        assert closed == started
+        assert {run.status for run in await runs_of(mlflow_server, work)} == {"FINISHED"}
+
+
+async def test_cancelling_during_an_outage_removes_the_workload(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server) as mlflow:
+        work = tracked(cluster, mlflow, "import time; time.sleep(60)", next(_numbers))
+        started = await work.start()
+        await work.cancel(started)
+        outcome = await finish(work, started)
+    assert outcome.reason == "JobDeleted"
