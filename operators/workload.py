@@ -80,6 +80,9 @@ class WorkloadOperator(BaseOperator):
         and MLFLOW_TRACKING_PASSWORD, for the container; the ``mlflow`` connection's, if left out
     :param kubernetes_conn_id: connection of type ``kubernetes``
     :param startup_timeout_seconds: how long the pod may wait to start; a queue's wait is not counted
+    :param schedule_timeout_seconds: how long it may wait for a node; ``startup_timeout_seconds`` if left out
+    :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use; without bound
+        if left out
     :param get_logs: show the container's lines in the task's log while it runs
     :param deferrable: wait in the triggerer (the default) or in the worker
     :param pod_security: ``baseline``, or ``restricted`` for namespaces that enforce that Pod Security level;
@@ -151,6 +154,8 @@ class WorkloadOperator(BaseOperator):
         mlflow_secret: str | None = None,
         kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
+        schedule_timeout_seconds: float | None = None,
+        queue_timeout_seconds: float | None = None,
         get_logs: bool = True,
         deferrable: bool = True,
         **kwargs: Any,
@@ -198,6 +203,8 @@ class WorkloadOperator(BaseOperator):
         self.mlflow_secret = mlflow_secret
         self.kubernetes_conn_id = kubernetes_conn_id
         self.startup_timeout_seconds = startup_timeout_seconds
+        self.schedule_timeout_seconds = schedule_timeout_seconds
+        self.queue_timeout_seconds = queue_timeout_seconds
         self.get_logs = get_logs
         self.deferrable = deferrable
 
@@ -211,7 +218,7 @@ class WorkloadOperator(BaseOperator):
             if self.deferrable:
                 self._defer(started)
             with failing_clearly():
-                outcome = run_sync(self._follow(tracked, started))
+                outcome = run_sync(self._follow(tracked, started, context["ti"]))
                 try:
                     return self._finish_patiently(context, tracked, started, outcome, prepared.facts)
                 except _AnotherAttempt:
@@ -250,11 +257,19 @@ class WorkloadOperator(BaseOperator):
             raise
 
     def on_kill(self) -> None:
-        """The task was killed while it waited in the worker: no workload remains."""
+        """The process is told to end while it waits in the worker. If a person ended the task, or its time is
+        over, no workload remains; if only the worker goes away, the training goes on for the next try.
+        """
+        from nighttrain.sensors.killed import cancelled_by_user
+
         following = getattr(self, "_following", None)
-        if following is not None:
-            tracked, started = following
+        if following is None:
+            return
+        tracked, started, ti = following
+        if cancelled_by_user(ti):
             run_sync(tracked.cancel(started))
+        else:
+            self.log.warning("Only this process is told to end: Job %s goes on", started.workload.name)
 
     # What the two operators add.
 
@@ -346,6 +361,8 @@ class WorkloadOperator(BaseOperator):
                 kubernetes_conn_id=self.kubernetes_conn_id,
                 workload=started.workload.to_dict(),
                 startup_timeout_seconds=self.startup_timeout_seconds,
+                schedule_timeout_seconds=self.schedule_timeout_seconds,
+                queue_timeout_seconds=self.queue_timeout_seconds,
                 get_logs=self.get_logs,
                 mlflow_conn_id=self.mlflow_conn_id,
                 run=started.run_ids(),
@@ -362,11 +379,13 @@ class WorkloadOperator(BaseOperator):
             method_name="execute_complete",
         )
 
-    async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload) -> Outcome:
-        self._following: tuple[TrackedWorkload, StartedWorkload] | None = (tracked, started)
+    async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload, ti: Any) -> Outcome:
+        self._following: tuple[TrackedWorkload, StartedWorkload, Any] | None = (tracked, started, ti)
         outcome = await tracked.follow(
             started,
             startup_timeout_seconds=self.startup_timeout_seconds,
+            schedule_timeout_seconds=self.schedule_timeout_seconds,
+            queue_timeout_seconds=self.queue_timeout_seconds,
             on_observation=self._say,
             on_line=self._log_line if self.get_logs else None,
         )

@@ -13,8 +13,13 @@ NighttrainError
 │   ├── ClusterRequestError         any other refusal: 400, 413, 415, 422, 429 or 5xx after the retries
 │   └── WorkloadConflictError       the attempt's name is taken by an object that is not this attempt
 ├── WorkloadFailedError             an attempt ended without success; one subclass for each kind of outcome
-│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  Evicted  Preempted  NodeLost
-│   └── DeadlineExceeded  ApplicationError  Cancelled  Rejected  UnknownOutcome
+│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  DeadlineExceeded
+│   ├── ApplicationError  Cancelled  Rejected  UnknownOutcome
+│   └── InfrastructureError         the cluster's doing, not the training code's
+│       ├── Evicted  Preempted  NodeLost
+│       ├── RegistryUnavailable     also an ImagePullFailed
+│       └── RejectedByNode          also a Rejected
+├── AirflowError                    Airflow's API said no, or could not be asked
 ├── TrackingError                   MLflow said no, or could not be asked
 │   ├── TrackingUnreachableError
 │   ├── TrackingUnauthorizedError   401 or 403
@@ -142,15 +147,19 @@ class QuotaWait(WorkloadFailedError):
     """The quota or queue can never give what is asked for, as it is set up now."""
 
 
-class Evicted(WorkloadFailedError):
+class InfrastructureError(WorkloadFailedError):
+    """The cluster ended the attempt: another one may do."""
+
+
+class Evicted(InfrastructureError):
     """The pod was evicted: infrastructure, not the training code."""
 
 
-class Preempted(WorkloadFailedError):
+class Preempted(InfrastructureError):
     """A pod of higher priority took its place: infrastructure, not the training code."""
 
 
-class NodeLost(WorkloadFailedError):
+class NodeLost(InfrastructureError):
     """The node went away: infrastructure, not the training code."""
 
 
@@ -170,8 +179,20 @@ class Rejected(WorkloadFailedError):
     """The pod can never start as it is written: something it names is missing, or it is refused."""
 
 
+class RegistryUnavailable(ImagePullFailed, InfrastructureError):
+    """The image could not be pulled, and nothing says that it does not exist."""
+
+
+class RejectedByNode(Rejected, InfrastructureError):
+    """The node did not take the pod it had been given; another one may."""
+
+
 class UnknownOutcome(WorkloadFailedError):
     """The cluster reports something no branch knows. Never counted as success."""
+
+
+class AirflowError(NighttrainError):
+    """Airflow's API said no, or could not be asked."""
 
 
 class TrackingError(NighttrainError):

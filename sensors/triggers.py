@@ -142,8 +142,17 @@ class WorkloadTrigger(BaseTrigger):
             yield
 
     async def on_kill(self) -> None:
-        """Somebody marked or cleared the task: no workload remains."""
+        """Somebody marked or cleared the task: no workload remains.
+
+        A triggerer that was stalled, and whose triggers another one took over, is told the same: what still
+        waits is left alone.
+        """
+        from nighttrain.sensors.killed import trigger_cancelled_by_user
+
         if not self.cancel_on_kill:
+            return
+        if self.task_instance is not None and not await trigger_cancelled_by_user(self.task_instance):
+            self.log.warning("The task still waits: Job %s goes on", self.workload["name"])
             return
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.providers.kubernetes.workload import Workload, cancel

@@ -250,22 +250,25 @@ class ClusterClient:
         name: str,
         *,
         uid: str | None = None,
+        resource_version: str | None = None,
         propagation: str = "Foreground",
         grace_period_seconds: int | None = None,
     ) -> None:
         """Ask for an object's deletion; it may take its time to go.
 
         :param uid: delete only the object with this uid
+        :param resource_version: delete it only if it has not changed since it had this version
         :raises ObjectNotFoundError: it is gone already
-        :raises ObjectConflictError: another object has that name now
+        :raises ObjectConflictError: another object has that name now, or it has changed
         """
         body: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
             "propagationPolicy": propagation,
         }
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        if any(preconditions.values()):
+            body["preconditions"] = {name: value for name, value in preconditions.items() if value}
         if grace_period_seconds is not None:
             body["gracePeriodSeconds"] = grace_period_seconds
         asked = self._asked("delete", resource, namespace, name)

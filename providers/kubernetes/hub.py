@@ -162,6 +162,7 @@ class Hub:
         self._subscribers: dict[str, set[Subscription]] = {}
         self._unconfirmed: deque[Subscription] = deque()
         self._to_confirm = asyncio.Event()
+        self._first_lists = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
         self._synced = {"jobs": False, "pods": False}
         self._failing: dict[str, float] = {}
@@ -242,6 +243,8 @@ class Hub:
 
     def mark_synced(self, key: str) -> None:
         self._synced[key] = True
+        if self.synced:
+            self._first_lists.set()
         self.wake_all()
 
     def put_pod(self, pod: Json) -> str:
@@ -309,6 +312,8 @@ class Hub:
     async def _confirm(self) -> None:
         """Read, once each, the Jobs that are waited for and that the mirror does not hold."""
         while True:
+            # The first list may hold it, or was asked for late enough to say that it is gone.
+            await self._first_lists.wait()
             await self._to_confirm.wait()
             self._to_confirm.clear()
             await self._sleep(CONFIRM_AFTER_SECONDS)
@@ -326,8 +331,6 @@ class Hub:
                 self._unconfirmed.popleft()
 
     async def _confirm_one(self, subscription: Subscription) -> None:
-        if not self.synced:  # the first list may hold it, or was asked for late enough to say that it is gone
-            raise ClusterError("the first list has not come yet")
         try:
             job = await self._client.get(JOBS, self._namespace, subscription.name)
         except ObjectNotFoundError:

@@ -53,6 +53,14 @@ class Phase(Enum):
     FINISHED = "finished"
 
 
+class WaitFor(Enum):
+    """What a workload waits for: each has a time-out of its own."""
+
+    QUOTA = "quota"
+    NODE = "node"
+    START = "start"
+
+
 class OutcomeKind(Enum):
     """How an attempt ended."""
 
@@ -140,6 +148,13 @@ _ERRORS: dict[OutcomeKind, type[errors.WorkloadFailedError]] = {
 }
 
 
+# The same kinds, where the cluster is to blame and another attempt may do.
+_INFRASTRUCTURE_ERRORS: dict[OutcomeKind, type[errors.WorkloadFailedError]] = {
+    OutcomeKind.IMAGE_PULL: errors.RegistryUnavailable,
+    OutcomeKind.REJECTED: errors.RejectedByNode,
+}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How an attempt ended. Plain values only; text is clipped and redacted already.
@@ -205,7 +220,8 @@ class Outcome:
         :raises WorkloadFailedError: the subclass of this kind, unless the attempt succeeded
         """
         if not self.succeeded:
-            raise _ERRORS[self.kind](self)
+            kinds = _INFRASTRUCTURE_ERRORS if self.infrastructure else _ERRORS
+            raise kinds.get(self.kind, _ERRORS[self.kind])(self)
 
 
 @dataclass(frozen=True)
@@ -216,6 +232,8 @@ class Observation:
     :param outcome: set exactly when ``phase`` is FINISHED
     :param permanent_wait: what the wait would end as if it lasts beyond the start-up time-out; ``None`` for a
         healthy wait (a queue, a quota others use) and for progress
+    :param waiting_for: what a wait is for
+    :param since: when the wait began, RFC 3339 by the cluster's clock, if it says so
     :param grace_seconds: time the cluster itself has granted on top, such as a terminating pod's grace period
     """
 
@@ -225,6 +243,8 @@ class Observation:
     outcome: Outcome | None = None
     permanent_wait: OutcomeKind | None = None
     grace_seconds: int = 0
+    waiting_for: WaitFor | None = None
+    since: str | None = None
 
 
 def decide(
@@ -262,16 +282,38 @@ def decide(
 
 def timed_out(observation: Observation, pods: Sequence[object], seconds: float) -> Outcome:
     """The outcome of a wait that lasted beyond the start-up time-out."""
-    kind = observation.permanent_wait or OutcomeKind.UNKNOWN
-    message = f"{observation.detail} (for longer than the start-up time-out of {seconds:g} s)"
-    return _outcome(kind, "StartupTimeout", message, _latest(by_age(pods)), with_exit=False)
+    waited_for = observation.waiting_for or WaitFor.START
+    kind = observation.permanent_wait or _TIMED_OUT.get(waited_for, OutcomeKind.UNKNOWN)
+    what, reason = _TIME_OUTS[waited_for]
+    message = f"{observation.detail} (for longer than the {what} time-out of {seconds:g} s)"
+    return _outcome(
+        kind,
+        reason,
+        message,
+        _latest(by_age(pods)),
+        with_exit=False,
+        # A registry that is away is not the training's fault; an image that does not exist is.
+        infrastructure=kind is OutcomeKind.IMAGE_PULL and bool(_REGISTRY_AWAY.search(observation.detail)),
+    )
+
+
+_TIMED_OUT = {WaitFor.QUOTA: OutcomeKind.QUOTA_WAIT, WaitFor.NODE: OutcomeKind.UNSCHEDULABLE}
+_TIME_OUTS = {
+    WaitFor.QUOTA: ("queue", "QueueTimeout"),
+    WaitFor.NODE: ("scheduling", "ScheduleTimeout"),
+    WaitFor.START: ("start-up", "StartupTimeout"),
+}
+# What runtimes say when the way to the registry, and not the image, is at fault.
+_REGISTRY_AWAY = re.compile(
+    r"time-?out|timed out|deadline exceeded|connection (refused|reset)|no such host|temporary failure|unreachable"
+    r"|unexpected EOF|too many requests|429|50[0234]|service unavailable|bad gateway|QPS exceeded",
+    re.IGNORECASE,
+)
 
 
 def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) -> Observation:
     if mapping(job.get("spec")).get("suspend") is True:
-        never, detail = waits.suspended(queue)
-        kind = OutcomeKind.QUOTA_WAIT if never else None
-        return Observation(Phase.WAITING, detail, permanent_wait=kind)
+        return _waiting(waits.suspended(job, queue))
     current = next(
         (pod for pod in reversed(pods) if text(status(pod).get("phase")) not in TERMINAL_PHASES), None
     )
@@ -288,9 +330,21 @@ def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) 
     if phase == "Unknown":
         detail = "the node does not report the pod's state"
         return Observation(Phase.RUNNING, detail, name_of(current), permanent_wait=OutcomeKind.NODE_LOST)
-    wait = waits.pending(current, events)
+    return _waiting(waits.pending(current, events), current)
+
+
+def _waiting(wait: waits.Wait, pod: Json | None = None) -> Observation:
     kind = OutcomeKind(wait.kind) if wait.kind else None
-    return Observation(Phase.WAITING, wait.detail, name_of(current), permanent_wait=kind)
+    if wait.never and kind is not None:
+        return _finished(_outcome(kind, "NeverFits", wait.detail, pod))
+    return Observation(
+        Phase.WAITING,
+        wait.detail,
+        _name(pod),
+        permanent_wait=kind,
+        waiting_for=WaitFor(wait.waiting_for),
+        since=wait.since,
+    )
 
 
 def _permanent(pod: Json) -> Observation | None:
@@ -316,8 +370,7 @@ def _terminating(pod: Json) -> Observation:
 def _without_pod(job: Json, pods: list[Json], events: list[Json]) -> Observation:
     wait = waits.not_created(job, events)
     if wait is not None:
-        kind = OutcomeKind(wait.kind) if wait.kind else None
-        return Observation(Phase.WAITING, wait.detail, permanent_wait=kind)
+        return _waiting(wait)
     latest = _latest(pods)
     if latest is None:
         return Observation(Phase.WAITING, "the Job has no pod yet", permanent_wait=OutcomeKind.UNKNOWN)

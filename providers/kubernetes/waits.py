@@ -20,6 +20,8 @@ from nighttrain.providers.kubernetes.objects import (
     event_text,
     main_container,
     mapping,
+    metadata,
+    status,
     text,
 )
 from nighttrain.providers.kubernetes.redaction import redact
@@ -44,29 +46,47 @@ _CONFIGURATION = frozenset(
     {"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreCreateHookError"}
     | {"PreStartHookError", "PostStartHookError", "CreatePodSandboxError"}
 )
-# Kueue's reasons for a wait that no other workload's end will end.
-_NEVER = frozenset({"ExceedsMaxQuota", "Misconfigured"})
+# Kueue's reason for what it will never admit, and for what somebody may still put right: a queue that does
+# not exist yet, say. No other workload's end will end either wait.
+_NEVER_FITS = "ExceedsMaxQuota"
+_MISCONFIGURED = "Misconfigured"
 _QUOTA = re.compile(
     r"exceeded quota: (?P<name>[^,]+), requested: (?P<requested>.*), used: .*, limited: (?P<limited>.*)"
 )
 
 
 class Wait(NamedTuple):
-    """Why, and what it would end as."""
+    """Why, and what it would end as.
+
+    :param waiting_for: the value of the WaitFor: whose time-out counts
+    :param never: no waiting helps, and no object that may still appear: the attempt has ended
+    :param since: when it began, by the cluster's clock
+    """
 
     detail: str
     kind: str = ""
+    waiting_for: str = "start"
+    never: bool = False
+    since: str | None = None
 
 
-def suspended(queue: object) -> tuple[bool, str]:
-    """Whether a suspended Job can never be admitted as things are, and why it waits."""
+def suspended(job: Json, queue: object) -> Wait:
+    """Why a suspended Job is not admitted."""
+    begun = text(metadata(job).get("creationTimestamp")) or None
     if mapping(queue).get("absent"):
-        return True, "the Job waits to be admitted, but no Kueue runs in this cluster"
+        detail = "the Job waits to be admitted, but no Kueue runs in this cluster"
+        return Wait(detail, "quota_wait", "quota", since=begun)
     reserved = any_condition(queue, "QuotaReserved")
     reason, message = text(reserved.get("reason")), text(reserved.get("message"))
     if not reason or reserved.get("status") == "True":
-        return False, "the Job is suspended, waiting to be admitted"
-    return reason in _NEVER, _said(f"queued, {reason}", message)
+        return Wait("the Job is suspended, waiting to be admitted", waiting_for="quota")
+    return Wait(
+        _said(f"queued, {reason}", message),
+        "quota_wait" if reason in (_NEVER_FITS, _MISCONFIGURED) else "",
+        "quota",
+        never=reason == _NEVER_FITS,
+        since=text(reserved.get("lastTransitionTime")) or None,
+    )
 
 
 def pending(pod: Json, events: list[Json]) -> Wait:
@@ -74,9 +94,15 @@ def pending(pod: Json, events: list[Json]) -> Wait:
     scheduled = any_condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         reason, message = text(scheduled.get("reason")), text(scheduled.get("message"))
+        begun = text(scheduled.get("lastTransitionTime")) or None
         if reason == "SchedulingGated":
-            return Wait(_said(reason, message))
-        return Wait(_said(reason or "not scheduled", message), "unschedulable")
+            return Wait(_said(reason, message), waiting_for="quota", since=begun)
+        return Wait(_said(reason or "not scheduled", message), "unschedulable", "node", since=begun)
+    return _starting(pod, events)._replace(since=text(status(pod).get("startTime")) or None)
+
+
+def _starting(pod: Json, events: list[Json]) -> Wait:
+    """Why a pod that has a node has not started yet."""
     for container in containers(pod):
         if container.state == "waiting" and container.reason in _IMAGE:
             return Wait(_said(container.reason, container.message), "image_pull")
@@ -105,7 +131,13 @@ def not_created(job: Json, events: list[Json]) -> Wait | None:
     if match is None:
         return Wait(_said("FailedCreate", said), "rejected")
     never = _more_than_all(match["requested"], match["limited"])
-    return Wait(_said("waiting for quota", said), "quota_wait" if never else "")
+    return Wait(
+        _said("waiting for quota", said),
+        "quota_wait" if never else "",
+        "quota",
+        never=never,
+        since=text(status(job).get("startTime")) or None,
+    )
 
 
 def running(pod: Json) -> str:

@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
@@ -28,6 +29,7 @@ from nighttrain.providers.kubernetes.identity import (
     WorkloadIdentity,
 )
 from nighttrain.providers.kubernetes.objects import (
+    TERMINAL_PHASES,
     condition,
     is_deleting,
     items,
@@ -47,6 +49,7 @@ from nighttrain.providers.kubernetes.outcome import (
 from nighttrain.providers.kubernetes.resources import JOBS, PODS
 from nighttrain.providers.kubernetes.waiting import explanations, list_pods, read_job, until_gone
 from nighttrain.providers.kubernetes.waiting import wait as wait
+from nighttrain.providers.kubernetes.watch import JOB_NAME_LABEL, owner_of
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
@@ -58,6 +61,8 @@ _log = logging.getLogger(__name__)
 # Two workers of one task can meet; each round one of them wins, so a handful is already a fault elsewhere.
 SUBMIT_ROUNDS = 5
 CONFLICT_ROUNDS = 5
+# Several workers of one task may adopt at once; in each round one of them gets through.
+FENCE_ROUNDS = 20
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
 
 
@@ -133,9 +138,13 @@ async def submit(
         history = history_of(latest)
         if latest is not None:
             _verify_owner(latest, identity)
-            if await _adopt(client, latest, wanted_hash, epoch, namespace):
+            adoption = await _adopt(client, latest, wanted_hash, epoch, namespace)
+            if adoption is _Adoption.ADOPTED:
                 return await _completed(client, spec, latest, namespace, adopted=True)
+            if adoption is _Adoption.CHANGED:
+                continue
             last = max(last, history.attempt)
+        await _until_strays_ended(client, identity, namespace)
         if final is None:
             final = spec if complete is None else await complete()
         body = build_job(final, identity, last + 1)
@@ -167,7 +176,7 @@ async def _completed(
         history.attempt,
         adopted=adopted,
         infrastructure_failures=history.infrastructure_failures,
-        run_id=_environment(job).get(RUN_ID_VARIABLE),
+        run_id=environment_of(job).get(RUN_ID_VARIABLE),
     )
 
 
@@ -278,13 +287,23 @@ async def _verify_taken(client: ClusterClient, name: str, identity: WorkloadIden
         )
 
 
-async def _adopt(client: ClusterClient, job: Json, wanted_hash: str, epoch: str, namespace: str) -> bool:
-    """Whether the Job was adopted; if not, nothing of the attempt runs any more when this returns."""
+class _Adoption(Enum):
+    """What became of the latest attempt."""
+
+    ADOPTED = "adopted"
+    ENDED = "nothing of it runs any more"
+    CHANGED = "it was changed meanwhile: look again"
+
+
+async def _adopt(
+    client: ClusterClient, job: Json, wanted_hash: str, epoch: str, namespace: str
+) -> _Adoption:
+    """Adopt the latest attempt's Job, or see to it that nothing of it runs any more."""
     history = history_of(job)
     workload = Workload(namespace, name_of(job), uid_of(job), history.attempt)
     if is_deleting(job):
         await until_gone(client, workload, with_job=True)
-        return False
+        return _Adoption.ENDED
     if history.epoch is not None and history.epoch > epoch:
         raise WorkloadConflictError(
             f"Job {workload.name} in namespace {namespace} belongs to a later clear of this task: this "
@@ -293,12 +312,22 @@ async def _adopt(client: ClusterClient, job: Json, wanted_hash: str, epoch: str,
     ended = condition(job, "Complete") is not None or condition(job, "Failed") is not None
     if _is_wanted(job, history, wanted_hash, epoch):
         # An ended Job needs no fence: nobody cancels what does not run.
-        return ended or await _fence(client, workload, job)
+        adopted = ended or await _fence(client, workload, job)
+        return _Adoption.ADOPTED if adopted else _Adoption.CHANGED
     if not ended:
         _log.warning("Cancelling Job %s: %s", workload.name, _why_unwanted(history, epoch))
         await cancel(client, workload)
     await until_gone(client, workload, with_job=False)
-    return False
+    return _Adoption.ENDED
+
+
+async def _until_strays_ended(client: ClusterClient, identity: WorkloadIdentity, namespace: str) -> None:
+    """Wait for pods whose Job was deleted without them: they may still be training."""
+    listed = await client.list(PODS, namespace, label_selector=f"{ATTEMPT_KEY_LABEL}={identity.key}")
+    for pod in items(listed.get("items")):
+        if text(status(pod).get("phase")) not in TERMINAL_PHASES and is_deleting(pod):
+            name = text(mapping(metadata(pod).get("labels")).get(JOB_NAME_LABEL))
+            await until_gone(client, Workload(namespace, name, owner_of(pod), 0), with_job=False)
 
 
 def _is_wanted(job: Json, history: History, wanted_hash: str, epoch: str) -> bool:
@@ -316,7 +345,8 @@ def _why_unwanted(history: History, epoch: str) -> str:
     return "the task asks for something else now than when it was submitted"
 
 
-def _environment(job: Json) -> dict[str, str]:
+def environment_of(job: Json) -> dict[str, str]:
+    """The variables with a plain value that a Job gives its main container."""
     template = mapping(mapping(mapping(job.get("spec")).get("template")).get("spec"))
     container = next(iter(items(template.get("containers"))), {})
     return {text(item.get("name")): text(item.get("value")) for item in items(container.get("env"))}
@@ -330,14 +360,14 @@ async def _fence(client: ClusterClient, workload: Workload, job: Json) -> bool:
             "annotations": {ADOPTED_ANNOTATION: uuid.uuid4().hex},
         }
     }
-    for last in range(CONFLICT_ROUNDS):
+    for _ in range(FENCE_ROUNDS):
         try:
             await client.patch(JOBS, workload.namespace, workload.name, body)
         except ObjectNotFoundError:
             return False
         except ObjectConflictError:  # the Job's status moved, or it is another Job by now: look again
             fresh = await read_job(client, workload)
-            if fresh is None or is_deleting(fresh) or last == CONFLICT_ROUNDS - 1:
+            if fresh is None or is_deleting(fresh):
                 return False
             body["metadata"]["resourceVersion"] = metadata(fresh).get("resourceVersion")
             continue

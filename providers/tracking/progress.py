@@ -114,11 +114,12 @@ class _Feed:
     async def _ask(self, client: MLflowClient) -> None:
         for part in _parts(list(self.followers)):
             by_run = {follower.run_id: follower for follower in part}
+            ids = ", ".join(f"{quoted(run_id)}" for run_id in sorted(by_run))
             answer = await client.post(
                 "runs/search",
                 {
                     "experiment_ids": sorted({follower.experiment_id for follower in part}),
-                    "filter": f"attributes.run_id IN ({', '.join(map(quoted, sorted(by_run)))})",
+                    "filter": f"attributes.run_id IN ({ids})",
                     "max_results": len(part),
                 },
             )

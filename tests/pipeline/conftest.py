@@ -21,7 +21,9 @@ DAG_IDS = (
     "bad_input",
     "cancelled",
     "cannot_start",
+    "cleared",
     "deploy_on_stage_transition",
+    "evicted",
     "exit_3",
     "mlflow_away",
     "rolling_back",
@@ -100,6 +102,20 @@ class Pipeline:
         label = f"nighttrain.dev/dag-id={dag_id}"
         path = f"/apis/batch/v1/namespaces/default/jobs?labelSelector={label}"
         return list(self.kubernetes(path)["items"])
+
+    def evict(self, job: str) -> None:
+        """What draining the node does to the Job's pod."""
+        config = yaml.safe_load(self.stack.kubeconfig.read_text())
+        server, token = config["clusters"][0]["cluster"]["server"], config["users"][0]["user"]["token"]
+        label = f"batch.kubernetes.io/job-name={job}"
+        (pod,) = self.kubernetes(f"/api/v1/namespaces/default/pods?labelSelector={label}")["items"]
+        name = pod["metadata"]["name"]
+        answer = httpx.post(
+            f"{server}/api/v1/namespaces/default/pods/{name}/eviction",
+            headers={"Authorization": f"Bearer {token}"},
+            json={"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}},
+        )
+        assert answer.status_code == 201, answer.text
 
     # MLflow
 

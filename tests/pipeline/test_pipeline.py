@@ -108,6 +108,52 @@ def test_marking_a_deferred_training_as_failed_removes_its_workload(pipeline: Pi
     pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
 
 
+def test_clearing_a_deferred_training_ends_it_and_trains_anew(pipeline: Pipeline, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    run_id = pipeline.trigger("cleared", mark=str(mark))
+    _until_deferred_training(pipeline, "cleared", run_id, mark)
+    (first,) = pipeline.jobs("cleared")
+    answer = pipeline.stack.api(
+        "POST",
+        "/dags/cleared/clearTaskInstances",
+        json={"dry_run": False, "dag_run_id": run_id, "task_ids": ["train"], "only_failed": False},
+    )
+    assert answer.status_code == 200, answer.text
+    assert pipeline.finished("cleared", run_id) == "success"
+    (second,) = [job for job in pipeline.jobs("cleared") if "succeeded" in job["status"]]
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert first["metadata"]["uid"] not in {
+        job["metadata"]["uid"] for job in pipeline.jobs("cleared") if job["status"].get("active")
+    }
+    assert len(_runs(pipeline, "cleared")) == 2  # the DAG run's and the task's
+
+
+def test_an_evicted_training_is_tried_again_without_using_up_a_retry(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    run_id = pipeline.trigger("evicted", mark=str(mark))
+    _until_deferred_training(pipeline, "evicted", run_id, mark)
+    (first,) = pipeline.jobs("evicted")
+    pipeline.evict(first["metadata"]["name"])
+    assert pipeline.finished("evicted", run_id) == "success"
+    task = pipeline.task("evicted", run_id, "train")
+    assert (task["try_number"], task["max_tries"]) == (1, 0)
+    assert "starting another (1 of 3)" in pipeline.log("evicted", run_id, "train")
+    attempts = sorted(job["metadata"]["labels"]["nighttrain.dev/attempt"] for job in pipeline.jobs("evicted"))
+    assert attempts == ["1", "2"]
+    statuses = {r["info"]["status"] for r in _runs(pipeline, "evicted")}
+    assert (len(_runs(pipeline, "evicted")), statuses) == (2, {"FINISHED"})
+
+
+def _until_deferred_training(pipeline: Pipeline, dag_id: str, run_id: str, mark: Path) -> None:
+    pipeline.until(
+        lambda: mark.exists() and pipeline.task(dag_id, run_id, "train")["state"] == "deferred",
+        90,
+        "the training to run while its task is deferred",
+    )
+
+
 def test_image_that_can_never_start_leaves_no_workload(pipeline: Pipeline) -> None:
     run_id = pipeline.trigger("cannot_start")
     assert pipeline.finished("cannot_start", run_id) == "failed"

@@ -23,6 +23,15 @@ with mlflow.start_run():
     mlflow.pyfunc.log_model(name="model", python_model=Constant(), pip_requirements=["mlflow"])
 print("training done", flush=True)
 """
+# Hangs until something happens to it; whoever comes after it finds the mark, and ends.
+HANGS_ONCE = """
+import pathlib, sys, time
+mark = pathlib.Path(sys.argv[1])
+if not mark.exists():
+    mark.touch()
+    time.sleep(600)
+print("trained at last", flush=True)
+"""
 EXIT_3 = "import sys; print('the data are gone', flush=True); sys.exit(3)"
 
 with DAG(dag_id="worker_killed", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
@@ -76,3 +85,13 @@ with DAG(dag_id="cancelled", schedule=None, start_date=datetime(2024, 1, 1), cat
         arguments=["import time; print('waiting', flush=True); time.sleep(600)"],
         termination_grace_period=1,
     )
+
+for dag_id in ("cleared", "evicted"):
+    with DAG(dag_id=dag_id, schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+        TrainingJobOperator(
+            task_id="train",
+            image="localhost/python:3.11",
+            cmds=["python3", "-c"],
+            arguments=[HANGS_ONCE, "{{ dag_run.conf['mark'] }}"],
+            termination_grace_period=1,
+        )

@@ -14,6 +14,7 @@ from scripted_api import Answer, ScriptedServer
 
 from nighttrain.providers.kubernetes import logs
 from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.streams import Streams
 from nighttrain.providers.kubernetes.workload import Workload
 
 
@@ -106,3 +107,67 @@ async def test_what_the_sink_raises_is_the_callers() -> None:
 
 async def no_time(seconds: float) -> None:
     await asyncio.sleep(0)
+
+
+def test_a_progress_bar_shows_as_the_last_state_of_each_burst() -> None:
+    got: list[str] = []
+    bars = logs.Bars(got.append)
+    bars.line("\r10%\r20%\r30%", 0.0)
+    bars.line("\r40%\r50%", 0.5)  # sooner than a person reads
+    bars.line("\r60%\r70%\r", 1.5)
+    bars.line("\r80%\r90%", 1.6)
+    bars.line("done\r", 1.7)
+    assert got == ["30%", "70%", "90%", "done"]
+
+
+async def test_more_readers_than_streams_take_turns_and_the_last_lines_come_first() -> None:
+    streams = Streams(limit=2, slice_seconds=0.05)
+    turns: list[str] = []
+
+    async def reader(name: str, *, urgent: bool = False) -> None:
+        woken = asyncio.Event()
+        with streams.ticket(woken.set) as ticket:
+            if urgent:
+                ticket.hurry()
+            await woken.wait()
+            turns.append(name)
+            assert streams.open <= 2
+            try:
+                async with ticket.slice():
+                    await asyncio.Event().wait()
+            except TimeoutError:
+                return
+
+    async with asyncio.timeout(20):
+        tasks = [asyncio.create_task(reader(name)) for name in "abcd"]
+        await asyncio.sleep(0)
+        late = asyncio.create_task(reader("z", urgent=True))
+        while len(turns) < 5:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for task in [*tasks, late]:
+            task.cancel()
+        await asyncio.gather(*tasks, late, return_exceptions=True)
+    assert turns == ["a", "b", "z", "c", "d"]
+    assert streams.open == 0
+
+
+async def test_logs_leave_most_of_the_event_loop_to_others() -> None:
+    streams, loop = Streams(), asyncio.get_running_loop()
+    ticks = 0
+
+    async def chatty() -> None:
+        for _ in range(10):
+            began = loop.time() - 0.01  # a hundredth of a second of work
+            await streams.breathe(began)
+
+    async def other() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    beside = asyncio.create_task(other())
+    await asyncio.gather(chatty(), chatty())
+    beside.cancel()
+    await asyncio.gather(beside, return_exceptions=True)
+    assert ticks > 20

@@ -151,8 +151,13 @@ def test_a_kubelets_own_reason_is_understood(reason: str, kind: K, infrastructur
 def test_a_refused_pod_waits_for_quota_or_never_starts(message: str, kind: K | None) -> None:
     event = {"involvedObject": {"uid": "u"}, "reason": "FailedCreate", "message": message}
     observation = decide(job_with(), [], [event])
-    assert observation.phase is Phase.WAITING
-    assert observation.permanent_wait is kind
+    if kind is K.QUOTA_WAIT:  # more than the whole quota: no waiting helps
+        assert observation.outcome is not None
+        assert (observation.outcome.kind, observation.outcome.infrastructure) == (kind, False)
+        assert "exceeded quota" in observation.outcome.explain()
+    else:
+        assert observation.phase is Phase.WAITING
+        assert observation.permanent_wait is kind
 
 
 def test_the_pod_that_failed_explains_and_not_a_later_one_that_did_well() -> None:

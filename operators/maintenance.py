@@ -1,0 +1,116 @@
+"""Keeping the cluster free of workloads that nobody waits for any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from nighttrain.providers.bridge import run_sync
+from nighttrain.sensors.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config, get_mlflow
+from nighttrain.sensors.failures import failing_clearly
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.kubernetes.reaper import Finding, TaskState
+
+# See nighttrain.providers.kubernetes.reaper.MINIMUM_AGE_SECONDS; repeated, since that module is not imported
+# while a DAG is parsed.
+MINIMUM_AGE_SECONDS = 300.0
+
+
+class ReapWorkloadsOperator(BaseOperator):
+    """Removes workloads of this Airflow whose task is over or gone. Returns what it found, as a list.
+
+    Such workloads remain where Airflow could tell nobody: a DAG run was deleted, or a task was marked, while
+    no triggerer ran.
+
+    :param namespace: the workloads' namespace; the connection's if left out (templated)
+    :param only_show: only show what would be removed (templated)
+    :param minimum_age_seconds: younger workloads are kept
+    :param kubernetes_conn_id: connection of type ``kubernetes``
+    :param mlflow_conn_id: connection of type ``mlflow``: also close the runs of what was removed as KILLED
+    """
+
+    template_fields: Sequence[str] = ("namespace", "only_show")
+    ui_color = "#e8e8e8"
+
+    def __init__(
+        self,
+        *,
+        namespace: str | None = None,
+        only_show: bool | str = False,
+        minimum_age_seconds: float = MINIMUM_AGE_SECONDS,
+        kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
+        mlflow_conn_id: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.namespace = namespace
+        self.only_show = only_show
+        self.minimum_age_seconds = minimum_age_seconds
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.mlflow_conn_id = mlflow_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        from nighttrain.providers.kubernetes.reaper import table
+
+        with failing_clearly():
+            findings = run_sync(self._reap(_OwnTasks(context["ti"])))
+        self.log.info("%s", table(findings) if findings else "No workload is running.")
+        return [finding.to_dict() for finding in findings]
+
+    async def _reap(self, states: _OwnTasks) -> list[Finding]:
+        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.providers.kubernetes.reaper import Verdict, find, reap
+
+        async with shared_client(get_cluster_config(self.kubernetes_conn_id)) as client:
+            findings = await find(
+                client,
+                self.namespace or client.namespace,
+                states,
+                minimum_age_seconds=self.minimum_age_seconds,
+            )
+            if str(self.only_show).strip().lower() in {"true", "1", "yes"}:
+                return findings
+            done = [
+                await reap(client, finding, states) if finding.verdict is Verdict.REAP else finding
+                for finding in findings
+            ]
+        await self._close_runs([finding for finding in done if finding.verdict is Verdict.REAPED])
+        return done
+
+    async def _close_runs(self, reaped: list[Finding]) -> None:
+        if self.mlflow_conn_id is None or not reaped:
+            return
+        from nighttrain.providers.commands import close_run
+        from nighttrain.providers.tracking.client import MLflowClient
+
+        async with MLflowClient(get_mlflow(self.mlflow_conn_id).config) as client:
+            for finding in reaped:
+                await close_run(client, finding)
+
+
+class _OwnTasks:
+    """The states of this Airflow's tasks, asked through the running task."""
+
+    def __init__(self, ti: Any) -> None:
+        self._ti = ti
+
+    async def state(self, identity: WorkloadIdentity) -> TaskState:
+        from nighttrain.providers.airflow_api import task_state
+        from nighttrain.providers.kubernetes.reaper import TaskState
+
+        mapped = identity.map_index >= 0
+        found = self._ti.get_task_states(
+            dag_id=identity.dag_id,
+            task_ids=[identity.task_id],
+            run_ids=[identity.run_id],
+            map_index=identity.map_index if mapped else None,
+        )
+        states = found.get(identity.run_id, {})
+        name = f"{identity.task_id}_{identity.map_index}" if mapped else identity.task_id
+        return task_state(states[name]) if name in states else TaskState.GONE

@@ -1,0 +1,119 @@
+"""The command ``nighttrain``: what an operator of Airflow runs by hand or from cron."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.errors import NighttrainError, TrackingError
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.reaper import Finding
+    from nighttrain.providers.tracking.client import MLflowClient
+
+DONE, FAILED, MISUSED = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 failed, 2 misused."""
+    options = _parser().parse_args(arguments)
+    try:
+        findings = asyncio.run(reap_workloads(options))
+    except NighttrainError as error:
+        print(f"nighttrain: {error}", file=sys.stderr)
+        return FAILED
+    _show(findings, options)
+    return DONE
+
+
+async def reap_workloads(options: argparse.Namespace) -> list[Finding]:
+    """Find, and with ``--yes`` remove, the workloads whose task is over."""
+    from nighttrain.providers.airflow_api import AirflowAPI
+    from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
+    from nighttrain.providers.kubernetes.reaper import Verdict, find, reap
+    from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+
+    config = ClusterConfig(
+        kubeconfig=options.kubeconfig, context=options.context, namespace=options.namespace
+    )
+    async with AsyncExitStack() as stack:
+        states = await stack.enter_async_context(AirflowAPI(options.airflow_url))
+        client = await stack.enter_async_context(await ClusterClient.open(config))
+        namespace = options.namespace or client.namespace
+        findings = await find(client, namespace, states, minimum_age_seconds=options.minimum_age)
+        if not options.yes:
+            return findings
+        mlflow = None
+        if options.mlflow_uri:
+            mlflow = await stack.enter_async_context(MLflowClient(TrackingConfig(uri=options.mlflow_uri)))
+        done = []
+        for finding in findings:
+            if finding.verdict is Verdict.REAP:
+                finding = await reap(client, finding, states)
+                if finding.verdict is Verdict.REAPED and mlflow is not None:
+                    await close_run(mlflow, finding)
+            done.append(finding)
+        return done
+
+
+async def close_run(mlflow: MLflowClient, finding: Finding) -> None:
+    """Close the run of a workload that was removed as KILLED. Best effort: the workload is gone already."""
+    from nighttrain.providers.tracking.runs import PARENT_TAG, RunStatus, RunTree
+
+    if finding.run_id is None:
+        return
+    tree = RunTree(mlflow)
+    try:
+        run = await tree.get(finding.run_id)
+        await tree.close(run.run_id, RunStatus.KILLED)
+        if run.tags.get(PARENT_TAG):
+            await tree.settle_parent(run.tags[PARENT_TAG])
+    except TrackingError as error:
+        print(f"nighttrain: run {finding.run_id} could not be closed: {error}", file=sys.stderr)
+
+
+def _show(findings: list[Finding], options: argparse.Namespace) -> None:
+    from nighttrain.providers.kubernetes.reaper import Verdict, table
+
+    if options.output == "json":
+        print(json.dumps([finding.to_dict() for finding in findings], indent=2))
+        return
+    if not findings:
+        print("No workload is running.")
+        return
+    print(table(findings))
+    waiting = sum(finding.verdict is Verdict.REAP for finding in findings)
+    if waiting and not options.yes:
+        print(f"\nDry run: nothing was deleted. {waiting} to reap: run it again with --yes.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nighttrain", description="nighttrain's maintenance commands.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    reap = commands.add_parser(
+        "reap",
+        help="remove workloads whose Airflow task is over or gone",
+        description="Show the running workloads whose Airflow task is over or gone; with --yes, remove them. "
+        "Airflow's credentials come from NIGHTTRAIN_AIRFLOW_TOKEN, or NIGHTTRAIN_AIRFLOW_USERNAME and "
+        "NIGHTTRAIN_AIRFLOW_PASSWORD.",
+    )
+    reap.add_argument("--airflow-url", required=True, help="such as https://airflow.example.com")
+    reap.add_argument("-n", "--namespace", help="the workloads' namespace; the kubeconfig's, if left out")
+    reap.add_argument("--kubeconfig", help="path of a kubeconfig file; KUBECONFIG or ~/.kube/config")
+    reap.add_argument("--context", help="the kubeconfig's context")
+    reap.add_argument("--mlflow-uri", help="also close the runs of what was removed as KILLED")
+    reap.add_argument(
+        "--minimum-age", type=float, default=300.0, metavar="SECONDS", help="younger ones are kept (300)"
+    )
+    reap.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    reap.add_argument("--yes", action="store_true", help="remove them; without it nothing is deleted")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Removing workloads whose task is over: what a crash, a deleted DAG run or a triggerer that was down left.
+
+The fence: the Job is read first, its task's state is asked then, and the Job is deleted only as it was read.
+A task that came back to life in between has adopted the Job, which changed it, and the deletion is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nighttrain.providers.errors import ConfigurationError, ObjectConflictError, ObjectNotFoundError
+from nighttrain.providers.kubernetes.attempts import history_of
+from nighttrain.providers.kubernetes.identity import (
+    ATTEMPT_KEY_LABEL,
+    DAG_ANNOTATION,
+    MAP_INDEX_ANNOTATION,
+    ORCHESTRATOR_ANNOTATION,
+    RUN_ANNOTATION,
+    TASK_ANNOTATION,
+    WorkloadIdentity,
+)
+from nighttrain.providers.kubernetes.objects import (
+    condition,
+    is_deleting,
+    items,
+    mapping,
+    metadata,
+    name_of,
+    text,
+    uid_of,
+)
+from nighttrain.providers.kubernetes.resources import JOBS
+from nighttrain.providers.kubernetes.waiting import until_gone
+from nighttrain.providers.kubernetes.workload import Workload, environment_of
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.client import ClusterClient
+
+Json = dict[str, Any]
+
+# Between a Job's creation and Airflow's record that its task waits for it lie seconds; a database or a
+# scheduler in need makes minutes of them.
+MINIMUM_AGE_SECONDS = 300.0
+
+
+class TaskState(Enum):
+    """What the orchestrator says of a task."""
+
+    ALIVE = "alive"
+    OVER = "over"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+class TaskStates(Protocol):
+    """Whoever knows the states of tasks."""
+
+    async def state(self, identity: WorkloadIdentity) -> TaskState:
+        """The state of one task; UNKNOWN if it cannot be told."""
+
+
+class Verdict(Enum):
+    """What is to be done, or was done, with a workload."""
+
+    REAP = "reap"
+    REAPED = "reaped"
+    TAKEN_OVER = "taken over"
+    KEEP = "keep"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A live workload and what its task's state says of it.
+
+    :param age_seconds: since its Job was created
+    :param run_id: the MLflow run its container was started with
+    """
+
+    workload: Workload
+    identity: WorkloadIdentity
+    resource_version: str
+    age_seconds: float
+    state: TaskState
+    verdict: Verdict
+    run_id: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for tables and machines."""
+        return {
+            "verdict": self.verdict.value,
+            "task": self.state.value,
+            "job": f"{self.workload.namespace}/{self.workload.name}",
+            "dag_id": self.identity.dag_id,
+            "run_id": self.identity.run_id,
+            "task_id": self.identity.task_id,
+            "map_index": self.identity.map_index,
+            "age_seconds": round(self.age_seconds),
+        }
+
+
+async def find(
+    client: ClusterClient,
+    namespace: str,
+    states: TaskStates,
+    *,
+    orchestrator: str = "airflow",
+    minimum_age_seconds: float = MINIMUM_AGE_SECONDS,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> list[Finding]:
+    """Every live workload of the namespace, and whether to reap it.
+
+    :param minimum_age_seconds: younger ones are kept whatever their task's state
+    :raises ConfigurationError: a negative age
+    :raises ClusterError: the cluster refused or cannot be asked
+    """
+    if minimum_age_seconds < 0:
+        raise ConfigurationError("minimum_age_seconds", minimum_age_seconds, "must not be negative")
+    # The cluster's own clock, where it told: Jobs carry its times.
+    clock = client.cluster_time
+    moment = now().timestamp() if clock is None else clock
+    listed = await client.list(JOBS, namespace, label_selector=ATTEMPT_KEY_LABEL)
+    found = []
+    for job in items(listed.get("items")):
+        identity = _identity_of(job)
+        if identity is None or identity.orchestrator != orchestrator or not _is_live(job):
+            continue
+        age = moment - _created(job)
+        state = await states.state(identity) if age >= minimum_age_seconds else TaskState.UNKNOWN
+        found.append(_finding(job, identity, namespace, age, state))
+    return found
+
+
+async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> Finding:
+    """Remove one workload, unless its task has come back; returns the finding as it is now.
+
+    :raises WorkloadConflictError: it still terminates after a quarter of an hour
+    :raises ClusterError: the cluster refused or cannot be asked
+    """
+    workload = finding.workload
+    try:
+        job = await client.get(JOBS, workload.namespace, workload.name)
+    except ObjectNotFoundError:
+        return _with(finding, Verdict.REAPED)
+    if uid_of(job) != workload.uid or not _is_live(job):
+        return _with(finding, Verdict.KEEP)
+    state = await states.state(finding.identity)
+    fresh = _finding(job, finding.identity, workload.namespace, finding.age_seconds, state)
+    if fresh.verdict is not Verdict.REAP:
+        return fresh
+    try:
+        await client.delete(
+            JOBS,
+            workload.namespace,
+            workload.name,
+            uid=workload.uid,
+            resource_version=fresh.resource_version,
+        )
+    except ObjectConflictError:
+        return _with(fresh, Verdict.TAKEN_OVER)
+    except ObjectNotFoundError:
+        return _with(fresh, Verdict.REAPED)
+    await until_gone(client, workload, with_job=True)
+    return _with(fresh, Verdict.REAPED)
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """The findings for a person, in columns."""
+    rows = [("VERDICT", "TASK IS", "JOB", "DAG", "RUN", "TASK", "AGE")]
+    for finding in findings:
+        shown = finding.to_dict()
+        task = shown["task_id"] + (f"[{shown['map_index']}]" if shown["map_index"] >= 0 else "")
+        age = f"{shown['age_seconds']}s"
+        rows.append(
+            (shown["verdict"], shown["task"], shown["job"], shown["dag_id"], shown["run_id"], task, age)
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _finding(job: Json, identity: WorkloadIdentity, namespace: str, age: float, state: TaskState) -> Finding:
+    return Finding(
+        workload=Workload(namespace, name_of(job), uid_of(job), history_of(job).attempt),
+        identity=identity,
+        resource_version=text(metadata(job).get("resourceVersion")),
+        age_seconds=age,
+        state=state,
+        verdict=Verdict.REAP if state in (TaskState.OVER, TaskState.GONE) else Verdict.KEEP,
+        run_id=environment_of(job).get("MLFLOW_RUN_ID"),
+    )
+
+
+def _with(finding: Finding, verdict: Verdict) -> Finding:
+    from dataclasses import replace
+
+    return replace(finding, verdict=verdict)
+
+
+def _identity_of(job: Json) -> WorkloadIdentity | None:
+    """Whose Job it is; ``None`` if its annotations do not say so, or say it of another Job."""
+    written = mapping(metadata(job).get("annotations"))
+    try:
+        identity = WorkloadIdentity(
+            orchestrator=text(written.get(ORCHESTRATOR_ANNOTATION)),
+            dag_id=text(written.get(DAG_ANNOTATION)),
+            run_id=text(written.get(RUN_ANNOTATION)),
+            task_id=text(written.get(TASK_ANNOTATION)),
+            map_index=int(text(written.get(MAP_INDEX_ANNOTATION)) or -1),
+        )
+    except (ConfigurationError, ValueError):
+        return None
+    return identity if mapping(metadata(job).get("labels")).get(ATTEMPT_KEY_LABEL) == identity.key else None
+
+
+def _is_live(job: Json) -> bool:
+    ended = condition(job, "Complete") is not None or condition(job, "Failed") is not None
+    return not ended and not is_deleting(job)
+
+
+def _created(job: Json) -> float:
+    try:
+        return datetime.fromisoformat(text(metadata(job).get("creationTimestamp"))).timestamp()
+    except ValueError:
+        return float("inf")

@@ -1,0 +1,73 @@
+"""Why a task or a trigger is being killed: a person ended the task, or only its process is going away."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+# The supervisor follows its SIGTERM with SIGKILL after 5 s: asking may take 2, deleting has the rest.
+ASK_TIMEOUT_SECONDS = 2.0
+
+# States that nobody but a person, or the end of the last try, gives to a task whose process still runs.
+# "scheduled", "queued", "running", "deferred" and "up_for_retry" are absent: another process or try
+# adopts the workload.
+OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed", "restarting"})
+
+
+def task_is_over(states: Mapping[str, Any], *, run_id: str, task_id: str, map_index: int) -> bool:
+    """Whether Airflow's answer to "what is this task's state" means that its workload must go.
+
+    A task that is gone (its DAG run was deleted) and one without a state (it was cleared) are over.
+    """
+    key = f"{task_id}_{map_index}" if map_index >= 0 else task_id
+    state = (states.get(run_id) or {}).get(key)
+    return state is None or str(getattr(state, "value", state)) in OVER
+
+
+def cancelled_by_user(ti: Any, *, timeout_seconds: float = ASK_TIMEOUT_SECONDS) -> bool:
+    """Whether an operator's ``on_kill`` must delete the workload; False if Airflow does not answer.
+
+    True as well inside the handler of an execution time-out.
+    """
+    from airflow.sdk.exceptions import AirflowTaskTimeout
+
+    if isinstance(sys.exc_info()[1], AirflowTaskTimeout):
+        return True
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            answers.append(_ask(ti))
+        except Exception:
+            return  # no answer: the workload stays, for the next try or the reaper
+
+    # A signal handler may have interrupted a request that holds the supervisor's lock: another thread waits
+    # for that lock, this one must not.
+    thread = threading.Thread(target=ask, name="nighttrain-killed", daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    return bool(answers and answers[0])
+
+
+async def trigger_cancelled_by_user(ti: Any, *, timeout_seconds: float = ASK_TIMEOUT_SECONDS) -> bool:
+    """The same for a trigger's ``on_kill``, in the triggerer's event loop."""
+    import asyncio
+
+    from asgiref.sync import sync_to_async
+
+    try:
+        return await asyncio.wait_for(sync_to_async(_ask)(ti), timeout_seconds)
+    except Exception:
+        return False
+
+
+def _ask(ti: Any) -> bool:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    map_index = -1 if ti.map_index is None else ti.map_index
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
+    )
+    return task_is_over(states, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index)

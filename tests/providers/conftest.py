@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from scripted_http import scripted
+
+__all__ = ["scripted"]
