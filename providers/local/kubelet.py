@@ -185,7 +185,7 @@ class Kubelet:
             return logs.nothing()
         if not self._node.reachable.is_set():
             host = self._node.network.host_ip
-            raise ApiError(500, "InternalError", f"Get \"https://{host}:10250/\": dial tcp: no route to host")
+            raise ApiError(500, "InternalError", f'Get "https://{host}:10250/": dial tcp: no route to host')
         worker = self._workers.get(pod["metadata"]["uid"])
         found = worker.find(name) if worker is not None else None
         log = logs.choose_log(pod, name, found, previous=previous)

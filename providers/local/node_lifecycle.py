@@ -52,9 +52,7 @@ def mark_returned(store: Store, name: str) -> None:
             if condition["status"] != "True":
                 condition["lastTransitionTime"] = now
             condition["lastHeartbeatTime"] = now
-            condition.update(
-                status="True", reason="KubeletReady", message="kubelet is posting ready status"
-            )
+            condition.update(status="True", reason="KubeletReady", message="kubelet is posting ready status")
         node["spec"]["taints"] = _others(node)
         if not node["spec"]["taints"]:
             del node["spec"]["taints"]

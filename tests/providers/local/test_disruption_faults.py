@@ -112,7 +112,10 @@ def test_a_lost_node_ends_its_pods_only_when_it_is_back(cluster: EmbeddedCluster
     assert condition(http.get(NODE).json(), "Ready")
     node = http.get(NODE).json()
     ready = condition(node, "Ready", "Unknown") or {}
-    assert (ready["reason"], ready["message"]) == ("NodeStatusUnknown", "Kubelet stopped posting node status.")
+    assert (ready["reason"], ready["message"]) == (
+        "NodeStatusUnknown",
+        "Kubelet stopped posting node status.",
+    )
     taints = [(each["key"], each["effect"]) for each in node["spec"]["taints"]]
     unreachable = "node.kubernetes.io/unreachable"
     assert taints == [(unreachable, "NoSchedule"), (unreachable, "NoExecute")]
