@@ -71,7 +71,7 @@ class Fault:
     :param count: how many calls in a row from there; None: all of them
     :param code: HTTP status of an answer
     :param retry_after: whole seconds in the ``Retry-After`` header of an answer; None: no header
-    :param seconds: length of a stall, the pause before each piece of a slow answer, or how long a node is lost
+    :param seconds: length of a stall, of the node's loss, or of the pause before each piece of a slow answer
     :param after: complete lines that a cut answer still delivers
     :param torn: a cut answer ends in the middle of the next line
     :param pod: pattern of the names of the pods that are disrupted
@@ -145,12 +145,12 @@ class Fault:
 
     @classmethod
     def evict(cls, pod: str, **aim: Any) -> Fault:
-        """Evict the pods of this name as the call arrives, as the eviction API does; then do the call's work."""
+        """Evict the pods of this name, as the eviction API does; then do the call's work."""
         return cls(Effect.EVICT, pod=pod, **aim)
 
     @classmethod
     def preempt(cls, pod: str, **aim: Any) -> Fault:
-        """Preempt the pods of this name as the call arrives, as the scheduler does; then do the call's work."""
+        """Preempt the pods of this name, as the scheduler does; then do the call's work."""
         return cls(Effect.PREEMPT, pod=pod, **aim)
 
     @classmethod

@@ -147,7 +147,10 @@ def _read_token(token: str) -> tuple[int, tuple[str, str]]:
         raise errors.bad_request(f"invalid continue token: continue key is not valid: {error}") from None
 
 
-_NO_INITIAL_EVENTS = "a watch stream was requested by the client but the required storage feature RequestWatchProgress is disabled"
+_NO_INITIAL_EVENTS = (
+    "a watch stream was requested by the client but the required storage feature RequestWatchProgress is "
+    "disabled"
+)
 
 
 class WatchStream:

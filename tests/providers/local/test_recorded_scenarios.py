@@ -7,13 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from recorded import Replay, replay_all, scenarios
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
 
@@ -142,14 +139,14 @@ REPLAYED = scenarios()
 
 
 @pytest.fixture(scope="module")
-def replays(request: pytest.FixtureRequest) -> Iterator[dict[str, Replay]]:
+def replays(request: pytest.FixtureRequest) -> dict[str, Replay]:
     """All chosen scenarios, side by side: one after the other they would take minutes."""
     chosen = {
         item.callspec.params["scenario"]
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item, "callspec")
     }
-    yield asyncio.run(replay_all([name for name in REPLAYED if name in chosen]))
+    return asyncio.run(replay_all([name for name in REPLAYED if name in chosen]))
 
 
 def _all_steps(history: Any) -> Steps:
