@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from nighttrain.providers.local.container_runner import BackOff
 from nighttrain.providers.local.resources import NAMESPACES
 from nighttrain.providers.local.server import EmbeddedCluster
 
@@ -55,6 +56,9 @@ _SLEEPS: dict[str, dict[str, float]] = {
     # Keeps its place while the second Job is refused three times.
     "quota": {"4": 6.0},
 }
+
+# A fifth of a cluster's pauses between tries: long enough that what was over before the next try still is.
+_PACE = 0.2
 
 # What only one cluster understands.
 _OWN = re.compile(r"\b(continue=|resourceVersion=)[^&]*")
@@ -325,7 +329,12 @@ class Replay:
     async def run(self) -> Replay:
         forbidden = {"rec"} if self.name == "forbidden" else set()
         images = {"localhost/python": Path(sys.executable)}
-        cluster = EmbeddedCluster(images=images, forbidden_namespaces=forbidden)
+        cluster = EmbeddedCluster(
+            images=images,
+            forbidden_namespaces=forbidden,
+            back_off=BackOff(10 * _PACE, 300 * _PACE),
+            job_back_off=BackOff(10 * _PACE, 600 * _PACE),
+        )
         await asyncio.to_thread(cluster.start)
         try:
             made = {"metadata": {"name": "rec"}}

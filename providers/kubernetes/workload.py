@@ -36,6 +36,7 @@ from nighttrain.providers.kubernetes.objects import (
     mapping,
     metadata,
     name_of,
+    status,
     text,
     uid_of,
 )
@@ -295,9 +296,7 @@ class _Adoption(Enum):
     CHANGED = "it was changed meanwhile: look again"
 
 
-async def _adopt(
-    client: ClusterClient, job: Json, wanted_hash: str, epoch: str, namespace: str
-) -> _Adoption:
+async def _adopt(client: ClusterClient, job: Json, wanted_hash: str, epoch: str, namespace: str) -> _Adoption:
     """Adopt the latest attempt's Job, or see to it that nothing of it runs any more."""
     history = history_of(job)
     workload = Workload(namespace, name_of(job), uid_of(job), history.attempt)

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from nighttrain.providers.local import errors
 from nighttrain.providers.local.crd_definitions import admit_definition
-from nighttrain.providers.local.defaults import apply_defaults, label_job
+from nighttrain.providers.local.defaults import (
+    NODE_LOST_SECONDS,
+    apply_defaults,
+    label_job,
+    tolerate_lost_node,
+)
 from nighttrain.providers.local.preemption import apply_priority
 from nighttrain.providers.local.quota import check_quota
 from nighttrain.providers.local.resources import (
@@ -39,9 +44,13 @@ class Admission:
     """The ``admit`` and ``release`` of a :class:`Store`.
 
     :param addresses: where Services get theirs; without, they have none
+    :param toleration_seconds: how long a pod that does not say stays on a lost node
     """
 
-    def __init__(self, addresses: Addresses | None = None) -> None:
+    def __init__(
+        self, addresses: Addresses | None = None, *, toleration_seconds: int = NODE_LOST_SECONDS
+    ) -> None:
+        self._toleration_seconds = toleration_seconds
         self.store: Store | None = None
         self._addresses = addresses
 
@@ -49,6 +58,7 @@ class Admission:
         """:raises ApiError: 403, 422"""
         if resource is PODS and old is None and self.store is not None:
             apply_priority(self.store, new)
+            tolerate_lost_node(new["spec"], self._toleration_seconds)
         if resource == CUSTOMRESOURCEDEFINITIONS:
             admit_definition(new, old)
         if resource.custom is None:

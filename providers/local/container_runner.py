@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -78,6 +78,12 @@ class BackOff:
         return float(min(self.longest, self.first * 2 ** min(pause, 32)))
 
 
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass
 class Node:
     """What every pod of the node shares.
@@ -101,6 +107,8 @@ class Node:
     configuration_changed: asyncio.Event
     namespaces: MountNamespaces
     memory: MemoryLimits
+    # Whether the control plane is heard and hears; cleared while the node is lost.
+    reachable: asyncio.Event = field(default_factory=_set_event)
 
     def now(self) -> str:
         return timestamp(self.store.clock())

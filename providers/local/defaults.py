@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 # A node that stops answering keeps its pods for five minutes before they are evicted.
-_NODE_LOST_SECONDS = 300
+NODE_LOST_SECONDS = 300
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 _FILE_MODE = 0o644
 
@@ -103,24 +103,23 @@ def _volume(volume: Object) -> None:
         volume["hostPath"].setdefault("type", "")
 
 
+def tolerate_lost_node(spec: Object, seconds: int) -> None:
+    """A pod that does not say how long stays on a lost node for so many seconds."""
+    tolerations = spec.setdefault("tolerations", [])
+    known = {each.get("key") for each in tolerations}
+    for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
+        if key not in known and None not in known:
+            base = {"key": key, "operator": "Exists", "effect": "NoExecute"}
+            tolerations.append({**base, "tolerationSeconds": seconds})
+
+
 def _pod(pod: Object, old: Object | None) -> None:
     spec = pod.setdefault("spec", {})
     pod_spec(spec)
     if old is None:
         spec.setdefault("serviceAccountName", "default")
         spec.setdefault("serviceAccount", spec["serviceAccountName"])
-        tolerations = spec.setdefault("tolerations", [])
-        known = {each.get("key") for each in tolerations}
-        for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
-            if key not in known and None not in known:
-                tolerations.append(
-                    {
-                        "key": key,
-                        "operator": "Exists",
-                        "effect": "NoExecute",
-                        "tolerationSeconds": _NODE_LOST_SECONDS,
-                    }
-                )
+        tolerate_lost_node(spec, NODE_LOST_SECONDS)
         spec.setdefault("priority", 0)
         spec.setdefault("enableServiceLinks", True)
         spec.setdefault("preemptionPolicy", "PreemptLowerPriority")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # A planned stall of a random plan: long enough to be seen, short enough for a test that really waits.
 _RANDOM_STALL_SECONDS = 0.2
+# A planned loss of the node: long enough for a client to look in between.
+_RANDOM_LOSS_SECONDS = 1.0
 
 # Sub-resources of a namespace itself; any other third part of /namespaces/NAME/... is a kind inside it.
 _OF_NAMESPACES = ("status", "finalize")
@@ -45,6 +47,10 @@ class Effect(enum.Enum):
     COMPACT = "compact"
     SLOW = "slow"
     RESTART = "restart"
+    EVICT = "evict"
+    PREEMPT = "preempt"
+    LOSE_NODE = "lose_node"
+    RETURN_NODE = "return_node"
 
     def __repr__(self) -> str:
         # So that a fault's repr is the expression that makes it.
@@ -65,9 +71,10 @@ class Fault:
     :param count: how many calls in a row from there; None: all of them
     :param code: HTTP status of an answer
     :param retry_after: whole seconds in the ``Retry-After`` header of an answer; None: no header
-    :param seconds: length of a stall, or the pause before each piece of a slow answer
+    :param seconds: length of a stall, of the node's loss, or of the pause before each piece of a slow answer
     :param after: complete lines that a cut answer still delivers
     :param torn: a cut answer ends in the middle of the next line
+    :param pod: pattern of the names of the pods that are disrupted
     """
 
     effect: Effect
@@ -81,12 +88,15 @@ class Fault:
     seconds: float = 0.0
     after: int = 0
     torn: bool = False
+    pod: str = ""
 
     def __post_init__(self) -> None:
         if self.nth < 1 or (self.count is not None and self.count < 1):
             raise ValueError("nth and count are counted from 1")
         if self.effect is Effect.ANSWER and not 400 <= self.code <= 599:
             raise ValueError(f"a refusal has a code from 400 to 599, not {self.code}")
+        if self.effect in (Effect.EVICT, Effect.PREEMPT) and not self.pod:
+            raise ValueError("name the pod to disrupt (a pattern; * means all)")
 
     @classmethod
     def answer(cls, code: int, *, retry_after: int | None = None, **aim: Any) -> Fault:
@@ -132,6 +142,26 @@ class Fault:
     def restart(cls, **aim: Any) -> Fault:
         """Kill the server as the call arrives, and start it again on its state."""
         return cls(Effect.RESTART, **aim)
+
+    @classmethod
+    def evict(cls, pod: str, **aim: Any) -> Fault:
+        """Evict the pods of this name, as the eviction API does; then do the call's work."""
+        return cls(Effect.EVICT, pod=pod, **aim)
+
+    @classmethod
+    def preempt(cls, pod: str, **aim: Any) -> Fault:
+        """Preempt the pods of this name, as the scheduler does; then do the call's work."""
+        return cls(Effect.PREEMPT, pod=pod, **aim)
+
+    @classmethod
+    def lose_node(cls, seconds: float = 0.0, **aim: Any) -> Fault:
+        """Lose the node as the call arrives; it returns after so many seconds (0: when it is returned)."""
+        return cls(Effect.LOSE_NODE, seconds=seconds, **aim)
+
+    @classmethod
+    def return_node(cls, **aim: Any) -> Fault:
+        """Return the lost node as the call arrives."""
+        return cls(Effect.RETURN_NODE, **aim)
 
     def aims_at(self, call: Call) -> bool:
         return (
@@ -205,14 +235,24 @@ class FaultPlan:
         within: int = 20,
         verbs: tuple[str, ...] = ("get", "list", "create", "patch", "delete", "watch"),
         resource: str = "",
+        pods: str = "",
     ) -> FaultPlan:
         """Transient faults that a careful client survives; the same seed makes the same plan.
 
         :param number: how many
         :param within: each strikes one of the first so many calls of its verb
+        :param pods: a pattern of names: every other fault evicts or preempts such pods, or loses the node for
+            a second. "" means none does
         """
         chance = random.Random(seed)
-        return cls([_random_fault(chance, chance.choice(verbs), within, resource) for _ in range(number)])
+        faults = []
+        for turn in range(number):
+            verb = chance.choice(verbs)
+            if pods and turn % 2:
+                faults.append(_random_disruption(chance, verb, within, resource, pods))
+            else:
+                faults.append(_random_fault(chance, verb, within, resource))
+        return cls(faults)
 
     def add(self, *faults: Fault) -> None:
         """Arm faults; their calls are counted from now on."""
@@ -285,11 +325,23 @@ def _random_fault(chance: random.Random, verb: str, within: int, resource: str) 
     )
 
 
+def _random_disruption(chance: random.Random, verb: str, within: int, resource: str, pods: str) -> Fault:
+    aim: dict[str, Any] = {"verb": verb, "resource": resource, "nth": chance.randint(1, within)}
+    return chance.choice(
+        (
+            Fault.evict(pods, **aim),
+            Fault.preempt(pods, **aim),
+            Fault.lose_node(_RANDOM_LOSS_SECONDS, **aim),
+        )
+    )
+
+
 class FaultLayer:
     """The ASGI application in front of the API.
 
     :param compact: forgets the history
     :param restart: kills the server and starts it again; returns at once
+    :param disrupt: does to pods or the node what the fault says
     """
 
     def __init__(
@@ -299,11 +351,13 @@ class FaultLayer:
         *,
         compact: Callable[[], None],
         restart: Callable[[], None],
+        disrupt: Callable[[Fault], None],
     ) -> None:
         self._app = app
         self._plan = plan
         self._compact = compact
         self._restart = restart
+        self._disrupt = disrupt
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._plan.idle or scope["type"] != "http":
@@ -337,6 +391,8 @@ class FaultLayer:
                 await self._plan.sleep(fault.seconds)
             case Effect.COMPACT:
                 self._compact()
+            case Effect.EVICT | Effect.PREEMPT | Effect.LOSE_NODE | Effect.RETURN_NODE:
+                self._disrupt(fault)
             case Effect.DROP_REPLY:
                 await self._app(scope, receive, line.drop)
                 await line.close()

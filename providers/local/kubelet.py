@@ -20,6 +20,7 @@ from nighttrain.providers.local.events import EventRecorder
 from nighttrain.providers.local.janitor import Janitor, kill_marked
 from nighttrain.providers.local.memory import MemoryLimits
 from nighttrain.providers.local.mounts import MountNamespaces, Namespaces
+from nighttrain.providers.local.node_lifecycle import mark_lost, mark_returned
 from nighttrain.providers.local.pod_worker import PodWorker
 from nighttrain.providers.local.resources import CONFIGMAPS, NODES, PODS, SECRETS, ResourceType
 from nighttrain.providers.local.scheduler import Scheduler
@@ -127,6 +128,34 @@ class Kubelet:
         if self._janitor is not None:
             self._janitor.dismiss()
 
+    # Disruptions
+
+    def preempt(self, pod: Object) -> None:
+        """End the pod as the scheduler does for a more important one, which then does not come."""
+        self._scheduler.preempt(pod, str(uuid.uuid4()))
+
+    def lose(self) -> None:
+        """The node is cut off: what runs runs on, and nobody hears of it or can end it until it is back."""
+        if self._node.reachable.is_set():
+            self._node.reachable.clear()
+            self._node.recorder.muted = True
+            mark_lost(self._store, self._node.name)
+
+    def return_(self) -> None:
+        """The node is back: it ends what was deleted meanwhile, and reports the rest."""
+        if self._node.reachable.is_set():
+            return
+        self._node.reachable.set()
+        self._node.recorder.muted = False
+        mark_returned(self._store, self._node.name)
+        self._forget_lost()
+        for pod in self._store.list(PODS)[0]:
+            if pod["spec"].get("nodeName") == self._node.name:
+                self._pod_changed("MODIFIED", pod)
+                worker = self._workers.get(pod["metadata"]["uid"])
+                if worker is not None and not worker.ended:
+                    worker.publish()
+
     @property
     def mount_refusal(self) -> str:
         """Why containers have no mount namespaces, and pods no volumes; empty if they have."""
@@ -154,6 +183,9 @@ class Kubelet:
         name = logs.choose_container(pod, container)
         if not pod["spec"].get("nodeName"):
             return logs.nothing()
+        if not self._node.reachable.is_set():
+            host = self._node.network.host_ip
+            raise ApiError(500, "InternalError", f'Get "https://{host}:10250/": dial tcp: no route to host')
         worker = self._workers.get(pod["metadata"]["uid"])
         found = worker.find(name) if worker is not None else None
         log = logs.choose_log(pod, name, found, previous=previous)
@@ -194,6 +226,8 @@ class Kubelet:
                         raise
 
     def _forget_lost(self) -> None:
+        if not self._node.reachable.is_set():
+            return
         present = {pod["metadata"]["uid"] for pod in self._store.list(PODS)[0]}
         for uid in set(self._workers) - present:
             self._gone(uid)
@@ -201,7 +235,9 @@ class Kubelet:
     def _pod_changed(self, type_: str, pod: Object) -> None:
         uid = pod["metadata"]["uid"]
         worker = self._workers.get(uid)
-        if type_ == DELETED:
+        if not self._node.reachable.is_set():
+            self._changed_while_lost(type_, pod)
+        elif type_ == DELETED:
             self._gone(uid)
         elif worker is not None:
             worker.update(pod)
@@ -211,6 +247,15 @@ class Kubelet:
             self._scheduler.account(pod)
             worker = self._workers[uid] = PodWorker(self._node, pod, self._finished)
             remember_restarts(worker.containers, pod)
+
+    def _changed_while_lost(self, type_: str, pod: Object) -> None:
+        """The scheduler goes on without the node; the node learns of the change when it is back."""
+        if type_ == DELETED:
+            self._scheduler.release(pod["metadata"]["uid"])
+        elif not pod["spec"].get("nodeName"):
+            self._scheduler.offer(pod)
+        elif not _is_terminal(pod):
+            self._scheduler.account(pod)
 
     def _exists(self, pod: Object) -> bool:
         """Whether this is not old news: a pod may have come to its end before its watch is read."""
@@ -302,6 +347,8 @@ class Kubelet:
             # A state file's: the same node after a restart.
             status = node["status"]
             self._store.mutate(NODES, None, self._node.name, lambda known: known.update(status=status))
+            # It may have been lost when its server was.
+            mark_returned(self._store, self._node.name)
 
 
 def _is_terminal(pod: Object) -> bool:

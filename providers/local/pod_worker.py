@@ -172,6 +172,8 @@ class PodWorker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._sandbox = False
+        # A lost node has nobody to tell; once it is back it says how its pods ended.
+        await self.node.reachable.wait()
         self.publish(final=True)
         if self._is_deleted():
             self.node.store.remove(PODS, self.namespace, self.name, self.uid)
@@ -316,7 +318,7 @@ class PodWorker:
         """Write the pod's status. Only the last call, when nothing runs any more, writes a terminal phase."""
         self._changed.set()
         self._changed = asyncio.Event()
-        if self.is_gone() or (not final and self._starting()):
+        if not self.node.reachable.is_set() or self.is_gone() or (not final and self._starting()):
             return
         outlook = podstatus.phase_of(self.containers, self._policy, ended=self._ended_early)
         if final or not outlook.terminal:

@@ -147,6 +147,12 @@ def _read_token(token: str) -> tuple[int, tuple[str, str]]:
         raise errors.bad_request(f"invalid continue token: continue key is not valid: {error}") from None
 
 
+_NO_INITIAL_EVENTS = (
+    "a watch stream was requested by the client but the required storage feature RequestWatchProgress is "
+    "disabled"
+)
+
+
 class WatchStream:
     """The lines of one watch. Subscribes when made: nothing is missed before the first line is read."""
 
@@ -159,9 +165,10 @@ class WatchStream:
         self._refusal: errors.ApiError | None = None
         self._watcher: Watcher | None = None
         since = asked.revision
-        if asked.initial_events:
-            since = None
         try:
+            if asked.initial_events:
+                # As recorded; clients then list and watch.
+                raise errors.ApiError(500, "InternalError", _NO_INITIAL_EVENTS)
             if since and since > store.revision:
                 raise errors.from_the_future(since, store.revision)
             self._watcher = store.watch(
@@ -180,11 +187,8 @@ class WatchStream:
         seconds = self._asked.timeout_seconds
         deadline = _now() + (seconds if seconds else _WATCH_SECONDS * random.uniform(1, 2))
         try:
-            initial = self._pending()
-            if self._asked.initial_events and self._asked.bookmarks:
-                initial += self._bookmark({"k8s.io/initial-events-end": "true"})
             # Even an empty first piece sends the headers: the client knows that the watch stands.
-            yield initial
+            yield self._pending()
             async for piece in self._follow(self._watcher, deadline):
                 yield piece
         except errors.ApiError as error:
@@ -217,11 +221,9 @@ class WatchStream:
         self._first_table = False
         return encode(shown)
 
-    def _bookmark(self, annotations: dict[str, str] | None = None) -> bytes:
+    def _bookmark(self) -> bytes:
         # With nothing pending, the watcher has seen everything: it stands where the store does.
         metadata: dict[str, Any] = {"resourceVersion": str(self._store.revision), "creationTimestamp": None}
-        if annotations:
-            metadata["annotations"] = annotations
         body = {"kind": self._resource.kind, "apiVersion": self._resource.api_version, "metadata": metadata}
         return _line("BOOKMARK", encode(body))
 

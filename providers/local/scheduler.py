@@ -160,12 +160,12 @@ class Scheduler:
             self._nominated[pod["metadata"]["uid"]] = (priority(pod), requests)
             self._refuse(pod, full, nominated=True)
             for victim in chosen:
-                self._preempt(victim, pod)
+                self.preempt(victim, pod["metadata"]["uid"])
         else:
             self._refuse(pod, f"{full} {_OCCUPIED}")
 
-    def _preempt(self, victim: Object, preemptor: Object) -> None:
-        uid = preemptor["metadata"]["uid"]
+    def preempt(self, victim: Object, uid: str) -> None:
+        """End the pod in favour of the one with this uid."""
         what = f"Preempted by pod {uid} on node {self._node_name}"
         self._event(victim, "Normal", "Preempted", what, "Preempting")
         why = f"{_COMPONENT}: preempting to accommodate a higher priority pod"

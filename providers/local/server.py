@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nighttrain.providers.local.faults import FaultLayer, FaultPlan, reset
+from nighttrain.providers.local.faults import Fault, FaultLayer, FaultPlan, reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
+    from nighttrain.providers.local.container_runner import BackOff
+    from nighttrain.providers.local.disruptions import Disruptions
     from nighttrain.providers.local.images import ImageEnvironment
+    from nighttrain.providers.local.kubelet import Kubelet
+    from nighttrain.providers.local.mounts import Namespaces
     from nighttrain.providers.local.network import ClusterNetwork
     from nighttrain.providers.local.state import StateFile
     from nighttrain.providers.local.store import Store
@@ -58,6 +62,11 @@ class EmbeddedCluster:
     :param state: a file that keeps every object, the token and the port over a stop, a crash, a SIGKILL;
         None: objects end with the server
     :param faults: what goes wrong, see :mod:`~nighttrain.providers.local.faults`; more can be added later
+    :param toleration_seconds: how long a pod that does not say stays on a node that is lost; a real cluster's
+        300 unless a test cannot wait
+    :param back_off: pauses between restarts of containers and tries to pull; None: a real kubelet's
+    :param job_back_off: pauses between a Job's failed pods; None: a real Job controller's
+    :param namespaces: how containers get mount namespaces; None: as this machine allows
     """
 
     namespace = "default"
@@ -75,9 +84,18 @@ class EmbeddedCluster:
         trust_own_user: bool = True,
         state: Path | None = None,
         faults: FaultPlan | None = None,
+        toleration_seconds: int = 300,
+        back_off: BackOff | None = None,
+        job_back_off: BackOff | None = None,
+        namespaces: Namespaces | None = None,
     ) -> None:
         self.token = token or ""
         self.port = port
+        self._toleration_seconds = toleration_seconds
+        self._back_off = back_off
+        self._job_back_off = job_back_off
+        self._namespaces = namespaces
+        self._disruptions: Disruptions
         self.faults = faults or FaultPlan()
         self.state = Path(state).absolute() if state is not None else None
         self.directory = Path(directory) if directory is not None else Path()
@@ -217,6 +235,14 @@ class EmbeddedCluster:
 
         return self.submit(run())
 
+    def lose_node(self) -> None:
+        """Cut the node off, now: see :meth:`Fault.lose_node`."""
+        self.call(lambda _store: self._disruptions.strike(Fault.lose_node()))
+
+    def return_node(self) -> None:
+        """The lost node is back, now."""
+        self.call(lambda _store: self._disruptions.strike(Fault.return_node()))
+
     def submit(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the cluster's event loop and wait for its result."""
         if self._loop is None:
@@ -257,6 +283,7 @@ class EmbeddedCluster:
         """Start every part; the stack ends them in the opposite order."""
         from nighttrain.providers.local.admission import Admission
         from nighttrain.providers.local.api import Api
+        from nighttrain.providers.local.disruptions import Disruptions
         from nighttrain.providers.local.namespaces import NamespaceController, bootstrap
         from nighttrain.providers.local.store import Store
 
@@ -267,7 +294,9 @@ class EmbeddedCluster:
             kept = self._file.fact("block") if self._file is not None else ""
             network = ClusterNetwork(int(kept) if kept else None)
             stack.push_async_callback(network.close)
-        admission = Admission(network.services if network else None)
+        admission = Admission(
+            network.services if network else None, toleration_seconds=self._toleration_seconds
+        )
         store = self.store = admission.store = Store(admit=admission.admit, release=admission.release)
         if self._file is not None:
             _restore(store, self._file, network)
@@ -287,12 +316,14 @@ class EmbeddedCluster:
             forbidden_namespaces=self._forbidden,
             trust_own_user=self._trust_own_user,
         )
+        kubelet: Kubelet | None = None
         if network is not None:
-            from nighttrain.providers.local.controllers import Controllers
+            from nighttrain.providers.local.controllers import JOB_BACK_OFF, Controllers
             from nighttrain.providers.local.images import ImageTable
             from nighttrain.providers.local.kubelet import Kubelet
+            from nighttrain.providers.local.mounts import Namespaces
 
-            controllers = Controllers(store, network)
+            controllers = Controllers(store, network, job_back_off=self._job_back_off or JOB_BACK_OFF)
             await controllers.start()
             stack.push_async_callback(controllers.stop)
             kubelet = Kubelet(
@@ -302,10 +333,14 @@ class EmbeddedCluster:
                 network,
                 # After a SIGKILL of this process the janitor removes the folder too, if it is ours.
                 remove=self.directory if self._own_directory else None,
+                back_off=self._back_off,
+                namespaces=self._namespaces or Namespaces.AUTO,
             )
             await kubelet.start()
             stack.push_async_callback(kubelet.stop)
             api.logs = kubelet
+        self._disruptions = Disruptions(store, kubelet, self.faults)
+        stack.push_async_callback(self._disruptions.close)
         stack.callback(store.close_watchers)
         await self._serve(api, stack)
 
@@ -315,7 +350,13 @@ class EmbeddedCluster:
 
             app = DurableLayer(app, self._file)
         # Outermost: it breaks connections, which only the server's own "send" leads to.
-        return FaultLayer(app, self.faults, compact=self.store.compact, restart=self._restart_soon)
+        return FaultLayer(
+            app,
+            self.faults,
+            compact=self.store.compact,
+            restart=self._restart_soon,
+            disrupt=self._disruptions.strike,
+        )
 
     async def _serve(self, api: Any, stack: contextlib.AsyncExitStack) -> None:
         import uvicorn

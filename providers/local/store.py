@@ -569,6 +569,10 @@ def _changed(resource: ResourceType, old: Object, new: Object) -> bool:
     """Whether a write counts as a new generation. Of a custom object everything is specification, but for its
     metadata and a status that is written separately."""
     if resource.custom is None:
-        return bool(new.get("spec") != old.get("spec"))
+        before, after = old.get("spec"), new.get("spec")
+        if resource is PODS and before and after:
+            # Binding is no new generation: the recorded pods stay at 1.
+            before, after = {**before, "nodeName": ""}, {**after, "nodeName": ""}
+        return bool(after != before)
     aside = {"metadata", "status"} if resource.has_status else {"metadata"}
     return any(old.get(key) != new.get(key) for key in {*old, *new} - aside)

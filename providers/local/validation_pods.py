@@ -177,6 +177,20 @@ def _mounts(container: Object, path: str, volumes: set[str], causes: list[Cause]
         elif where in seen:
             causes.append(invalid_value(f"{field}.mountPath", where, "must be unique"))
         seen.add(where)
+        _sub_path(mount, field, causes)
+
+
+def _sub_path(mount: Object, field: str, causes: list[Cause]) -> None:
+    """A path inside the volume, and nowhere else."""
+    if mount.get("subPath") and mount.get("subPathExpr"):
+        why = "subPathExpr and subPath are mutually exclusive"
+        causes.append(invalid_value(f"{field}.subPathExpr", mount["subPathExpr"], why))
+    for key in ("subPath", "subPathExpr"):
+        path = mount.get(key) or ""
+        if path.startswith("/"):
+            causes.append(invalid_value(f"{field}.{key}", path, "must be a relative path"))
+        elif ".." in path.split("/"):
+            causes.append(invalid_value(f"{field}.{key}", path, "must not contain '..'"))
 
 
 def _ports(container: Object, path: str, causes: list[Cause]) -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from nighttrain.providers.kubernetes.client import ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.outcome import Outcome
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
@@ -25,10 +24,12 @@ from nighttrain.providers.tracking.runs import Lineage, Run, RunKey, RunTree
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
 
+    from nighttrain.providers.kubernetes.outcome import Outcome
+
 _numbers = count(1)
 
-# A training that opens its own run, without the seconds that importing mlflow takes. MLflow's own client reads
-# the same two variables: mlflow.tracking.context.system_environment_context, mlflow.environment_variables.
+# A training that opens its own run, without the seconds that importing mlflow takes. MLflow's own client
+# reads the same two variables: mlflow.tracking.context.system_environment_context, mlflow.environment_variables.
 TRAINING = """
 import json, os, time, urllib.request
 def call(path, **body):

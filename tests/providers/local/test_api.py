@@ -350,13 +350,52 @@ def test_a_watch_from_a_forgotten_version_says_410_inside(
     assert (event["type"], event["object"]["code"], event["object"]["reason"]) == ("ERROR", 410, "Expired")
 
 
-def test_initial_events_end_with_a_bookmark(http: httpx.Client, space: str) -> None:
+def test_initial_events_are_refused_in_the_stream_as_recorded(http: httpx.Client, space: str) -> None:
     base = f"/api/v1/namespaces/{space}/configmaps"
     http.post(base, json={"metadata": {"name": "a"}})
     query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
-    seen = watched(http.get(f"{base}?{query}&timeoutSeconds=1"))
-    assert [each["type"] for each in seen[:2]] == ["ADDED", "BOOKMARK"]
-    assert seen[1]["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+    answer = http.get(f"{base}?{query}&timeoutSeconds=1")
+    assert answer.status_code == 200
+    [refused] = watched(answer)
+    assert (refused["type"], refused["object"]["code"]) == ("ERROR", 500)
+    assert "RequestWatchProgress is disabled" in refused["object"]["message"]
+
+
+def test_persistent_volume_claims_are_refused_as_a_kind_that_is_not_served(
+    http: httpx.Client, space: str
+) -> None:
+    base = f"/api/v1/namespaces/{space}/persistentvolumeclaims"
+    for answer in (http.get(base), http.post(base, json={"metadata": {"name": "c"}})):
+        assert (answer.status_code, answer.json()["kind"], answer.json()["reason"]) == (
+            404,
+            "Status",
+            "NotFound",
+        )
+    served = {each["name"] for each in http.get("/api/v1").json()["resources"]}
+    assert "persistentvolumeclaims" not in served
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "why"),
+    [
+        ("subPath", "/etc", "must be a relative path"),
+        ("subPath", "a/../b", "must not contain '..'"),
+        ("subPathExpr", "../$(X)", "must not contain '..'"),
+    ],
+)
+def test_a_part_of_a_volume_outside_of_it_is_invalid(
+    http: httpx.Client, space: str, key: str, path: str, why: str
+) -> None:
+    mount = {"name": "v", "mountPath": "/v", key: path}
+    spec = {
+        "containers": [{"name": "m", "image": "i", "volumeMounts": [mount]}],
+        "volumes": [{"name": "v", "emptyDir": {}}],
+    }
+    answer = http.post(f"/api/v1/namespaces/{space}/pods", json={"metadata": {"name": "p"}, "spec": spec})
+    assert answer.status_code == 422
+    [cause] = answer.json()["details"]["causes"]
+    assert cause["field"] == f"spec.containers[0].volumeMounts[0].{key}"
+    assert why in cause["message"]
 
 
 def test_bookmarks_tell_idle_watchers_where_they_stand(

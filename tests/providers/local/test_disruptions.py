@@ -101,6 +101,23 @@ async def test_priority_comes_from_its_class(tmp_path: Path) -> None:
             assert caught.value.code == 403
 
 
+async def test_binding_is_no_new_generation(tmp_path: Path) -> None:
+    async with Running(tmp_path) as cluster:
+        cluster.store.create(PODS, script("p", "1"))
+        bound = await cluster.pod_phase("p", "Succeeded")
+        assert (bool(bound["spec"]["nodeName"]), bound["metadata"]["generation"]) == (True, 1)
+
+
+async def test_a_pod_that_names_a_claim_waits_and_says_why(tmp_path: Path) -> None:
+    claim = {"name": "v", "persistentVolumeClaim": {"claimName": "data"}}
+    mounts = [{"name": "v", "mountPath": "/data"}]
+    async with Running(tmp_path) as cluster:
+        cluster.store.create(PODS, script("p", "1", spec={"volumes": [claim]}, volumeMounts=mounts))
+        said = await cluster.event("p", "FailedMount")
+        assert "persistentVolumeClaim" in said
+        assert (cluster.store.find(PODS, "default", "p") or {})["status"]["phase"] == "Pending"
+
+
 async def test_pods_of_equal_priority_are_not_preempted(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
         cluster.store.create(PODS, script("first", SLEEP, resources=_half_and_more()))

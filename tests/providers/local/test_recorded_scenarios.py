@@ -7,22 +7,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from recorded import Replay, replay_all, scenarios
-
-from nighttrain.providers.local.container_runner import BackOff
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "embedded-cluster-differences.md"
 
-# A fifth of a cluster's pauses between tries: long enough that what was over before the next try still is.
-_PACE = 0.2
 
 Steps = dict[tuple[str, str], list[tuple[Any, ...]]]
 Edit = Callable[[Steps], Steps]
@@ -146,17 +139,14 @@ REPLAYED = scenarios()
 
 
 @pytest.fixture(scope="module")
-def replays(request: pytest.FixtureRequest) -> Iterator[dict[str, Replay]]:
+def replays(request: pytest.FixtureRequest) -> dict[str, Replay]:
     """All chosen scenarios, side by side: one after the other they would take minutes."""
     chosen = {
         item.callspec.params["scenario"]
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.module is request.module and hasattr(item, "callspec")
     }
-    with pytest.MonkeyPatch.context() as patch:
-        seconds = BackOff.seconds
-        patch.setattr(BackOff, "seconds", lambda self, pause: seconds(self, pause) * _PACE)
-        yield asyncio.run(replay_all([name for name in REPLAYED if name in chosen]))
+    return asyncio.run(replay_all([name for name in REPLAYED if name in chosen]))
 
 
 def _all_steps(history: Any) -> Steps:

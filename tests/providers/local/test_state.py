@@ -274,6 +274,62 @@ def test_what_a_killed_server_had_started_is_lost_then_ended(tmp_path: Path) -> 
     assert not leftovers(tmp_path)
 
 
+def test_custom_objects_survive_the_kill_of_their_server(tmp_path: Path) -> None:
+    spec = {"type": "object", "properties": {"size": {"type": "integer", "default": 3}}}
+    schema = {"type": "object", "properties": {"spec": spec, "status": {"type": "object"}}}
+    version = {
+        "name": "v1",
+        "served": True,
+        "storage": True,
+        "schema": {"openAPIV3Schema": schema},
+        "subresources": {"status": {}},
+    }
+    names = {"plural": "toys", "singular": "toy", "kind": "Toy", "listKind": "ToyList"}
+    definition = {
+        "metadata": {"name": "toys.example.com"},
+        "spec": {
+            "group": "example.com",
+            "names": names,
+            "scope": "Namespaced",
+            "versions": [version, {**version, "name": "v2", "storage": False}],
+        },
+    }
+    definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    toys = "/apis/example.com/v1/namespaces/default/toys"
+    head = {"apiVersion": "example.com/v1", "kind": "Toy"}
+    with server(tmp_path) as (process, http):
+        http.post(definitions, json=definition).raise_for_status()
+        toy = {**head, "metadata": {"name": "car"}, "spec": {}}
+        http.post(toys, json=toy).raise_for_status()
+        kept = http.get(f"{toys}/car").json()
+        defined = http.get(f"{definitions}/toys.example.com").json()
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    with server(tmp_path) as (process, http):
+        assert http.get(f"{toys}/car").json() == kept
+        assert http.get(f"{definitions}/toys.example.com").json() == defined
+        # Still a definition, not only objects: versions, defaults, validation, status, discovery, deletion.
+        other = http.get(f"{toys.replace('/v1/', '/v2/')}/car").json()
+        assert (other["apiVersion"], other["spec"]) == ("example.com/v2", {"size": 3})
+        made = http.post(toys, json={**head, "metadata": {"name": "ball"}, "spec": {}})
+        assert made.json()["spec"] == {"size": 3}
+        wrong = {**head, "metadata": {"name": "w"}, "spec": {"size": "big"}}
+        assert http.post(toys, json=wrong).status_code == 422
+        status = http.put(f"{toys}/car/status", json={**kept, "status": {}})
+        assert status.status_code == 200
+        served = {each["name"] for each in http.get("/apis/example.com/v1").json()["resources"]}
+        assert served == {"toys", "toys/status"}
+        http.delete(f"{definitions}/toys.example.com").raise_for_status()
+        end = time.monotonic() + 10
+        while http.get(f"{definitions}/toys.example.com").status_code != 404:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    with server(tmp_path) as (_, http):
+        assert http.get(toys).status_code == 404
+
+
 def restarted(pods: list[dict[str, Any]]) -> bool:
     return any(
         each["state"].get("running") and each["restartCount"] == 1

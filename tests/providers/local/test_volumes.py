@@ -257,7 +257,7 @@ async def test_parts_of_volumes(mode: Namespaces, tmp_path: Path) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("sub_path", ["link", "link/new", "../../..", "/etc"])
+@pytest.mark.parametrize("sub_path", ["link", "link/new"])
 async def test_no_part_of_a_volume_leads_out_of_it(mode: Namespaces, sub_path: str, tmp_path: Path) -> None:
     outside, directory = tmp_path / "outside", tmp_path / "cluster"
     outside.mkdir()
