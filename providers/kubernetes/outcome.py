@@ -306,7 +306,8 @@ _TIME_OUTS = {
 # What runtimes say when the way to the registry, and not the image, is at fault.
 _REGISTRY_AWAY = re.compile(
     r"time-?out|timed out|deadline exceeded|connection (refused|reset)|no such host|temporary failure"
-    r"|unreachable|unexpected EOF|too many requests|429|50[0234]|service unavailable|bad gateway|QPS exceeded",
+    r"|unreachable|unexpected EOF|too many requests|429|50[0234]|service unavailable|bad gateway"
+    r"|QPS exceeded",
     re.IGNORECASE,
 )
 

@@ -31,6 +31,7 @@ OPERATORS = [
     "nighttrain.operators.registry.PromoteModelOperator",
     "nighttrain.operators.serving.RolloutModelOperator",
     "nighttrain.operators.serving.RollbackModelOperator",
+    "nighttrain.operators.maintenance.ReapWorkloadsOperator",
 ]
 SENSORS = [
     "nighttrain.sensors.registry.ModelStageSensor",
@@ -289,7 +290,10 @@ VERBS = {"create": "create", "get": "get", "list": "list", "watch": "watch", "pa
 }
 TRAINING_CODE = [
     "providers/tracked_workload.py",
-    *(f"providers/kubernetes/{n}.py" for n in ("workload", "waiting", "hub", "explanations", "logs")),
+    *(
+        f"providers/kubernetes/{n}.py"
+        for n in ("workload", "waiting", "hub", "explanations", "logs", "reaper")
+    ),
 ]
 SERVING_CODE = ["providers/serving/backends/kubernetes_deployment.py"]
 # A mirror lists and watches what it is made for.

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _numbers = count(1)
 
 # A training that opens its own run, without the seconds that importing mlflow takes. MLflow's own client
-# reads the same two variables: mlflow.tracking.context.system_environment_context, mlflow.environment_variables.
+# reads the same two variables: see mlflow.tracking.context.system_environment_context and
+# mlflow.environment_variables.
 TRAINING = """
 import json, os, time, urllib.request
 def call(path, **body):
