@@ -6,7 +6,7 @@ from typing import Any
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Provider metadata: the ``mlflow`` connection type, the operators' links."""
+    """Provider metadata: the ``mlflow`` connection type, the operators' links, ``@task.train``."""
     return {
         "package-name": "nighttrain",
         "name": "nighttrain",
@@ -28,6 +28,9 @@ def get_provider_info() -> dict[str, Any]:
                     "nighttrain.operators.serving",
                 ],
             }
+        ],
+        "task-decorators": [
+            {"class-name": "nighttrain.operators.train_function.train_task", "name": "train"}
         ],
         "sensors": [
             {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,8 +14,9 @@ from airflow.sdk import BaseOperator
 
 from nighttrain.operators import context as task_context
 from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
+from nighttrain.operators.templating import attributes_of_model
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ClusterError, TrackingUnreachableError
+from nighttrain.providers.errors import ClusterError, ConfigurationError, TrackingUnreachableError
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
@@ -43,6 +44,13 @@ DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
 # that the nodes need a person.
 DEFAULT_INFRASTRUCTURE_RETRIES = 3
 
+# Three days: a Friday night's failure can still be looked at on Monday, and finished Jobs do not pile up.
+DEFAULT_TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
+
+# Fields of a WorkloadSpec that are no parameters: retries are Airflow's, nothing varies between them, and
+# files are what @task.train makes.
+_NOT_PARAMETERS = frozenset({"backoff_limit", "volatile_env", "files"})
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -58,6 +66,16 @@ class Prepared:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def _exit_codes(given: int | Container[int] | None) -> Container[int]:
+    if given is None:
+        return ()
+    if isinstance(given, int) and not isinstance(given, bool):
+        return (given,)
+    if isinstance(given, str | bytes) or not isinstance(given, Container):
+        raise ConfigurationError("skip_on_exit_code", given, "write an exit code, or a list of them")
+    return given
+
+
 class _AnotherAttempt(Exception):
     """The cluster ended an attempt, and the next may start at once."""
 
@@ -65,14 +83,25 @@ class _AnotherAttempt(Exception):
 class WorkloadOperator(BaseOperator):
     """Runs a container as a Kubernetes Job under a run in MLflow, and survives the death of its worker.
 
-    The parameters from ``image`` to ``full_pod_spec`` have the names and forms of ``KubernetesPodOperator``:
-    models of the ``kubernetes`` package or dicts.
+    The parameters from ``image`` to ``skip_on_exit_code`` have the names and forms of
+    ``KubernetesPodOperator``: models of the ``kubernetes`` package or dicts.
 
-    :param image: the container's image (templated)
+    :param image: the container's image (templated); may come from a pod template instead
     :param cmds: the entry point; the image's own if left out (templated)
     :param arguments: its arguments (templated)
     :param env_vars: environment, a dict or ``V1EnvVar`` objects (templated). Secrets do not belong here: use
         ``env_from`` or ``secrets``
+    :param configmaps: names of ConfigMaps whose entries become variables (templated)
+    :param working_dir: the container's working directory; the image's own if left out
+    :param automount_service_account_token: whether the pod gets a token for the Kubernetes API; without
+        ``service_account_name`` it gets none unless this says so
+    :param pod_template_dict: a Pod as a dict, the base for everything else, in the place of
+        ``pod_template_file`` (templated)
+    :param base_container_name: the container of the template or ``full_pod_spec`` that the parameters are
+        laid over and whose end decides; the first if left out (templated)
+    :param skip_on_exit_code: the training command's exit code, or several, after which the task is skipped
+    :param ttl_seconds_after_finished: when the cluster removes the ended Job; ``None`` keeps it. A Job that
+        is gone cannot be taken over by a retry: leave time for one
     :param experiment_name: MLflow experiment; the DAG's id if left out (templated)
     :param run_name: the run's name in MLflow; the task's id if left out (templated)
     :param mlflow_conn_id: connection of type ``mlflow``
@@ -104,6 +133,16 @@ class WorkloadOperator(BaseOperator):
         "annotations",
         "namespace",
         "container_resources",
+        "volumes",
+        "volume_mounts",
+        "env_from",
+        "configmaps",
+        "node_selector",
+        "hostname",
+        "pod_template_file",
+        "pod_template_dict",
+        "base_container_name",
+        "kubernetes_conn_id",
         "experiment_name",
         "run_name",
         "queue_name",
@@ -114,35 +153,49 @@ class WorkloadOperator(BaseOperator):
     def __init__(
         self,
         *,
-        image: str,
+        image: str | None = None,
         cmds: list[str] | str | None = None,
         arguments: list[str] | str | None = None,
         env_vars: dict[str, str] | list[Any] | None = None,
         env_from: list[Any] | None = None,
+        configmaps: list[str] | None = None,
         secrets: list[Any] | None = None,
         volumes: list[Any] | None = None,
         volume_mounts: list[Any] | None = None,
+        working_dir: str | None = None,
         container_resources: Any = None,
         node_selector: dict[str, str] | None = None,
         affinity: Any = None,
         tolerations: list[Any] | None = None,
         service_account_name: str | None = None,
+        automount_service_account_token: bool | None = None,
         image_pull_secrets: list[Any] | None = None,
         image_pull_policy: str | None = None,
         labels: dict[str, str] | None = None,
         annotations: dict[str, str] | None = None,
         namespace: str | None = None,
         priority_class_name: str | None = None,
+        runtime_class_name: str | None = None,
+        schedulername: str | None = None,
         security_context: Any = None,
         container_security_context: Any = None,
         active_deadline_seconds: int | None = None,
         termination_grace_period: int | None = None,
         hostnetwork: bool = False,
+        host_aliases: list[Any] | None = None,
+        hostname: str | None = None,
+        subdomain: str | None = None,
+        dnspolicy: str | None = None,
         dns_config: Any = None,
         init_containers: list[Any] | None = None,
         ports: list[Any] | None = None,
         pod_template_file: str | None = None,
+        pod_template_dict: dict[str, Any] | None = None,
         full_pod_spec: Any = None,
+        base_container_name: str | None = None,
+        termination_message_policy: str | None = None,
+        skip_on_exit_code: int | Container[int] | None = None,
+        ttl_seconds_after_finished: int | None = DEFAULT_TTL_SECONDS_AFTER_FINISHED,
         pod_security: str | None = None,
         queue_name: str | None = None,
         infrastructure_retries: int = DEFAULT_INFRASTRUCTURE_RETRIES,
@@ -168,30 +221,44 @@ class WorkloadOperator(BaseOperator):
         self.arguments = arguments
         self.env_vars = env_vars
         self.env_from = env_from
+        self.configmaps = configmaps
         self.secrets = secrets
         self.volumes = volumes
         self.volume_mounts = volume_mounts
+        self.working_dir = working_dir
         self.container_resources = container_resources
         self.node_selector = node_selector
         self.affinity = affinity
         self.tolerations = tolerations
         self.service_account_name = service_account_name
+        self.automount_service_account_token = automount_service_account_token
         self.image_pull_secrets = image_pull_secrets
         self.image_pull_policy = image_pull_policy
         self.labels = labels
         self.annotations = annotations
         self.namespace = namespace
         self.priority_class_name = priority_class_name
+        self.runtime_class_name = runtime_class_name
+        self.schedulername = schedulername
         self.security_context = security_context
         self.container_security_context = container_security_context
         self.active_deadline_seconds = active_deadline_seconds
         self.termination_grace_period = termination_grace_period
         self.hostnetwork = hostnetwork
+        self.host_aliases = host_aliases
+        self.hostname = hostname
+        self.subdomain = subdomain
+        self.dnspolicy = dnspolicy
         self.dns_config = dns_config
         self.init_containers = init_containers
         self.ports = ports
         self.pod_template_file = pod_template_file
+        self.pod_template_dict = pod_template_dict
         self.full_pod_spec = full_pod_spec
+        self.base_container_name = base_container_name
+        self.termination_message_policy = termination_message_policy
+        self.skip_on_exit_code = _exit_codes(skip_on_exit_code)
+        self.ttl_seconds_after_finished = ttl_seconds_after_finished
         self.pod_security = pod_security
         self.queue_name = queue_name
         self.infrastructure_retries = infrastructure_retries
@@ -207,6 +274,16 @@ class WorkloadOperator(BaseOperator):
         self.queue_timeout_seconds = queue_timeout_seconds
         self.get_logs = get_logs
         self.deferrable = deferrable
+
+    def _render_nested_template_fields(
+        self, value: Any, context: Context, jinja_env: Any, seen_oids: set[int]
+    ) -> None:
+        inside = attributes_of_model(value)
+        if not inside:
+            super()._render_nested_template_fields(value, context, jinja_env, seen_oids)
+        elif id(value) not in seen_oids:
+            seen_oids.add(id(value))
+            self._do_render_template_fields(value, inside, context, jinja_env, seen_oids)
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         while True:
@@ -314,44 +391,11 @@ class WorkloadOperator(BaseOperator):
         from nighttrain.providers.kubernetes.spec import WorkloadSpec
         from nighttrain.providers.tracked_workload import with_env
 
-        return with_env(
-            WorkloadSpec(
-                image=self.image,
-                cmds=self.cmds,
-                arguments=self.arguments,
-                env_vars=self.env_vars,
-                env_from=[*(self.env_from or []), *credentials_from(self.mlflow_secret or mlflow.secret)],
-                secrets=self.secrets,
-                volumes=self.volumes,
-                volume_mounts=self.volume_mounts,
-                container_resources=self.container_resources,
-                node_selector=self.node_selector,
-                affinity=self.affinity,
-                tolerations=self.tolerations,
-                service_account_name=self.service_account_name,
-                image_pull_secrets=self.image_pull_secrets,
-                image_pull_policy=self.image_pull_policy,
-                labels=self.labels,
-                annotations=self.annotations,
-                namespace=self.namespace,
-                priority_class_name=self.priority_class_name,
-                security_context=self.security_context,
-                container_security_context=self.container_security_context,
-                active_deadline_seconds=self.active_deadline_seconds,
-                termination_grace_period=self.termination_grace_period,
-                hostnetwork=self.hostnetwork,
-                dns_config=self.dns_config,
-                init_containers=self.init_containers,
-                ports=self.ports,
-                pod_template_file=self.pod_template_file,
-                full_pod_spec=self.full_pod_spec,
-                pod_security=self.pod_security or cluster.pod_security,
-                queue_name=self.queue_name,
-                oom_memory_factor=self.oom_memory_factor,
-                oom_memory_max=self.oom_memory_max,
-            ),
-            environment,
-        )
+        names = [each.name for each in fields(WorkloadSpec) if each.name not in _NOT_PARAMETERS]
+        given = {name: getattr(self, name) for name in names}
+        given["env_from"] = [*(self.env_from or []), *credentials_from(self.mlflow_secret or mlflow.secret)]
+        given["pod_security"] = self.pod_security or cluster.pod_security
+        return with_env(WorkloadSpec(**given), environment)
 
     def _defer(self, started: StartedWorkload) -> None:
         from nighttrain.sensors.triggers import WorkloadTrigger
@@ -419,6 +463,7 @@ class WorkloadOperator(BaseOperator):
                     self.infrastructure_retries,
                 )
                 raise _AnotherAttempt
+            self._skip_if_asked(outcome)
             outcome.raise_for_failure()
         self.log.info("%s", outcome.explain())
         result = {
@@ -434,6 +479,16 @@ class WorkloadOperator(BaseOperator):
         context["ti"].xcom_push(key="return_value", value=result)
         run_sync(tracked.mark_consumed(started, outcome))
         return result
+
+    def _skip_if_asked(self, outcome: Outcome) -> None:
+        """Only for an end of the training command's own: an eviction has exit codes too."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        from nighttrain.providers.kubernetes.outcome import OutcomeKind
+
+        own = outcome.kind is OutcomeKind.APPLICATION_ERROR and outcome.exit_code is not None
+        if own and outcome.exit_code in self.skip_on_exit_code:
+            raise AirflowSkipException(f"{outcome.explain()}\nskip_on_exit_code has {outcome.exit_code}")
 
     def _finish_patiently(
         self,

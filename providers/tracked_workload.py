@@ -250,6 +250,8 @@ class TrackedWorkload:
         async with MLflowClient(self.tracking) as mlflow:
             tree = RunTree(mlflow)
             if not started.run_id:
+                experiment_id = await tree.ensure_experiment(self.experiment_name)
+                await tree.prefer_container_run(experiment_id, self.run_key)
                 parent, run = await self._open_runs(tree)
                 started = replace(
                     started, run_id=run.run_id, experiment_id=run.experiment_id, parent_run_id=parent.run_id
@@ -310,12 +312,14 @@ class TrackedWorkload:
             "PYTHONUNBUFFERED": "1",
         }
         if run is None:
-            from nighttrain.providers.tracking.runs import RUN_KEY_TAG
+            from nighttrain.providers.tracking.runs import OPENED_BY_CONTAINER, OPENED_BY_TAG, RUN_KEY_TAG
 
             return environment | {
                 "MLFLOW_EXPERIMENT_NAME": self.experiment_name,
                 # MLflow puts these tags on every run that the container opens: so it is found at the end.
-                "MLFLOW_RUN_CONTEXT": json.dumps({RUN_KEY_TAG: self.run_key.value}),
+                "MLFLOW_RUN_CONTEXT": json.dumps(
+                    {RUN_KEY_TAG: self.run_key.value, OPENED_BY_TAG: OPENED_BY_CONTAINER}
+                ),
             }
         return environment | {
             "MLFLOW_RUN_ID": run.run_id,

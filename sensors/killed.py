@@ -10,6 +10,9 @@ from typing import Any
 # The supervisor follows its SIGTERM with SIGKILL after 5 s: asking may take 2, deleting has the rest.
 ASK_TIMEOUT_SECONDS = 2.0
 
+# A triggerer gives on_kill 30 s, and its supervisor may take seconds to answer: deleting has the rest.
+TRIGGER_ASK_TIMEOUT_SECONDS = 15.0
+
 # States that nobody but a person, or the end of the last try, gives to a task whose process still runs.
 # "scheduled", "queued", "running", "deferred" and "up_for_retry" are absent: another process or try
 # adopts the workload.
@@ -51,7 +54,7 @@ def cancelled_by_user(ti: Any, *, timeout_seconds: float = ASK_TIMEOUT_SECONDS) 
     return bool(answers and answers[0])
 
 
-async def trigger_cancelled_by_user(ti: Any, *, timeout_seconds: float = ASK_TIMEOUT_SECONDS) -> bool:
+async def trigger_cancelled_by_user(ti: Any, *, timeout_seconds: float = TRIGGER_ASK_TIMEOUT_SECONDS) -> bool:
     """The same for a trigger's ``on_kill``, in the triggerer's event loop."""
     import asyncio
 

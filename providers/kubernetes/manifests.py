@@ -11,6 +11,7 @@ from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.fields import plain
+from nighttrain.providers.kubernetes.files import attach_files, files_digest, replace_reference
 from nighttrain.providers.kubernetes.identity import (
     ATTEMPT_KEY_LABEL,
     ATTEMPT_LABEL,
@@ -57,6 +58,7 @@ def build_job(spec: WorkloadSpec, identity: WorkloadIdentity, attempt: int) -> J
     annotations = {**_strings(spec.annotations), **identity.annotations()}
     template["metadata"]["labels"] = {**template["metadata"].get("labels", {}), **labels}
     template["metadata"]["annotations"] = {**template["metadata"].get("annotations", {}), **annotations}
+    attach_files(spec, template["spec"], identity.name(attempt))
     job_spec: Json = {
         "backoffLimit": spec.backoff_limit,
         "podReplacementPolicy": "Failed",
@@ -82,12 +84,16 @@ def build_job(spec: WorkloadSpec, identity: WorkloadIdentity, attempt: int) -> J
     job: Json = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job_spec}
     # Copies, so that no two places of the manifest share one mapping.
     job = copy.deepcopy(job)
-    job["metadata"]["annotations"][SPEC_HASH_ANNOTATION] = spec_hash(job, volatile_env=spec.volatile_env)
+    job["metadata"]["annotations"][SPEC_HASH_ANNOTATION] = spec_hash(
+        job, volatile_env=spec.volatile_env, files=spec.files
+    )
     return job
 
 
-def spec_hash(job: Json, *, volatile_env: Any = ()) -> str:
+def spec_hash(job: Json, *, volatile_env: Any = (), files: Mapping[str, str] | None = None) -> str:
     """Sixteen hexadecimal digits that say what a Job runs, whoever it belongs to.
+
+    ``files`` count by their contents; the ConfigMap that brings them is named as the Job.
 
     Left out: the name, everything under ``nighttrain.dev/``, and the variables named in ``volatile_env``.
     The hash of a Job on a cluster is its annotation: the server adds defaults to what was sent.
@@ -103,6 +109,8 @@ def spec_hash(job: Json, *, volatile_env: Any = ()) -> str:
     for container in _containers(pod.get("spec") or {}):
         if container.get("env"):
             container["env"] = [item for item in container["env"] if item.get("name") not in volatile]
+    if files:
+        replace_reference(pod["spec"], files_digest(files))
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -111,9 +119,9 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
 
     :raises ConfigurationError: see :meth:`WorkloadSpec.validate`
     """
-    base = _merge(_template_file(spec.pod_template_file), _full_pod_spec(spec.full_pod_spec))
+    base = _merge(_template(spec), _full_pod_spec(spec.full_pod_spec))
     pod_spec: Json = base.get("spec") or {}
-    containers = pod_spec.get("containers") or [{}]
+    containers = _named_first(pod_spec.get("containers") or [{}], spec.base_container_name)
     containers[0] = _overlay(containers[0], _explicit_container(spec))
     containers[0].setdefault("name", MAIN_CONTAINER)
     containers[0].setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
@@ -122,6 +130,7 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
     pod_spec["restartPolicy"] = "Never"
     _attach_secrets(spec, pod_spec)
     _check_containers(pod_spec)
+    _check_dns(pod_spec)
     harden(pod_spec, restricted=spec.pod_security == "restricted")
     if spec.pod_security == "restricted":
         check_restricted(pod_spec)
@@ -133,16 +142,18 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
 
 def _explicit_container(spec: WorkloadSpec) -> Json:
     return _given(
+        name=spec.base_container_name,
         image=spec.image,
         command=spec.command(),
         args=spec.args(),
         env=spec.env(),
-        envFrom=plain(spec.env_from, "list[V1EnvFromSource]", "env_from"),
+        envFrom=spec.env_sources(),
         resources=spec.resources(),
         volumeMounts=plain(spec.volume_mounts, "list[V1VolumeMount]", "volume_mounts"),
         ports=plain(spec.ports, "list[V1ContainerPort]", "ports"),
         imagePullPolicy=spec.image_pull_policy,
-        workingDir=spec.working_dir,
+        workingDir=plain(spec.working_dir, "str", "working_dir"),
+        terminationMessagePolicy=spec.termination_message_policy,
         securityContext=plain(
             spec.container_security_context, "V1SecurityContext", "container_security_context"
         ),
@@ -157,17 +168,42 @@ def _explicit_pod(spec: WorkloadSpec) -> Json:
         affinity=plain(spec.affinity, "V1Affinity", "affinity"),
         tolerations=plain(spec.tolerations, "list[V1Toleration]", "tolerations"),
         serviceAccountName=spec.service_account_name,
+        automountServiceAccountToken=plain(
+            spec.automount_service_account_token, "bool", "automount_service_account_token"
+        ),
         imagePullSecrets=spec.pull_secrets(),
         priorityClassName=spec.priority_class_name,
+        runtimeClassName=spec.runtime_class_name,
+        schedulerName=spec.schedulername,
         securityContext=plain(spec.security_context, "V1PodSecurityContext", "security_context"),
         terminationGracePeriodSeconds=spec.termination_grace_period,
         hostNetwork=True if spec.hostnetwork else None,
+        hostAliases=plain(spec.host_aliases, "list[V1HostAlias]", "host_aliases"),
+        hostname=spec.hostname,
+        subdomain=spec.subdomain,
+        dnsPolicy=spec.dnspolicy,
         dnsConfig=plain(spec.dns_config, "V1PodDNSConfig", "dns_config"),
     )
 
 
 def _given(**fields: Any) -> Json:
     return {name: value for name, value in fields.items() if value is not None and value not in ([], {})}
+
+
+def _named_first(containers: list[Json], name: str | None) -> list[Json]:
+    """The container that the parameters describe is the first: who reads a Job relies on that."""
+    named = [container for container in containers if name is not None and container.get("name") == name]
+    return [*named, *(container for container in containers if container not in named)]
+
+
+def _template(spec: WorkloadSpec) -> Json:
+    if spec.pod_template_dict is None:
+        return _template_file(spec.pod_template_file)
+    if spec.pod_template_file is not None:
+        raise ConfigurationError(
+            "pod_template_file", spec.pod_template_file, "give this or pod_template_dict, not both"
+        )
+    return _template_pod("pod_template_dict", spec.pod_template_dict, spec.pod_template_dict)
 
 
 def _template_file(path: str | None) -> Json:
@@ -181,9 +217,13 @@ def _template_file(path: str | None) -> Json:
         raise ConfigurationError("pod_template_file", path, f"cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError("pod_template_file", path, f"is not YAML: {error}") from error
+    return _template_pod("pod_template_file", path, content)
+
+
+def _template_pod(field: str, given: object, content: object) -> Json:
     if not isinstance(content, Mapping) or content.get("kind", "Pod") != "Pod":
-        raise ConfigurationError("pod_template_file", path, "must hold one object of kind Pod")
-    pod: Json = plain(content, "V1Pod", "pod_template_file")
+        raise ConfigurationError(field, given, "must hold one object of kind Pod")
+    pod: Json = plain(content, "V1Pod", field)
     return pod
 
 
@@ -289,6 +329,11 @@ def _check_containers(pod_spec: Json) -> None:
                     mount.get("name"),
                     f"no such volume; there are: {', '.join(volumes) or 'none'}",
                 )
+
+
+def _check_dns(pod_spec: Json) -> None:
+    if pod_spec.get("dnsPolicy") == "None" and not (pod_spec.get("dnsConfig") or {}).get("nameservers"):
+        raise ConfigurationError("dnspolicy", "None", "needs dns_config with at least one nameserver")
 
 
 def _containers(pod_spec: Json) -> list[Json]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from nighttrain.providers.kubernetes.names import (
 
 POD_SECURITY_LEVELS = ("baseline", "restricted")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+DNS_POLICIES = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
+TERMINATION_MESSAGE_POLICIES = ("File", "FallbackToLogsOnError")
 # Three days: a Friday night's failure can still be looked at on Monday, and finished Jobs do not pile up.
 TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
 
@@ -28,16 +30,25 @@ TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
 class WorkloadSpec:
     """What to run. Values are model objects of a Kubernetes client, or mappings in either spelling.
 
-    :param image: may come from ``pod_template_file`` or ``full_pod_spec`` instead
+    :param image: may come from a pod template or ``full_pod_spec`` instead
     :param cmds: replaces the image's entrypoint
     :param arguments: a list; a string is one argument
     :param env_vars: a mapping of strings, or a list of ``V1EnvVar``. Credentials belong into ``env_from``,
         ``secrets`` or a ``valueFrom`` that refers to a Secret: values given here are readable in the Job.
+    :param configmaps: names of ConfigMaps whose entries become variables
     :param secrets: Airflow's ``Secret`` objects, or any with deploy_type, deploy_target, secret and key
     :param active_deadline_seconds: the Job fails after so many seconds of running; not counted while queued
     :param termination_grace_period: seconds between SIGTERM and SIGKILL
     :param pod_template_file: a YAML file with a Pod; the base that ``full_pod_spec`` and then every explicit
         parameter is laid over
+    :param pod_template_dict: the same, as a mapping; give one of the two
+    :param base_container_name: the container that the explicit parameters describe and whose end decides: the
+        base's container of this name, else its first, which then gets this name. Without it, the first
+        container with the name it has, or ``main``
+    :param termination_message_policy: ``FallbackToLogsOnError``, unless the base says otherwise, so that an
+        error shows its last lines
+    :param automount_service_account_token: without ``service_account_name``, the pod gets no token unless
+        this says so
     :param backoff_limit: pods the cluster starts anew after failures. 0 because retries are the
         orchestrator's: only it counts, delays and shows them.
     :param ttl_seconds_after_finished: when the cluster removes the finished Job; ``None`` keeps it
@@ -49,6 +60,8 @@ class WorkloadSpec:
     :param oom_memory_max: the most memory an attempt is ever given, a quantity such as ``32Gi``
     :param volatile_env: names of variables that may differ between retries of one attempt: they do not count
         when an existing Job is compared with this spec
+    :param files: file name -> content, for the main container's folder ``/nighttrain``, through a ConfigMap
+        that goes when the Job goes. At most 1 MiB in all; readable like the Job: no secrets here
     """
 
     image: str | None = None
@@ -56,6 +69,7 @@ class WorkloadSpec:
     arguments: Sequence[str] | str | None = None
     env_vars: Mapping[str, Any] | Sequence[Any] | None = None
     env_from: Sequence[Any] | None = None
+    configmaps: Sequence[str] | None = None
     secrets: Sequence[Any] | None = None
     volumes: Sequence[Any] | None = None
     volume_mounts: Sequence[Any] | None = None
@@ -64,22 +78,32 @@ class WorkloadSpec:
     affinity: Any = None
     tolerations: Sequence[Any] | None = None
     service_account_name: str | None = None
+    automount_service_account_token: bool | None = None
     image_pull_secrets: Sequence[Any] | str | None = None
     image_pull_policy: str | None = None
     labels: Mapping[str, str] | None = None
     annotations: Mapping[str, str] | None = None
     namespace: str | None = None
     priority_class_name: str | None = None
+    runtime_class_name: str | None = None
+    schedulername: str | None = None
     security_context: Any = None
     container_security_context: Any = None
     active_deadline_seconds: int | None = None
     termination_grace_period: int | None = None
     hostnetwork: bool = False
+    host_aliases: Sequence[Any] | None = None
+    hostname: str | None = None
+    subdomain: str | None = None
+    dnspolicy: str | None = None
     dns_config: Any = None
     init_containers: Sequence[Any] | None = None
     ports: Sequence[Any] | None = None
     pod_template_file: str | None = None
+    pod_template_dict: Any = None
     full_pod_spec: Any = None
+    base_container_name: str | None = None
+    termination_message_policy: str | None = None
     backoff_limit: int = 0
     ttl_seconds_after_finished: int | None = TTL_SECONDS_AFTER_FINISHED
     queue_name: str | None = None
@@ -88,6 +112,7 @@ class WorkloadSpec:
     volatile_env: Sequence[str] = field(default=())
     oom_memory_factor: float | None = None
     oom_memory_max: str | None = None
+    files: Mapping[str, str] | None = None
 
     def validate(self) -> None:
         """Check everything that can be checked without a cluster.
@@ -96,12 +121,14 @@ class WorkloadSpec:
 
         :raises ConfigurationError: names the field, its value and what to write instead
         """
+        from nighttrain.providers.kubernetes.files import check_files
         from nighttrain.providers.kubernetes.manifests import build_pod_template
         from nighttrain.providers.kubernetes.memory_growth import check_growth
 
         self._check_scalars()
         self._check_metadata()
         check_growth(self)
+        check_files(self.files or {})
         build_pod_template(self)
 
     def _check_scalars(self) -> None:
@@ -115,17 +142,20 @@ class WorkloadSpec:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigurationError(name, value, f"must be a whole number, {least} or more")
         _one_of("pod_security", self.pod_security, POD_SECURITY_LEVELS)
-        if self.image_pull_policy is not None:
-            _one_of("image_pull_policy", self.image_pull_policy, PULL_POLICIES)
+        for name, allowed in (
+            ("image_pull_policy", PULL_POLICIES),
+            ("dnspolicy", DNS_POLICIES),
+            ("termination_message_policy", TERMINATION_MESSAGE_POLICIES),
+        ):
+            if getattr(self, name) is not None:
+                _one_of(name, getattr(self, name), allowed)
         if self.image is not None and (not isinstance(self.image, str) or not self.image.strip()):
             raise ConfigurationError(
                 "image", self.image, "write an image name, for example 'registry/train:1.4'"
             )
-        if self.namespace is not None:
-            check_dns_label("namespace", self.namespace)
-        for name in ("service_account_name", "priority_class_name", "queue_name"):
+        for name, check in _NAMES.items():
             if getattr(self, name) is not None:
-                check_object_name(name, getattr(self, name))
+                check(name, plain(getattr(self, name), "str", name))
 
     def _check_metadata(self) -> None:
         labels = plain(self.labels or {}, "dict(str, str)", "labels")
@@ -153,6 +183,14 @@ class WorkloadSpec:
                     "env_vars", name, "a variable's name has letters, digits, '_', '-', '.'"
                 )
         return variables
+
+    def env_sources(self) -> list[dict[str, Any]]:
+        """``env_from`` and ``configmaps`` as the API's list."""
+        sources: list[dict[str, Any]] = plain(self.env_from, "list[V1EnvFromSource]", "env_from") or []
+        names: list[str] = plain(self.configmaps, "list[str]", "configmaps") or []
+        for number, name in enumerate(names):
+            check_object_name(f"configmaps[{number}]", name)
+        return [*sources, *({"configMapRef": {"name": name}} for name in names)]
 
     def args(self) -> list[str] | None:
         """``arguments`` as a list."""
@@ -187,6 +225,19 @@ class WorkloadSpec:
             if parse_quantity(path, requests[name]) > parse_quantity(path, limits[name]):
                 raise ConfigurationError(path, requests[name], f"is above the limit {limits[name]!r}")
         return checked
+
+
+_NAMES: dict[str, Callable[[str, str], None]] = {
+    "namespace": check_dns_label,
+    "hostname": check_dns_label,
+    "subdomain": check_dns_label,
+    "base_container_name": check_dns_label,
+    "service_account_name": check_object_name,
+    "priority_class_name": check_object_name,
+    "runtime_class_name": check_object_name,
+    "schedulername": check_object_name,
+    "queue_name": check_object_name,
+}
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from nighttrain.providers.errors import (
     WorkloadConflictError,
 )
 from nighttrain.providers.kubernetes.attempts import History, consumed_note, history_of, write_history
+from nighttrain.providers.kubernetes.files import ensure_files
 from nighttrain.providers.kubernetes.identity import (
     ADOPTED_ANNOTATION,
     ATTEMPT_KEY_LABEL,
@@ -169,6 +170,7 @@ async def _completed(
     client: ClusterClient, spec: WorkloadSpec, job: Json, namespace: str, *, adopted: bool
 ) -> Workload:
     """The workload of a Job that was created or adopted, with all that belongs to it."""
+    await ensure_files(client, spec, job, adopted=adopted)
     history = history_of(job)
     return Workload(
         namespace,

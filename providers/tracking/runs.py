@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 RUN_KEY_TAG = f"{PREFIX}run_key"
 PARENT_TAG = "mlflow.parentRunId"
+OPENED_BY_TAG = f"{PREFIX}opened_by"
+OPENED_BY_CONTAINER = "container"
 CHANGED_PARAMS_TAG = f"{PREFIX}changed_params"
 """Params that a retry wanted to log with another value: MLflow keeps a param's first value for ever."""
 
@@ -289,6 +291,25 @@ class RunTree:
 
     async def find(self, experiment_id: str, key: RunKey) -> Run | None:
         """The oldest run with this key that is not in the trash."""
+        return min(
+            await self._all(experiment_id, key),
+            key=lambda run: (run.start_time or 0, run.run_id),
+            default=None,
+        )
+
+    async def prefer_container_run(self, experiment_id: str, key: RunKey) -> None:
+        """Where a container opened a run of its own, put what was opened for it beside that into the trash.
+
+        It opens one only if it was started without: MLflow did not answer then, and a run that it had made
+        all the same, without its answer getting through, is still empty.
+        """
+        runs = await self._all(experiment_id, key)
+        if any(run.tags.get(OPENED_BY_TAG) == OPENED_BY_CONTAINER for run in runs):
+            for run in runs:
+                if OPENED_BY_TAG not in run.tags:
+                    await self.client.post("runs/delete", {"run_id": run.run_id})
+
+    async def _all(self, experiment_id: str, key: RunKey) -> list[Run]:
         wanted = quoted(key.value)
         answer = await self.client.post(
             "runs/search",
@@ -301,8 +322,7 @@ class RunTree:
         )
         runs = [Run.from_api(run) for run in answer.get("runs", ())]
         # Some databases compare without regard to case.
-        same = [run for run in runs if run.tags.get(RUN_KEY_TAG) == key.value]
-        return min(same, key=lambda run: (run.start_time or 0, run.run_id), default=None)
+        return [run for run in runs if run.tags.get(RUN_KEY_TAG) == key.value]
 
     async def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
         """Set tags, redacted and clipped; ``None`` values are left out."""
@@ -366,12 +386,12 @@ class RunTree:
             "start_time": self._now(),
             "tags": _pairs(tags.items()),
         }
-        created: str | None = None
+        created: Run | None = None
         asked = time.monotonic()
         for attempt in range(1, CREATE_ATTEMPTS + 1):
             try:
                 answer = await self.client.post("runs/create", body, idempotent=False)
-                created = answer["run"]["info"]["run_id"]
+                created = Run.from_api(answer["run"])
             except (TrackingUnreachableError, TrackingRequestError) as error:
                 if isinstance(error, TrackingRequestError) and error.status < 500 and error.status != 408:
                     raise
@@ -384,11 +404,16 @@ class RunTree:
             break
         # One that began earlier than ours may be stored later. It takes about as long as ours took.
         await asyncio.sleep(max(SETTLE_SECONDS, SETTLE_TIMES * (time.monotonic() - asked)))
-        run = await self.find(experiment_id, key)
-        if created is None or run is None or run.run_id == created:
-            return run or await self.get(str(created))
+        if created is None:
+            raise AssertionError("unreachable")  # pragma: no cover
+        try:
+            run = await self.find(experiment_id, key)
+        except TrackingUnreachableError:
+            return created  # it exists: to say otherwise would make the container open another beside it
+        if run is None or run.run_id == created.run_id:
+            return run or await self.get(created.run_id)
         # Somebody was faster: ours is the double. MLflow keeps it in the trash.
-        await self.client.post("runs/delete", {"run_id": created})
+        await self.client.post("runs/delete", {"run_id": created.run_id})
         return run
 
     async def _reopen(self, run: Run, tags: dict[str, str]) -> Run:

@@ -22,6 +22,23 @@ from rich.console import Console
 from rich.table import Table
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("benchmarks")
+    group.addoption("--full", action="store_true", help="the large numbers too; takes half an hour")
+    group.addoption("--waiting", type=int, action="append", default=[], help="how many triggers wait")
+    group.addoption(
+        "--side", choices=("nighttrain", "stock"), action="append", default=[], help="one side alone"
+    )
+    group.addoption("--phase", type=float, default=None, help="seconds of each phase of a wait")
+    # tests/conformance has the same two.
+    for name, meaning in (
+        ("--kubeconfig", "a cluster that runs; none: embedded"),
+        ("--image", "an image for --kubeconfig"),
+    ):
+        with contextlib.suppress(ValueError):
+            group.addoption(name, default=None, help=meaning)
+
+
 class Show(Protocol):
     def __call__(
         self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = ""

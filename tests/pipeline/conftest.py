@@ -30,6 +30,7 @@ DAG_IDS = (
     "sensing",
     "stock_operators",
     "timed_out",
+    "train_function",
     "worker_killed",
 )
 ENDED = {"success", "failed"}

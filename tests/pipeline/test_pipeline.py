@@ -89,6 +89,34 @@ def test_exit_code_3_fails_the_task_with_its_last_lines(pipeline: Pipeline) -> N
     assert pipeline.versions("exit-3") == []
 
 
+def test_a_function_in_the_dag_file_is_the_training_code(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("train_function")
+    state = pipeline.finished("train_function", run_id)
+    assert state == "success", pipeline.log("train_function", run_id, "report")
+    trained = {
+        tuple(sorted((given["key"], given["value"]) for given in run["data"]["params"])): {
+            metric["key"]: metric["value"] for metric in run["data"].get("metrics", [])
+        }
+        for run in _runs(pipeline, "train_function")
+        if _tags(run).get("mlflow.parentRunId")
+    }
+    assert trained == {
+        (("depth", "3"), ("rate", "0.5")): {"mae": 3.0},
+        (("depth", "3"), ("rate", "1.0")): {"mae": 3.0},
+        (("depth", "3"), ("rate", "2.0")): {"mae": 6.0},
+    }
+    assert "fitting with 0.5 on ['2013-09-04', '2013-09-05']" in pipeline.log("train_function", run_id, "fit")
+    files = {
+        each["metadata"]["name"]: each["data"]
+        for each in pipeline.kubernetes("/api/v1/namespaces/default/configmaps")["items"]
+        if each["metadata"].get("labels", {}).get("nighttrain.dev/dag-id") == "train_function"
+    }
+    assert files.keys() == {job["metadata"]["name"] for job in pipeline.jobs("train_function")}
+    assert len(files) == 3
+    assert not [name for name in files if "NOT_SHIPPED" in files[name]["train.py"]]
+    assert f'"{run_id}"' in "".join(data["arguments.json"] for data in files.values())
+
+
 def test_marking_a_deferred_training_as_failed_removes_its_workload(pipeline: Pipeline) -> None:
     run_id = pipeline.trigger("cancelled")
     pipeline.until(

@@ -50,7 +50,12 @@ while True:
 run_id = os.environ.get("MLFLOW_RUN_ID")
 if run_id is None:
     name = os.environ["MLFLOW_EXPERIMENT_NAME"]
-    experiment = call("experiments/create", name=name)["experiment_id"]
+    try:
+        experiment = call("experiments/create", name=name)["experiment_id"]
+    except OSError:
+        path = "/api/2.0/mlflow/experiments/get-by-name?experiment_name="
+        found = os.environ["MLFLOW_TRACKING_URI"] + path + name
+        experiment = json.load(urllib.request.urlopen(found, timeout=10))["experiment"]["experiment_id"]
     tags = [{"key": k, "value": v} for k, v in json.loads(os.environ["MLFLOW_RUN_CONTEXT"]).items()]
     now = int(time.time() * 1000)
     run = call("runs/create", experiment_id=experiment, start_time=now, tags=tags)
@@ -176,6 +181,27 @@ async def test_a_retry_during_the_outage_opens_no_second_run(
         await work.close(second, outcome)
         assert outcome.succeeded
         assert len(await runs_of(mlflow_server, work)) == 2  # one parent, one child
+
+
+async def test_a_run_whose_making_was_never_confirmed_gives_way_to_the_containers_own(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        started = await work.start()
+        # The outage began between the making of the run and its answer.
+        async with MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as client:
+            tree = RunTree(client)
+            experiment = await tree.ensure_experiment(work.experiment_name)
+            parent = await tree.open_parent(experiment, work.parent_key, name="night")
+            empty = await tree.open_child(parent, work.run_key, name="train")
+        await mlflow.end()
+        outcome = await finish(work, started)
+        closed = await work.close(started, outcome)
+        runs = await runs_of(mlflow_server, work)
+    assert closed.run_id != empty.run_id
+    assert {run.run_id for run in runs} == {closed.run_id, parent.run_id}
+    assert {run.status for run in runs} == {"FINISHED"}
 
 
 async def test_an_outage_at_the_end_loses_nothing(

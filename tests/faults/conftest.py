@@ -1,0 +1,23 @@
+"""Options of the long forms in this folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+# Airflow reads its settings once, when it is imported: they must not be this machine's.
+_home = tempfile.TemporaryDirectory(prefix="nighttrain-airflow-")
+os.environ.setdefault("AIRFLOW_HOME", _home.name)
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("kill at every step")
+    group.addoption("--kill-seed", type=int, help="replay one random schedule")
+    group.addoption("--kill-seeds", type=int, help="how many random schedules (8 by default)")
+    group.addoption("--kill-every", action="store_true", help="every fault at every boundary, not a sample")
+    group.addoption("--kill-rounds", type=int, help="how often a real worker is killed (1 by default)")

@@ -1,0 +1,233 @@
+"""Faults at the boundary of single calls: every request to Kubernetes and MLflow passes through here.
+
+A :class:`Schedule` belongs to the thread that made it current, so several may run at once. Calls in other
+threads are left alone. The servers stay real: a fault decides what happens to a request
+on its way, or to the process that made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import aiohttp
+import httpx
+
+from nighttrain.providers.kubernetes.session import Session
+
+CRASHES = ("crash_before", "crash_after")
+STATUSES = ("409", "429", "500")
+REFUSALS = ("reply_lost", "timeout_done", "timeout_not_done", *STATUSES)
+STREAM_FAULTS = ("cut", "410")
+
+
+class Crash(BaseException):
+    """The process is gone: nothing after this happens in it."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """From the ``nth`` call of this label on, ``times`` calls in a row meet ``kind``."""
+
+    label: str
+    nth: int
+    kind: str
+    times: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.kind} x{self.times} at {self.label!r} #{self.nth}"
+
+
+@dataclass
+class Schedule:
+    """The faults of one flow, and what was called and struck so far."""
+
+    faults: tuple[Fault, ...] = ()
+    dead: bool = False
+    quiet: bool = False
+    calls: list[str] = field(default_factory=list)
+    struck: list[str] = field(default_factory=list)
+    _seen: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def revive(self) -> None:
+        """Another process takes over."""
+        self.dead = False
+
+    def meet(self, label: str) -> str | None:
+        """Count a call; the kind of the fault that it meets."""
+        with self._lock:
+            if self.dead:
+                raise Crash
+            if self.quiet:
+                return None
+            self.calls.append(label)
+            self._seen[label] += 1
+            number = self._seen[label]
+            for fault in self.faults:
+                if fault.label == label and fault.nth <= number < fault.nth + fault.times:
+                    self.struck.append(f"{fault.kind} at {label} #{number}")
+                    return fault.kind
+        return None
+
+    def die(self) -> Crash:
+        """End the process: its loop's tasks are cancelled, and whatever they still try raises."""
+        self.dead = True
+        with contextlib.suppress(RuntimeError):
+            for task in asyncio.all_tasks(asyncio.get_running_loop()):
+                if task is not asyncio.current_task():
+                    task.cancel()
+        return Crash()
+
+    @contextlib.contextmanager
+    def step(self, label: str) -> Iterator[None]:
+        """A write to Airflow's database: it happens or not, and the process may die on either side of it."""
+        kind = self.meet(label)
+        if kind == "crash_before":
+            raise self.die()
+        yield
+        if kind == "crash_after":
+            raise self.die()
+
+
+class _Current(threading.local):
+    schedule: Schedule | None = None
+
+
+# By thread and not by context: the watch that several waits share runs in an empty context of its own.
+current = _Current()
+
+
+def kinds_for(label: str) -> tuple[str, ...]:
+    """The faults that a call can meet."""
+    if label.startswith("airflow"):
+        return CRASHES
+    if label.endswith((" watch", " log")):
+        return (*CRASHES, *REFUSALS, *STREAM_FAULTS)
+    return (*CRASHES, *REFUSALS)
+
+
+def _kubernetes_label(method: str, path: str, query: Any) -> str:
+    parts = path.split("/namespaces/", 1)[-1].split("/")
+    kind = parts[1] if len(parts) > 1 else path
+    what = "one" if len(parts) > 2 else "all"
+    if query.get("watch"):
+        what = "watch"
+    elif parts[-1] == "log":
+        what = "log"
+    elif query.get("dryRun"):
+        what = "dry-run"
+    return f"k8s {method} {kind} {what}"
+
+
+def _mlflow_label(request: httpx.Request) -> str:
+    path = re.sub(r"^/(api|ajax-api)/2\.0/(mlflow/)?", "", request.url.path)
+    path = re.sub(r"[0-9a-f]{32}", "<id>", path)
+    path = re.sub(r"(?<=artifacts/)\d+/.*", "<path>", path)
+    return f"mlflow {request.method} {path}"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Answers each request with the status that its path names, as an API server would word it."""
+
+    protocol_version = "HTTP/1.1"
+    reasons: ClassVar = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError"}
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        code = int(self.path.strip("/"))
+        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code}
+        content = json.dumps({**status, "reason": self.reasons[code], "message": "injected"}).encode()
+        self.send_response(code)
+        if code == 429:
+            self.send_header("Retry-After", "0")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _answer  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@contextlib.contextmanager
+def injecting() -> Iterator[None]:  # noqa: C901
+    """While this is open, calls made in a context with a schedule meet its faults."""
+    answers = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    answers.daemon_threads = True
+    serving = threading.Thread(target=answers.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    serving.start()
+    address = f"http://127.0.0.1:{answers.server_address[1]}"
+    ask_cluster = Session.request
+    ask_mlflow = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def cluster(self: Session, method: str, path: str, **options: Any) -> aiohttp.ClientResponse:
+        schedule = current.schedule
+        if schedule is None:
+            return await ask_cluster(self, method, path, **options)
+        kind = schedule.meet(_kubernetes_label(method, path, options["query"]))
+        match kind:
+            case "crash_before":
+                raise schedule.die()
+            case "timeout_not_done":
+                raise TimeoutError("injected")
+            case "409" | "410" | "429" | "500":
+                return await self._http.request(method, f"{address}/{kind}")
+        response = await ask_cluster(self, method, path, **options)
+        match kind:
+            case None:
+                return response
+            case "cut":
+                # Long enough for the stream to begin, short enough to come before its end.
+                asyncio.get_running_loop().call_later(0.05, response.close)
+                return response
+        # The server has done it once the answer begins.
+        response.close()
+        if kind == "crash_after":
+            raise schedule.die()
+        raise TimeoutError("injected") if kind == "timeout_done" else aiohttp.ServerDisconnectedError("lost")
+
+    async def mlflow(self: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        schedule = current.schedule
+        if schedule is None:
+            return await ask_mlflow(self, request)
+        kind = schedule.meet(_mlflow_label(request))
+        match kind:
+            case "crash_before":
+                raise schedule.die()
+            case "timeout_not_done":
+                raise httpx.ConnectTimeout("injected", request=request)
+            case "409" | "429" | "500":
+                headers = {"Retry-After": "0"} if kind == "429" else {}
+                return httpx.Response(int(kind), json={}, headers=headers, request=request)
+        response = await ask_mlflow(self, request)
+        if kind is None:
+            return response
+        await response.aread()
+        await response.aclose()
+        if kind == "crash_after":
+            raise schedule.die()
+        lost = httpx.ReadTimeout if kind == "timeout_done" else httpx.ReadError
+        raise lost("injected", request=request)
+
+    try:
+        with (
+            patch.object(Session, "request", cluster),
+            patch.object(httpx.AsyncHTTPTransport, "handle_async_request", mlflow),
+        ):
+            yield
+    finally:
+        answers.shutdown()
+        answers.server_close()
+        serving.join(5)

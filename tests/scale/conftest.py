@@ -1,0 +1,18 @@
+"""Large runs in a real Airflow. They are commands: ``pytest tests/scale --mapped 1000 --restarted 50``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("scale")
+    group.addoption("--mapped", type=int, default=0, help="how many mapped trainings are deferred at once")
+    group.addoption("--restarted", type=int, default=0, help="how many Jobs run while the servers restart")
