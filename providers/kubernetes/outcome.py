@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -389,12 +390,47 @@ def _completed(job: Json, pods: list[Json]) -> Outcome:
         message = "The Job says Complete, but neither its count nor any pod shows a success."
         return _outcome(OutcomeKind.UNKNOWN, "CompleteWithoutSuccess", message, _latest(pods))
     pod = _latest(succeeded)
+    if pod is not None and (removed := _removed_before_its_end(job, pod)) is not None:
+        return removed
     reason = text((condition(job, "Complete") or {}).get("reason"))
     outcome = _outcome(OutcomeKind.SUCCEEDED, reason, "", pod)
     if outcome.exit_code not in (None, 0):
         message = f"The Job says Complete, but its container ended with {outcome.exit_code}."
         return _outcome(OutcomeKind.UNKNOWN, "CompleteWithoutSuccess", message, pod)
     return outcome
+
+
+def _removed_before_its_end(job: Json, pod: Json) -> Outcome | None:
+    """What ended a pod that was told to go while it ran and then ended with 0.
+
+    A program that catches SIGTERM, saves what it has and exits with 0 looks to the Job like one that is done.
+    Which of the two it was cannot be seen, so it is not called a success.
+    """
+    container = main_container(pod)
+    disruption = condition(pod, "DisruptionTarget")
+    if disruption is not None:
+        why = text(disruption.get("reason"))
+        message = "The pod was told to go and ended with 0, which may be half of the training."
+        return _outcome(_DISRUPTIONS.get(why, OutcomeKind.EVICTED), why, message, pod, with_exit=False)
+    asked, ended = _deletion_asked(pod), _moment(container.finished_at if container else "")
+    # The stamps are whole seconds. A Job that is done and goes takes its pods with it.
+    if asked is None or ended is None or ended < asked or (ended == asked and is_deleting(job)):
+        return None
+    message = "The pod was deleted while it ran and ended with 0, which may be half of the training."
+    return _outcome(OutcomeKind.CANCELLED, "PodDeleted", message, pod, with_exit=False)
+
+
+def _deletion_asked(pod: Json) -> float | None:
+    """When the deletion was asked for: the time stamp is that of the end of the grace period."""
+    stamp = _moment(text(metadata(pod).get("deletionTimestamp")))
+    return None if stamp is None else stamp - _grace(pod)
+
+
+def _moment(stamp: str) -> float | None:
+    try:
+        return datetime.fromisoformat(stamp).timestamp() if stamp else None
+    except ValueError:
+        return None
 
 
 # The reasons of the DisruptionTarget condition.

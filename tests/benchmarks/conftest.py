@@ -30,13 +30,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--side", choices=("nighttrain", "stock"), action="append", default=[], help="one side alone"
     )
     group.addoption("--phase", type=float, default=None, help="seconds of each phase of a wait")
-    # tests/conformance has the same two.
-    for name, meaning in (
-        ("--kubeconfig", "a cluster that runs; none: embedded"),
-        ("--image", "an image for --kubeconfig"),
-    ):
-        with contextlib.suppress(ValueError):
-            group.addoption(name, default=None, help=meaning)
 
 
 class Show(Protocol):

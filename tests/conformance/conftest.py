@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 EMBEDDED_IMAGE = "localhost/python:3.11"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("conformance")
-    group.addoption("--kubeconfig", default=None, help="a cluster to try the behaviours on; none: embedded")
-    group.addoption("--image", default=None, help="an image with python3 and sh, for --kubeconfig")
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "api: needs an API server only: no controllers, no node")
 

@@ -127,7 +127,6 @@ async def test_pod_was_killed_but_the_task_says_success__airflow_73006_41867(
     assert (await wait(client, job)).kind is kind
 
 
-@pytest.mark.xfail(strict=True, reason="Kubernetes itself says Complete, and the pod that tells why is gone")
 @KILLS
 async def test_pod_was_killed_and_its_code_ended_with_0__airflow_73006_41867(
     cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity, how: str, kind: OutcomeKind

@@ -26,6 +26,7 @@ DAG_IDS = (
     "evicted",
     "exit_3",
     "mlflow_away",
+    "reaping",
     "rolling_back",
     "sensing",
     "stock_operators",

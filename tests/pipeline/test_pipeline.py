@@ -136,6 +136,39 @@ def test_marking_a_deferred_training_as_failed_removes_its_workload(pipeline: Pi
     pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
 
 
+def test_the_reaper_removes_what_no_task_waits_for_and_nothing_else(pipeline: Pipeline) -> None:
+    from nighttrain.providers.bridge import run_sync
+    from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
+    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.workload import submit
+
+    async def leave_behind() -> None:
+        """What a DAG run that was deleted leaves."""
+        spec = WorkloadSpec(
+            image="localhost/python:3.11", cmds=["python3", "-c", "import time; time.sleep(600)"]
+        )
+        gone = WorkloadIdentity(
+            orchestrator="airflow", dag_id="left_behind", run_id="deleted", task_id="train"
+        )
+        config = ClusterConfig(kubeconfig=str(pipeline.stack.kubeconfig))
+        async with await ClusterClient.open(config) as client:
+            await submit(client, spec, gone, namespace="default")
+
+    run_id = pipeline.trigger("cancelled")
+    pipeline.until(
+        lambda: pipeline.task("cancelled", run_id, "train")["state"] == "deferred", 90, "a task that waits"
+    )
+    run_sync(leave_behind())
+    assert pipeline.finished("reaping", pipeline.trigger("reaping")) == "success"
+    assert not pipeline.jobs("left_behind")
+    assert [job for job in pipeline.jobs("cancelled") if job["status"].get("active")]
+    pipeline.stack.api(
+        "PATCH", f"/dags/cancelled/dagRuns/{run_id}/taskInstances/train", json={"new_state": "failed"}
+    )
+    pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
+
+
 def test_clearing_a_deferred_training_ends_it_and_trains_anew(pipeline: Pipeline, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     run_id = pipeline.trigger("cleared", mark=str(mark))
