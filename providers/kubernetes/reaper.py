@@ -119,16 +119,17 @@ async def find(
     """
     if minimum_age_seconds < 0:
         raise ConfigurationError("minimum_age_seconds", minimum_age_seconds, "must not be negative")
+    listed = await client.list(JOBS, namespace, label_selector=ATTEMPT_KEY_LABEL)
     # The cluster's own clock, where it told: Jobs carry its times.
     clock = client.cluster_time
     moment = now().timestamp() if clock is None else clock
-    listed = await client.list(JOBS, namespace, label_selector=ATTEMPT_KEY_LABEL)
     found = []
     for job in items(listed.get("items")):
         identity = _identity_of(job)
         if identity is None or identity.orchestrator != orchestrator or not _is_live(job):
             continue
-        age = moment - _created(job)
+        # Whole seconds of two clocks of the cluster: a new Job can seem to be from the future.
+        age = max(0.0, moment - _created(job))
         state = await states.state(identity) if age >= minimum_age_seconds else TaskState.UNKNOWN
         found.append(_finding(job, identity, namespace, age, state))
     return found

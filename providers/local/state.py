@@ -71,6 +71,7 @@ class StateFile:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         # The thread that opens it hands it to the cluster's and never touches it again.
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
+        self.abandoned = False
         self._pending: list[tuple[ResourceType, Change]] = []
         self._known: set[ResourceType] = set()
         self._kept: dict[str, str] = {}
@@ -192,6 +193,7 @@ class StateFile:
 
     def abandon(self) -> None:
         """Close without writing the rest: what SIGKILL would have left."""
+        self.abandoned = True
         self._pending.clear()
         self.close()
 
@@ -206,7 +208,8 @@ class DurableLayer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def durable(message: Message) -> None:
             self._state.flush()
-            await send(message)
+            if not self._state.abandoned:  # a killed server confirms nothing that it did not write
+                await send(message)
 
         # Faults break connections through the object behind "send"; they stand in front of this layer.
         await self._app(scope, receive, durable)

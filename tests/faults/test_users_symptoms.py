@@ -28,9 +28,6 @@ from nighttrain.providers.local.server import EmbeddedCluster
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.workload import Workload
 
-if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.workload import Workload
-
 NAMESPACE = "default"
 QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 _numbers = count()
@@ -65,6 +62,11 @@ async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
 def identity() -> WorkloadIdentity:
     run = f"symptom-{next(_numbers)}"
     return WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
+
+
+def until_exists(path: Path) -> str:
+    """Training code that lasts until a file appears."""
+    return f"import os, time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)"
 
 
 def spec(code: str, **fields: Any) -> WorkloadSpec:
@@ -258,14 +260,18 @@ async def test_a_broken_log_fails_the_task_or_repeats_its_lines__airflow_12136_1
 
 
 async def test_too_many_requests_fail_the_task__airflow_58033_58397(
-    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity
+    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity, tmp_path: Path
 ) -> None:
     faults = [
         Fault.answer(429, retry_after=1, verb=verb, resource="jobs") for verb in ("create", "list", "watch")
     ]
     cluster.faults.add(*faults)
-    job = await submit(client, spec("print('trained')"), identity)
-    assert (await wait(client, job)).kind is OutcomeKind.SUCCEEDED
+    job = await submit(client, spec(until_exists(tmp_path / "go")), identity)
+    waiting = asyncio.create_task(wait(client, job))
+    for fault in faults:
+        assert await asyncio.to_thread(cluster.faults.wait_for, fault, 1, 30)
+    (tmp_path / "go").touch()
+    assert (await waiting).kind is OutcomeKind.SUCCEEDED
     assert [cluster.faults.struck(fault) for fault in faults] == [1, 1, 1]
 
 
@@ -274,8 +280,7 @@ async def test_410_gone_ends_the_watch__airflow_21087_37369_44127(
 ) -> None:
     gone = Fault.expire(resource="jobs")
     cluster.faults.add(Fault.cut(verb="watch", resource="jobs"), gone)
-    code = f"import os, time\nwhile not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.02)"
-    job = await submit(client, spec(code), identity)
+    job = await submit(client, spec(until_exists(tmp_path / "go")), identity)
     waiting = asyncio.create_task(wait(client, job))
     assert await asyncio.to_thread(cluster.faults.wait_for, gone, 1, 30)
     (tmp_path / "go").touch()

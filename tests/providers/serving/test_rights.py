@@ -7,6 +7,7 @@ import contextlib
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,15 +144,21 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
     assert (await workload.submit(client, what, who, epoch="0", namespace=NAMESPACE)).adopted
     await workload.mark_consumed(client, job, "0")
     # The task is cleared, and its next attempt waits in a queue until it is cancelled.
-    queued = WorkloadSpec(image="py", cmds=["python"], queue_name="night")
+    queued = WorkloadSpec(image="py", cmds=["python"], queue_name="night", files={"train.py": "print('x')"})
     second = await workload.submit(client, queued, who, epoch="1", namespace=NAMESPACE)
     assert second.attempt == 2
+    # A worker that died here: the next one finds the Job, and looks whether its files are there.
+    assert await workload.submit(client, queued, who, epoch="1", namespace=NAMESPACE) == replace(
+        second, adopted=True
+    )
     await workload.observe(client, second)
     waiting = asyncio.create_task(workload.wait(client, second, startup_timeout_seconds=30))
     # Why it waits is told by feeds; Kueue does not run here, so that its Workloads are listed and no more.
     feed = {("", "events", "list"), ("", "events", "watch")}
-    while not (feed <= judge.used or feed & set(judge.refused)):  # noqa: ASYNC110
+    while not (waiting.done() or feed <= judge.used or feed & set(judge.refused)):  # noqa: ASYNC110
         await asyncio.sleep(0.05)
+    if {("", "pods", "watch"), ("batch", "jobs", "watch")} & set(judge.refused):
+        await waiting  # refused again and again, it says so
     with contextlib.suppress(errors.ObjectNotFoundError, errors.ClusterForbiddenError):
         await anext(client.watch(KUEUE_WORKLOADS[0], NAMESPACE, resource_version="1"), None)
     await workload.cancel(client, second)
