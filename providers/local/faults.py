@@ -358,8 +358,16 @@ class FaultLayer:
         self._compact = compact
         self._restart = restart
         self._disrupt = disrupt
+        self._killed = False
+
+    def kill(self) -> None:
+        """Answer nobody any more: the process that this stands for is dead."""
+        self._killed = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._killed and scope["type"] == "http":  # accepted before the port was closed
+            await _Line(send).reset()
+            return
         if self._plan.idle or scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -115,6 +115,7 @@ class EmbeddedCluster:
         self._wrote_kubeconfig = False
         self._killed = False
         self._restarter: threading.Thread | None = None
+        self._front: FaultLayer | None = None
         self._file: StateFile | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
@@ -210,6 +211,7 @@ class EmbeddedCluster:
         self.start()
 
     def _restart_soon(self) -> None:
+        self._crash()
         self._restarter = threading.Thread(target=self.restart, name="embedded-cluster-restart")
         self._restarter.start()
 
@@ -252,7 +254,12 @@ class EmbeddedCluster:
     def _crash(self) -> None:
         if self._file is not None:
             self._file.abandon()
+        if self._front is not None:
+            self._front.kill()
         if self._server is not None:
+            # First the port: who connects from here on is refused, or reset by the kernel.
+            for listener in self._server.servers:
+                listener.close()
             for connection in list(self._server.server_state.connections):
                 reset(connection.transport)
         self._end()
@@ -350,13 +357,14 @@ class EmbeddedCluster:
 
             app = DurableLayer(app, self._file)
         # Outermost: it breaks connections, which only the server's own "send" leads to.
-        return FaultLayer(
+        self._front = FaultLayer(
             app,
             self.faults,
             compact=self.store.compact,
             restart=self._restart_soon,
             disrupt=self._disruptions.strike,
         )
+        return self._front
 
     async def _serve(self, api: Any, stack: contextlib.AsyncExitStack) -> None:
         import uvicorn
