@@ -27,6 +27,7 @@ from nighttrain.providers.errors import (
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
     from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.kubernetes.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.outcome import Observation, Outcome
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
     from nighttrain.providers.kubernetes.workload import Workload
@@ -93,6 +94,7 @@ class TrackedWorkload:
     :param params: parameters to log on the run before the container starts
     :param lineage: gives the lineage tags from what is known so far
     :param adopts_earlier_epochs: see :func:`nighttrain.providers.kubernetes.workload.submit`
+    :param kind: which of the kinds in :mod:`nighttrain.providers.kubernetes.kinds` the workload is
     """
 
     cluster: ClusterConfig
@@ -108,6 +110,7 @@ class TrackedWorkload:
     params: Mapping[str, str] = field(default_factory=dict)
     lineage: Callable[..., Lineage]
     adopts_earlier_epochs: bool = False
+    kind: str = "Job"
 
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
@@ -117,13 +120,15 @@ class TrackedWorkload:
         :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
         """
         from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.providers.kubernetes.kinds import kind_named
         from nighttrain.providers.kubernetes.workload import submit
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.runs import RunTree
 
+        kind = kind_named(self.kind)
         async with shared_client(self.cluster) as client, MLflowClient(self.tracking) as mlflow:
             namespace = self.spec.namespace or client.namespace
-            await self._rehearse(client, namespace)
+            await self._rehearse(client, namespace, kind)
             tree = RunTree(mlflow)
             runs: tuple[Run, Run] | None = None
 
@@ -140,6 +145,7 @@ class TrackedWorkload:
                 namespace=namespace,
                 complete=complete,
                 adopts_earlier_epochs=self.adopts_earlier_epochs,
+                kind=kind,
             )
             # A container that was started without a run may be opening its own: that one is taken over at
             # the end, and none is opened beside it.
@@ -147,15 +153,12 @@ class TrackedWorkload:
                 runs = await self._open_runs_if_possible(tree, log)
             elif workload.adopted:
                 runs = None
-            log(
-                f"{'Adopted' if workload.adopted else 'Created'} Job {workload.namespace}/{workload.name} "
-                f"(attempt {workload.attempt}), MLflow run {runs[1].run_id if runs else 'to follow'}"
-            )
+            done = "Adopted" if workload.adopted else "Created"
+            run = f"MLflow run {runs[1].run_id if runs else 'to follow'}"
+            log(f"{done} {kind.name} {namespace}/{workload.name} (attempt {workload.attempt}), {run}")
             started = StartedWorkload(
                 workload=workload,
-                workload_url=(
-                    f"{client.server}/apis/batch/v1/namespaces/{workload.namespace}/jobs/{workload.name}"
-                ),
+                workload_url=f"{client.server}{kind.resource.path(workload.namespace, workload.name)}",
             )
             return await self._with_runs(tree, started, runs) if runs else started
 
@@ -280,13 +283,11 @@ class TrackedWorkload:
             log(f"MLflow does not answer; the training starts without it and its run follows: {error}")
             return None
 
-    async def _rehearse(self, client: ClusterClient, namespace: str) -> None:
-        from nighttrain.providers.kubernetes.client import JOBS
-        from nighttrain.providers.kubernetes.manifests import build_job
-
-        job = build_job(self.spec, self.identity, 1)
+    async def _rehearse(self, client: ClusterClient, namespace: str, kind: WorkloadKind) -> None:
         try:
-            await client.create(JOBS, namespace, job, dry_run=True)
+            await client.create(
+                kind.resource, namespace, kind.build(self.spec, self.identity, 1), dry_run=True
+            )
         except ObjectExistsError:
             return  # an earlier try was here: submit() decides what that means
 

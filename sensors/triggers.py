@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,21 @@ class _Settling:
 
     async def wait(self) -> None:
         await asyncio.sleep(max(0.0, self._until - time.monotonic()))
+
+
+_endings: set[asyncio.Task[None]] = set()
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do what ``on_kill`` has to do, even if Airflow cancels it meanwhile.
+
+    A triggerer that compares its triggers with the database cancels those that are not wanted any more each
+    time it looks, also one whose ``on_kill`` runs: what takes longer than a look would never get done.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    _endings.add(task)
+    task.add_done_callback(_endings.discard)
+    await asyncio.shield(task)
 
 
 class WorkloadTrigger(BaseTrigger):
@@ -147,10 +162,12 @@ class WorkloadTrigger(BaseTrigger):
         A triggerer that was stalled, and whose triggers another one took over, is told the same: what still
         waits is left alone.
         """
+        if self.cancel_on_kill:
+            await _to_the_end(self._remove())
+
+    async def _remove(self) -> None:
         from nighttrain.sensors.killed import trigger_cancelled_by_user
 
-        if not self.cancel_on_kill:
-            return
         if self.task_instance is not None and not await trigger_cancelled_by_user(self.task_instance):
             self.log.warning("The task still waits: Job %s goes on", self.workload["name"])
             return
@@ -237,14 +254,16 @@ class EndpointTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Somebody marked or cleared the rollout: its candidate goes, what serves stays."""
-        if self.serving_only or self.version is None:
-            return
+        if not self.serving_only and self.version is not None:
+            await _to_the_end(self._remove(self.version))
+
+    async def _remove(self, version: str) -> None:
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.sensors.endpoints import remove_candidate
 
         config = await aget_cluster_config(self.kubernetes_conn_id)
         async with shared_client(config) as client:
-            await remove_candidate(client, self.namespace or client.namespace, self.endpoint, self.version)
+            await remove_candidate(client, self.namespace or client.namespace, self.endpoint, version)
 
     async def _wait(self, client: ClusterClient) -> dict[str, Any]:
         from nighttrain.sensors.endpoints import wait_candidate_ready, wait_endpoint_serves

@@ -1,4 +1,4 @@
-"""What a Job's annotations tell of its attempt and of those before it: nobody else has to remember."""
+"""What a workload's annotations tell of its attempt and of those before it: nobody else has to remember."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nighttrain.providers.kubernetes.objects import mapping, metadata, text
 from nighttrain.providers.kubernetes.outcome import Outcome, OutcomeKind
 
 if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
 
 Json = dict[str, Any]
@@ -26,7 +27,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class History:
-    """What one attempt's Job says.
+    """What one attempt's object says.
 
     :param attempt: its number; 0 for none
     :param epoch: the epoch it was submitted in; ``None`` if attempts are adopted whatever their epoch
@@ -47,14 +48,14 @@ class History:
     spec_hash: str = ""
 
 
-def history_of(job: Json | None) -> History:
-    """Read a Job; what is missing or unreadable counts as never written."""
-    if job is None:
+def history_of(obj: Json | None) -> History:
+    """Read an object; what is missing or unreadable counts as never written."""
+    if obj is None:
         return History()
-    annotations = mapping(metadata(job).get("annotations"))
+    annotations = mapping(metadata(obj).get("annotations"))
     note = _note(text(annotations.get(CONSUMED_ANNOTATION)))
     return History(
-        attempt=_number(text(mapping(metadata(job).get("labels")).get(ATTEMPT_LABEL))),
+        attempt=_number(text(mapping(metadata(obj).get("labels")).get(ATTEMPT_LABEL))),
         epoch=annotations.get(EPOCH_ANNOTATION),
         consumed=str(note.get("kind", OutcomeKind.UNKNOWN.value)) if note else None,
         consumed_epoch=str(note.get("epoch", "")),
@@ -66,14 +67,20 @@ def history_of(job: Json | None) -> History:
 
 
 def write_history(
-    job: Json, before: History, spec: WorkloadSpec, epoch: str, *, adopts_earlier_epochs: bool
+    obj: Json,
+    before: History,
+    spec: WorkloadSpec,
+    epoch: str,
+    *,
+    kind: WorkloadKind,
+    adopts_earlier_epochs: bool,
 ) -> None:
     """Add to the manifest of the next attempt what it follows from.
 
     :param before: the latest attempt's; that of no attempt if this is the first
     :raises ConfigurationError: ``oom_memory_factor`` without a memory limit to raise
     """
-    annotations = job["metadata"]["annotations"]
+    annotations = obj["metadata"]["annotations"]
     if not adopts_earlier_epochs:
         annotations[EPOCH_ANNOTATION] = epoch
     annotations[INFRASTRUCTURE_ANNOTATION] = str(_infrastructure_failures(before, epoch))
@@ -82,7 +89,7 @@ def write_history(
     if same_spec and before.consumed == OutcomeKind.OUT_OF_MEMORY.value:
         memory = grown_memory(spec, memory) or memory
     if memory is not None:
-        set_memory(job, memory)
+        set_memory(kind.pod_template(obj), memory)
         annotations[MEMORY_ANNOTATION] = memory
 
 

@@ -1,7 +1,7 @@
-"""Files for a workload's container: a ConfigMap that belongs to the Job, mounted at one folder.
+"""Files for a workload's container: a ConfigMap that belongs to the workload, mounted at one folder.
 
-The Job comes first, so that the ConfigMap can name it as its owner and goes when it goes. Until it is there
-the pod waits; whoever adopts the Job of a worker that died in between makes up for it.
+The workload comes first, so that the ConfigMap can name it as its owner and goes when it goes. Until it is
+there the pod waits; whoever adopts the workload of a worker that died in between makes up for it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from nighttrain.providers.errors import (
     WorkloadConflictError,
 )
 from nighttrain.providers.kubernetes.identity import PREFIX
-from nighttrain.providers.kubernetes.objects import condition, items, mapping, metadata, name_of, text, uid_of
-from nighttrain.providers.kubernetes.resources import CONFIGMAPS, JOBS
+from nighttrain.providers.kubernetes.objects import items, mapping, metadata, name_of, text, uid_of
+from nighttrain.providers.kubernetes.resources import CONFIGMAPS
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
 
 Json = dict[str, Any]
@@ -37,8 +38,8 @@ FOLDER = "/nighttrain"
 VOLUME = "nighttrain-files"
 # What the API server takes in one ConfigMap.
 MAX_BYTES = 1024 * 1024
-# The garbage collector removes what belonged to a Job within a second or two of it, or within a minute where
-# the cluster is busy.
+# The garbage collector removes what belonged to a workload within a second or two of it, or within a minute
+# where the cluster is busy.
 COLLECTED_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 
@@ -101,30 +102,32 @@ def replace_reference(pod_spec: Json, digest: str) -> None:
 
 
 async def ensure_files(
-    client: ClusterClient, spec: WorkloadSpec, job: Json, *, adopted: bool = False
+    client: ClusterClient, spec: WorkloadSpec, obj: Json, kind: WorkloadKind, *, adopted: bool = False
 ) -> None:
-    """Make sure that the Job's files are in the cluster. Nothing to do without files, or once it has ended.
+    """Make sure that the workload's files are in the cluster. Nothing to do without files, or once it has
+    ended.
 
-    :param adopted: the Job existed already. A new one whose files the cluster refuses is removed: it could
-        only wait for them
-    :raises WorkloadConflictError: its name is taken by a ConfigMap that is not this Job's
+    :param obj: the workload's object
+    :param adopted: it existed already. A new one whose files the cluster refuses is removed: it could only
+        wait for them
+    :raises WorkloadConflictError: its name is taken by a ConfigMap that belongs to something else
     :raises ClusterError: the cluster refused or cannot be asked
     """
-    if not spec.files or condition(job, "Complete") is not None or condition(job, "Failed") is not None:
+    if not spec.files or kind.has_ended(obj):
         return
     try:
-        await _create(client, spec.files, job)
+        await _create(client, spec.files, obj, kind)
     except (ClusterForbiddenError, ClusterRequestError, WorkloadConflictError) as error:
         transient = isinstance(error, ClusterRequestError) and (error.status >= 500 or error.status == 429)
         if not adopted and not transient:
             with contextlib.suppress(ClusterError):
-                await client.delete(JOBS, _namespace(job), name_of(job), uid=uid_of(job))
+                await client.delete(kind.resource, _namespace(obj), name_of(obj), uid=uid_of(obj))
         raise
 
 
-async def _create(client: ClusterClient, files: Mapping[str, str], job: Json) -> None:
-    body = config_map(files, job)
-    namespace, name = _namespace(job), name_of(job)
+async def _create(client: ClusterClient, files: Mapping[str, str], obj: Json, kind: WorkloadKind) -> None:
+    body = config_map(files, obj, kind)
+    namespace, name = _namespace(obj), name_of(obj)
     try:
         async with asyncio.timeout(COLLECTED_SECONDS):
             while True:
@@ -133,24 +136,25 @@ async def _create(client: ClusterClient, files: Mapping[str, str], job: Json) ->
                     return
                 except ObjectExistsError:
                     pass
-                if await _is_there(client, namespace, name, job):
+                if await _is_there(client, namespace, obj, kind):
                     return
                 await asyncio.sleep(LOOK_SECONDS)
     except TimeoutError as error:
         raise WorkloadConflictError(
-            f"ConfigMap {name} in namespace {namespace} belongs to an earlier Job of this name and is not "
-            "removed: does the cluster's garbage collector run? Delete the ConfigMap, then retry"
+            f"ConfigMap {name} in namespace {namespace} belongs to an earlier {kind.name} of this name and "
+            "is not removed: does the cluster's garbage collector run? Delete the ConfigMap, then retry"
         ) from error
 
 
-async def _is_there(client: ClusterClient, namespace: str, name: str, job: Json) -> bool:
-    """Whether the ConfigMap of this name is this Job's; not if it is an earlier Job's, on its way out."""
+async def _is_there(client: ClusterClient, namespace: str, obj: Json, kind: WorkloadKind) -> bool:
+    """Whether the ConfigMap is the workload's; not if it is an earlier one's of this name, on its way out."""
+    name = name_of(obj)
     try:
         found = await client.get(CONFIGMAPS, namespace, name)
     except ObjectNotFoundError:
         return False
-    owners = [owner for owner in items(metadata(found).get("ownerReferences")) if owner.get("kind") == "Job"]
-    if any(owner.get("uid") == uid_of(job) for owner in owners):
+    owners = [each for each in items(metadata(found).get("ownerReferences")) if each.get("kind") == kind.name]
+    if any(owner.get("uid") == uid_of(obj) for owner in owners):
         return True
     if not any(owner.get("name") == name for owner in owners):
         raise WorkloadConflictError(
@@ -160,16 +164,21 @@ async def _is_there(client: ClusterClient, namespace: str, name: str, job: Json)
     return False
 
 
-def config_map(files: Mapping[str, str], job: Json) -> Json:
-    """The ConfigMap of a Job's files, named as the Job and owned by it."""
-    labels = mapping(metadata(job).get("labels"))
-    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name_of(job), "uid": uid_of(job)}
+def config_map(files: Mapping[str, str], obj: Json, kind: WorkloadKind) -> Json:
+    """The ConfigMap of a workload's files, named as the workload and owned by it."""
+    labels = mapping(metadata(obj).get("labels"))
+    owner = {
+        "apiVersion": kind.resource.api_version,
+        "kind": kind.name,
+        "name": name_of(obj),
+        "uid": uid_of(obj),
+    }
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": name_of(job),
-            "namespace": _namespace(job),
+            "name": name_of(obj),
+            "namespace": _namespace(obj),
             "labels": {name: value for name, value in labels.items() if name.startswith(PREFIX)},
             "ownerReferences": [owner],
         },
@@ -178,5 +187,5 @@ def config_map(files: Mapping[str, str], job: Json) -> Json:
     }
 
 
-def _namespace(job: Json) -> str:
-    return text(metadata(job).get("namespace"))
+def _namespace(obj: Json) -> str:
+    return text(metadata(obj).get("namespace"))

@@ -1,10 +1,11 @@
-"""One watch for all: the Jobs and pods of a namespace as one mirror, shared by everyone who waits there.
+"""One watch for all: the workloads of a kind in a namespace and their pods as one mirror, shared by all who
+wait there.
 
 A :class:`Hub` runs from its first subscriber to its last. Each change costs one dictionary look-up and wakes
 only those whom it concerns; a subscriber that waits costs a future.
 
-The mirror may be older than the Job a subscriber has just created. So "the Job is gone" is concluded only
-from its DELETED event, from a list that began after the subscription did, or from a read of that Job.
+The mirror may be older than the workload a subscriber has just created. So "it is gone" is concluded only
+from its DELETED event, from a list that began after the subscription did, or from a read of that workload.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -28,28 +30,30 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.kubernetes.explanations import Explanations
 from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL
-from nighttrain.providers.kubernetes.objects import mapping, metadata, uid_of
-from nighttrain.providers.kubernetes.resources import JOBS, PODS
-from nighttrain.providers.kubernetes.trimming import trim_job, trim_pod
-from nighttrain.providers.kubernetes.watch import JOB_NAME_LABEL, Feed, Selection, Sleep, owner_of
+from nighttrain.providers.kubernetes.kinds import JOB
+from nighttrain.providers.kubernetes.objects import mapping, metadata, text, uid_of
+from nighttrain.providers.kubernetes.resources import PODS
+from nighttrain.providers.kubernetes.trimming import trim_pod, trim_workload
+from nighttrain.providers.kubernetes.watch import Feed, Selection, Sleep
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.kinds import WorkloadKind
 
 Json = dict[str, Any]
 _log = logging.getLogger(__name__)
 
-# Deleted pods explain a failed Job; a Job rarely has more than a handful.
+# Deleted pods explain a failed workload; one rarely has more than a handful.
 REMEMBERED = 20
 # A cut stream is open again by then; what lasts longer is worth a word.
 OUTAGE_NOTED_SECONDS = 5.0
-# A watch is behind by milliseconds: most Jobs that the mirror lacks arrive by themselves in this time.
+# A watch is behind by milliseconds: most workloads that the mirror lacks arrive by themselves in this time.
 CONFIRM_AFTER_SECONDS = 1.0
 CONFIRM_AGAIN_SECONDS = 5.0
 
 
 class Subscription:
-    """One Job and its pods as its subscriber may see them."""
+    """One workload and its pods as its subscriber may see them."""
 
     def __init__(self, hub: Hub, name: str, uid: str, sleep: Sleep) -> None:
         self._hub = hub
@@ -67,8 +71,8 @@ class Subscription:
 
     @property
     def synced(self) -> bool:
-        """Whether it is known how the Job stands; nothing may be concluded before."""
-        return self._hub.synced and (self.gone or self.job is not None)
+        """Whether it is known how the workload stands; nothing may be concluded before."""
+        return self._hub.synced and (self.gone or self.object is not None)
 
     @property
     def outage(self) -> bool:
@@ -76,18 +80,23 @@ class Subscription:
         return self._hub.outage
 
     @property
-    def job(self) -> Json | None:
-        """The Job of this uid; ``None`` once it is deleted, even if another took its name."""
-        return None if self.gone else self._hub.jobs.get(self.uid, self.fetched)
+    def object(self) -> Json | None:
+        """The workload of this uid; ``None`` once it is deleted, even if another took its name."""
+        return None if self.gone else self._hub.objects.get(self.uid, self.fetched)
 
     @property
     def live_pods(self) -> list[Json]:
-        """The Job's pods that exist."""
-        return list(self._hub.pods.get(self.uid, {}).values())
+        """The workload's pods that exist."""
+        return [pod for key in self.keys for pod in self._hub.pods.get(key, {}).values()]
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """What its pods are filed under: its uid, or its name where a pod does not know more."""
+        return self.uid, _by_name(self.name)
 
     @property
     def pods(self) -> list[Json]:
-        """The Job's pods, those deleted as last seen."""
+        """The workload's pods, those deleted as last seen."""
         return [*self.deleted.values(), *self.live_pods]
 
     def explain(self, wanted: bool) -> None:
@@ -98,13 +107,13 @@ class Subscription:
 
     @property
     def events(self) -> list[Json]:
-        """Events of the Job and its pods, as far as they are known."""
-        about = [self.uid, *self._hub.pods.get(self.uid, ()), *self.deleted]
+        """Events of the workload and its pods, as far as they are known."""
+        about = [self.uid, *map(uid_of, self.live_pods), *self.deleted]
         return self._hub.explanations.events_of(about)
 
     @property
     def queue(self) -> Json | None:
-        """Kueue's Workload of the Job; ``{"absent": True}`` in a cluster without Kueue."""
+        """Kueue's Workload of it; ``{"absent": True}`` in a cluster without Kueue."""
         return self._hub.explanations.queue_of(self.uid)
 
     def wake(self) -> None:
@@ -143,28 +152,36 @@ class Subscription:
 
 
 class Hub:
-    """The mirror of a namespace's workloads, or of a single one.
+    """The mirror of a namespace's workloads of one kind, or of a single one.
 
     :param name: mirror the workload of this name alone
     """
 
     def __init__(
-        self, client: ClusterClient, namespace: str, name: str | None = None, *, sleep: Sleep = asyncio.sleep
+        self,
+        client: ClusterClient,
+        namespace: str,
+        name: str | None = None,
+        kind: WorkloadKind = JOB,
+        *,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
+        self._kind = kind
         self._client = client
         self._namespace = namespace
         self._name = name
         self._sleep = sleep
-        self.jobs: dict[str, Json] = {}
-        # The pods of each Job, by the Job's uid.
+        self.objects: dict[str, Json] = {}
+        # The pods of each workload, by one of its keys.
         self.pods: dict[str, dict[str, Json]] = {}
         self._owners: dict[str, str] = {}
+        self._all: set[Subscription] = set()
         self._subscribers: dict[str, set[Subscription]] = {}
         self._unconfirmed: deque[Subscription] = deque()
         self._to_confirm = asyncio.Event()
         self._first_lists = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
-        self._synced = {"jobs": False, "pods": False}
+        self._synced = {"workloads": False, "pods": False}
         self._failing: dict[str, float] = {}
         self.outage = False
         self.error: ClusterError | None = None
@@ -177,18 +194,19 @@ class Hub:
 
     @property
     def idle(self) -> bool:
-        return not self._subscribers
+        return not self._all
 
     def start(self) -> None:
         """Open the feeds."""
+        resource, pod_label = self._kind.resource, self._kind.pod_label
         if self._name is None:
-            jobs = Selection(JOBS, self._namespace, label_selector=ATTEMPT_KEY_LABEL)
+            objects = Selection(resource, self._namespace, label_selector=ATTEMPT_KEY_LABEL)
             pods = Selection(PODS, self._namespace, label_selector=ATTEMPT_KEY_LABEL)
         else:
-            jobs = Selection(JOBS, self._namespace, field_selector=f"metadata.name={self._name}")
-            pods = Selection(PODS, self._namespace, label_selector=f"{JOB_NAME_LABEL}={self._name}")
+            objects = Selection(resource, self._namespace, field_selector=f"metadata.name={self._name}")
+            pods = Selection(PODS, self._namespace, label_selector=f"{pod_label}={self._name}")
         for key, selection, sink, trim in (
-            ("jobs", jobs, _Jobs(self), trim_job),
+            ("workloads", objects, _Workloads(self), partial(trim_workload, spec=self._kind.spec_kept)),
             ("pods", pods, _Pods(self), trim_pod),
         ):
             feed = Feed(
@@ -199,8 +217,9 @@ class Hub:
                 on_health=lambda error, key=key: self._health(key, error),  # type: ignore[misc]
                 sleep=self._sleep,
             )
-            self._tasks.append(self._start_task(self._run(feed), f"{key} of {self._namespace}"))
-        self._tasks.append(self._start_task(self._confirm(), f"missing Jobs of {self._namespace}"))
+            name = f"{selection.resource.plural} of {self._namespace}"
+            self._tasks.append(self._start_task(self._run(feed), name))
+        self._tasks.append(self._start_task(self._confirm(), f"missing {resource.plural}"))
 
     async def stop(self) -> None:
         """Close the feeds; no task is left."""
@@ -211,11 +230,13 @@ class Hub:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def add(self, subscription: Subscription) -> None:
-        """Tell a subscriber of what concerns its Job from here on."""
-        self._subscribers.setdefault(subscription.uid, set()).add(subscription)
+        """Tell a subscriber of what concerns its workload from here on."""
+        self._all.add(subscription)
+        for key in subscription.keys:
+            self._subscribers.setdefault(key, set()).add(subscription)
         if self.error is not None:
             subscription.error = self.error
-        if subscription.uid not in self.jobs:
+        if subscription.uid not in self.objects:
             self._unconfirmed.append(subscription)
             self._to_confirm.set()
         subscription.wake()
@@ -223,23 +244,30 @@ class Hub:
     def remove(self, subscription: Subscription) -> None:
         """The inverse of :meth:`add`."""
         subscription.explain(False)
-        others = self._subscribers.get(subscription.uid, set())
-        others.discard(subscription)
-        if not others:
-            self._subscribers.pop(subscription.uid, None)
+        self._all.discard(subscription)
+        for key in subscription.keys:
+            others = self._subscribers.get(key, set())
+            others.discard(subscription)
+            if not others:
+                self._subscribers.pop(key, None)
 
-    def subscribers(self, uid: str) -> set[Subscription]:
-        """Those who follow the Job of this uid."""
-        return self._subscribers.get(uid, set())
+    @property
+    def everyone(self) -> list[Subscription]:
+        """All subscribers."""
+        return list(self._all)
 
-    def wake(self, uid: str) -> None:
-        """Tell the subscribers of a Job that something changed."""
-        for subscription in self._subscribers.get(uid, ()):
+    def subscribers(self, key: str) -> set[Subscription]:
+        """Those who follow the workload with this key."""
+        return self._subscribers.get(key, set())
+
+    def wake(self, key: str) -> None:
+        """Tell the subscribers of a workload that something changed."""
+        for subscription in self._subscribers.get(key, ()):
             subscription.wake()
 
     def wake_all(self) -> None:
-        for uid in self._subscribers:
-            self.wake(uid)
+        for subscription in self._all:
+            subscription.wake()
 
     def mark_synced(self, key: str) -> None:
         self._synced[key] = True
@@ -248,7 +276,7 @@ class Hub:
         self.wake_all()
 
     def put_pod(self, pod: Json) -> str:
-        """Store a pod; the uid of the Job it belongs to, empty if it belongs to none."""
+        """Store a pod; the key of the workload it belongs to, empty if it belongs to none."""
         owner, uid = self._owner(pod), uid_of(pod)
         if owner:
             self.pods.setdefault(owner, {})[uid] = pod
@@ -256,7 +284,7 @@ class Hub:
         return owner
 
     def drop_pod(self, pod: Json) -> str:
-        """Forget a pod, but for those who follow its Job."""
+        """Forget a pod, but for those who follow its workload."""
         owner, uid = self._owner(pod), uid_of(pod)
         self._owners.pop(uid, None)
         pods = self.pods.get(owner, {})
@@ -268,13 +296,14 @@ class Hub:
         return owner
 
     def _owner(self, pod: Json) -> str:
-        owner = owner_of(pod)
-        if not owner and self._name is not None and len(self._subscribers) == 1:
-            return next(iter(self._subscribers))
+        owner = self._kind.owner_of(pod)
+        if not owner:
+            name = text(mapping(metadata(pod).get("labels")).get(self._kind.pod_label))
+            owner = _by_name(name) if name else ""
         return owner
 
     def _explained(self, uid: str) -> None:
-        """Something was said about an object: a Job, or a pod."""
+        """Something was said about an object: a workload, or a pod."""
         self.wake(self._owners.get(uid, uid))
 
     def _start_task(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
@@ -289,10 +318,9 @@ class Hub:
 
     def _fail(self, error: ClusterError) -> None:
         self.error = error
-        for subscriptions in self._subscribers.values():
-            for subscription in subscriptions:
-                subscription.error = error
-                subscription.wake()
+        for subscription in self._all:
+            subscription.error = error
+            subscription.wake()
 
     def _health(self, key: str, error: ClusterError | None) -> None:
         now = asyncio.get_running_loop().time()
@@ -310,7 +338,7 @@ class Hub:
             self.wake_all()
 
     async def _confirm(self) -> None:
-        """Read, once each, the Jobs that are waited for and that the mirror does not hold."""
+        """Read, once each, the workloads that are waited for and that the mirror does not hold."""
         while True:
             # The first list may hold it, or was asked for late enough to say that it is gone.
             await self._first_lists.wait()
@@ -331,51 +359,50 @@ class Hub:
                 self._unconfirmed.popleft()
 
     async def _confirm_one(self, subscription: Subscription) -> None:
+        resource = self._kind.resource
         try:
-            job = await self._client.get(JOBS, self._namespace, subscription.name)
+            found = await self._client.get(resource, self._namespace, subscription.name)
         except ObjectNotFoundError:
-            job = {}
-        if subscription.uid in self.jobs or subscription.gone:
+            found = {}
+        if subscription.uid in self.objects or subscription.gone:
             return
-        if uid_of(job) != subscription.uid:
+        if uid_of(found) != subscription.uid:
             subscription.gone = True
-        elif self._name is None and ATTEMPT_KEY_LABEL not in mapping(metadata(job).get("labels")):
+        elif self._name is None and ATTEMPT_KEY_LABEL not in mapping(metadata(found).get("labels")):
             raise WorkloadConflictError(
-                f"Job {subscription.name} in namespace {self._namespace} lost its label {ATTEMPT_KEY_LABEL}, "
-                "by which it is watched: put it back, then retry"
+                f"{resource.kind} {subscription.name} in namespace {self._namespace} lost its label "
+                f"{ATTEMPT_KEY_LABEL}, by which it is watched: put it back, then retry"
             )
         else:
-            subscription.fetched = trim_job(job)
+            subscription.fetched = trim_workload(found, self._kind.spec_kept)
         subscription.wake()
 
 
-class _Jobs:
-    """Takes over what the Jobs' feed brings."""
+class _Workloads:
+    """Takes over what the workloads' feed brings."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
     def reset(self, listed: list[Json], began: float) -> None:
         hub = self._hub
-        fresh = {uid_of(job): job for job in listed}
-        gone = hub.jobs.keys() - fresh.keys()
-        hub.jobs = fresh
+        fresh = {uid_of(obj): obj for obj in listed}
+        gone = hub.objects.keys() - fresh.keys()
+        hub.objects = fresh
         for uid in gone:
             self._bury(uid)
-        for uid in list(hub._subscribers):
-            if uid not in fresh:
-                for subscription in hub.subscribers(uid):
-                    if began >= subscription.since:
-                        subscription.gone = True
-        hub.mark_synced("jobs")
+        for subscription in hub.everyone:
+            if subscription.uid not in fresh and began >= subscription.since:
+                subscription.gone = True
+        hub.mark_synced("workloads")
 
-    def apply(self, kind: str, job: Json) -> None:
-        uid = uid_of(job)
+    def apply(self, kind: str, obj: Json) -> None:
+        uid = uid_of(obj)
         if kind == "DELETED":
-            self._hub.jobs.pop(uid, None)
+            self._hub.objects.pop(uid, None)
             self._bury(uid)
         else:
-            self._hub.jobs[uid] = job
+            self._hub.objects[uid] = obj
         self._hub.wake(uid)
 
     def _bury(self, uid: str) -> None:
@@ -405,7 +432,7 @@ class _Pods:
         hub.wake(hub.drop_pod(pod) if kind == "DELETED" else hub.put_pod(pod))
 
 
-_hubs: WeakKeyDictionary[ClusterClient, dict[tuple[str, str | None], Hub]] = WeakKeyDictionary()
+_hubs: WeakKeyDictionary[ClusterClient, dict[tuple[str, str | None, str], Hub]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
@@ -415,20 +442,22 @@ async def subscribe(
     name: str,
     uid: str,
     *,
+    kind: WorkloadKind = JOB,
     narrow: bool = False,
     sleep: Sleep = asyncio.sleep,
 ) -> AsyncIterator[Subscription]:
-    """Follow a Job through the namespace's hub: started for the first subscriber, stopped after the last.
+    """Follow a workload through the hub of its namespace and kind: started for the first subscriber, stopped
+    after the last.
 
     Users of :func:`~nighttrain.providers.kubernetes.client.shared_client` share it over the whole event loop.
 
-    :param narrow: watch this one Job alone: for processes that wait for one and not for many
+    :param narrow: watch this one workload alone: for processes that wait for one and not for many
     """
     hubs = _hubs.setdefault(client, {})
-    key = (namespace, name if narrow else None)
+    key = (namespace, name if narrow else None, kind.name)
     hub = hubs.get(key)
     if hub is None or hub.error is not None:
-        hub = hubs[key] = Hub(client, *key)
+        hub = hubs[key] = Hub(client, namespace, name if narrow else None, kind)
         hub.start()
     subscription = Subscription(hub, name, uid, sleep)
     hub.add(subscription)
@@ -444,10 +473,10 @@ async def subscribe(
 
 @asynccontextmanager
 async def subscribe_alone(
-    client: ClusterClient, namespace: str, name: str, uid: str
+    client: ClusterClient, namespace: str, name: str, uid: str, kind: WorkloadKind = JOB
 ) -> AsyncIterator[Subscription]:
-    """Follow a Job through a hub of its own, whose lists begin now: nothing of it is from before."""
-    hub = Hub(client, namespace, name)
+    """Follow a workload through a hub of its own, whose lists begin now: nothing of it is from before."""
+    hub = Hub(client, namespace, name, kind)
     subscription = Subscription(hub, name, uid, asyncio.sleep)
     hub.add(subscription)
     hub.start()
@@ -456,6 +485,10 @@ async def subscribe_alone(
     finally:
         hub.remove(subscription)
         await hub.stop()
+
+
+def _by_name(name: str) -> str:
+    return f"/{name}"  # no uid begins so
 
 
 async def _run(awaitable: Any) -> None:

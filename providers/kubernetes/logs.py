@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 from nighttrain.providers.errors import ClusterError, ClusterForbiddenError
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe
-from nighttrain.providers.kubernetes.objects import Json, by_age, condition, main_container, name_of, uid_of
+from nighttrain.providers.kubernetes.kinds import WorkloadKind, kind_named
+from nighttrain.providers.kubernetes.objects import Json, by_age, main_container, name_of, uid_of
 from nighttrain.providers.kubernetes.streams import streams_of
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ async def follow(
     narrow: bool = False,
     sleep: Sleep = asyncio.sleep,
 ) -> None:
-    """Pass each line of the workload's main container to ``sink``, once, until the Job has ended.
+    """Pass each line of the workload's main container to ``sink``, once, until it has ended.
 
     Pods that replace one another follow one another. Of many workloads that are followed over one client, a
     hundred have a stream at a time, in turns. Errors of the cluster end in a debug message; exceptions of
@@ -114,14 +115,15 @@ async def follow(
     """
     done: set[str] = set()
     namespace, name, uid = workload.namespace, workload.name, workload.uid
+    kind = kind_named(workload.kind)
     try:
-        async with subscribe(client, namespace, name, uid, narrow=narrow, sleep=sleep) as view:
+        async with subscribe(client, namespace, name, uid, kind=kind, narrow=narrow, sleep=sleep) as view:
             while True:
                 await view.change()
                 while (pod := _next(view, done)) is not None:
                     done.add(uid_of(pod))
                     await _Reader(client, workload, view, pod, sink).follow()
-                if view.synced and _ended(view):
+                if view.synced and _ended(view, kind):
                     return
     except ClusterError as error:
         _log.debug("the log of %s ends here: %s", workload.name, error)
@@ -135,9 +137,8 @@ def _next(view: Subscription, done: set[str]) -> Json | None:
     return None
 
 
-def _ended(view: Subscription) -> bool:
-    job = view.job
-    return job is None or condition(job, "Complete") is not None or condition(job, "Failed") is not None
+def _ended(view: Subscription, kind: WorkloadKind) -> bool:
+    return view.object is None or kind.has_ended(view.object)
 
 
 class _Reader:
@@ -153,6 +154,7 @@ class _Reader:
     ) -> None:
         self._client = client
         self._namespace = workload.namespace
+        self._kind = kind_named(workload.kind)
         self._view = view
         self._name, self._uid = name_of(pod), uid_of(pod)
         container = main_container(pod)
@@ -175,7 +177,7 @@ class _Reader:
         """Wait for a place among the streams and read until the stream ends; whether that was the end."""
         with self._streams.ticket(self._view.wake) as ticket:
             while not ticket.granted:
-                if self._over or _ended(self._view):
+                if self._over or _ended(self._view, self._kind):
                     ticket.hurry()
                 await self._view.change()
             # Asked before the stream: one that begins after the container's end and closes cleanly is whole.

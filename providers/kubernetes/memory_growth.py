@@ -50,9 +50,9 @@ def grown_memory(spec: WorkloadSpec, last: str | None) -> str | None:
     return f"{int((wanted / MEBIBYTE).to_integral_value(ROUND_CEILING))}Mi"
 
 
-def set_memory(job: Json, memory: str) -> None:
-    """Give the main container of a Job's manifest this memory: the limit, and the request if there is one."""
-    container = job["spec"]["template"]["spec"]["containers"][0]
+def set_memory(template: Json, memory: str) -> None:
+    """Give the main container of a pod template this memory: the limit, and the request if there is one."""
+    container = template["spec"]["containers"][0]
     resources = container.setdefault("resources", {})
     resources.setdefault("limits", {})["memory"] = memory
     if "memory" in (resources.get("requests") or {}):

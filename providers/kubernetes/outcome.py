@@ -463,6 +463,8 @@ _NODE_REFUSALS = frozenset(
 # Exit codes of a container that was told to go: by itself, SIGKILL, SIGTERM.
 _REMOVAL_EXITS = frozenset({None, 0, 137, 143})
 _POLICY_EXIT = re.compile(r"failed with exit code (\d{1,3}) ")
+# The rule that every Job of ours has; the Job keeps this when its pod is long gone.
+_POLICY_DISRUPTION = "has condition DisruptionTarget matching FailJob rule"
 
 
 def _failed(failed: Json, pods: list[Json]) -> Outcome:
@@ -472,6 +474,8 @@ def _failed(failed: Json, pods: list[Json]) -> Outcome:
     pod = _latest([pod for pod in broken if not is_deleting(pod)]) or _latest(broken) or _latest(pods)
     if reason == "DeadlineExceeded":
         return _outcome(OutcomeKind.DEADLINE_EXCEEDED, reason, message, pod, with_exit=False)
+    if _POLICY_DISRUPTION in message and not _says_why_it_was_removed(pod):
+        return _outcome(OutcomeKind.EVICTED, reason, message, pod)
     if pod is None:
         match = _POLICY_EXIT.search(message)
         if match:
@@ -480,6 +484,11 @@ def _failed(failed: Json, pods: list[Json]) -> Outcome:
         unseen = f"{message}. Its pod is gone, so why it failed is not known."
         return _outcome(OutcomeKind.UNKNOWN, reason or "Failed", unseen, None)
     return _failed_pod(pod, reason, message)
+
+
+def _says_why_it_was_removed(pod: Json | None) -> bool:
+    own = text(status(pod).get("reason"))
+    return condition(pod, "DisruptionTarget") is not None or own in _POD_REASONS
 
 
 def _failed_pod(pod: Json, job_reason: str, job_message: str) -> Outcome:

@@ -23,8 +23,8 @@ from nighttrain.providers.kubernetes.identity import (
     TASK_ANNOTATION,
     WorkloadIdentity,
 )
+from nighttrain.providers.kubernetes.kinds import JOB, KINDS, WorkloadKind, kind_named
 from nighttrain.providers.kubernetes.objects import (
-    condition,
     is_deleting,
     items,
     mapping,
@@ -33,7 +33,6 @@ from nighttrain.providers.kubernetes.objects import (
     text,
     uid_of,
 )
-from nighttrain.providers.kubernetes.resources import JOBS
 from nighttrain.providers.kubernetes.waiting import until_gone
 from nighttrain.providers.kubernetes.workload import Workload, environment_of
 
@@ -119,19 +118,32 @@ async def find(
     """
     if minimum_age_seconds < 0:
         raise ConfigurationError("minimum_age_seconds", minimum_age_seconds, "must not be negative")
-    listed = await client.list(JOBS, namespace, label_selector=ATTEMPT_KEY_LABEL)
-    # The cluster's own clock, where it told: Jobs carry its times.
+    listed = await _list_all(client, namespace)
+    # The cluster's own clock, where it told: objects carry its times.
     clock = client.cluster_time
     moment = now().timestamp() if clock is None else clock
     found = []
-    for job in items(listed.get("items")):
-        identity = _identity_of(job)
-        if identity is None or identity.orchestrator != orchestrator or not _is_live(job):
+    for kind, obj in listed:
+        identity = _identity_of(obj)
+        if identity is None or identity.orchestrator != orchestrator or not _is_live(obj, kind):
             continue
-        # Whole seconds of two clocks of the cluster: a new Job can seem to be from the future.
-        age = max(0.0, moment - _created(job))
+        # Whole seconds of two clocks of the cluster: a new object can seem to be from the future.
+        age = max(0.0, moment - _created(obj))
         state = await states.state(identity) if age >= minimum_age_seconds else TaskState.UNKNOWN
-        found.append(_finding(job, identity, namespace, age, state))
+        found.append(_finding(obj, kind, identity, namespace, age, state))
+    return found
+
+
+async def _list_all(client: ClusterClient, namespace: str) -> list[tuple[WorkloadKind, Json]]:
+    found: list[tuple[WorkloadKind, Json]] = []
+    for kind in KINDS.values():
+        try:
+            listed = await client.list(kind.resource, namespace, label_selector=ATTEMPT_KEY_LABEL)
+        except ObjectNotFoundError:
+            if kind is JOB:
+                raise
+            continue  # a cluster without this kind
+        found += [(kind, obj) for obj in items(listed.get("items"))]
     return found
 
 
@@ -142,19 +154,20 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
     :raises ClusterError: the cluster refused or cannot be asked
     """
     workload = finding.workload
+    kind = kind_named(workload.kind)
     try:
-        job = await client.get(JOBS, workload.namespace, workload.name)
+        obj = await client.get(kind.resource, workload.namespace, workload.name)
     except ObjectNotFoundError:
         return _with(finding, Verdict.REAPED)
-    if uid_of(job) != workload.uid or not _is_live(job):
+    if uid_of(obj) != workload.uid or not _is_live(obj, kind):
         return _with(finding, Verdict.KEEP)
     state = await states.state(finding.identity)
-    fresh = _finding(job, finding.identity, workload.namespace, finding.age_seconds, state)
+    fresh = _finding(obj, kind, finding.identity, workload.namespace, finding.age_seconds, state)
     if fresh.verdict is not Verdict.REAP:
         return fresh
     try:
         await client.delete(
-            JOBS,
+            kind.resource,
             workload.namespace,
             workload.name,
             uid=workload.uid,
@@ -164,7 +177,7 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
         return _with(fresh, Verdict.TAKEN_OVER)
     except ObjectNotFoundError:
         return _with(fresh, Verdict.REAPED)
-    await until_gone(client, workload, with_job=True)
+    await until_gone(client, workload, with_object=True)
     return _with(fresh, Verdict.REAPED)
 
 
@@ -184,15 +197,17 @@ def table(findings: Sequence[Finding]) -> str:
     )
 
 
-def _finding(job: Json, identity: WorkloadIdentity, namespace: str, age: float, state: TaskState) -> Finding:
+def _finding(
+    obj: Json, kind: WorkloadKind, identity: WorkloadIdentity, namespace: str, age: float, state: TaskState
+) -> Finding:
     return Finding(
-        workload=Workload(namespace, name_of(job), uid_of(job), history_of(job).attempt),
+        workload=Workload(namespace, name_of(obj), uid_of(obj), history_of(obj).attempt, kind=kind.name),
         identity=identity,
-        resource_version=text(metadata(job).get("resourceVersion")),
+        resource_version=text(metadata(obj).get("resourceVersion")),
         age_seconds=age,
         state=state,
         verdict=Verdict.REAP if state in (TaskState.OVER, TaskState.GONE) else Verdict.KEEP,
-        run_id=environment_of(job).get("MLFLOW_RUN_ID"),
+        run_id=environment_of(obj, kind).get("MLFLOW_RUN_ID"),
     )
 
 
@@ -202,9 +217,9 @@ def _with(finding: Finding, verdict: Verdict) -> Finding:
     return replace(finding, verdict=verdict)
 
 
-def _identity_of(job: Json) -> WorkloadIdentity | None:
-    """Whose Job it is; ``None`` if its annotations do not say so, or say it of another Job."""
-    written = mapping(metadata(job).get("annotations"))
+def _identity_of(obj: Json) -> WorkloadIdentity | None:
+    """Whose workload it is; ``None`` if its annotations do not say so, or say it of another one."""
+    written = mapping(metadata(obj).get("annotations"))
     try:
         identity = WorkloadIdentity(
             orchestrator=text(written.get(ORCHESTRATOR_ANNOTATION)),
@@ -215,16 +230,15 @@ def _identity_of(job: Json) -> WorkloadIdentity | None:
         )
     except (ConfigurationError, ValueError):
         return None
-    return identity if mapping(metadata(job).get("labels")).get(ATTEMPT_KEY_LABEL) == identity.key else None
+    return identity if mapping(metadata(obj).get("labels")).get(ATTEMPT_KEY_LABEL) == identity.key else None
 
 
-def _is_live(job: Json) -> bool:
-    ended = condition(job, "Complete") is not None or condition(job, "Failed") is not None
-    return not ended and not is_deleting(job)
+def _is_live(obj: Json, kind: WorkloadKind) -> bool:
+    return not kind.has_ended(obj) and not is_deleting(obj)
 
 
-def _created(job: Json) -> float:
+def _created(obj: Json) -> float:
     try:
-        return datetime.fromisoformat(text(metadata(job).get("creationTimestamp"))).timestamp()
+        return datetime.fromisoformat(text(metadata(obj).get("creationTimestamp"))).timestamp()
     except ValueError:
         return float("inf")

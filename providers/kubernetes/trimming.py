@@ -20,7 +20,6 @@ _METADATA = (
     "labels",
     "ownerReferences",
 )
-_JOB_SPEC = ("suspend", "parallelism", "completions", "backoffLimit", "activeDeadlineSeconds")
 _POD_SPEC = ("nodeName", "schedulingGates", "priority", "terminationGracePeriodSeconds")
 _EVENT = (
     "type",
@@ -41,9 +40,9 @@ _QUEUE_SPEC = ("active", "queueName", "priority", "priorityClassName")
 _INTERNED = 40
 
 
-def trim_job(job: Json) -> Json:
-    """A Job without its template."""
-    return _compact(_trimmed(job, _JOB_SPEC))
+def trim_workload(obj: Json, spec: tuple[str, ...]) -> Json:
+    """A workload without its template: of its spec, the fields named."""
+    return _compact(_trimmed(obj, spec))
 
 
 def trim_pod(pod: Json) -> Json:

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ClusterError, ObjectNotFoundError, WorkloadConflictError
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe, subscribe_alone
-from nighttrain.providers.kubernetes.objects import TERMINAL_PHASES, items, mapping, status, text, uid_of
+from nighttrain.providers.kubernetes.kinds import kind_named
+from nighttrain.providers.kubernetes.objects import TERMINAL_PHASES, items, status, text, uid_of
 from nighttrain.providers.kubernetes.outcome import (
     Observation,
     Outcome,
     OutcomeKind,
     Phase,
-    decide,
     timed_out,
 )
-from nighttrain.providers.kubernetes.resources import EVENTS, JOBS, KUEUE_WORKLOADS, PODS
-from nighttrain.providers.kubernetes.watch import JOB_NAME_LABEL, Sleep, owned_by
+from nighttrain.providers.kubernetes.resources import EVENTS, KUEUE_WORKLOADS, PODS
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.watch import Sleep
     from nighttrain.providers.kubernetes.workload import Workload
 
 Json = dict[str, Any]
@@ -49,7 +49,7 @@ async def wait(
 ) -> Outcome:
     """Wait until the attempt has ended and say how.
 
-    It never deletes anything: after a time-out, or a fault that no waiting mends, the Job may still exist,
+    It never deletes anything: after a time-out, or a fault that no waiting mends, it may still exist,
     and cancelling it is the caller's decision. While the cluster does not answer no time-out ends the wait.
 
     :param startup_timeout_seconds: how long the workload may go without getting nearer to running, once it
@@ -60,21 +60,23 @@ async def wait(
         if not given: such a wait says how busy the cluster is, not that something is wrong, and a nightly
         run that waits its turn until morning is healthy.
     :param on_observation: told of each change; exceptions it raises end the wait
-    :param narrow: watch this one Job alone: for processes that wait for one and not for many
+    :param narrow: watch this one workload alone: for processes that wait for one and not for many
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
     limits = Limits(startup_timeout_seconds, schedule_timeout_seconds, queue_timeout_seconds)
     reported: Observation | None = None
     waiting_since: float | None = None
+    kind = kind_named(workload.kind)
     async with subscribe(
-        client, workload.namespace, workload.name, workload.uid, narrow=narrow, sleep=sleep
+        client, workload.namespace, workload.name, workload.uid, kind=kind, narrow=narrow, sleep=sleep
     ) as view:
         while True:
             if not view.synced:
                 await view.change()
                 continue
             now = clock()
-            observation = decide(view.job, view.pods, view.events, queue=_queue_of(view))
+            queue = view.queue if kind.is_suspended(view.object) else None
+            observation = kind.read(view.object, view.pods, view.events, queue=queue)
             if observation.phase is not Phase.WAITING:
                 waiting_since = None
             elif waiting_since is None:
@@ -164,22 +166,14 @@ def _with_outage(observation: Observation) -> Observation:
     return replace(observation, detail=f"{detail} (last seen: {observation.detail})")
 
 
-def _queue_of(view: Subscription) -> Json | None:
-    return view.queue if _suspended(view.job) else None
-
-
-def _suspended(job: Json | None) -> bool:
-    return mapping((job or {}).get("spec")).get("suspend") is True
-
-
 async def _looked_into(client: ClusterClient, workload: Workload) -> tuple[Observation, list[Json]]:
-    job, pods = await read_job(client, workload), await list_pods(client, workload)
-    events, queue = await explanations(client, workload, job)
-    return decide(job, pods, events, queue=queue), pods
+    obj, pods = await read_object(client, workload), await list_pods(client, workload)
+    events, queue = await explanations(client, workload, obj)
+    return kind_named(workload.kind).read(obj, pods, events, queue=queue), pods
 
 
 async def explanations(
-    client: ClusterClient, workload: Workload, job: Json | None
+    client: ClusterClient, workload: Workload, obj: Json | None
 ) -> tuple[list[Json], Json | None]:
     """Events and Kueue's view, read once. They explain and never decide: a missing right is not an error."""
     events: list[Json] = []
@@ -192,7 +186,8 @@ async def explanations(
             events += items(listed.get("items"))
     except ClusterError:
         events = []
-    return events, await _queue(client, workload) if _suspended(job) else None
+    suspended = kind_named(workload.kind).is_suspended(obj)
+    return events, await _queue(client, workload) if suspended else None
 
 
 async def _queue(client: ClusterClient, workload: Workload) -> Json | None:
@@ -210,43 +205,45 @@ async def _queue(client: ClusterClient, workload: Workload) -> Json | None:
 
 
 async def _final(client: ClusterClient, workload: Workload, view: Subscription, outcome: Outcome) -> Outcome:
-    """Jobs and pods arrive on two streams: the Job's end may have overtaken its pod's last words."""
-    if view.job is None or not _may_change(view, outcome):
+    """Two streams bring workloads and pods: the workload's end may have overtaken its pod's last words."""
+    if view.object is None or not _may_change(view, outcome):
         return outcome
     try:
         fresh = {uid_of(pod): pod for pod in await list_pods(client, workload)}
     except ClusterError:
         return outcome
     known = {uid_of(pod): pod for pod in view.pods} | fresh
-    again = decide(view.job, list(known.values())).outcome
+    again = kind_named(workload.kind).read(view.object, list(known.values())).outcome
     return again if again is not None else outcome
 
 
 def _may_change(view: Subscription, outcome: Outcome) -> bool:
-    """Whether a pod's own end is still unseen. A thousand Jobs that end at once need not all ask."""
+    """Whether a pod's own end is still unseen. A thousand that end at once need not all ask."""
     ends = [text(status(pod).get("phase")) in TERMINAL_PHASES for pod in view.pods]
     return outcome.kind is OutcomeKind.UNKNOWN or not ends or not all(ends)
 
 
-async def until_gone(client: ClusterClient, workload: Workload, *, with_job: bool) -> None:
-    """Wait until none of the workload's pods runs, and the Job object is gone if ``with_job``.
+async def until_gone(client: ClusterClient, workload: Workload, *, with_object: bool) -> None:
+    """Wait until none of the workload's pods runs, and its own object is gone if ``with_object``.
 
     :raises WorkloadConflictError: it still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """
+    kind = kind_named(workload.kind)
     try:
         async with (
             asyncio.timeout(GONE_SECONDS),
-            subscribe_alone(client, workload.namespace, workload.name, workload.uid) as view,
+            subscribe_alone(client, workload.namespace, workload.name, workload.uid, kind) as view,
         ):
             while True:
-                if view.synced and not (with_job and view.job) and not any(map(_is_alive, view.live_pods)):
+                exists = with_object and view.object is not None
+                if view.synced and not exists and not any(map(_is_alive, view.live_pods)):
                     return
                 await view.change()
     except TimeoutError as error:
         raise WorkloadConflictError(
-            f"Job {workload.name} in namespace {workload.namespace} still terminates after "
-            f"{GONE_SECONDS:g} s: look for a finalizer that nobody removes, or a pod on a node that is lost"
+            f"{workload.described} still terminates after {GONE_SECONDS:g} s: look for a finalizer that "
+            "nobody removes, or a pod on a node that is lost"
         ) from error
 
 
@@ -254,17 +251,18 @@ def _is_alive(pod: Json) -> bool:
     return text(status(pod).get("phase")) not in TERMINAL_PHASES
 
 
-async def read_job(client: ClusterClient, workload: Workload) -> Json | None:
-    """The workload's Job; ``None`` when it is gone, even if another took its name."""
+async def read_object(client: ClusterClient, workload: Workload) -> Json | None:
+    """The workload's object; ``None`` when it is gone, even if another took its name."""
     try:
-        job = await client.get(JOBS, workload.namespace, workload.name)
+        obj = await client.get(kind_named(workload.kind).resource, workload.namespace, workload.name)
     except ObjectNotFoundError:
         return None
-    return job if uid_of(job) == workload.uid else None
+    return obj if uid_of(obj) == workload.uid else None
 
 
 async def list_pods(client: ClusterClient, workload: Workload) -> list[Json]:
-    """The pods of the workload's Job."""
-    selector = f"{JOB_NAME_LABEL}={workload.name}"
+    """The workload's pods."""
+    kind = kind_named(workload.kind)
+    selector = f"{kind.pod_label}={workload.name}"
     listed = await client.list(PODS, workload.namespace, label_selector=selector)
-    return [pod for pod in items(listed.get("items")) if owned_by(pod, workload.uid)]
+    return [pod for pod in items(listed.get("items")) if kind.owns(pod, workload.uid)]

@@ -20,7 +20,7 @@ from nighttrain.providers.errors import (
     ObjectNotFoundError,
     WatchExpiredError,
 )
-from nighttrain.providers.kubernetes.objects import items, mapping, metadata, text
+from nighttrain.providers.kubernetes.objects import items, metadata, text
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Sleep = Callable[[float], Awaitable[object]]
 Json = dict[str, Any]
 
-JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 # An upgrade of the control plane, or the restore of its database, is done within the hour; the trainings run
 # on meanwhile. Who waits longer than that for a cluster should hear of it as a failed task.
 OUTAGE_SECONDS = 3600.0
@@ -194,17 +193,3 @@ def _is_refusal(error: ClusterError) -> bool:
     if isinstance(error, ClusterRequestError):
         return 400 <= error.status < 500 and error.status not in (408, 429)
     return isinstance(error, (ClusterForbiddenError, ClusterUnauthorizedError, ObjectNotFoundError))
-
-
-def owned_by(pod: Json, uid: str) -> bool:
-    """Whether a pod belongs to the Job of this uid."""
-    return owner_of(pod) in ("", uid)
-
-
-def owner_of(pod: Json) -> str:
-    """The uid of the Job that a pod belongs to; empty if it says nothing about it."""
-    owners = items(metadata(pod).get("ownerReferences"))
-    if owners:
-        job = next((owner for owner in owners if owner.get("controller")), owners[0])
-        return text(job.get("uid"))
-    return text(mapping(metadata(pod).get("labels")).get("batch.kubernetes.io/controller-uid"))

@@ -1,7 +1,8 @@
-"""Submit, adopt, wait for, cancel and settle the Job of an attempt.
+"""Submit, adopt, wait for, cancel and settle the workload of an attempt, of whatever kind.
 
-At most one live workload exists per identity: the Job's name derives from it, and whoever comes second
-adopts. Nothing is kept in this process: what a later worker needs is in the Job's labels and annotations.
+At most one live workload exists per identity: its name derives from that, and whoever comes second adopts.
+Nothing is kept in this process: what a later worker needs is in the object's labels and annotations. What is
+special to a kind is in :mod:`~nighttrain.providers.kubernetes.kinds`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,9 @@ from nighttrain.providers.kubernetes.identity import (
     SPEC_HASH_ANNOTATION,
     WorkloadIdentity,
 )
+from nighttrain.providers.kubernetes.kinds import JOB, WorkloadKind, kind_named
 from nighttrain.providers.kubernetes.objects import (
     TERMINAL_PHASES,
-    condition,
     is_deleting,
     items,
     mapping,
@@ -41,17 +42,10 @@ from nighttrain.providers.kubernetes.objects import (
     text,
     uid_of,
 )
-from nighttrain.providers.kubernetes.outcome import (
-    Observation,
-    Outcome,
-    OutcomeKind,
-    Phase,
-    decide,
-)
-from nighttrain.providers.kubernetes.resources import JOBS, PODS
-from nighttrain.providers.kubernetes.waiting import explanations, list_pods, read_job, until_gone
+from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.resources import PODS
+from nighttrain.providers.kubernetes.waiting import explanations, list_pods, read_object, until_gone
 from nighttrain.providers.kubernetes.waiting import wait as wait
-from nighttrain.providers.kubernetes.watch import JOB_NAME_LABEL, owner_of
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
@@ -70,11 +64,12 @@ RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
 
 @dataclass(frozen=True)
 class Workload:
-    """One attempt's Job. ``uid`` tells it from a later Job of the same name.
+    """One attempt's object. ``uid`` tells it from a later one of the same name.
 
     :param adopted: it existed already when it was submitted
     :param infrastructure_failures: attempts before this one that the cluster ended, since the last clear
     :param run_id: the MLflow run that the container was started with
+    :param kind: which of :data:`~nighttrain.providers.kubernetes.kinds.KINDS` it is
     """
 
     namespace: str
@@ -84,6 +79,12 @@ class Workload:
     adopted: bool = False
     infrastructure_failures: int = 0
     run_id: str | None = None
+    kind: str = JOB.name
+
+    @property
+    def described(self) -> str:
+        """For messages: its kind, name and namespace."""
+        return f"{self.kind} {self.name} in namespace {self.namespace}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -100,6 +101,7 @@ class Workload:
             adopted=bool(value.get("adopted", False)),
             infrastructure_failures=int(value.get("infrastructure_failures", 0)),
             run_id=value.get("run_id"),
+            kind=value.get("kind", JOB.name),
         )
 
 
@@ -112,6 +114,7 @@ async def submit(
     namespace: str,
     complete: Callable[[], Awaitable[WorkloadSpec]] | None = None,
     adopts_earlier_epochs: bool = False,
+    kind: WorkloadKind = JOB,
 ) -> Workload:
     """Make sure that this identity has its workload: adopt the one there is, or create the next attempt.
 
@@ -126,60 +129,61 @@ async def submit(
         have no clear, only executions that follow one another
     :param complete: asked for the final spec when an attempt is about to be created: what only a new attempt
         needs, such as a run, is prepared there. Its result counts as the same spec
-    :raises ConfigurationError: the spec cannot become a Job; nothing was created
+    :raises ConfigurationError: the spec cannot become a workload of this kind; nothing was created
     :raises WorkloadConflictError: the name is taken by something else, or a later epoch has begun
     :raises ClusterError: the cluster refused or cannot be asked
     """
-    from nighttrain.providers.kubernetes.manifests import build_job
-
-    wanted_hash = _annotation(build_job(spec, identity, 1), SPEC_HASH_ANNOTATION)
+    wanted_hash = _annotation(kind.build(spec, identity, 1), SPEC_HASH_ANNOTATION)
     final: WorkloadSpec | None = None
     last = 0
     for _ in range(SUBMIT_ROUNDS):
-        latest = await _latest_attempt(client, identity, namespace)
+        latest = await _latest_attempt(client, identity, namespace, kind)
         history = history_of(latest)
         if latest is not None:
-            _verify_owner(latest, identity)
-            adoption = await _adopt(client, latest, wanted_hash, epoch, namespace)
+            _verify_owner(latest, identity, kind)
+            found = _workload_of(latest, namespace, kind)
+            adoption = await _adopt(client, found, latest, wanted_hash, epoch)
             if adoption is _Adoption.ADOPTED:
-                return await _completed(client, spec, latest, namespace, adopted=True)
+                return await _completed(client, spec, found, latest, adopted=True)
             if adoption is _Adoption.CHANGED:
                 continue
             last = max(last, history.attempt)
-        await _until_strays_ended(client, identity, namespace)
+        await _until_strays_ended(client, identity, namespace, kind)
         if final is None:
             final = spec if complete is None else await complete()
-        body = build_job(final, identity, last + 1)
+        body = kind.build(final, identity, last + 1)
         body["metadata"]["namespace"] = namespace
         body["metadata"]["annotations"][SPEC_HASH_ANNOTATION] = wanted_hash
-        write_history(body, history, final, epoch, adopts_earlier_epochs=adopts_earlier_epochs)
+        write_history(body, history, final, epoch, kind=kind, adopts_earlier_epochs=adopts_earlier_epochs)
         try:
-            created = await client.create(JOBS, namespace, body)
+            created = await client.create(kind.resource, namespace, body)
         except ObjectExistsError:
             # Another worker was faster, or the answer to our own first try was lost: look who it is.
-            await _verify_taken(client, name_of(body), identity, namespace)
+            await _verify_taken(client, name_of(body), identity, namespace, kind)
             continue
-        return await _completed(client, spec, created, namespace, adopted=False)
+        new = _workload_of(created, namespace, kind)
+        return await _completed(client, spec, new, created, adopted=False)
     raise WorkloadConflictError(
         f"the attempts of {identity.dag_id}.{identity.task_id} keep changing in namespace {namespace}: "
         "does a second scheduler run the same task?"
     )
 
 
+def _workload_of(obj: Json, namespace: str, kind: WorkloadKind) -> Workload:
+    return Workload(namespace, name_of(obj), uid_of(obj), history_of(obj).attempt, kind=kind.name)
+
+
 async def _completed(
-    client: ClusterClient, spec: WorkloadSpec, job: Json, namespace: str, *, adopted: bool
+    client: ClusterClient, spec: WorkloadSpec, workload: Workload, obj: Json, *, adopted: bool
 ) -> Workload:
-    """The workload of a Job that was created or adopted, with all that belongs to it."""
-    await ensure_files(client, spec, job, adopted=adopted)
-    history = history_of(job)
-    return Workload(
-        namespace,
-        name_of(job),
-        uid_of(job),
-        history.attempt,
+    """The workload of an object that was created or adopted, with all that belongs to it."""
+    kind = kind_named(workload.kind)
+    await ensure_files(client, spec, obj, kind, adopted=adopted)
+    return replace(
+        workload,
         adopted=adopted,
-        infrastructure_failures=history.infrastructure_failures,
-        run_id=environment_of(job).get(RUN_ID_VARIABLE),
+        infrastructure_failures=history_of(obj).infrastructure_failures,
+        run_id=environment_of(obj, kind).get(RUN_ID_VARIABLE),
     )
 
 
@@ -188,13 +192,14 @@ async def observe(client: ClusterClient, workload: Workload) -> Observation:
 
     :raises ClusterError: the cluster refused or cannot be asked
     """
-    job = await read_job(client, workload)
+    obj = await read_object(client, workload)
     pods = await list_pods(client, workload)
-    observation = decide(job, pods)
+    read = kind_named(workload.kind).read
+    observation = read(obj, pods)
     if observation.phase is not Phase.WAITING:
         return observation
-    events, queue = await explanations(client, workload, job)
-    return decide(job, pods, events, queue=queue)
+    events, queue = await explanations(client, workload, obj)
+    return read(obj, pods, events, queue=queue)
 
 
 async def cancel(
@@ -206,87 +211,96 @@ async def cancel(
     :raises WorkloadConflictError: it still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """
-    # Not found: gone already. Conflict: its name belongs to another Job now.
+    resource = kind_named(workload.kind).resource
+    # Not found: gone already. Conflict: its name belongs to another one now.
     with contextlib.suppress(ObjectNotFoundError, ObjectConflictError):
-        await client.delete(JOBS, workload.namespace, workload.name, uid=workload.uid)
+        await client.delete(resource, workload.namespace, workload.name, uid=workload.uid)
     if grace_period_seconds is not None:
-        # A Job's deletion hands no grace period down to its pods.
+        # An owner's deletion hands no grace period down to its pods.
         for pod in await list_pods(client, workload):
             await _delete_pod(client, workload, pod, grace_period_seconds)
-    await until_gone(client, workload, with_job=True)
+    await until_gone(client, workload, with_object=True)
 
 
 async def cancel_if_live(client: ClusterClient, workload: Workload) -> None:
-    """Cancel a workload that was given up although its Job has not ended: one that can never start, say.
+    """Cancel a workload that was given up although it has not ended: one that can never start, say.
 
     :raises ClusterError: the cluster refused or cannot be asked
     """
-    job = await read_job(client, workload)
-    if job is not None and condition(job, "Complete") is None and condition(job, "Failed") is None:
+    obj = await read_object(client, workload)
+    if obj is not None and not kind_named(workload.kind).has_ended(obj):
         await cancel(client, workload)
 
 
 async def mark_consumed(
     client: ClusterClient, workload: Workload, epoch: str, *, outcome: Outcome | None = None
 ) -> None:
-    """Note on the Job that its result is stored, so that clearing the task starts a new attempt.
+    """Note on the workload that its result is stored, so that clearing the task starts a new attempt.
 
-    A Job that is gone needs no note.
+    One that is gone needs no note.
 
-    :param outcome: how it ended, if the caller knows; otherwise the Job is asked
+    :param outcome: how it ended, if the caller knows; otherwise its status is read
     :raises ClusterError: the cluster refused or cannot be asked
     """
+    kind = kind_named(workload.kind)
     for last in range(CONFLICT_ROUNDS):
-        job = await read_job(client, workload)
-        if job is None:
+        obj = await read_object(client, workload)
+        if obj is None:
             return
-        known = outcome or decide(job, await list_pods(client, workload)).outcome
+        known = outcome or kind.read(obj, await list_pods(client, workload)).outcome
         note = consumed_note(epoch, known)
         body = {
             "metadata": {
-                "resourceVersion": metadata(job).get("resourceVersion"),
+                "resourceVersion": metadata(obj).get("resourceVersion"),
                 "annotations": {CONSUMED_ANNOTATION: note},
             }
         }
         try:
-            await client.patch(JOBS, workload.namespace, workload.name, body)
+            await client.patch(kind.resource, workload.namespace, workload.name, body)
         except ObjectNotFoundError:
             return
-        except ObjectConflictError:  # the Job's status moved between the read and the write
+        except ObjectConflictError:  # its status moved between the read and the write
             if last == CONFLICT_ROUNDS - 1:
                 raise
             continue
         return
 
 
-async def _latest_attempt(client: ClusterClient, identity: WorkloadIdentity, namespace: str) -> Json | None:
-    listed = await client.list(JOBS, namespace, label_selector=f"{ATTEMPT_KEY_LABEL}={identity.key}")
-    return max(items(listed.get("items")), key=lambda job: history_of(job).attempt, default=None)
+async def _latest_attempt(
+    client: ClusterClient, identity: WorkloadIdentity, namespace: str, kind: WorkloadKind
+) -> Json | None:
+    selector = f"{ATTEMPT_KEY_LABEL}={identity.key}"
+    listed = await client.list(kind.resource, namespace, label_selector=selector)
+    return max(items(listed.get("items")), key=lambda obj: history_of(obj).attempt, default=None)
 
 
-def _annotation(job: Json, name: str) -> str:
-    return text(mapping(metadata(job).get("annotations")).get(name))
+def _annotation(obj: Json, name: str) -> str:
+    return text(mapping(metadata(obj).get("annotations")).get(name))
 
 
-def _verify_owner(job: Json, identity: WorkloadIdentity) -> None:
+def _verify_owner(obj: Json, identity: WorkloadIdentity, kind: WorkloadKind) -> None:
     for name, expected in identity.annotations().items():
-        found = _annotation(job, name)
+        found = _annotation(obj, name)
         if found != expected:
             raise WorkloadConflictError(
-                f"Job {name_of(job)} is not an attempt of {identity.dag_id}.{identity.task_id}: its {name} "
-                f"is {found or 'missing'!r}, not {expected!r}. Delete or rename that Job, then retry"
+                f"{kind.name} {name_of(obj)} is not an attempt of {identity.dag_id}.{identity.task_id}: its "
+                f"{name} is {found or 'missing'!r}, not {expected!r}. Delete or rename that {kind.name}, "
+                "then retry"
             )
 
 
-async def _verify_taken(client: ClusterClient, name: str, identity: WorkloadIdentity, namespace: str) -> None:
+async def _verify_taken(
+    client: ClusterClient, name: str, identity: WorkloadIdentity, namespace: str, kind: WorkloadKind
+) -> None:
     try:
-        job = await client.get(JOBS, namespace, name)
+        obj = await client.get(kind.resource, namespace, name)
     except ObjectNotFoundError:
         return
-    _verify_owner(job, identity)
-    if mapping(metadata(job).get("labels")).get(ATTEMPT_KEY_LABEL) != identity.key:
+    _verify_owner(obj, identity, kind)
+    if mapping(metadata(obj).get("labels")).get(ATTEMPT_KEY_LABEL) != identity.key:
         raise WorkloadConflictError(
-            f"Job {name} in namespace {namespace} lost its label {ATTEMPT_KEY_LABEL}: delete it, then retry"
+            f"{kind.name} {name} in namespace {namespace} lost its label {ATTEMPT_KEY_LABEL}: delete it, "
+            "then retry"
         )
 
 
@@ -298,44 +312,48 @@ class _Adoption(Enum):
     CHANGED = "it was changed meanwhile: look again"
 
 
-async def _adopt(client: ClusterClient, job: Json, wanted_hash: str, epoch: str, namespace: str) -> _Adoption:
-    """Adopt the latest attempt's Job, or see to it that nothing of it runs any more."""
-    history = history_of(job)
-    workload = Workload(namespace, name_of(job), uid_of(job), history.attempt)
-    if is_deleting(job):
-        await until_gone(client, workload, with_job=True)
+async def _adopt(
+    client: ClusterClient, workload: Workload, obj: Json, wanted_hash: str, epoch: str
+) -> _Adoption:
+    """Adopt the latest attempt, or see to it that nothing of it runs any more."""
+    history = history_of(obj)
+    if is_deleting(obj):
+        await until_gone(client, workload, with_object=True)
         return _Adoption.ENDED
     if history.epoch is not None and history.epoch > epoch:
         raise WorkloadConflictError(
-            f"Job {workload.name} in namespace {namespace} belongs to a later clear of this task: this "
-            "try is out of date and does nothing"
+            f"{workload.described} belongs to a later clear of this task: this try is out of date and does "
+            "nothing"
         )
-    ended = condition(job, "Complete") is not None or condition(job, "Failed") is not None
-    if _is_wanted(job, history, wanted_hash, epoch):
-        # An ended Job needs no fence: nobody cancels what does not run.
-        adopted = ended or await _fence(client, workload, job)
+    ended = kind_named(workload.kind).has_ended(obj)
+    if _is_wanted(obj, history, wanted_hash, epoch):
+        # What has ended needs no fence: nobody cancels what does not run.
+        adopted = ended or await _fence(client, workload, obj)
         return _Adoption.ADOPTED if adopted else _Adoption.CHANGED
     if not ended:
-        _log.warning("Cancelling Job %s: %s", workload.name, _why_unwanted(history, epoch))
+        _log.warning("Cancelling %s %s: %s", workload.kind, workload.name, _why_unwanted(history, epoch))
         await cancel(client, workload)
-    await until_gone(client, workload, with_job=False)
+    await until_gone(client, workload, with_object=False)
     return _Adoption.ENDED
 
 
-async def _until_strays_ended(client: ClusterClient, identity: WorkloadIdentity, namespace: str) -> None:
-    """Wait for pods whose Job was deleted without them: they may still be training."""
+async def _until_strays_ended(
+    client: ClusterClient, identity: WorkloadIdentity, namespace: str, kind: WorkloadKind
+) -> None:
+    """Wait for pods whose workload was deleted without them: they may still be training."""
     listed = await client.list(PODS, namespace, label_selector=f"{ATTEMPT_KEY_LABEL}={identity.key}")
     for pod in items(listed.get("items")):
         if text(status(pod).get("phase")) not in TERMINAL_PHASES and is_deleting(pod):
-            name = text(mapping(metadata(pod).get("labels")).get(JOB_NAME_LABEL))
-            await until_gone(client, Workload(namespace, name, owner_of(pod), 0), with_job=False)
+            name = text(mapping(metadata(pod).get("labels")).get(kind.pod_label))
+            stray = Workload(namespace, name, kind.owner_of(pod), 0, kind=kind.name)
+            await until_gone(client, stray, with_object=False)
 
 
-def _is_wanted(job: Json, history: History, wanted_hash: str, epoch: str) -> bool:
+def _is_wanted(obj: Json, history: History, wanted_hash: str, epoch: str) -> bool:
     if history.consumed is not None:
         return history.consumed == OutcomeKind.SUCCEEDED.value and history.consumed_epoch == epoch
     same_epoch = history.epoch is None or history.epoch == epoch
-    return same_epoch and _annotation(job, SPEC_HASH_ANNOTATION) == wanted_hash
+    return same_epoch and _annotation(obj, SPEC_HASH_ANNOTATION) == wanted_hash
 
 
 def _why_unwanted(history: History, epoch: str) -> str:
@@ -346,28 +364,29 @@ def _why_unwanted(history: History, epoch: str) -> str:
     return "the task asks for something else now than when it was submitted"
 
 
-def environment_of(job: Json) -> dict[str, str]:
-    """The variables with a plain value that a Job gives its main container."""
-    template = mapping(mapping(mapping(job.get("spec")).get("template")).get("spec"))
+def environment_of(obj: Json, kind: WorkloadKind = JOB) -> dict[str, str]:
+    """The variables with a plain value that a workload gives its main container."""
+    template = mapping(kind.pod_template(obj).get("spec"))
     container = next(iter(items(template.get("containers"))), {})
     return {text(item.get("name")): text(item.get("value")) for item in items(container.get("env"))}
 
 
-async def _fence(client: ClusterClient, workload: Workload, job: Json) -> bool:
-    """Mark a live Job as adopted. Whoever decided to remove it from what they saw before finds it changed."""
+async def _fence(client: ClusterClient, workload: Workload, obj: Json) -> bool:
+    """Mark a live workload as adopted: who decided to remove it as they saw it before finds it changed."""
+    resource = kind_named(workload.kind).resource
     body = {
         "metadata": {
-            "resourceVersion": metadata(job).get("resourceVersion"),
+            "resourceVersion": metadata(obj).get("resourceVersion"),
             "annotations": {ADOPTED_ANNOTATION: uuid.uuid4().hex},
         }
     }
     for _ in range(FENCE_ROUNDS):
         try:
-            await client.patch(JOBS, workload.namespace, workload.name, body)
+            await client.patch(resource, workload.namespace, workload.name, body)
         except ObjectNotFoundError:
             return False
-        except ObjectConflictError:  # the Job's status moved, or it is another Job by now: look again
-            fresh = await read_job(client, workload)
+        except ObjectConflictError:  # its status moved, or it is another one by now: look again
+            fresh = await read_object(client, workload)
             if fresh is None or is_deleting(fresh):
                 return False
             body["metadata"]["resourceVersion"] = metadata(fresh).get("resourceVersion")

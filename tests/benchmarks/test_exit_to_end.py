@@ -36,9 +36,9 @@ import pytest
 
 from nighttrain.providers.kubernetes.client import PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.kinds import JOB_NAME_LABEL
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.watch import JOB_NAME_LABEL
 from nighttrain.providers.kubernetes.workload import Workload, submit, wait
 from nighttrain.providers.local.stack import Stack
 

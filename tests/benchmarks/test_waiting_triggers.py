@@ -44,8 +44,8 @@ import pytest
 from nighttrain.providers.errors import ObjectNotFoundError
 from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.kinds import JOB_NAME_LABEL
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.watch import JOB_NAME_LABEL
 from nighttrain.providers.kubernetes.workload import Workload, submit
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -16,6 +16,7 @@ from nighttrain.providers.kubernetes import files as files_module
 from nighttrain.providers.kubernetes.client import CONFIGMAPS, JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.files import MAX_BYTES, check_files, config_map
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.kinds import JOB
 from nighttrain.providers.kubernetes.manifests import build_job
 from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind, Phase
 from nighttrain.providers.kubernetes.shipped_code import ship
@@ -157,7 +158,7 @@ async def test_files_of_an_earlier_job_of_the_name_are_waited_out(client: Cluste
     earlier = {"metadata": {**blueprint["metadata"], "namespace": "default"}, "spec": blueprint["spec"]}
     earlier["spec"]["suspend"] = True
     old = await client.create(JOBS, "default", earlier)
-    await client.create(CONFIGMAPS, "default", config_map({"train.py": "print('old')"}, old))
+    await client.create(CONFIGMAPS, "default", config_map({"train.py": "print('old')"}, old, JOB))
     await client.delete(JOBS, "default", old["metadata"]["name"], uid=old["metadata"]["uid"])
     workload = await submit(client, spec(), who, namespace="default")
     assert (await end(client, workload)).succeeded

@@ -130,14 +130,14 @@ async def test_a_wait_on_a_job_newer_than_the_mirror_never_says_deleted(
     monkeypatch.setattr(hub, "CONFIRM_AFTER_SECONDS", 0.0)
     first = await new_job(admin)
     async with subscribe(client, NAMESPACE, first.name, first.uid) as view:
-        await until(view, lambda: view.job)
+        await until(view, lambda: view.object)
         # The hub's next answers are late: what is created from here on it learns of from a read.
         cluster.faults.add(
             Fault.expire(resource="jobs", count=None), Fault.stall(3600, verb="list", resource="jobs")
         )
         second = await new_job(admin)
         async with subscribe(client, NAMESPACE, second.name, second.uid) as newer:
-            await until(newer, lambda: newer.job)
+            await until(newer, lambda: newer.object)
             assert not newer.gone
         cluster.faults.clear()
 
@@ -148,7 +148,7 @@ async def test_a_wait_on_a_job_that_was_never_there_ends_by_one_read(
     monkeypatch.setattr(hub, "CONFIRM_AFTER_SECONDS", 0.0)
     here = await new_job(admin)
     async with subscribe(client, NAMESPACE, here.name, here.uid) as view:
-        await until(view, lambda: view.job)
+        await until(view, lambda: view.object)
         async with asyncio.timeout(20):
             outcome = await waits(client, Workload(NAMESPACE, "absent", "no-uid", 1))
     assert (outcome.kind, outcome.reason) == (OutcomeKind.CANCELLED, "JobDeleted")
@@ -163,7 +163,7 @@ async def test_a_job_deleted_while_the_watch_was_down_is_missed_by_the_next_list
     job = await new_job(admin)
     pod = await new_pod(admin, job)
     async with subscribe(client, NAMESPACE, job.name, job.uid) as view:
-        await until(view, lambda: view.job and view.live_pods)
+        await until(view, lambda: view.object and view.live_pods)
         down = [Fault.answer(503, verb="watch", resource=kind, count=None) for kind in ("jobs", "pods")]
         cluster.faults.add(*down)
         for fault in down:
@@ -288,7 +288,7 @@ async def test_a_restart_of_the_api_server_is_waited_out(
     job = await new_job(admin)
     task = waits(client, job)
     async with subscribe(client, NAMESPACE, job.name, job.uid) as view:
-        await until(view, lambda: view.job)
+        await until(view, lambda: view.object)
         await asyncio.to_thread(cluster.restart)
         await complete(admin, job)
         async with asyncio.timeout(30):

@@ -131,6 +131,29 @@ def test_a_kubelets_own_reason_is_understood(reason: str, kind: K, infrastructur
 
 
 @pytest.mark.parametrize(
+    "pods",
+    [
+        pytest.param([], id="its pod is gone"),
+        pytest.param([pod_with("Running")], id="last seen running"),
+        pytest.param([pod_with("Failed")], id="ended without a word"),
+    ],
+)
+def test_a_disruption_that_only_the_job_remembers_is_the_clusters_doing(pods: list[Any]) -> None:
+    job = job_with("Failed")
+    job["status"]["conditions"][0] |= {
+        "reason": "PodFailurePolicy",
+        "message": "Pod ml/p has condition DisruptionTarget matching FailJob rule at index 0",
+    }
+    outcome = decide(job, pods).outcome
+    assert outcome is not None
+    assert (outcome.kind, outcome.infrastructure) == (K.EVICTED, True)
+    preempted = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    better = decide(job, [pod_with("Failed", conditions=[preempted])]).outcome
+    assert better is not None
+    assert better.kind is K.PREEMPTED
+
+
+@pytest.mark.parametrize(
     ("message", "kind"),
     [
         (

@@ -1,0 +1,66 @@
+"""A trigger whose task was marked removes its workload, however often Airflow cancels it meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.workload import submit, wait
+from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.sensors.triggers import WorkloadTrigger
+
+SUPERVISOR = "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states"
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(images={"py": sys.executable}) as running:
+        connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(running.kubeconfig)}}
+        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+        yield running
+
+
+async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_removes_it(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a busy triggerer does: its supervisor takes seconds to say what became of the task."""
+    code = ["python", "-S", "-c", "import time; time.sleep(60)"]
+    spec = WorkloadSpec(image="py", cmds=code, termination_grace_period=1)
+    identity = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow_supervisor(**_: Any) -> dict[str, Any]:
+        asked.set()
+        answer.wait(60)
+        return {"r": {"train": "failed"}}
+
+    monkeypatch.setattr(SUPERVISOR, staticmethod(slow_supervisor))
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        job = await submit(client, spec, identity, namespace="default")
+        trigger = WorkloadTrigger(
+            kubernetes_conn_id="kubernetes_default", workload=job.to_dict(), startup_timeout_seconds=60
+        )
+        trigger.task_instance = SimpleNamespace(dag_id="nightly", run_id="r", task_id="train", map_index=-1)
+        killing = asyncio.create_task(trigger.on_kill())
+        try:
+            assert await asyncio.to_thread(asked.wait, 30)
+            killing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await killing
+        finally:
+            answer.set()
+        async with asyncio.timeout(20):
+            outcome = await wait(client, job, startup_timeout_seconds=60)
+        assert outcome.kind is OutcomeKind.CANCELLED
+        assert (await client.list(JOBS, "default"))["items"] == []
