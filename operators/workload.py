@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.sdk import BaseOperator
 
 from nighttrain.operators import context as task_context
 from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
+from nighttrain.operators.outages import waiting_out
 from nighttrain.operators.templating import attributes_of_model
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ClusterError, ConfigurationError, TrackingUnreachableError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
 
 STARTED_KEY = "nighttrain_started"
+T = TypeVar("T")
 
 # Pulling a training image of several GB on a fresh node takes minutes; a wait of ten is more often a mistake
 # (a wrong name, a request no node can give) than a slow node. Waiting in a Kueue queue is not counted.
@@ -43,6 +45,10 @@ DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
 # A node drain or a rolling upgrade can catch a long training two or three times in a night; more often than
 # that the nodes need a person.
 DEFAULT_INFRASTRUCTURE_RETRIES = 3
+
+# A control plane of one server is upgraded or restarted within a minute or two. A wrong address is told in
+# the log's first lines meanwhile. (A wait that has begun bears an outage of an hour: it holds no worker.)
+DEFAULT_CLUSTER_OUTAGE_TIMEOUT_SECONDS = 300.0
 
 # Three days: a Friday night's failure can still be looked at on Monday, and finished Jobs do not pile up.
 DEFAULT_TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
@@ -112,6 +118,8 @@ class WorkloadOperator(BaseOperator):
     :param schedule_timeout_seconds: how long it may wait for a node; ``startup_timeout_seconds`` if left out
     :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use; without bound
         if left out
+    :param cluster_outage_timeout_seconds: how long a try bears it that the API server does not answer when
+        the workload is to be started or settled; 0 fails at once. Waits bear an hour
     :param get_logs: show the container's lines in the task's log while it runs
     :param deferrable: wait in the triggerer (the default) or in the worker
     :param pod_security: ``baseline``, or ``restricted`` for namespaces that enforce that Pod Security level;
@@ -209,6 +217,7 @@ class WorkloadOperator(BaseOperator):
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,
+        cluster_outage_timeout_seconds: float = DEFAULT_CLUSTER_OUTAGE_TIMEOUT_SECONDS,
         get_logs: bool = True,
         deferrable: bool = True,
         **kwargs: Any,
@@ -272,6 +281,7 @@ class WorkloadOperator(BaseOperator):
         self.startup_timeout_seconds = startup_timeout_seconds
         self.schedule_timeout_seconds = schedule_timeout_seconds
         self.queue_timeout_seconds = queue_timeout_seconds
+        self.cluster_outage_timeout_seconds = cluster_outage_timeout_seconds
         self.get_logs = get_logs
         self.deferrable = deferrable
 
@@ -290,7 +300,7 @@ class WorkloadOperator(BaseOperator):
             with failing_clearly():
                 prepared = self._prepare(context)
                 tracked = self._tracked(context, prepared)
-                started = run_sync(tracked.start(log=self.log.info))
+                started = self._start(tracked)
                 self._remember(context, started, prepared.facts)
             if self.deferrable:
                 self._defer(started)
@@ -330,7 +340,8 @@ class WorkloadOperator(BaseOperator):
         except TaskDeferralTimeout:
             self.log.error("Timed out: cancelling the workload")
             started, _ = self._remembered(context)
-            run_sync(self._tracked(context, Prepared()).cancel(started))
+            tracked = self._tracked(context, Prepared())
+            self._waiting_out(lambda: run_sync(tracked.cancel(started)))
             raise
 
     def on_kill(self) -> None:
@@ -423,6 +434,12 @@ class WorkloadOperator(BaseOperator):
             method_name="execute_complete",
         )
 
+    def _start(self, tracked: TrackedWorkload) -> StartedWorkload:
+        return self._waiting_out(lambda: run_sync(tracked.start(log=self.log.info)))
+
+    def _waiting_out(self, work: Callable[[], T]) -> T:
+        return waiting_out(work, seconds=self.cluster_outage_timeout_seconds, warn=self.log.warning)
+
     async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload, ti: Any) -> Outcome:
         self._following: tuple[TrackedWorkload, StartedWorkload, Any] | None = (tracked, started, ti)
         outcome = await tracked.follow(
@@ -446,10 +463,20 @@ class WorkloadOperator(BaseOperator):
         facts: dict[str, Any],
     ) -> dict[str, Any]:
         """Close the run, store the result, and only then mark the attempt as consumed: a crash in between
-        finds the finished attempt again.
+        finds the finished attempt again. So does an outage of the cluster.
 
         :raises _AnotherAttempt: the cluster ended this one, and there is budget for the next
         """
+        return self._waiting_out(lambda: self._settle(context, tracked, started, outcome, facts))
+
+    def _settle(
+        self,
+        context: Context,
+        tracked: TrackedWorkload,
+        started: StartedWorkload,
+        outcome: Outcome,
+        facts: dict[str, Any],
+    ) -> dict[str, Any]:
         started = run_sync(tracked.close(started, outcome))
         self._remember(context, started, facts)
         if not outcome.succeeded:

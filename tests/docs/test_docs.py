@@ -309,6 +309,8 @@ def calls(path: str) -> set[tuple[str, str, str]]:
     from nighttrain.providers.kubernetes import resources
 
     def resource(node: ast.expr) -> Any:
+        if ast.unparse(node) in ("resource", "kind.resource", "kind_named(workload.kind).resource"):
+            return resources.JOBS  # of the kinds of workload, the one that the role is about
         found = getattr(resources, node.id, None) if isinstance(node, ast.Name) else None
         return found if isinstance(found, resources.Resource) else None
 

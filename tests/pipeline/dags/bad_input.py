@@ -23,7 +23,7 @@ with DAG(dag_id="bad_input", schedule=None, start_date=datetime(2024, 1, 1), cat
     training("impossible_label", labels={"team": "not a label!"})
     training("forbidden_namespace", namespace="forbidden")
     training("missing_namespace", namespace="nowhere")
-    training("unreachable_cluster", kubernetes_conn_id="cluster_down")
+    training("unreachable_cluster", kubernetes_conn_id="cluster_down", cluster_outage_timeout_seconds=0)
     training("missing_connection", kubernetes_conn_id="never_made")
     RegisterModelOperator(
         task_id="unreachable_mlflow", model_name="nothing", run_id="0" * 32, mlflow_conn_id="mlflow_down"
