@@ -33,6 +33,7 @@ DAG_IDS = (
     "timed_out",
     "train_function",
     "worker_killed",
+    "worker_told_to_end",
 )
 ENDED = {"success", "failed"}
 

@@ -95,3 +95,14 @@ for dag_id in ("cleared", "evicted"):
             arguments=[HANGS_ONCE, "{{ dag_run.conf['mark'] }}"],
             termination_grace_period=1,
         )
+
+with DAG(dag_id="worker_told_to_end", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    TrainingJobOperator(
+        task_id="train",
+        image="localhost/python:3.11",
+        cmds=["python3", "-c"],
+        arguments=["import time; print('training started', flush=True); time.sleep(8); print('done')"],
+        deferrable=False,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+    )
