@@ -23,6 +23,7 @@ from kill_checks import CALLS, Arena, arena, every_boundary, random_plan
 from kill_flow import Flow, Plan
 from mlflow_server import MLflowServer, unique
 
+from nighttrain.operators import outages
 from nighttrain.providers.local.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(7200)]
@@ -42,6 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
         patched.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
         # Triggers hold their event back for a scheduler; there is none here. Two seconds are added to it.
         patched.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-2")
+        patched.setattr(outages, "PAUSE_SECONDS", 0.05)
         experiment = unique("kill")
         with (
             stamina.set_testing(True, attempts=10, cap=True),
