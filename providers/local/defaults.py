@@ -18,6 +18,15 @@ NODE_LOST_SECONDS = 300
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 _FILE_MODE = 0o644
 
+# As the API server marks a new pod that the scheduler must not look at yet.
+_GATED = {
+    "type": "PodScheduled",
+    "status": "False",
+    "lastProbeTime": None,
+    "reason": "SchedulingGated",
+    "message": "Scheduling is blocked due to non-empty scheduling gates",
+}
+
 
 def apply_defaults(resource: ResourceType, new: Object, old: Object | None) -> None:
     """Complete ``new`` in place; ``old`` is None on creation."""
@@ -126,6 +135,9 @@ def _pod(pod: Object, old: Object | None) -> None:
         status = pod.setdefault("status", {})
         status.setdefault("phase", "Pending")
         status.setdefault("qosClass", quality_of_service(spec))
+        if spec.get("schedulingGates"):
+            gated = {**_GATED, "lastTransitionTime": pod["metadata"].get("creationTimestamp")}
+            status.setdefault("conditions", [gated])
 
 
 def quality_of_service(spec: Object) -> str:
