@@ -13,7 +13,7 @@ from nighttrain.providers.local.podstatus import quality_of_service
 from nighttrain.providers.local.preemption import priority, victims
 from nighttrain.providers.local.resources import EVENTS, NODES, PODS
 from nighttrain.providers.local.store import Object, Store, timestamp
-from nighttrain.providers.local.taints import taints_of, untolerated
+from nighttrain.providers.local.taints import UNSCHEDULABLE, taints_of, untolerated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +35,7 @@ class Scheduler:
         self._node_name = node_name
         self._labels: Mapping[str, str] = labels
         self._taints: list[Object] = []
+        self._cordoned = False
         self._capacity = host_resources()
         self._used: dict[str, Amounts] = {}
         self._bound: dict[str, tuple[str, str]] = {}
@@ -82,9 +83,10 @@ class Scheduler:
 
     def _look_at(self, node: Object) -> bool:
         """Whether the node is another one than it was, for those that want to come."""
-        before = self._labels, self._taints
+        before = self._labels, self._taints, self._cordoned
         self._labels, self._taints = node["metadata"].get("labels") or {}, taints_of(node)
-        return (self._labels, self._taints) != before
+        self._cordoned = bool(node["spec"].get("unschedulable"))
+        return (self._labels, self._taints, self._cordoned) != before
 
     def _forget(self, uid: str) -> bool:
         self._waiting.pop(uid, None)
@@ -112,7 +114,9 @@ class Scheduler:
             self._make_room(pod, missing)
 
     def _mismatch(self, pod: Object) -> str | None:
-        """What keeps the pod from the node, however empty it is."""
+        """What keeps the pod from the node, however empty it is: the first that a real scheduler finds."""
+        if self._cordoned and untolerated(pod, [UNSCHEDULABLE], "NoSchedule") is not None:
+            return "1 node(s) were unschedulable"
         if untolerated(pod, self._taints, "NoSchedule", "NoExecute") is not None:
             return "1 node(s) had untolerated taint(s)"
         selector = pod["spec"].get("nodeSelector") or {}
@@ -204,13 +208,12 @@ class Scheduler:
         conditions = status.get("conditions") or []
         old = next((each for each in conditions if each["type"] == "PodScheduled"), None)
         same = old is not None and old["status"] == verdict["status"]
+        since = old.get("lastTransitionTime") if old is not None and same else None
         condition = {
             "type": "PodScheduled",
             "observedGeneration": pod["metadata"].get("generation", 1),
             "lastProbeTime": None,
-            "lastTransitionTime": old["lastTransitionTime"]
-            if old is not None and same
-            else timestamp(self._store.clock()),
+            "lastTransitionTime": since or timestamp(self._store.clock()),
             **verdict,
         }
         others = [each for each in conditions if each["type"] != "PodScheduled"]

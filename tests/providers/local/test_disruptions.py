@@ -143,6 +143,35 @@ async def test_node_with_a_taint_takes_only_who_tolerates_it(tmp_path: Path) -> 
         await cluster.pod_phase("waits", "Succeeded")
 
 
+async def test_a_cordoned_node_takes_nobody_and_says_why(tmp_path: Path) -> None:
+    taint = {"key": "kept", "effect": "NoSchedule"}
+    async with Running(tmp_path) as cluster:
+        spec = {"unschedulable": True, "taints": [taint]}
+        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].update(spec))
+        cluster.store.create(PODS, script("waits", "1"))
+        waits = await cluster.until(PODS, "waits", lambda obj: condition(obj, "PodScheduled", "False"))
+        assert (condition(waits, "PodScheduled", "False") or {})["message"].startswith(
+            "0/1 nodes are available: 1 node(s) were unschedulable. "
+        )
+        # Who bears the cordon meets the taint.
+        toleration = {"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}
+        cluster.store.create(PODS, script("bears", "1", spec={"tolerations": [toleration]}))
+        bears = await cluster.until(PODS, "bears", lambda obj: condition(obj, "PodScheduled", "False"))
+        assert "untolerated taint" in (condition(bears, "PodScheduled", "False") or {})["message"]
+        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].clear())
+        await cluster.pod_phase("waits", "Succeeded")
+
+
+async def test_a_gated_pod_comes_when_its_gates_are_gone(tmp_path: Path) -> None:
+    gates = {"schedulingGates": [{"name": "example.com/wait"}]}
+    async with Running(tmp_path) as cluster:
+        cluster.store.create(PODS, script("p", "1", spec=gates))
+        cluster.store.mutate(PODS, "default", "p", lambda pod: pod["spec"].pop("schedulingGates"))
+        pod = await cluster.pod_phase("p", "Succeeded")
+        (scheduled,) = [each for each in pod["status"]["conditions"] if each["type"] == "PodScheduled"]
+        assert (scheduled["status"], scheduled.get("reason")) == ("True", None)
+
+
 async def test_toleration_ends_after_its_seconds(tmp_path: Path) -> None:
     taint = {"key": "gone", "effect": "NoExecute"}
     short = {"tolerations": [{"key": "gone", "operator": "Exists", "tolerationSeconds": 1}]}
