@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local import logs
+from nighttrain.providers.local import heartbeat, logs
 from nighttrain.providers.local.container_runner import BackOff, Node
 from nighttrain.providers.local.environment import host_resources
 from nighttrain.providers.local.errors import ApiError
@@ -107,6 +107,9 @@ class Kubelet:
         self._tasks = [
             asyncio.create_task(self._follow_pods(), name="kubelet"),
             asyncio.create_task(self._follow_node(), name="kubelet-node"),
+            asyncio.create_task(
+                heartbeat.keep(self._store, self._node.name, self._node.reachable), name="kubelet-heartbeat"
+            ),
             asyncio.create_task(self._follow_configuration(CONFIGMAPS), name="kubelet-configmaps"),
             asyncio.create_task(self._follow_configuration(SECRETS), name="kubelet-secrets"),
         ]
