@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local import apply, bodies, errors, parameters, protobuf
+from nighttrain.providers.local import apply, bodies, errors, last_applied, parameters, protobuf
 from nighttrain.providers.local.crds import at_path, set_at_path
 from nighttrain.providers.local.decoding import RepeatingBody, cannot_be_handled, decode, parse_json
 from nighttrain.providers.local.eviction import evict as evict_pod
@@ -58,6 +58,7 @@ def create(store: Store, target: Target, body: Any, query: Mapping[str, str]) ->
     resource = target.resource
     obj, warnings = _decoded(resource, body, query)
     _place(target, obj)
+    obj["metadata"].pop("managedFields", None)
     if resource.has_status:
         obj.pop("status", None)
     return Written(201, store.create(resource, obj, dry_run=parameters.dry_run(query)), warnings)
@@ -106,6 +107,7 @@ def _apply(store: Store, target: Target, wanted: Any, query: Mapping[str, str]) 
         force=parameters.flag(query, "force"),
         now=timestamp(store.clock()),
         subresource=target.subresource,
+        client_side=last_applied.fields(resource, live) if live is not None else None,
     )
     dry_run = parameters.dry_run(query)
     if live is not None:
@@ -121,6 +123,8 @@ def _keep_managers(store: Store, target: Target, obj: Object, query: Mapping[str
     if live is not None and live["metadata"].get("managedFields"):
         manager = query.get("fieldManager") or "unknown"
         apply.carry_over(target.resource, live, obj, manager=manager, now=timestamp(store.clock()))
+    else:
+        obj["metadata"].pop("managedFields", None)
 
 
 def _updated(
