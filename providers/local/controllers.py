@@ -40,7 +40,7 @@ class Controllers:
         job_back_off: BackOff = JOB_BACK_OFF,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        # Events and leases own nothing, and only the node's Lease has an owner: watching them would only cost time.
+        # Events and leases own nothing, and but for the node's Lease nobody owns them: no need to watch.
         watched = tuple(resource for resource in BUILT_IN if resource not in (EVENTS, LEASES))
         self._loop = ReconcileLoop(store, watched, sleep)
         for controller in (

@@ -1,4 +1,4 @@
-"""What ``kubectl apply`` without ``--server-side`` left in an object's annotation: the way over to the server's."""
+"""What ``kubectl apply`` left in an object's annotation: the way over to server-side apply."""
 
 from __future__ import annotations
 
