@@ -39,6 +39,7 @@ from nighttrain.providers.local.store import Object, Store, timestamp
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from nighttrain.providers.local.claims import ClaimFolders
     from nighttrain.providers.local.events import EventRecorder
     from nighttrain.providers.local.memory import MemoryLimits
     from nighttrain.providers.local.mounts import MountNamespaces
@@ -92,6 +93,7 @@ class Node:
     :param configuration_changed: resolves when a ConfigMap or Secret changes; replaced each time
     :param namespaces: starts containers in mount namespaces of their own, if this machine allows it
     :param memory: enforces memory limits
+    :param claims: where PersistentVolumeClaims have their data
     """
 
     store: Store
@@ -107,6 +109,7 @@ class Node:
     configuration_changed: asyncio.Event
     namespaces: MountNamespaces
     memory: MemoryLimits
+    claims: ClaimFolders
     # Whether the control plane is heard and hears; cleared while the node is lost.
     reachable: asyncio.Event = field(default_factory=_set_event)
 

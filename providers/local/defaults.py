@@ -6,6 +6,8 @@ import base64
 import re
 from typing import TYPE_CHECKING, Any
 
+from nighttrain.providers.local.claims import default_claim
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -281,4 +283,5 @@ _BY_KIND: dict[str, Callable[[Object, Object | None], None]] = {
     "Namespace": _namespace,
     "EndpointSlice": _endpointslice,
     "Node": _node,
+    "PersistentVolumeClaim": default_claim,
 }

@@ -144,6 +144,7 @@ class PodWorker:
             self.directory,
             pod_ip=self.ip,
             host_ip=self.node.network.host_ip,
+            claims=self.node.claims,
         )
         life = self._spawn(self._life())
         if spec.get("activeDeadlineSeconds"):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.local.claims import missing_claim
 from nighttrain.providers.local.environment import host_resources, quantity
 from nighttrain.providers.local.eviction import disrupt
 from nighttrain.providers.local.podstatus import quality_of_service
@@ -81,6 +82,11 @@ class Scheduler:
         if self._look_at(node):
             self._retry()
 
+    def claims_changed(self) -> None:
+        """A claim that pods wait for may be bound by now."""
+        if self._waiting:
+            self._retry()
+
     def _look_at(self, node: Object) -> bool:
         """Whether the node is another one than it was, for those that want to come."""
         before = self._labels, self._taints, self._cordoned
@@ -122,7 +128,7 @@ class Scheduler:
         selector = pod["spec"].get("nodeSelector") or {}
         if any(self._labels.get(key) != value for key, value in selector.items()):
             return "1 node(s) didn't match Pod's node affinity/selector"
-        return None
+        return missing_claim(self._store, pod)
 
     def _missing(self, pod: Object) -> Amounts:
         """By how much the node is too full for the pod; empty if it fits."""

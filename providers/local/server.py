@@ -116,6 +116,7 @@ class EmbeddedCluster:
         self._killed = False
         self._restarter: threading.Thread | None = None
         self._front: FaultLayer | None = None
+        self._claims: Path | None = None
         self._file: StateFile | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
@@ -146,8 +147,10 @@ class EmbeddedCluster:
             raise
 
     def _open_state(self) -> None:
+        self._claims = None
         if self.state is None:
             return
+        self._claims = Path(f"{Path(self.state).absolute()}.volumes")
         from nighttrain.providers.local.state import StateError, StateFile
 
         try:
@@ -330,19 +333,23 @@ class EmbeddedCluster:
             from nighttrain.providers.local.kubelet import Kubelet
             from nighttrain.providers.local.mounts import Namespaces
 
-            controllers = Controllers(store, network, job_back_off=self._job_back_off or JOB_BACK_OFF)
-            await controllers.start()
-            stack.push_async_callback(controllers.stop)
             kubelet = Kubelet(
                 store,
                 ImageTable(self._images),
                 self.directory,
                 network,
+                # The claims' data live as long as the claims do.
+                claims=self._claims,
                 # After a SIGKILL of this process the janitor removes the folder too, if it is ours.
                 remove=self.directory if self._own_directory else None,
                 back_off=self._back_off,
                 namespaces=self._namespaces or Namespaces.AUTO,
             )
+            controllers = Controllers(
+                store, network, kubelet.claims, job_back_off=self._job_back_off or JOB_BACK_OFF
+            )
+            await controllers.start()
+            stack.push_async_callback(controllers.stop)
             await kubelet.start()
             stack.push_async_callback(kubelet.stop)
             api.logs = kubelet

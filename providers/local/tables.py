@@ -239,6 +239,25 @@ def _quota(*, limits: bool) -> Callable[[Object, datetime], str]:
     return cell
 
 
+_SHORT_MODES = {
+    "ReadWriteOnce": "RWO",
+    "ReadOnlyMany": "ROX",
+    "ReadWriteMany": "RWX",
+    "ReadWriteOncePod": "RWOP",
+}
+
+
+def _access_modes(claim: Object, _now: datetime) -> str:
+    modes = (claim.get("status") or {}).get("accessModes") or ()
+    return ",".join(short for mode, short in _SHORT_MODES.items() if mode in modes)
+
+
+def _claim_status(claim: Object, _now: datetime) -> str:
+    if "deletionTimestamp" in claim["metadata"]:
+        return "Terminating"
+    return str((claim.get("status") or {}).get("phase", ""))
+
+
 _NAME = Column("Name", _name, format="name")
 _AGE = Column("Age", _age)
 _PLAIN = (_NAME, _AGE)
@@ -295,6 +314,17 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("Port(s)", _service_ports),
         _AGE,
         Column("Selector", _selector, priority=1),
+    ),
+    "PersistentVolumeClaim": (
+        _NAME,
+        Column("Status", _claim_status),
+        Column("Volume", _at("spec", "volumeName", default="")),
+        Column("Capacity", _at("status", "capacity", "storage", default="")),
+        Column("Access Modes", _access_modes),
+        Column("StorageClass", _at("spec", "storageClassName", default="")),
+        Column("VolumeAttributesClass", _at("spec", "volumeAttributesClassName", default="<unset>")),
+        _AGE,
+        Column("VolumeMode", _at("spec", "volumeMode", default="<unset>"), priority=1),
     ),
     "ConfigMap": (_NAME, Column("Data", _data_count, "integer"), _AGE),
     "Secret": (_NAME, Column("Type", _at("type")), Column("Data", _data_count, "integer"), _AGE),

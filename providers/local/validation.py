@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local import errors
+from nighttrain.providers.local.claims import validate_claim
 from nighttrain.providers.local.errors import Cause, invalid_value, required_value, unsupported_value
 from nighttrain.providers.local.validation_pods import validate_pod_spec, validate_pod_update
 
@@ -362,4 +363,5 @@ _RULES: dict[str, Callable[[Object, Object | None], list[Cause]]] = {
     "Secret": _data,
     "Lease": _lease,
     "Event": _event,
+    "PersistentVolumeClaim": validate_claim,
 }

@@ -31,6 +31,7 @@ DAG_IDS = (
     "sensing",
     "stock_operators",
     "timed_out",
+    "told_apart",
     "train_function",
     "worker_killed",
     "worker_told_to_end",
