@@ -1,10 +1,12 @@
-"""What a Job's podFailurePolicy and podReplacementPolicy say about a pod. Pure."""
+"""What a Job's podFailurePolicy, podReplacementPolicy and successPolicy say. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nighttrain.providers.local.store import Object
 
 
@@ -35,6 +37,19 @@ def fail_index(job: Object, pod: Object) -> bool:
     """Whether a FailIndex rule gives up the pod's index."""
     found = _match(job, pod)
     return found is not None and found[0] == "FailIndex"
+
+
+def success_rule(job: Object, done: set[int], parse: Callable[[str], set[int]]) -> int | None:
+    """The number of the successPolicy's first rule that the completed indexes keep."""
+    if not done:
+        return None
+    for number, rule in enumerate((job["spec"].get("successPolicy") or {}).get("rules") or []):
+        text = rule.get("succeededIndexes")
+        wanted = done if text is None else parse(text)
+        count = rule.get("succeededCount")
+        if len(done & wanted) >= (len(wanted) if count is None else count):
+            return number
+    return None
 
 
 def _match(job: Object, pod: Object) -> tuple[str, str] | None:
