@@ -83,7 +83,7 @@ def verdict(job: Object, pods: list[Object]) -> tuple[str, tuple[str, str]] | No
     done = {index for index in done if index < wanted}
     if lost and len(done | lost) >= wanted:
         return "FailureTarget", ("FailedIndexes", "Job has failed indexes")
-    rule = job_policy.success_rule(job, done, parse)
+    rule = job_policy.success_rule(job, done)
     if rule is not None:
         return "SuccessCriteriaMet", ("SuccessPolicy", f"Matched rules at index {rule}")
     if len(done) >= wanted:

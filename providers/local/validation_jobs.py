@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local import job_indexes
 from nighttrain.providers.local import validation_names as names
 from nighttrain.providers.local.errors import (
     Cause,
@@ -102,7 +101,7 @@ def _listed(text: str, completions: int) -> tuple[str, int]:
     """What is wrong with a list of indexes such as ``1,3-5``, and how many it has."""
     if len(text) > _INDEX_PARTS:
         return "too long", 0
-    last = -1
+    last, total = -1, 0
     for part in text.split(","):
         ends = part.split("-")
         if not all(end.isascii() and end.isdigit() for end in ends):
@@ -113,7 +112,8 @@ def _listed(text: str, completions: int) -> tuple[str, int]:
         if len(numbers) > 2 or numbers[0] <= last or numbers[-1] < numbers[0]:
             return f'non-increasing order, previous: {last}, current: "{part}"', 0
         last = numbers[-1]
-    return "", len(job_indexes.parse(text))
+        total += last - numbers[0] + 1
+    return "", total
 
 
 def validate_pod_failure_policy(spec: Object) -> Iterator[Cause]:
