@@ -50,6 +50,8 @@ _INT64_FIELDS = frozenset(
         "expirationSeconds",
     )
 )
+# The client's models call them anything.
+_INT_OR_STRING_FIELDS = frozenset(("maxSurge", "maxUnavailable", "port", "targetPort"))
 # An EndpointSlice without endpoints says so.
 _KEPT_EMPTY = frozenset(("EndpointSlice",))
 _GO_TYPES = {"s": "string", "b": "bool", "f": "float64", "t": "v1.Time"}
@@ -184,6 +186,8 @@ def _value(
 ) -> Any:
     sign = declared[0]
     if declared == "*":
+        if field[1] in _INT_OR_STRING_FIELDS:
+            _check_int_or_string(item)
         return item
     if sign == "[":
         if not isinstance(item, list):
@@ -238,6 +242,13 @@ def _quantity(item: Any) -> str:
     if not _QUANTITY_SUFFIXES.match(match.group(2)):
         raise _MismatchError("unable to parse quantity's suffix")
     return str(text)
+
+
+def _check_int_or_string(item: Any) -> None:
+    if isinstance(item, str) or (isinstance(item, int) and not isinstance(item, bool)):
+        return
+    shown = f"number {item}" if isinstance(item, float) else _word(item)
+    raise _MismatchError(f"json: cannot unmarshal {shown} into Go value of type int32")
 
 
 def _check_base64(text: str) -> None:

@@ -37,7 +37,8 @@ def required_value(field: str, why: str = "") -> Cause:
 
 
 def unsupported_value(field: str, value: object, allowed: tuple[str, ...]) -> Cause:
-    choices = ", ".join(f'"{choice}"' for choice in sorted(allowed))
+    """:param allowed: in the order in which the API names them"""
+    choices = ", ".join(f'"{choice}"' for choice in allowed)
     message = f"Unsupported value: {_shown(value)}: supported values: {choices}"
     return Cause("FieldValueNotSupported", message, field)
 

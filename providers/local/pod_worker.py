@@ -296,7 +296,8 @@ class PodWorker:
             await asyncio.gather(*(runner.stop(grace) for runner in chosen))
 
     def _grace_seconds(self) -> float:
-        return float(self.pod["spec"].get("terminationGracePeriodSeconds", GRACE_PERIOD_SECONDS))
+        seconds = float(self.pod["spec"].get("terminationGracePeriodSeconds", GRACE_PERIOD_SECONDS))
+        return seconds if seconds >= 0 else 1.0
 
     # Status
 

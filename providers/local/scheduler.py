@@ -48,8 +48,11 @@ class Scheduler:
     def offer(self, pod: Object) -> None:
         """A pod without a node: bind it, or remember it."""
         metadata = pod["metadata"]
-        if "deletionTimestamp" in metadata or pod["spec"].get("schedulingGates"):
+        spec = pod["spec"]
+        if "deletionTimestamp" in metadata or spec.get("schedulingGates"):
             return
+        if spec.get("schedulerName", _COMPONENT) != _COMPONENT:
+            return  # another scheduler's to bind
         node = self._store.find(NODES, None, self._node_name)
         if node is not None and self._look_at(node):
             self._retry()

@@ -38,7 +38,7 @@ def test_services_get_addresses_and_give_them_back(store: Store) -> None:
     assert store.create(SERVICES, service("b", clusterIP=first))["spec"]["clusterIPs"] == [first]
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "nonsense", "127.99.1.1"])
+@pytest.mark.parametrize("address", ["10.0.0.1", "127.99.1.1"])
 def test_an_address_outside_the_range_is_refused(store: Store, address: str) -> None:
     with pytest.raises(ApiError) as refused:
         store.create(SERVICES, service("a", clusterIP=address))

@@ -138,7 +138,7 @@ def test_pods_get_their_defaults(http: httpx.Client, space: str) -> None:
             {"containers": [{"name": "a", "image": "x", "readinessProbe": {"periodSeconds": 1}}]},
             ("spec.containers[0].readinessProbe", "FieldValueRequired"),
         ),
-        ({"terminationGracePeriodSeconds": -1}, ("spec.terminationGracePeriodSeconds", "FieldValueInvalid")),
+        ({"activeDeadlineSeconds": 0}, ("spec.activeDeadlineSeconds", "FieldValueInvalid")),
     ],
 )
 def test_pods_that_break_a_rule_are_refused(
