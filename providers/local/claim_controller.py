@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.claims import IN_USE_FINALIZER, STORAGE_CLASS, claims_of
+from nighttrain.providers.local.claims import IN_USE_FINALIZER, STORAGE_CLASS, claims_of, why_not_provided
 from nighttrain.providers.local.events import EventRecorder
 from nighttrain.providers.local.reconcile import Controller
 from nighttrain.providers.local.resources import PERSISTENTVOLUMECLAIMS, PODS
@@ -26,7 +26,6 @@ class ClaimController(Controller):
         super().__init__(loop)
         self._folders = folders
         self._recorder = EventRecorder(loop.store, "persistentvolume-controller")
-        folders.keep_only({claim["metadata"]["uid"] for claim in self.store.list(PERSISTENTVOLUMECLAIMS)[0]})
 
     def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
@@ -56,8 +55,15 @@ class ClaimController(Controller):
 
     def _bind_or_explain(self, claim: Object) -> None:
         chosen = claim["spec"].get("storageClassName")
+        if claim["spec"].get("volumeName"):
+            return  # it waits for that volume, and there are no volumes but those that are made here
         if chosen == STORAGE_CLASS:
-            self._bind(claim)
+            why = why_not_provided(claim["spec"])
+            if why is None:
+                self._bind(claim)
+            else:
+                failed = f'failed to provision volume with StorageClass "{chosen}": {why}'
+                self._recorder.warning(claim, "ProvisioningFailed", failed)
         elif not chosen:
             why = "no persistent volumes available for this claim and no storage class is set"
             self._recorder.normal(claim, "FailedBinding", why)

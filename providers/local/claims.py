@@ -17,7 +17,7 @@ from nighttrain.providers.local.errors import Cause, invalid_value, required_val
 from nighttrain.providers.local.resources import PERSISTENTVOLUMECLAIMS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
 
     from nighttrain.providers.local.store import Store
 
@@ -37,9 +37,10 @@ class ClaimFolders:
         self._root = root
 
     def make(self, uid: str) -> None:
-        """Have the folder, which every user may write to."""
+        """Have the folder, which every user in a container may write to, and nobody else may reach."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = self.folder(uid)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         folder.chmod(0o777)
 
     def folder(self, uid: str) -> Path:
@@ -48,12 +49,6 @@ class ClaimFolders:
     def remove(self, uid: str) -> None:
         """The claim is gone, and its data with it."""
         shutil.rmtree(self.folder(uid), ignore_errors=True)
-
-    def keep_only(self, uids: Collection[str]) -> None:
-        """Remove what a server that was killed did not come to remove."""
-        for folder in self._root.iterdir() if self._root.is_dir() else ():
-            if folder.name not in uids:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def default_claim(claim: Object, old: Object | None) -> None:
@@ -102,8 +97,9 @@ def _validate_update(claim: Object, old: Object) -> list[Cause]:
     asked, had = _requested(new_spec), _requested(old_spec)
     bound = (old.get("status") or {}).get("phase") == "Bound"
     if bound:
-        new_spec.pop("resources", None)
-        old_spec.pop("resources", None)
+        for spec in (new_spec, old_spec):
+            spec.pop("volumeAttributesClassName", None)
+            spec["resources"] = {"limits": (spec.get("resources") or {}).get("limits")}
     if new_spec != old_spec:
         return [errors.forbidden_value("spec", _IMMUTABLE)]
     if bound and asked < had:
@@ -123,16 +119,27 @@ def _requested(spec: Object) -> Decimal:
     return Decimal(quantity(((spec.get("resources") or {}).get("requests") or {}).get("storage") or "0"))
 
 
+def why_not_provided(spec: Object) -> str | None:
+    """What a claim asks for that a folder cannot be."""
+    if spec["volumeMode"] == "Block":
+        return "block volumes are not supported"
+    for field in ("selector", "dataSource", "dataSourceRef", "volumeAttributesClassName"):
+        if spec.get(field):
+            return f"claim.Spec.{field[0].upper()}{field[1:]} is not supported"
+    return None
+
+
 def claims_of(pod: Object) -> Iterator[str]:
     """The names of the claims that a pod mounts."""
     for volume in pod["spec"].get("volumes") or ():
         source = volume.get("persistentVolumeClaim")
-        if source is not None:
+        if source and source.get("claimName"):
             yield source["claimName"]
 
 
 def missing_claim(store: Store, pod: Object) -> str | None:
     """Why a pod cannot be scheduled for its claims' sake, in the scheduler's words."""
+    unbound = None
     for name in claims_of(pod):
         claim = store.find(PERSISTENTVOLUMECLAIMS, pod["metadata"]["namespace"], name)
         if claim is None:
@@ -140,5 +147,5 @@ def missing_claim(store: Store, pod: Object) -> str | None:
         if "deletionTimestamp" in claim["metadata"]:
             return f'persistentvolumeclaim "{name}" is being deleted'
         if claim["status"].get("phase") != "Bound":
-            return "pod has unbound immediate PersistentVolumeClaims"
-    return None
+            unbound = "pod has unbound immediate PersistentVolumeClaims"
+    return unbound

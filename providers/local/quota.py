@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.local import errors
 from nighttrain.providers.local.environment import quantity
 from nighttrain.providers.local.reconcile import Controller
-from nighttrain.providers.local.resources import PODS, RESOURCEQUOTAS, ResourceType
+from nighttrain.providers.local.resources import PERSISTENTVOLUMECLAIMS, PODS, RESOURCEQUOTAS, ResourceType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.store import Object, Store
 
 _COUNT = "count/"
+_STORAGE = "requests.storage"
 
 # What a pod's containers request or are limited to, as a quota names it; the bare names are requests.
 _AMOUNTS = {
@@ -73,6 +74,8 @@ def _concerns(resource: ResourceType, name: str) -> bool:
         return name == f"{_COUNT}{resource.qualified}"
     if name in ("pods", *_AMOUNTS):
         return resource is PODS
+    if name == _STORAGE:
+        return resource is PERSISTENTVOLUMECLAIMS
     return not resource.group and name == resource.plural
 
 
@@ -85,6 +88,9 @@ def _of(resource: ResourceType, obj: Object, names: Iterable[str]) -> dict[str, 
             continue
         if name in _AMOUNTS:
             found[name] = Decimal(0) if ended else _amount(obj, *_AMOUNTS[name])
+        elif name == _STORAGE:
+            requests = (obj["spec"].get("resources") or {}).get("requests") or {}
+            found[name] = quantity(requests.get("storage", "0"))
         else:
             found[name] = Decimal(0 if ended and name == "pods" else 1)
     return found

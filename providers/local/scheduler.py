@@ -110,14 +110,17 @@ class Scheduler:
 
     def _try(self, pod: Object) -> None:
         metadata = pod["metadata"]
-        problem = self._mismatch(pod)
-        missing = {} if problem else self._missing(pod)
-        if problem is None and not missing:
+        claims = missing_claim(self._store, pod)
+        problem = None if claims else self._mismatch(pod)
+        missing = {} if claims or problem else self._missing(pod)
+        if claims is None and problem is None and not missing:
             self.account(pod)
             self._bind(pod)
             return
         self._waiting[metadata["uid"]] = (metadata["namespace"], metadata["name"])
-        if problem is not None:
+        if claims is not None:  # before any node is looked at
+            self._refuse(pod, f"{_NOWHERE} {claims}. not found")
+        elif problem is not None:
             self._refuse(pod, f"{_NOWHERE} {problem}. {_HOPELESS}")
         else:
             self._make_room(pod, missing)
@@ -131,7 +134,7 @@ class Scheduler:
         selector = pod["spec"].get("nodeSelector") or {}
         if any(self._labels.get(key) != value for key, value in selector.items()):
             return "1 node(s) didn't match Pod's node affinity/selector"
-        return missing_claim(self._store, pod)
+        return None
 
     def _missing(self, pod: Object) -> Amounts:
         """By how much the node is too full for the pod; empty if it fits."""

@@ -167,8 +167,10 @@ class PodVolumes:
         claim = self._store.find(PERSISTENTVOLUMECLAIMS, self._namespace, name)
         if claim is None:
             raise VolumeError(f'persistentvolumeclaim "{name}" not found')
-        if claim["spec"]["volumeMode"] != "Filesystem":
-            raise VolumeError("the embedded cluster has no block devices to give")
+        # The scheduler asks too; a pod that names its node has not seen it.
+        if claim["status"].get("phase") != "Bound" or "deletionTimestamp" in claim["metadata"]:
+            what = "being deleted" if "deletionTimestamp" in claim["metadata"] else "not bound"
+            raise VolumeError(f"error processing PVC {self._namespace}/{name}: PVC is {what}")
         folder = self._claims.folder(claim["metadata"]["uid"])
         return Volume(str(folder), read_only=bool(source.get("readOnly")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from embedded import Running, job, pod
 
 from nighttrain.providers.local.errors import ApiError
-from nighttrain.providers.local.resources import JOBS, PERSISTENTVOLUMECLAIMS, PODS
+from nighttrain.providers.local.resources import JOBS, PERSISTENTVOLUMECLAIMS, PODS, RESOURCEQUOTAS
 from nighttrain.providers.local.server import EmbeddedCluster
 
 Object = dict[str, Any]
@@ -98,7 +99,7 @@ async def test_a_pod_waits_for_its_claim_and_says_why(tmp_path: Path) -> None:
     async with running(tmp_path) as cluster:
         cluster.store.create(PODS, mounting("echo here"))
         why = await cluster.event("one", "FailedScheduling")
-        assert why.startswith('0/1 nodes are available: persistentvolumeclaim "data" not found. ')
+        assert why.startswith('0/1 nodes are available: persistentvolumeclaim "data" not found. not found')
         cluster.store.create(PERSISTENTVOLUMECLAIMS, claim())
         await cluster.pod_phase("one", "Succeeded")
 
@@ -195,3 +196,50 @@ def test_data_survive_a_server_that_was_killed_where_objects_do(tmp_path: Path) 
             with http.stream("GET", f"{core}/persistentvolumeclaims{query}") as stream:
                 assert any('"DELETED"' in line for line in stream.iter_lines())
     assert list((tmp_path / "state.volumes").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"volumeMode": "Block"}, "block volumes are not supported"),
+        ({"selector": {"matchLabels": {"a": "b"}}}, "claim.Spec.Selector is not supported"),
+        (
+            {"dataSource": {"kind": "PersistentVolumeClaim", "name": "other"}},
+            "claim.Spec.DataSource is not supported",
+        ),
+    ],
+)
+async def test_a_claim_that_no_folder_can_be_stays_pending(tmp_path: Path, asked: Object, why: str) -> None:
+    async with running(tmp_path) as cluster:
+        cluster.store.create(PERSISTENTVOLUMECLAIMS, claim(**asked))
+        told = await cluster.event("data", "ProvisioningFailed")
+        assert told == f'failed to provision volume with StorageClass "standard": {why}'
+
+
+async def test_a_pod_that_names_its_node_waits_for_its_claim_too(tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster:
+        cluster.store.create(PERSISTENTVOLUMECLAIMS, claim(storageClassName=""))
+        placed = mounting("echo here")
+        placed["spec"]["nodeName"] = "node1"
+        cluster.store.create(PODS, placed)
+        assert "PVC is not bound" in await cluster.event("one", "FailedMount")
+        assert cluster.store.get(PODS, "default", "one")["status"]["phase"] == "Pending"
+
+
+async def test_a_quota_counts_claims_and_their_storage(tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster:
+        hard = {"requests.storage": "3Gi", "persistentvolumeclaims": "5"}
+        quota = {"metadata": {"name": "q", "namespace": "default"}, "spec": {"hard": hard}}
+        cluster.store.create(RESOURCEQUOTAS, quota)
+        for name in ("one", "two", "three"):
+            cluster.store.create(PERSISTENTVOLUMECLAIMS, claim(name))
+        with pytest.raises(ApiError, match=r"exceeded quota: q, requested: requests\.storage="):
+            cluster.store.create(PERSISTENTVOLUMECLAIMS, claim("four"))
+
+
+async def test_only_the_user_reaches_the_data(tmp_path: Path) -> None:
+    async with running(tmp_path) as cluster:
+        cluster.store.create(PERSISTENTVOLUMECLAIMS, claim())
+        found = await cluster.until(PERSISTENTVOLUMECLAIMS, "data", bound)
+        root = cluster.kubelet.claims.folder(found["metadata"]["uid"]).parent
+        assert stat.S_IMODE(root.stat().st_mode) == 0o700

@@ -108,16 +108,6 @@ async def test_binding_is_no_new_generation(tmp_path: Path) -> None:
         assert (bool(bound["spec"]["nodeName"]), bound["metadata"]["generation"]) == (True, 1)
 
 
-async def test_a_pod_that_names_a_claim_waits_and_says_why(tmp_path: Path) -> None:
-    claim = {"name": "v", "persistentVolumeClaim": {"claimName": "data"}}
-    mounts = [{"name": "v", "mountPath": "/data"}]
-    async with Running(tmp_path) as cluster:
-        cluster.store.create(PODS, script("p", "1", spec={"volumes": [claim]}, volumeMounts=mounts))
-        said = await cluster.event("p", "FailedMount")
-        assert "persistentVolumeClaim" in said
-        assert (cluster.store.find(PODS, "default", "p") or {})["status"]["phase"] == "Pending"
-
-
 async def test_pods_of_equal_priority_are_not_preempted(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
         cluster.store.create(PODS, script("first", SLEEP, resources=_half_and_more()))
@@ -174,7 +164,8 @@ async def test_a_gated_pod_comes_when_its_gates_are_gone(tmp_path: Path) -> None
 
 async def test_toleration_ends_after_its_seconds(tmp_path: Path) -> None:
     taint = {"key": "gone", "effect": "NoExecute"}
-    short = {"tolerations": [{"key": "gone", "operator": "Exists", "tolerationSeconds": 1}]}
+    wait = {"key": "gone", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+    short = {"tolerations": [wait]}
     async with Running(tmp_path) as cluster:
         cluster.store.create(JOBS, job("j", SLEEP))
         cluster.store.create(PODS, script("p", SLEEP, spec=short))
