@@ -199,7 +199,7 @@ class JobController(Controller):
         status = job["status"]
         numbers = {"succeeded": len(succeeded), "failed": len(failed)}
         if job["spec"].get("completionMode") == "Indexed":
-            status["succeeded"] = status.get("succeeded", 0) + numbers.pop("succeeded")
+            _set(status, "succeeded", status.get("succeeded", 0) + numbers.pop("succeeded"))
             succeeded_uids = []
         else:
             succeeded_uids = [pod["metadata"]["uid"] for pod in succeeded]
