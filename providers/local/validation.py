@@ -236,12 +236,25 @@ def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
         why = "may not be specified when strategy `type` is 'Recreate'"
         causes.append(errors.forbidden_value("spec.strategy.rollingUpdate", why))
     rolling = strategy.get("rollingUpdate") or {}
+    causes += _shares(rolling)
     if rolling and all(str(rolling.get(each)) in ("0", "0%") for each in ("maxUnavailable", "maxSurge")):
         why = "may not be 0 when `maxSurge` is 0"
         causes.append(
             invalid_value("spec.strategy.rollingUpdate.maxUnavailable", rolling["maxUnavailable"], why)
         )
     return causes
+
+
+def _shares(rolling: Object) -> list[Cause]:
+    why = (
+        "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', "
+        "regex used for validation is '[0-9]+%')"
+    )
+    return [
+        invalid_value(f"spec.strategy.rollingUpdate.{name}", value, why)
+        for name, value in rolling.items()
+        if isinstance(value, str) and not re.fullmatch(r"[0-9]+%", value)
+    ]
 
 
 def _replicated(obj: Object, old: Object | None) -> list[Cause]:

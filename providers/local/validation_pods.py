@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import Any
 
+from nighttrain.providers.local.environment import quantity as parse_quantity
 from nighttrain.providers.local.errors import (
     Cause,
     duplicate_value,
@@ -24,14 +24,6 @@ _LABEL_RULE = (
     "'[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
 )
 _STANDARD_RESOURCES = frozenset(("cpu", "memory", "ephemeral-storage"))
-_SUFFIXES: dict[str, Decimal] = {
-    "": Decimal(1),
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", 1)},
-    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)},
-}
 _HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
 _UPDATE_RULE = (
     "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
@@ -217,17 +209,6 @@ def _resources(resources: Object, path: str, causes: list[Cause]) -> None:
         if name in limits and parse_quantity(quantity) > parse_quantity(limits[name]):
             why = f"must be less than or equal to {name} limit of {limits[name]}"
             causes.append(invalid_value(f"{path}.requests", quantity, why))
-
-
-def parse_quantity(text: str | float) -> Decimal:
-    """``500m``, ``2Gi``, ``1e3`` as a number."""
-    match = re.match(r"^([+-]?[0-9.]+)([numkMGTPE]i?|[eE][-+]?[0-9]+)?$", str(text))
-    if match is None:
-        return Decimal(0)
-    number, suffix = match.group(1), match.group(2) or ""
-    if re.match(r"^[eE][-+]?[0-9]+$", suffix):
-        return Decimal(number + suffix)
-    return Decimal(number) * _SUFFIXES.get(suffix, Decimal(1))
 
 
 def _probe(probe: Object, path: str, causes: list[Cause]) -> None:
