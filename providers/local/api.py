@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from nighttrain.providers.local import bodies, discovery, errors, parameters, reading, writing
 from nighttrain.providers.local.crd_definitions import definition_warnings
 from nighttrain.providers.local.crds import CustomResources, CustomStore
+from nighttrain.providers.local.decoding import decode_part
 from nighttrain.providers.local.parameters import ListParameters
 from nighttrain.providers.local.patches import APPLY_PATCH
 from nighttrain.providers.local.peers import is_own_user
@@ -178,7 +179,7 @@ class Api:
             raise _forbidden(USER, verb, target, space)
 
     def _review(self, body: Any) -> Object:
-        spec = body.get("spec", {}) if isinstance(body, dict) else {}
+        spec = decode_part("SelfSubjectAccessReview", body).get("spec") or {}
         space = (spec.get("resourceAttributes") or {}).get("namespace", "")
         return {
             "kind": "SelfSubjectAccessReview",

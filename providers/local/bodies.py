@@ -46,12 +46,13 @@ def checked(raw: bytes, value: Any) -> Any:
     :raises ApiError: 400 for what is nested too deep
     """
     if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH:
-        _check_depth(value)
+        check_depth(value)
     # Half of a pair of surrogates is no character; as in Go, a replacement character stands for it.
     return _whole_characters(value) if b"\\ud" in raw.lower() else value
 
 
-def _check_depth(value: Any) -> None:
+def check_depth(value: Any) -> None:
+    """:raises ApiError: 400 for what is nested too deep"""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(MAX_DEPTH):
         below: list[Any] = []

@@ -36,7 +36,7 @@ from nighttrain.providers.local.processes import (
 from nighttrain.providers.local.store import Object, Store, timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Collection, Coroutine
 
     from nighttrain.providers.local.claims import ClaimFolders
     from nighttrain.providers.local.events import EventRecorder
@@ -65,6 +65,10 @@ _STEADY_SECONDS = 600.0
 
 # The kubelet looks at a waiting image again about a second later, and only then says that it backs off.
 _SECOND_LOOK_SECONDS = 1.0
+
+
+# Whoever had to wait for others to end still gets this long after SIGTERM; a real kubelet's number.
+_LAST_MOMENT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -165,8 +169,11 @@ class ContainerRunner:
             self._context.publish()
             await self._pause_before_restart(process)
 
-    async def stop(self, grace_seconds: float) -> None:
-        """preStop, SIGTERM, SIGKILL, all within the grace period."""
+    async def stop(self, grace_seconds: float, after: Collection[asyncio.Task[None]] = ()) -> None:
+        """preStop, SIGTERM, SIGKILL, all within the grace period.
+
+        :param after: what has to end before SIGTERM; it may leave nothing of the grace period but a moment
+        """
         process = self._container.process
         await self._end_probes()
         if process is None or "terminated" in self._container.state:
@@ -175,7 +182,11 @@ class ContainerRunner:
         end = loop.time() + grace_seconds
         if grace_seconds > 0:
             await self._pre_stop(grace_seconds)
-        self.record_exit(process, await process.stop(max(0.0, end - loop.time())))
+        least = 0.0
+        if after:
+            await asyncio.wait(after, timeout=max(0.0, end - loop.time()))
+            least = min(grace_seconds, _LAST_MOMENT_SECONDS)
+        self.record_exit(process, await process.stop(max(least, end - loop.time())))
 
     # Image
 

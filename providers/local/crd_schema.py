@@ -283,9 +283,17 @@ def _number(schema: Schema, value: float, path: str) -> list[Cause]:
             why = "should be less than" if strict else "should be less than or equal to"
             causes.append(_invalid(path, value, f"{why} {_shown(most)}"))
     factor = schema.get("multipleOf")
-    if factor and abs(value / factor - round(value / factor)) > 1e-9:
+    if factor and not _is_multiple(value, factor):
         causes.append(_invalid(path, value, f"should be a multiple of {_shown(factor)}"))
     return causes
+
+
+def _is_multiple(value: float, factor: float) -> bool:
+    try:
+        return abs(value / factor - round(value / factor)) <= 1e-9
+    except OverflowError:
+        # More often than there is a number for: as for Go, that is a multiple.
+        return True
 
 
 def _combined(schema: Schema, value: Any, path: str) -> list[Cause]:

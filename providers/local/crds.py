@@ -88,11 +88,16 @@ def at_path(obj: Any, path: str) -> Any:
     return obj
 
 
-def set_at_path(obj: Object, path: str, value: Any) -> None:
+def set_at_path(obj: Object, path: str, value: Any) -> bool:
+    """Set the value, in place; False if something else than an object is in the way."""
     *parents, last = path.strip(".").split(".")
+    found: Any = obj
     for part in parents:
-        obj = obj.setdefault(part, {})
-    obj[last] = value
+        found = found.setdefault(part, {})
+        if not isinstance(found, dict):
+            return False
+    found[last] = value
+    return True
 
 
 class CustomResources:
@@ -132,7 +137,8 @@ class CustomResources:
 
     def _establish(self, definition: Object) -> None:
         """Conditions, names and stored versions, as the API server's controllers write them."""
-        spec, status = definition["spec"], definition["status"]
+        # Whoever writes the status may leave out, or take away, what stands in it.
+        spec, status = definition["spec"], definition.setdefault("status", {})
         clash = self._clash(definition)
         was = {each["type"]: each for each in status.get("conditions") or ()}
         established = was.get("Established", {}).get("status") == "True"
@@ -157,8 +163,9 @@ class CustomResources:
                 }
         status["conditions"] = list(was.values())
         stored = storage_version(definition)
-        if stored not in status["storedVersions"]:
-            status["storedVersions"] = [*status["storedVersions"], stored]
+        known = status.get("storedVersions") or []
+        if stored not in known:
+            status["storedVersions"] = [*known, stored]
 
     def _clash(self, definition: Object) -> tuple[str, str] | None:
         """Reason and message when another kind of the group has one of the names."""
@@ -184,7 +191,7 @@ class CustomResources:
     def _serve(self, definition: Object) -> None:
         name = definition["metadata"]["name"]
         self._table.remove_custom(name)
-        conditions = definition["status"].get("conditions") or ()
+        conditions = (definition.get("status") or {}).get("conditions") or ()
         if not any(each["type"] == "Established" and each["status"] == "True" for each in conditions):
             return
         uid = definition["metadata"]["uid"]
@@ -203,7 +210,7 @@ class CustomResources:
         marked: list[Object] = []
 
         def mark(definition: Object) -> None:
-            metadata, status = definition["metadata"], definition["status"]
+            metadata, status = definition["metadata"], definition.setdefault("status", {})
             if "deletionTimestamp" in metadata:
                 return
             now = timestamp(self._store.clock())

@@ -6,6 +6,8 @@ import base64
 import binascii
 import json
 import re
+import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from nighttrain.providers.local import errors
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.resources import ResourceType
 
 QUANTITY = re.compile(r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$")
-_QUANTITY_SUFFIXES = re.compile(r"^(|[numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]+)$")
+_QUANTITY_NUMBERS = re.compile(r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)$")
+# An exponent has at most as many digits as Go reads into 64 bits.
+_QUANTITY_SUFFIXES = re.compile(r"^(|[numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]{1,18})$")
 _QUANTITY_FIELDS = frozenset(
     (
         "limits",
@@ -35,7 +39,7 @@ _QUANTITY_FIELDS = frozenset(
     )
 )
 _BASE64_FIELDS = {("Secret", "data"), ("ConfigMap", "binaryData")}
-# Whole numbers are int32 in the API except these; only error messages tell them apart.
+# Whole numbers are int32 in the API except these.
 _INT64_FIELDS = frozenset(
     (
         "activeDeadlineSeconds",
@@ -48,13 +52,29 @@ _INT64_FIELDS = frozenset(
         "observedGeneration",
         "deletionGracePeriodSeconds",
         "expirationSeconds",
+        "maxExpirationSeconds",
+        "supplementalGroups",
+        "uid",
+        "gid",
+        "seconds",
+        "sizeBytes",
+        *("maxItems", "minItems", "maxLength", "minLength", "maxProperties", "minProperties"),
     )
 )
-# The client's models call them anything.
-_INT_OR_STRING_FIELDS = frozenset(("maxSurge", "maxUnavailable", "port", "targetPort"))
+# A number or a string; the client's models say of these only that they are something.
+_INT_OR_STRING = frozenset(
+    (
+        ("HTTPGetAction", "port"),
+        ("RollingUpdateDeployment", "maxSurge"),
+        ("RollingUpdateDeployment", "maxUnavailable"),
+        ("ServicePort", "targetPort"),
+        ("TCPSocketAction", "port"),
+    )
+)
 # An EndpointSlice without endpoints says so.
 _KEPT_EMPTY = frozenset(("EndpointSlice",))
 _GO_TYPES = {"s": "string", "b": "bool", "f": "float64", "t": "v1.Time"}
+_LARGEST_FLOAT = sys.float_info.max
 _TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$")
 
 
@@ -77,6 +97,14 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"invalid character '{name[0]}' looking for beginning of value")
 
 
+def _finite(text: str) -> float:
+    """Python reads 1e999 as infinity, which is no JSON to answer with."""
+    number = float(text)
+    if abs(number) > _LARGEST_FLOAT:
+        raise ValueError(f"cannot unmarshal number {text[:40]} into Go value of type float64")
+    return number
+
+
 def parse_json(raw: bytes) -> Any:
     """The JSON, the last of repeated fields winning; a :class:`RepeatingBody` where there are some.
 
@@ -95,7 +123,7 @@ def parse_json(raw: bytes) -> Any:
         marked.names = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
         return marked
 
-    parsed = json.loads(raw, object_pairs_hook=remember, parse_constant=_no_constant)
+    parsed = json.loads(raw, object_pairs_hook=remember, parse_constant=_no_constant, parse_float=_finite)
     if not found or not isinstance(parsed, dict):
         return parsed if not found else json.loads(raw)
     body = RepeatingBody(json.loads(raw))
@@ -134,15 +162,40 @@ def decode(resource: ResourceType, body: Any, *, defaults: bool = True) -> tuple
         raise errors.bad_request(f"{cannot_be_handled(resource)}: {mismatch}") from None
 
 
+def decode_part(type_: str, body: Any) -> dict[str, Any]:
+    """An object that is sent to an action rather than stored, such as ``DeleteOptions``.
+
+    :raises ApiError: 400 when a value has the wrong type
+    """
+    try:
+        if not isinstance(body, dict):
+            raise _MismatchError(f"json: cannot unmarshal {_word(body)} into Go value of type v1.{type_}")
+        return _struct(type_, body, "", "", [])
+    except _MismatchError as mismatch:
+        raise errors.bad_request(
+            f'{type_} in version "v1" cannot be handled as a {type_}: {mismatch}'
+        ) from None
+
+
 def _custom(
     version: CustomVersion, body: dict[str, Any], unknown: list[str], defaults: bool
 ) -> dict[str, Any]:
     metadata = body.get("metadata") or {}
+    _check_numbers(body)
     if not isinstance(metadata, dict):
         raise _wrong(metadata, "ObjectMeta", ("ObjectMeta", "metadata"), "metadata")
     obj = copy_object({**body, "metadata": _struct("ObjectMeta", metadata, "metadata", "metadata", unknown)})
     unknown += version.decode(obj, defaults=defaults)
     return cast("dict[str, Any]", obj)
+
+
+def _check_numbers(value: Any) -> None:
+    """Custom objects hold what their schema allows, but no number that is too large for any type."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_numbers(each)
+    elif isinstance(value, int) and abs(value) > _LARGEST_FLOAT:
+        raise _MismatchError("json: cannot unmarshal number out of range into Go value of type float64")
 
 
 def cannot_be_handled(resource: ResourceType, kind: str = "") -> str:
@@ -165,7 +218,16 @@ def _struct(type_: str, value: dict[str, Any], path: str, plain: str, unknown: l
             below = f"{plain}.{name}" if plain else name
             known = _SUBSCHEMA if type_ == _SUBSCHEMA and _holds_schema(name, item) else declared.rstrip("!")
             found[name] = _value(known, item, (type_, name), here, below, unknown)
+    if type_.endswith("Condition") or type_ in _WRITTEN_WHOLE:
+        zeros = {name: _ZEROS[it] for name, it in fields.items() if it in _ZEROS and name not in found}
+        found.update(zeros)
     return found
+
+
+# What is missing in these is written as the zero value of its type, as everywhere in Go; whoever reads a
+# status relies on it. In a specification it would hide that something is missing.
+_WRITTEN_WHOLE = frozenset(("ContainerStatus", "ContainerStateTerminated"))
+_ZEROS: dict[str, Any] = {"s!": "", "b!": False, "i!": 0}
 
 
 # The client's models say nothing of the schemas in these two fields.
@@ -186,9 +248,7 @@ def _value(
 ) -> Any:
     sign = declared[0]
     if declared == "*":
-        if field[1] in _INT_OR_STRING_FIELDS:
-            _check_int_or_string(item)
-        return item
+        return _int_or_string(item) if field in _INT_OR_STRING else item
     if sign == "[":
         if not isinstance(item, list):
             raise _wrong(item, declared, field, plain)
@@ -218,37 +278,66 @@ def _scalar(declared: str, item: Any, field: tuple[str, str], plain: str) -> Any
         if field in _BASE64_FIELDS:
             _check_base64(item)
         return item
-    if declared == "i" and isinstance(item, int) and not isinstance(item, bool):
+    if declared == "i" and isinstance(item, int | float) and not isinstance(item, bool):
+        bits = 64 if field[1] in _INT64_FIELDS else 32
+        if not isinstance(item, int) or not -(2 ** (bits - 1)) <= item < 2 ** (bits - 1):
+            raise _wrong(item, declared, field, plain, f"number {_number(item)}")
         return item
     if declared == "b" and isinstance(item, bool):
         return item
     if declared == "f" and isinstance(item, int | float) and not isinstance(item, bool):
+        if not abs(item) <= _LARGEST_FLOAT:
+            raise _wrong(item, declared, field, plain, f"number {_number(item)}")
         return item
     if declared == "t" and isinstance(item, str):
-        if not _TIME.match(item):
-            shown = f'"{item}"'
-            raise _MismatchError(
-                f'parsing time {shown} as "2006-01-02T15:04:05Z07:00": cannot parse {shown} as "2006"'
-            )
+        _check_time(item)
         return item
     raise _wrong(item, declared, field, plain)
 
 
+def _number(item: float) -> str:
+    """A number as it was sent, but not at any length."""
+    return json.dumps(item) if abs(item) <= _LARGEST_FLOAT else "out of range"
+
+
+def _int_or_string(item: Any) -> Any:
+    if isinstance(item, str) or (
+        isinstance(item, int) and not isinstance(item, bool) and -(2**31) <= item < 2**31
+    ):
+        return item
+    number = isinstance(item, int | float) and not isinstance(item, bool)
+    word = f"number {_number(item)}" if number else _word(item)
+    raise _MismatchError(f"json: cannot unmarshal {word} into Go value of type int32")
+
+
+def _check_time(text: str) -> None:
+    shown = json.dumps(text)
+    if not _TIME.match(text):
+        raise _MismatchError(
+            f'parsing time {shown} as "2006-01-02T15:04:05Z07:00": cannot parse {shown} as "2006"'
+        )
+    try:
+        datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        month, _day, hour, minute, second = (int(part) for part in re.findall(r"\d+", text)[1:6])
+        part = "day" if 1 <= month <= 12 else "month"
+        for word, number, most in (("hour", hour, 23), ("minute", minute, 59), ("second", second, 59)):
+            part = word if number > most else part
+        raise _MismatchError(f"parsing time {shown}: {part} out of range") from None
+
+
 def _quantity(item: Any) -> str:
-    text = str(item) if isinstance(item, int | float) and not isinstance(item, bool) else item
+    # str() of a number of thousands of digits is an error of its own.
+    if isinstance(item, int | float) and not isinstance(item, bool):
+        text: Any = str(item) if abs(item) <= _LARGEST_FLOAT else ""
+    else:
+        text = item
     match = QUANTITY.match(text) if isinstance(text, str) else None
-    if match is None:
+    if match is None or not _QUANTITY_NUMBERS.match(match.group(1)):
         raise _MismatchError(f"quantities must match the regular expression '{QUANTITY.pattern}'")
     if not _QUANTITY_SUFFIXES.match(match.group(2)):
         raise _MismatchError("unable to parse quantity's suffix")
     return str(text)
-
-
-def _check_int_or_string(item: Any) -> None:
-    if isinstance(item, str) or (isinstance(item, int) and not isinstance(item, bool)):
-        return
-    shown = f"number {item}" if isinstance(item, float) else _word(item)
-    raise _MismatchError(f"json: cannot unmarshal {shown} into Go value of type int32")
 
 
 def _check_base64(text: str) -> None:
@@ -259,10 +348,11 @@ def _check_base64(text: str) -> None:
         raise _MismatchError(f"illegal base64 data at input byte {position}") from None
 
 
-def _wrong(item: Any, declared: str, field: tuple[str, str], plain: str) -> _MismatchError:
+def _wrong(item: Any, declared: str, field: tuple[str, str], plain: str, word: str = "") -> _MismatchError:
     go_type = _go_type(declared, field[1])
     return _MismatchError(
-        f"json: cannot unmarshal {_word(item)} into Go struct field {field[0]}.{plain} of type {go_type}"
+        f"json: cannot unmarshal {word or _word(item)} into Go struct field {field[0]}.{plain} "
+        f"of type {go_type}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,20 @@ _DESIRED, _MAX, _HISTORY = (
     f"{_PREFIX}/revision-history",
 )
 
+# Annotations that say something of the Deployment, or of the one ReplicaSet, only.
+_NOT_COPIED = frozenset(
+    (
+        "kubectl.kubernetes.io/last-applied-configuration",
+        "deprecated.deployment.rollback.to",
+        *(_REVISION, _DESIRED, _MAX, _HISTORY),
+    )
+)
+
 # What a Deployment does when its spec does not say.
 _DEFAULT_DEADLINE, _DEFAULT_HISTORY, _DEFAULT_SHARE = 600, 10, "25%"
+
+# A percentage may have any number of digits; a count of pods may not.
+_LARGEST_SHARE = 100.0 * 2**31
 
 # Letters without vowels: no hash spells a word.
 _LETTERS = "bcdf2456789ghjklmnpqrstvwxz"
@@ -67,6 +80,7 @@ class DeploymentController(Controller):
         new = _matching(deployment, every)
         if deployment["spec"].get("paused"):
             if new is not None:
+                deployment = self._mark_revision(deployment, new, every)
                 self._scale_while_paused(deployment, every)
             self._write_status(deployment, new, every)
             return
@@ -105,6 +119,7 @@ class DeploymentController(Controller):
                 "namespace": metadata["namespace"],
                 "labels": labels,
                 "annotations": {
+                    **_copied_annotations(deployment),
                     **_scale_annotations(deployment),
                     _REVISION: str(_highest(every) + 1),
                 },
@@ -130,15 +145,22 @@ class DeploymentController(Controller):
         return max(0, min(wanted, most - sum(_replicas(each) for each in every)))
 
     def _mark_revision(self, deployment: Object, new: Object, every: list[Object]) -> Object:
-        """An old template that comes back gets the next revision number."""
+        """The newest set carries the Deployment's annotations, its change-cause for example; an old template
+        that comes back gets the next revision number."""
         highest = _highest(each for each in every if each["metadata"]["uid"] != new["metadata"]["uid"])
         annotations = new["metadata"].get("annotations") or {}
-        revision = int(annotations.get(_REVISION, 0))
+        changed = {
+            key: value
+            for key, value in _copied_annotations(deployment).items()
+            if annotations.get(key) != value
+        }
+        revision = _revision(new)
         if revision <= highest:
             past = [annotations[_HISTORY]] if annotations.get(_HISTORY) else []
-            changed = {_REVISION: str(highest + 1), _HISTORY: ",".join([*past, str(revision)])}
-            self._annotate(REPLICASETS, new, changed)
+            changed |= {_REVISION: str(highest + 1), _HISTORY: ",".join([*past, str(revision)])}
             revision = highest + 1
+        if changed:
+            self._annotate(REPLICASETS, new, changed)
         if (deployment["metadata"].get("annotations") or {}).get(_REVISION) != str(revision):
             deployment = self._annotate(DEPLOYMENTS, deployment, {_REVISION: str(revision)})
         return deployment
@@ -390,6 +412,11 @@ def _without_hash(template: Object) -> Object:
     return {**template, "metadata": {**metadata, "labels": labels}}
 
 
+def _copied_annotations(deployment: Object) -> dict[str, str]:
+    annotations = deployment["metadata"].get("annotations") or {}
+    return {key: value for key, value in annotations.items() if key not in _NOT_COPIED}
+
+
 def _scale_annotations(deployment: Object) -> dict[str, str]:
     wanted = _wanted(deployment)
     return {_DESIRED: str(wanted), _MAX: str(wanted + _surge(deployment))}
@@ -408,7 +435,9 @@ def _count(replica_set: Object, key: str) -> int:
 
 
 def _revision(replica_set: Object) -> int:
-    return int((replica_set["metadata"].get("annotations") or {}).get(_REVISION, 0))
+    text = str((replica_set["metadata"].get("annotations") or {}).get(_REVISION, "0"))
+    # Anybody may write another thing there; the next revision writes over it.
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else 0
 
 
 def _highest(every: Iterable[Object]) -> int:
@@ -422,7 +451,7 @@ def _rolling(deployment: Object) -> Object:
 def _share(value: int | str, whole: int, *, up: bool) -> int:
     if isinstance(value, int):
         return value
-    exact = whole * float(value.rstrip("%")) / 100
+    exact = whole * min(float(value.rstrip("%")), _LARGEST_SHARE) / 100
     return math.ceil(exact) if up else math.floor(exact)
 
 

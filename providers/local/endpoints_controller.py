@@ -187,7 +187,7 @@ def _endpoint(pod: Object, publish_all: bool) -> Object:
 def _target_port(port: Object, pod: Object) -> int | None:
     """The pod's port behind a Service port, by number or by the name a container gives it."""
     target = port.get("targetPort") or port["port"]
-    if isinstance(target, int) or str(target).isdigit():
+    if isinstance(target, int) or (str(target).isascii() and str(target).isdecimal()):
         return int(target)
     for container in pod["spec"]["containers"]:
         for each in container.get("ports") or []:

@@ -36,7 +36,11 @@ _SUFFIXES: dict[str, int | Decimal] = {
     "Pi": 2**50,
     "Ei": 2**60,
 }
-_QUANTITY = re.compile(r"([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)([numkMGTPE]|[KMGTPE]i)?")
+_QUANTITY = re.compile(r"([+-]?)([0-9.]+)(?:[eE]([+-]?[0-9]+)|([numkMGTPE]|[KMGTPE]i)?)")
+# As in the API, no quantity is larger than this, whatever was written.
+_LARGEST = Decimal(2**63 - 1)
+# Powers of ten beyond these are as good as the largest quantity, or as nothing.
+_MOST_ZEROS = 100
 _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 
 
@@ -50,9 +54,13 @@ def quantity(text: str | float) -> Decimal:
     try:
         if match is None:
             raise InvalidOperation
-        return Decimal(match[1]) * Decimal(_SUFFIXES[match[2] or ""])
-    except InvalidOperation as error:
+        sign, number, exponent, suffix = match.groups()
+        zeros = max(-_MOST_ZEROS, min(_MOST_ZEROS, int(exponent or "0")))
+        digits = min(Decimal(number), _LARGEST)
+        amount = min(digits * Decimal(10) ** zeros * Decimal(_SUFFIXES[suffix or ""]), _LARGEST)
+    except (InvalidOperation, ValueError) as error:
         raise ValueError(f"{text!r} is not a quantity") from error
+    return -amount if sign == "-" else amount
 
 
 def host_resources() -> dict[str, Decimal]:

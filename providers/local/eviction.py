@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local import errors
+from nighttrain.providers.local.decoding import decode_part
 from nighttrain.providers.local.resources import PODS
 from nighttrain.providers.local.store import timestamp
 
@@ -22,13 +23,11 @@ def evict(store: Store, target: Target, body: Any, *, dry_run: bool) -> Object:
 
     :raises ApiError: 400 no Eviction of this pod, 404, 409 a precondition does not hold
     """
-    _check(target, body)
+    body = _read(target, body)
     pod = store.get(PODS, target.namespace, target.name)
     options = body.get("deleteOptions") or {}
     preconditions = options.get("preconditions") or {}
     grace = options.get("gracePeriodSeconds")
-    if grace is not None and (not isinstance(grace, int) or isinstance(grace, bool)):
-        raise errors.bad_request("gracePeriodSeconds must be a whole number of seconds")
     dry_run = dry_run or bool(options.get("dryRun"))
     checked: dict[str, Any] = {
         "grace_period_seconds": grace,
@@ -42,16 +41,18 @@ def evict(store: Store, target: Target, body: Any, *, dry_run: bool) -> Object:
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
 
 
-def _check(target: Target, body: Any) -> None:
+def _read(target: Target, body: Any) -> Object:
     if not isinstance(body, dict) or body.get("kind", "Eviction") != "Eviction":
         raise errors.bad_request("the body of an eviction must be an Eviction of policy/v1")
     if body.get("apiVersion", "policy/v1") != "policy/v1":
         raise errors.bad_request(f"{body['apiVersion']} is not served: an Eviction is of policy/v1")
-    name = (body.get("metadata") or {}).get("name", target.name)
+    eviction = decode_part("Eviction", body)
+    name = (eviction.get("metadata") or {}).get("name", target.name)
     if name != target.name:
         raise errors.bad_request(
             f"name in URL does not match name in Eviction object: {target.name} and {name}"
         )
+    return eviction
 
 
 def disrupt(store: Store, pod: Object, reason: str, message: str, *, observed: bool = False) -> None:

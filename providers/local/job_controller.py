@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.local import job_indexes, job_policy
 from nighttrain.providers.local.errors import ApiError
 from nighttrain.providers.local.events import EventRecorder
-from nighttrain.providers.local.reconcile import Controller, controller_of, owner_reference
+from nighttrain.providers.local.reconcile import (
+    PODS_AT_A_TIME,
+    Controller,
+    controller_of,
+    owner_reference,
+)
 from nighttrain.providers.local.resources import JOBS, PODS, ResourceType
 from nighttrain.providers.local.store import DELETED, Object, copy_object, timestamp
 
@@ -207,7 +212,7 @@ class JobController(Controller):
         status = job["status"]
         numbers = {"succeeded": len(succeeded), "failed": len(failed)}
         if job["spec"].get("completionMode") == "Indexed":
-            status["succeeded"] = status.get("succeeded", 0) + numbers.pop("succeeded")
+            _set(status, "succeeded", status.get("succeeded", 0) + numbers.pop("succeeded"))
             succeeded_uids = []
         else:
             succeeded_uids = [pod["metadata"]["uid"] for pod in succeeded]
@@ -254,7 +259,7 @@ class JobController(Controller):
         active = [pod for pod in pods if _is_active(pod)]
         parallelism = spec.get("parallelism", 1)
         if spec.get("completionMode") == "Indexed":
-            self._manage_indexes(job, pods, parallelism - len(active))
+            self._manage_indexes(job, pods, min(parallelism - len(active), PODS_AT_A_TIME))
             return
         status = job.get("status") or {}
         if spec.get("completions") is None:
@@ -272,7 +277,7 @@ class JobController(Controller):
             if pause > 0:
                 self.enqueue_after(metadata["namespace"], metadata["name"], pause)
                 return
-            for _ in range(wanted - taken):
+            for _ in range(min(wanted - taken, PODS_AT_A_TIME)):
                 self._create(job, None, 0)
 
     def _manage_indexes(self, job: Object, pods: list[Object], room: int) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from nighttrain.providers.local import errors
+from nighttrain.providers.local import bodies, errors
 from nighttrain.providers.local.store import copy_object
 
 JSON_PATCH = "application/json-patch+json"
@@ -37,6 +38,10 @@ _MERGE_KEYS = {
 _MERGED_SCALARS = frozenset(("finalizers",))
 # In an EndpointSlice "ports" and "endpoints" are plain lists.
 _PLAIN_KINDS = frozenset(("EndpointSlice",))
+
+
+# The API server's limit.
+_MAX_OPERATIONS = 10_000
 
 
 def apply_patch(content_type: str, obj: dict[str, Any], patch: Any) -> dict[str, Any]:
@@ -81,16 +86,38 @@ def _json_patch(obj: dict[str, Any], patch: Any) -> dict[str, Any]:
         raise errors.bad_request(
             "error decoding patch: json: cannot unmarshal object into a list of operations"
         )
+    if len(patch) > _MAX_OPERATIONS:
+        message = f"The allowed maximum operations in a JSON patch is {_MAX_OPERATIONS}, got {len(patch)}"
+        raise errors.ApiError(413, "RequestEntityTooLarge", message, {})
+    patched = copy_object(obj)
+    copied = 0
     try:
-        patched = jsonpatch.JsonPatch(patch).apply(copy_object(obj))
-    except (jsonpatch.InvalidJsonPatch, TypeError, KeyError) as error:
+        for operation in patch:
+            copies = isinstance(operation, dict) and operation.get("op") == "copy"
+            before = len(json.dumps(patched)) if copies else 0
+            patched = jsonpatch.JsonPatch([operation]).apply(patched, in_place=True)
+            if copies:
+                bodies.check_depth(patched)
+                copied += max(0, len(json.dumps(patched)) - before)
+                if copied > bodies.MAX_BODY_BYTES:
+                    raise _copied_too_much(copied)
+    except (jsonpatch.InvalidJsonPatch, TypeError, KeyError, AttributeError) as error:
         raise errors.bad_request(f"error decoding patch: {error}") from error
     except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as error:
         message = "the server rejected our request due to an error in our request"
         raise errors.ApiError(422, "Invalid", message, {}) from error
     if not isinstance(patched, dict):
         raise errors.bad_request("the patched object is not an object any more")
+    bodies.check_depth(patched)
     return patched
+
+
+def _copied_too_much(size: int) -> errors.ApiError:
+    message = (
+        "Unable to complete the copy, the accumulated size increase of copy is "
+        f"{size}, exceeding the limit {bodies.MAX_BODY_BYTES}"
+    )
+    return errors.ApiError(422, "Invalid", message, {})
 
 
 def merge(target: Any, patch: Any) -> Any:
@@ -117,11 +144,15 @@ def strategic_merge(target: Any, patch: dict[str, Any], *, plain: bool = False) 
     merged = dict(target) if isinstance(target, dict) else {}
     if "$retainKeys" in patch:
         kept = patch["$retainKeys"]
+        if not isinstance(kept, list):
+            raise errors.bad_request("invalid patch format of retainKeys")
         merged = {key: value for key, value in merged.items() if key in kept}
     for key, value in patch.items():
         if key.startswith("$deleteFromPrimitiveList/"):
             field = key.split("/", 1)[1]
-            merged[field] = [item for item in merged.get(field) or [] if item not in value]
+            if not isinstance(value, list):
+                raise errors.bad_request("invalid patch format of primitive list")
+            merged[field] = [item for item in _list(merged.get(field)) if item not in value]
         elif key.startswith("$"):
             continue
         elif value is None or value == {"$patch": "delete"}:
@@ -130,36 +161,54 @@ def strategic_merge(target: Any, patch: dict[str, Any], *, plain: bool = False) 
             merged[key] = strategic_merge(merged.get(key), value, plain=plain)
         elif isinstance(value, list) and not plain:
             order = patch.get(f"$setElementOrder/{key}")
-            merged[key] = _merge_list(key, merged.get(key) or [], value, order)
+            merged[key] = _merge_list(key, _list(merged.get(key)), value, order)
         else:
             merged[key] = value
-    for key, order in patch.items():
-        field = key.removeprefix("$setElementOrder/")
-        if field != key and field not in patch and field in merged:
-            merged[field] = _merge_list(field, merged[field], [], order)
+    _reorder(merged, patch)
     return merged
 
 
-def _merge_list(field: str, target: list[Any], patch: list[Any], order: list[Any] | None) -> list[Any]:
+def _reorder(merged: dict[str, Any], patch: dict[str, Any]) -> None:
+    """Lists of which the patch says nothing but their order."""
+    for key, order in patch.items():
+        field = key.removeprefix("$setElementOrder/")
+        if field != key and field not in patch and isinstance(merged.get(field), list):
+            merged[field] = _merge_list(field, merged[field], [], order)
+
+
+def _list(value: Any) -> list[Any]:
+    """What there is to merge a list with: another kind of value is replaced."""
+    return value if isinstance(value, list) else []
+
+
+def _identity(item: dict[str, Any], key: str) -> str:
+    """What tells an item from the others, whatever was sent as its key; its type is checked later."""
+    return json.dumps(item[key], sort_keys=True)
+
+
+def _merge_list(field: str, target: list[Any], patch: list[Any], order: Any) -> list[Any]:
+    if order is not None and not isinstance(order, list):
+        raise errors.bad_request("invalid patch format of setElementOrder list")
     if field in _MERGED_SCALARS:
         return [*target, *(item for item in patch if item not in target)]
     key = _merge_key(field, [*patch, *(order or []), *target])
     if key is None:
         return [_without_directives(item) for item in patch]
     if any(isinstance(item, dict) and item.get("$patch") == "replace" for item in patch):
-        return [item for item in patch if "$patch" not in item]
-    items = {item[key]: item for item in target if isinstance(item, dict) and key in item}
+        return [item for item in patch if not (isinstance(item, dict) and "$patch" in item)]
+    items = {_identity(item, key): item for item in target if isinstance(item, dict) and key in item}
     for item in patch:
         if not isinstance(item, dict) or key not in item:
             raise errors.bad_request(f"map: {item} does not contain declared merge key: {key}")
+        identity = _identity(item, key)
         if item.get("$patch") == "delete":
-            items.pop(item[key], None)
+            items.pop(identity, None)
         else:
-            items[item[key]] = strategic_merge(items.get(item[key]), item)
+            items[identity] = strategic_merge(items.get(identity), item)
     if order:
-        wanted = [each.get(key) for each in order if isinstance(each, dict)]
+        wanted = [_identity(each, key) for each in order if isinstance(each, dict) and key in each]
         rank = {value: index for index, value in enumerate(wanted)}
-        return sorted(items.values(), key=lambda item: rank.get(item[key], len(rank)))
+        return [items[each] for each in sorted(items, key=lambda each: rank.get(each, len(rank)))]
     return list(items.values())
 
 

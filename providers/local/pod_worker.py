@@ -61,6 +61,7 @@ class PodWorker:
         self._ended_early = self._failing = False
         self._interrupt: asyncio.Future[Interrupt] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._sidecars: list[asyncio.Task[None]] = []
         self._task = asyncio.create_task(self._run())
 
     def _containers(self) -> list[Container]:
@@ -128,6 +129,7 @@ class PodWorker:
             # A fault of the kubelet itself: say so, and let nothing of the pod run on unseen.
             _log.exception("pod %s/%s", self.namespace, self.name)
             self.node.recorder.warning(self.pod, "FailedSync", f"error running the pod: {error!r}")
+            await self._cancel_tasks()
             self._kill()
         finally:
             self.ended = True
@@ -158,6 +160,7 @@ class PodWorker:
         else:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
+            await self._leave_sidecars()
             await self._cut_short(self._interrupt.result())
         await self._end()
 
@@ -167,11 +170,15 @@ class PodWorker:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    async def _cancel_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _end(self) -> None:
         """Write the terminal status, and the pod's last word if it is deleted."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._cancel_tasks()
         self._sandbox = False
         # A lost node has nobody to tell; once it is back it says how its pods ended.
         await self.node.reachable.wait()
@@ -184,10 +191,9 @@ class PodWorker:
         self._sandbox = True
         self.publish()
         self._show_ip = True
-        sidecars = []
         for container in self.containers:
             if container.role is Role.SIDECAR:
-                sidecars.append(self._spawn(self._runners[container.name].run()))
+                self._sidecars.append(self._spawn(self._runners[container.name].run()))
                 await self._until_started(container)
             elif container.role is Role.INIT:
                 await self._runners[container.name].run()
@@ -195,14 +201,18 @@ class PodWorker:
                     break
         else:
             await self._run_mains()
-        for task in sidecars:
-            task.cancel()
-        await asyncio.gather(*sidecars, return_exceptions=True)
-        if sidecars:
+        if self._sidecars:
+            await self._leave_sidecars()
             self._announce_killing()
-            await self._stop(self._grace_seconds(), Role.SIDECAR)
+            await self._stop(self._grace_seconds())
             self._sandbox = False
             self.publish()
+
+    async def _leave_sidecars(self) -> None:
+        """Restart no sidecar any more; those that run are still to be stopped."""
+        for task in self._sidecars:
+            task.cancel()
+        await asyncio.gather(*self._sidecars, return_exceptions=True)
 
     async def _run_mains(self) -> None:
         mains = [each for each in self.containers if each.role is Role.MAIN]
@@ -252,8 +262,7 @@ class PodWorker:
         if why is Interrupt.DELETED:
             self._show_crashed()
         self._announce_killing()
-        await self._stop(grace, Role.MAIN, Role.INIT)
-        await self._stop(grace, Role.SIDECAR)
+        await self._stop(grace)
         if why is Interrupt.DELETED:
             self._show_emptied()
         for container in self.containers:
@@ -288,12 +297,14 @@ class PodWorker:
                 message = f"Stopping container {container.name}"
                 self.node.recorder.normal(self.pod, "Killing", message, field=container.field_path)
 
-    async def _stop(self, grace: float, *roles: Role) -> None:
-        chosen = [self._runners[each.name] for each in self.containers if each.role in roles]
-        if len(chosen) == 1:
-            await chosen[0].stop(grace)
-        elif chosen:
-            await asyncio.gather(*(runner.stop(grace) for runner in chosen))
+    async def _stop(self, grace: float) -> None:
+        """Stop what runs: sidecars after all that needs them, the first one last."""
+        sidecars = [each for each in self.containers if each.role is Role.SIDECAR]
+        others = [each for each in self.containers if each.role is not Role.SIDECAR]
+        stops = [self._spawn(self._runners[each.name].stop(grace)) for each in others]
+        for container in reversed(sidecars):
+            stops.append(self._spawn(self._runners[container.name].stop(grace, after=list(stops))))
+        await asyncio.gather(*stops)
 
     def _grace_seconds(self) -> float:
         seconds = float(self.pod["spec"].get("terminationGracePeriodSeconds", GRACE_PERIOD_SECONDS))
@@ -323,10 +334,10 @@ class PodWorker:
         if not self.node.reachable.is_set() or self.is_gone() or (not final and self._starting()):
             return
         outlook = podstatus.phase_of(self.containers, self._policy, ended=self._ended_early)
-        if final or not outlook.terminal:
-            self._phase = outlook
         if self._failing:
             outlook = PodPhase.FAILED
+        if final or not outlook.terminal:
+            self._phase = outlook
         picture = Picture(
             containers=self.containers,
             phase=self._phase,

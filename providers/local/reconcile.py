@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 # A refused write (a namespace on its way out, a full quota) is tried again this much later, not in a circle.
 _RETRY_SECONDS = 1.0
 
+# New pods of one object, before others get their turn: a real controller's number.
+PODS_AT_A_TIME = 500
+
 
 class Controller:
     """Brings the objects of one kind to what their spec says."""

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.errors import ApiError
 from nighttrain.providers.local.events import EventRecorder
-from nighttrain.providers.local.reconcile import Controller, controller_of, owner_reference
+from nighttrain.providers.local.reconcile import (
+    PODS_AT_A_TIME,
+    Controller,
+    controller_of,
+    owner_reference,
+)
 from nighttrain.providers.local.resources import PODS, REPLICASETS, ResourceType
 from nighttrain.providers.local.store import Object, copy_object
 
@@ -42,7 +47,7 @@ class ReplicaSetController(Controller):
     def _manage(self, replica_set: Object) -> None:
         pods = [pod for pod in self.owned(replica_set, PODS) if is_active(pod)]
         wanted = replica_set["spec"].get("replicas", 1)
-        for _ in range(wanted - len(pods)):
+        for _ in range(min(wanted - len(pods), PODS_AT_A_TIME)):
             self._create(replica_set)
         if len(pods) > wanted:
             for pod in sorted(pods, key=_worth)[: len(pods) - wanted]:
@@ -120,7 +125,8 @@ def ready_since(pod: Object) -> str | None:
     """Since when a pod is ready; None if it is not."""
     for condition in (pod.get("status") or {}).get("conditions") or []:
         if condition["type"] == "Ready" and condition["status"] == "True":
-            return str(condition["lastTransitionTime"])
+            # Who writes a status may leave the time out: then it is long ago.
+            return str(condition.get("lastTransitionTime") or "0001-01-01T00:00:00Z")
     return None
 
 

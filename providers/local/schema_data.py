@@ -219,6 +219,16 @@ TYPES: dict[str, dict[str, str]] = {
     "CustomResourceSubresources": {"scale": "CustomResourceSubresourceScale", "status": "*"},
     "CustomResourceValidation": {"openAPIV3Schema": "JSONSchemaProps"},
     "DaemonEndpoint": {"Port": "i!"},
+    "DeleteOptions": {
+        "apiVersion": "s",
+        "dryRun": "[s",
+        "gracePeriodSeconds": "i",
+        "ignoreStoreReadErrorWithClusterBreakingPotential": "b",
+        "kind": "s",
+        "orphanDependents": "b",
+        "preconditions": "Preconditions",
+        "propagationPolicy": "s",
+    },
     "Deployment": {
         "apiVersion": "s",
         "kind": "s",
@@ -345,6 +355,7 @@ TYPES: dict[str, dict[str, str]] = {
     },
     "EventSeries": {"count": "i", "lastObservedTime": "t"},
     "EventSource": {"component": "s", "host": "s"},
+    "Eviction": {"apiVersion": "s", "deleteOptions": "DeleteOptions", "kind": "s", "metadata": "ObjectMeta"},
     "ExecAction": {"command": "[s"},
     "ExternalDocumentation": {"description": "s", "url": "s"},
     "FCVolumeSource": {"fsType": "s", "lun": "i", "readOnly": "b", "targetWWNs": "[s", "wwids": "[s"},
@@ -828,6 +839,7 @@ TYPES: dict[str, dict[str, str]] = {
     "PodTemplateSpec": {"metadata": "ObjectMeta", "spec": "PodSpec"},
     "PortStatus": {"error": "s", "port": "i!", "protocol": "s!"},
     "PortworxVolumeSource": {"fsType": "s", "readOnly": "b", "volumeID": "s!"},
+    "Preconditions": {"resourceVersion": "s", "uid": "s"},
     "PreferredSchedulingTerm": {"preference": "NodeSelectorTerm!", "weight": "i!"},
     "PriorityClass": {
         "apiVersion": "s",

@@ -32,6 +32,8 @@ ROOTS = (
     "V1Scale",
     "V1SelfSubjectAccessReview",
     "V1CustomResourceDefinition",
+    "V1DeleteOptions",
+    "V1Eviction",
 )
 _SIMPLE = {"str": "s", "int": "i", "bool": "b", "float": "f", "datetime": "t", "object": "*", "bytes": "s"}
 HEADER = '''"""Field trees of the served kinds. Written by schema_generator.py: do not edit.

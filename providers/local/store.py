@@ -29,7 +29,7 @@ from nighttrain.providers.local.objects import (
     timestamp,
     utc_now,
 )
-from nighttrain.providers.local.resources import NAMESPACES, PODS, ResourceType
+from nighttrain.providers.local.resources import DEPLOYMENTS, NAMESPACES, PODS, ResourceType
 from nighttrain.providers.local.watching import ADDED, DELETED, MODIFIED, Change, Record, Watcher
 
 if TYPE_CHECKING:
@@ -241,7 +241,12 @@ class Store:
                 merged.pop("status", None)
                 if "status" in old.object:
                     merged["status"] = old.object["status"]
-        return self._replace(resource, old, merged, dry_run=dry_run)
+        # Somebody's change of a Deployment's annotations is a new generation; its controller's is not.
+        told = resource is DEPLOYMENTS and not status
+        told = told and (metadata.get("annotations") or {}) != (
+            old.object["metadata"].get("annotations") or {}
+        )
+        return self._replace(resource, old, merged, dry_run=dry_run, new_generation=told)
 
     def mutate(
         self, resource: ResourceType, namespace: str | None, name: str, fn: Callable[[Object], None]
@@ -427,13 +432,19 @@ class Store:
             raise errors.conflict(resource, known["name"])
 
     def _replace(
-        self, resource: ResourceType, record: Record, new: Object, *, dry_run: bool = False
+        self,
+        resource: ResourceType,
+        record: Record,
+        new: Object,
+        *,
+        dry_run: bool = False,
+        new_generation: bool = False,
     ) -> Object:
         old = record.object
         keep_identity(old["metadata"], new["metadata"])
         if self._admit is not None and not _same_but(old, new, "status"):
             self._admit(resource, new, old)
-        if resource.has_generation and _changed(resource, old, new):
+        if resource.has_generation and (new_generation or _changed(resource, old, new)):
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
         if new == old:
             return old

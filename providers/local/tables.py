@@ -138,7 +138,8 @@ def _containers(field: str) -> Callable[[Object, datetime], str]:
 
 def _selector(obj: Object, _now: datetime) -> str:
     selector = obj["spec"].get("selector") or {}
-    labels = selector.get("matchLabels", {}) if "matchLabels" in selector else selector
+    # A Service's selector is the labels themselves, also one that is called matchLabels.
+    labels = selector if obj["kind"] == "Service" else selector.get("matchLabels") or {}
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "<none>"
 
 
@@ -397,7 +398,10 @@ def _declared(column: Object) -> Column:
             found = [each for value in found for each in _step(value, name, index, key, wanted)]
         value = next((each for each in found if each is not None), None)
         if is_date and isinstance(value, str):
-            return since(value, now)
+            try:
+                return since(value, now)
+            except (ValueError, OverflowError):
+                return "<invalid>"
         return str(value) if column["type"] == "string" and isinstance(value, int | float) else value
 
     return Column(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import Any
 
 from nighttrain.providers.local import validation_names as names
+from nighttrain.providers.local.environment import quantity as parse_quantity
 from nighttrain.providers.local.errors import (
     Cause,
     duplicate_value,
@@ -20,14 +20,6 @@ Object = dict[str, Any]
 
 _HUGE_PAGES = "hugepages-"
 _STANDARD_RESOURCES = frozenset(("cpu", "memory", "ephemeral-storage"))
-_SUFFIXES: dict[str, Decimal] = {
-    "": Decimal(1),
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", 1)},
-    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)},
-}
 _NOT_OF_INIT_CONTAINERS = ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
 _UPDATE_RULE = (
     "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
@@ -244,14 +236,3 @@ def amount_sentences(quantity: str | float, *, whole: bool) -> list[str]:
     amount = parse_quantity(quantity)
     found = ["must be greater than or equal to 0"] if amount < 0 else []
     return found + (["must be an integer"] if whole and amount != amount.to_integral_value() else [])
-
-
-def parse_quantity(text: str | float) -> Decimal:
-    """``500m``, ``2Gi``, ``1e3`` as a number."""
-    match = re.match(r"^([+-]?[0-9.]+)([numkMGTPE]i?|[eE][-+]?[0-9]+)?$", str(text))
-    if match is None:
-        return Decimal(0)
-    number, suffix = match.group(1), match.group(2) or ""
-    if re.match(r"^[eE][-+]?[0-9]+$", suffix):
-        return Decimal(number + suffix)
-    return Decimal(number) * _SUFFIXES.get(suffix, Decimal(1))

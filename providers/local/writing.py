@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local import apply, bodies, errors, last_applied, parameters, protobuf
 from nighttrain.providers.local.crds import at_path, set_at_path
-from nighttrain.providers.local.decoding import RepeatingBody, cannot_be_handled, decode, parse_json
+from nighttrain.providers.local.decoding import (
+    RepeatingBody,
+    cannot_be_handled,
+    decode,
+    decode_part,
+    parse_json,
+)
 from nighttrain.providers.local.eviction import evict as evict_pod
 from nighttrain.providers.local.patches import APPLY_PATCH, apply_patch, check_patch_type
 from nighttrain.providers.local.store import copy_object, timestamp
@@ -195,7 +201,7 @@ def _require_version(resource: ResourceType, obj: Object) -> None:
 def delete(store: Store, target: Target, body: Any, query: Mapping[str, str]) -> Written:
     """:raises ApiError: 404, 409, 422"""
     resource = target.resource
-    options = body if isinstance(body, dict) else {}
+    options = delete_options(body)
     preconditions = options.get("preconditions") or {}
     uid = store.get(resource, target.namespace, target.name)["metadata"]["uid"]
     last = store.delete(
@@ -220,7 +226,7 @@ def delete_collection(
 ) -> Written:
     """Deletes what the selectors match, and answers with it."""
     resource = target.resource
-    options = body if isinstance(body, dict) else {}
+    options = delete_options(body)
     found, revision = store.list(resource, target.namespace, labels=asked.labels, fields=asked.fields)
     deleted = [
         store.delete(
@@ -247,13 +253,21 @@ def evict(store: Store, target: Target, body: Any, query: Mapping[str, str]) -> 
     return Written(201, evict_pod(store, target, body, dry_run=parameters.dry_run(query)))
 
 
+def delete_options(body: Any) -> Object:
+    """The body of a deletion; there may be none.
+
+    :raises ApiError: 400 for a value of a wrong type, 422 for one that is not known
+    """
+    options = {} if body is None else decode_part("DeleteOptions", body)
+    if options.get("dryRun") not in (None, ["All"]):
+        cause = errors.unsupported_value("dryRun", options["dryRun"], ("All",))
+        raise errors.invalid_options("DeleteOptions", cause)
+    return options
+
+
 def _grace(options: Object, query: Mapping[str, str]) -> int | None:
-    value = options.get("gracePeriodSeconds")
-    if value is None:
-        return parameters.number(query, "gracePeriodSeconds")
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise errors.bad_request("gracePeriodSeconds must be a whole number of seconds")
-    return value
+    value: int | None = options.get("gracePeriodSeconds")
+    return parameters.number(query, "gracePeriodSeconds") if value is None else value
 
 
 def _propagation(resource: ResourceType, options: Object, query: Mapping[str, str]) -> str:
@@ -323,15 +337,12 @@ def write_scale(
     resource = target.resource
     current = store.get(resource, target.namespace, target.name)
     wanted = body if content_type is None else apply_patch(content_type, scale(resource, current), body)
-    if not isinstance(wanted, dict):
-        raise errors.bad_request("a Scale must be an object")
+    wanted = decode_part("Scale", wanted)
     replicas = (wanted.get("spec") or {}).get("replicas", 0)
-    if not isinstance(replicas, int) or isinstance(replicas, bool):
-        raise errors.bad_request(
-            'Scale in version "v1" cannot be handled as a Scale: spec.replicas must be a whole number'
-        )
     new = copy_object(current)
-    set_at_path(new, _scale_paths(resource)["specReplicasPath"], replicas)
+    path = _scale_paths(resource)["specReplicasPath"]
+    if not set_at_path(new, path, replicas):
+        raise errors.bad_request(f"{path} accessor error: there is no object to set it in")
     version = (wanted.get("metadata") or {}).get("resourceVersion")
     if version:
         new["metadata"]["resourceVersion"] = version

@@ -8,16 +8,27 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from nighttrain.providers.local.janitor import Janitor, kill_marked, marked_processes
 
-# A cluster in a process of its own; it prints its id once a stubborn pod and its runaway child run.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A cluster in a process of its own; it prints its id once a stubborn pod and its runaway child run. It hears
+# SIGINT also where a shell that starts something in the background has it ignored, and ends with the tests.
 SERVER = """
-import asyncio, sys
+import asyncio, ctypes, os, signal, sys
 from pathlib import Path
+PR_SET_PDEATHSIG = 1
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() != int(sys.argv[3]):
+    sys.exit("the parent has gone already")
 sys.path.insert(0, sys.argv[2])
 from embedded import Running, script
 from nighttrain.providers.local.resources import PODS
@@ -47,13 +58,35 @@ asyncio.run(main())
 """
 
 
+HELPERS = str(Path(__file__).parents[2])
+
+
 def start_server(directory: Path) -> tuple[subprocess.Popen[str], str]:
-    helpers = str(Path(__file__).parents[2])
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(directory), helpers], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", SERVER, str(directory), HELPERS, str(os.getpid())]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     return server, server.stdout.readline().strip()
+
+
+@contextmanager
+def serving(directory: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    server, cluster_id = start_server(directory)
+    with server:
+        try:
+            yield server, cluster_id
+        except BaseException:
+            server.kill()
+            raise
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """As in what a shell without job control starts in the background: what is started inherits it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def eventually_gone(cluster_id: str) -> bool:
@@ -66,8 +99,7 @@ def eventually_gone(cluster_id: str) -> bool:
 
 
 def test_a_killed_server_leaves_nothing(tmp_path: Path) -> None:
-    server, cluster_id = start_server(tmp_path)
-    with server:
+    with serving(tmp_path) as (server, cluster_id):
         assert re.fullmatch(r"[0-9a-f]{32}", cluster_id)
         assert len(marked_processes(cluster_id)) == 2
         janitors = [pid for pid in os.listdir("/proc") if pid.isdigit() and cluster_id in command_line(pid)]
@@ -82,11 +114,36 @@ def test_a_killed_server_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_server_leaves_nothing(tmp_path: Path) -> None:
-    server, cluster_id = start_server(tmp_path)
-    with server:
+    with interrupts_ignored(), serving(tmp_path) as (server, cluster_id):
         server.send_signal(signal.SIGINT)
+        server.wait(30)
     assert not marked_processes(cluster_id)
     assert list(tmp_path.iterdir()) == []
+
+
+# A test run that is killed as soon as its server runs.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+from test_janitor import start_server
+server, cluster_id = start_server(Path(sys.argv[1]))
+print(server.pid, cluster_id, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_server_of_a_killed_test_run_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(tmp_path), HELPERS, str(Path(__file__).parent)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=30)
+    pid, cluster_id = run.stdout.split()
+    assert run.returncode == -signal.SIGKILL
+    assert eventually_gone(cluster_id)
+    end = time.monotonic() + 10
+    while cluster_id in command_line(pid) or list(tmp_path.iterdir()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert str(tmp_path) not in command_line(pid)
 
 
 def command_line(pid: str) -> str:

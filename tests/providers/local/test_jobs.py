@@ -170,6 +170,22 @@ async def test_indexed_job_as_recorded(tmp_path: Path) -> None:
         assert counts == ["0", "1"]
 
 
+async def test_an_index_given_up_is_no_success(tmp_path: Path) -> None:
+    """A Job none of whose pods has succeeded does not say that none has."""
+    manifest = job("given-up", "raise SystemExit(3)", completions=1, completionMode="Indexed")
+    codes = {"operator": "In", "values": [3]}
+    manifest["spec"] |= {
+        "backoffLimitPerIndex": 2,
+        "podFailurePolicy": {"rules": [{"action": "FailIndex", "onExitCodes": codes}]},
+    }
+    del manifest["spec"]["backoffLimit"]
+    async with Running(tmp_path) as cluster:
+        cluster.store.create(JOBS, manifest)
+        ended = await cluster.until(JOBS, "given-up", finished)
+        assert (ended["status"]["failedIndexes"], ended["status"]["failed"]) == ("0", 1)
+        assert all("succeeded" not in obj.get("status", {}) for _type, obj in cluster.history(JOBS))
+
+
 async def test_ttl_removes_the_finished_job_and_its_pod(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
         cluster.store.create(JOBS, job("ttl", "1", ttlSecondsAfterFinished=0))
