@@ -139,7 +139,7 @@ def _containers(field: str) -> Callable[[Object, datetime], str]:
 def _selector(obj: Object, _now: datetime) -> str:
     selector = obj["spec"].get("selector") or {}
     # A Service's selector is the labels themselves, also one that is called matchLabels.
-    labels = selector if obj["kind"] == "Service" else selector.get("matchLabels") or {}
+    labels = selector if obj.get("kind") == "Service" else selector.get("matchLabels") or {}
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "<none>"
 
 
@@ -398,10 +398,7 @@ def _declared(column: Object) -> Column:
             found = [each for value in found for each in _step(value, name, index, key, wanted)]
         value = next((each for each in found if each is not None), None)
         if is_date and isinstance(value, str):
-            try:
-                return since(value, now)
-            except (ValueError, OverflowError):
-                return "<invalid>"
+            return since(value, now) if moment(value) is not None else "<invalid>"
         return str(value) if column["type"] == "string" and isinstance(value, int | float) else value
 
     return Column(
