@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(7200)]
 
 # Of some 400 pairs of boundary and fault; a prime, so that every sort of fault is in the sample.
 SAMPLE = 37
+# Random schedules that once broke a promise are run each time.
+FOUND = (87, 103)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_the_catalogue_of_calls_is_complete(recorded: Flow) -> None:
 def test_random_schedules_break_no_promise(place: Arena, request: pytest.FixtureRequest) -> None:
     one = request.config.getoption("--kill-seed", default=None)
     many = request.config.getoption("--kill-seeds", default=None) or 8
-    seeds = [one] if one is not None else range(many)
+    seeds = [one] if one is not None else sorted({*range(many), *FOUND})
     reports = place.all([(f"--kill-seed {seed}", random_plan(seed)) for seed in seeds])
     assert not reports, "\n".join(reports)
 
