@@ -263,9 +263,11 @@ def _replicated(obj: Object, old: Object | None) -> list[Cause]:
     selector = spec.get("selector") or {}
     template = spec["template"]
     labels = (template.get("metadata") or {}).get("labels") or {}
+    unclear = _label_selector(selector, "spec.selector")
+    causes += unclear
     if not selector.get("matchLabels") and not selector.get("matchExpressions"):
         causes.append(required_value("spec.selector"))
-    elif not _selects(selector, labels):
+    elif not unclear and not _selects(selector, labels):
         why = "`selector` does not match template `labels`"
         causes.append(invalid_value("spec.template.metadata.labels", labels, why))
     if old is not None and selector != old["spec"].get("selector"):
@@ -275,6 +277,25 @@ def _replicated(obj: Object, old: Object | None) -> list[Cause]:
         causes.append(unsupported_value(field, template["spec"]["restartPolicy"], ("Always",)))
     causes += validate_labels(labels, "spec.template.labels")
     return causes + validate_pod_spec(template["spec"], "spec.template.spec")
+
+
+def _label_selector(selector: Object, field: str) -> list[Cause]:
+    causes = validate_labels(selector.get("matchLabels") or {}, f"{field}.matchLabels")
+    for index, expression in enumerate(selector.get("matchExpressions") or ()):
+        here = f"{field}.matchExpressions[{index}]"
+        operator, values = expression.get("operator", ""), expression.get("values") or ()
+        if operator in ("In", "NotIn"):
+            if not values:
+                why = "must be specified when `operator` is 'In' or 'NotIn'"
+                causes.append(required_value(f"{here}.values", why))
+        elif operator in ("Exists", "DoesNotExist"):
+            if values:
+                why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"
+                causes.append(errors.forbidden_value(f"{here}.values", why))
+        else:
+            causes.append(invalid_value(f"{here}.operator", operator, "not a valid selector operator"))
+        causes += _label_key(expression.get("key", ""), f"{here}.key")
+    return causes
 
 
 def _selects(selector: Object, labels: dict[str, str]) -> bool:
@@ -357,6 +378,28 @@ def _event(event: Object, old: Object | None) -> list[Cause]:
     return []
 
 
+def _node(node: Object, _old: Object | None) -> list[Cause]:
+    causes: list[Cause] = []
+    effects = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+    seen = []
+    for index, taint in enumerate((node.get("spec") or {}).get("taints") or ()):
+        field = f"spec.taints[{index}]"
+        key, effect = taint.get("key", ""), taint.get("effect", "")
+        causes += _label_key(key, f"{field}.key")
+        if not _LABEL_VALUE.match(taint.get("value", "")):
+            causes.append(invalid_value(f"{field}.value", taint["value"], _LABEL_VALUE_RULE))
+        if not effect:
+            causes.append(required_value(f"{field}.effect"))
+        elif effect not in effects:
+            causes.append(unsupported_value(f"{field}.effect", effect, effects))
+        if (key, effect) in seen:
+            cause = errors.duplicate_value(field, taint)
+            why = "taints must be unique by key and effect pair"
+            causes.append(Cause(cause.reason, f"{cause.message}: {why}", field))
+        seen.append((key, effect))
+    return causes
+
+
 def _at_least_zero(spec: Object, fields: tuple[str, ...]) -> list[Cause]:
     return [
         invalid_value(f"spec.{field}", spec[field], "must be greater than or equal to 0")
@@ -375,4 +418,5 @@ _RULES: dict[str, Callable[[Object, Object | None], list[Cause]]] = {
     "Secret": _data,
     "Lease": _lease,
     "Event": _event,
+    "Node": _node,
 }
