@@ -241,6 +241,9 @@ class Store:
                 merged.pop("status", None)
                 if "status" in old.object:
                     merged["status"] = old.object["status"]
+            if resource is NAMESPACES:
+                # What empties a namespace is not taken off by whoever writes the rest of it.
+                merged["spec"] = old.object.get("spec", {})
         # Somebody's change of a Deployment's annotations is a new generation; its controller's is not.
         told = resource is DEPLOYMENTS and not status
         told = told and (metadata.get("annotations") or {}) != (

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
+import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import httpx
 import pytest
+from hostile import KINDS, SPACE, Kind, Strike, generated, request, strike
 
+from nighttrain.providers.local.container_runner import BackOff
+from nighttrain.providers.local.janitor import marked_processes
 from nighttrain.providers.local.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-REQUESTS = 5000
+# Another seed makes other requests: NIGHTTRAIN_HOSTILE_SEED=7 ./run test ... -k strikes
+SEED = int(os.environ.get("NIGHTTRAIN_HOSTILE_SEED", "20261122"))
+REQUESTS, REQUESTS_AT_ANYTHING, STRIKES_AT_RUNNING = 5000, 2000, 500
 BATCH = 250
+# After so many strikes the honest objects are made again.
+PAUSE = 50
 # A request that takes longer than this hangs: the whole of them takes less than a minute.
 SECONDS = 10.0
 
@@ -76,424 +85,6 @@ class Sender:
         return status, body, b"connection: close" not in lines and len(body) == length
 
 
-def request(
-    token: str, method: str, target: str | bytes, body: bytes = b"", headers: dict[str, str] | None = None
-) -> bytes:
-    raw = target if isinstance(target, bytes) else target.encode("utf-8", "surrogateescape")
-    lines = [b"%s %s HTTP/1.1" % (method.encode(), raw), b"Host: 127.0.0.1"]
-    given = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", **(headers or {})}
-    lines += [f"{name}: {value}".encode("latin-1", "replace") for name, value in given.items()]
-    lines.append(b"Content-Length: %d" % len(body))
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
-
-
-NAMES = [
-    "ordinary",
-    "../../etc/passwd",
-    "..%2f..%2f..%2fetc%2fpasswd",
-    "%2e%2e/%2e%2e",
-    "a%00b",
-    "%00",
-    "%ff%fe",
-    "%",
-    "%zz",
-    "%25%32%66",
-    "A" * 300,
-    quote("ünïcode-名前"),
-    quote("'; DROP TABLE objects; --"),
-    "$(reboot)",
-    "{name}",
-    ".",
-    "..",
-    "-",
-    "name%0d%0aX-Injected:%20yes",
-    quote("\u202e\u0000\ufffe"),
-    "a;b=c",
-    "*",
-]
-PLACES = [
-    "/api/v1/namespaces/default/{plural}",
-    "/api/v1/namespaces/default/{plural}/{name}",
-    "/api/v1/namespaces/{name}/{plural}",
-    "/api/v1/namespaces/{name}",
-    "/api/v1/namespaces/default/{plural}/{name}/{name}",
-    "/api/v1/namespaces/default/{plural}/{name}/status",
-    "/api/v1/namespaces/default/pods/{name}/log",
-    "/api/v1/{plural}",
-    "/api/v1/nodes/{name}",
-    "/apis/{name}/v1/{plural}",
-    "/apis/batch/v1/namespaces/default/jobs/{name}",
-    "/apis/batch/v1/namespaces/default/jobs",
-    "/apis/apps/v1/namespaces/default/deployments",
-    "/apis/apps/v1/namespaces/default/deployments/{name}",
-    "/apis/apps/v1/namespaces/default/deployments/{name}/scale",
-    "/apis/apps/v1/namespaces/default/replicasets/{name}/scale",
-    "/apis/coordination.k8s.io/v1/namespaces/default/leases/{name}",
-    "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-    "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}",
-    "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
-    "/openapi/v3/apis/{name}/v1",
-    "/openapi/v2",
-    "/{name}",
-    "//{name}//",
-    "/api",
-    "/apis",
-    "/healthz/{name}",
-]
-PLURALS = [
-    "pods",
-    "configmaps",
-    "secrets",
-    "services",
-    "events",
-    "serviceaccounts",
-    "nodes",
-    "namespaces",
-    "x",
-]
-METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE", "PROPFIND", "BREW", "LINK"]
-TYPES = [
-    "application/json",
-    "application/json; charset=utf-16",
-    "application/yaml",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-    "application/json-patch+json",
-    "application/apply-patch+yaml",
-    "application/vnd.kubernetes.protobuf",
-    "application/cbor",
-    "application/x-www-form-urlencoded",
-    "multipart/form-data; boundary=x",
-    "text/html",
-    "",
-    ";;;",
-    "+json",
-]
-VALUES = [
-    "-1",
-    "0",
-    "1",
-    "99999999999999999999999999",
-    "1e9",
-    "NaN",
-    "true",
-    "",
-    "%00",
-    "%ff",
-    "a=b=c",
-    "a in (",
-    "a in (b,c),!d",
-    "metadata.name=",
-    "status.phase!=x,y",
-    "!",
-    "==",
-    "(" * 50,
-    "a," * 200,
-    "%C2%B2",
-    "%D9%A3",
-    "2026-99-99T00:00:00Z",
-    "yesterday",
-    "eyJ2IjoxfQ",
-    "All",
-    "Strict",
-    "Exact",
-    "NotOlderThan",
-    "Foreground",
-]
-KEYS = [
-    "limit",
-    "continue",
-    "resourceVersion",
-    "resourceVersionMatch",
-    "labelSelector",
-    "fieldSelector",
-    "timeoutSeconds",
-    "gracePeriodSeconds",
-    "propagationPolicy",
-    "orphanDependents",
-    "dryRun",
-    "fieldValidation",
-    "fieldManager",
-    "force",
-    "tailLines",
-    "limitBytes",
-    "sinceSeconds",
-    "sinceTime",
-    "container",
-    "previous",
-    "timestamps",
-    "includeObject",
-    "pretty",
-    "%00",
-]
-
-
-def scalars(chance: random.Random) -> Any:
-    return chance.choice(
-        (
-            None,
-            True,
-            False,
-            0,
-            -1,
-            1,
-            2**31,
-            2**63,
-            10**400,
-            1.5,
-            1e308,
-            "",
-            "x",
-            "\u0000",
-            "\ud800",
-            "a" * 1000,
-            "../..",
-            "1Gi",
-            "9" * 500 + "Gi",
-            "1e999999999",
-            "²",
-            "2026-01-01T00:00:00Z",
-            "0000-00-00T00:00:00Z",
-            "100%",
-            "((((a+)+)+)+)$",
-        )
-    )
-
-
-FIELDS = [
-    "metadata",
-    "spec",
-    "status",
-    "data",
-    "kind",
-    "apiVersion",
-    "name",
-    "namespace",
-    "generateName",
-    "labels",
-    "annotations",
-    "finalizers",
-    "ownerReferences",
-    "resourceVersion",
-    "uid",
-    "managedFields",
-    "containers",
-    "initContainers",
-    "template",
-    "selector",
-    "matchLabels",
-    "matchExpressions",
-    "replicas",
-    "completions",
-    "parallelism",
-    "backoffLimit",
-    "podFailurePolicy",
-    "ports",
-    "port",
-    "targetPort",
-    "clusterIP",
-    "image",
-    "command",
-    "env",
-    "valueFrom",
-    "resources",
-    "limits",
-    "requests",
-    "cpu",
-    "memory",
-    "volumes",
-    "volumeMounts",
-    "livenessProbe",
-    "httpGet",
-    "strategy",
-    "rollingUpdate",
-    "maxSurge",
-    "op",
-    "path",
-    "value",
-    "$patch",
-    "$setElementOrder/containers",
-    "$deleteFromPrimitiveList/finalizers",
-    "preconditions",
-    "gracePeriodSeconds",
-    "group",
-    "names",
-    "plural",
-    "versions",
-    "schema",
-    "openAPIV3Schema",
-    "properties",
-    "type",
-    "pattern",
-    "default",
-    "x-kubernetes-validations",
-    "rule",
-]
-
-
-def garbage(chance: random.Random, depth: int = 0) -> Any:
-    kind = chance.random()
-    if depth > 6 or kind < 0.3:
-        return scalars(chance)
-    if kind < 0.45:
-        return [garbage(chance, depth + 1) for _ in range(chance.randint(0, 3))]
-    return {chance.choice(FIELDS): garbage(chance, depth + 1) for _ in range(chance.randint(0, 5))}
-
-
-HONEST: list[dict[str, Any]] = [
-    {"metadata": {"name": "honest"}, "data": {"a": "b"}},
-    {
-        "metadata": {"name": "honest", "labels": {"a": "b"}},
-        "spec": {
-            "restartPolicy": "Never",
-            "containers": [
-                {
-                    "name": "main",
-                    "image": "trainer",
-                    "env": [{"name": "A", "value": "b"}],
-                    "ports": [{"containerPort": 80}],
-                    "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
-                    "livenessProbe": {"httpGet": {"path": "/", "port": 80}},
-                }
-            ],
-            "volumes": [{"name": "v", "emptyDir": {}}],
-        },
-    },
-    {
-        "metadata": {"name": "honest"},
-        "spec": {
-            "completions": 2,
-            "parallelism": 2,
-            "completionMode": "Indexed",
-            "podFailurePolicy": {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "A"}]}]},
-            "template": {
-                "spec": {"restartPolicy": "Never", "containers": [{"name": "main", "image": "trainer"}]}
-            },
-        },
-    },
-    {
-        "metadata": {"name": "honest"},
-        "spec": {
-            "replicas": 1,
-            "selector": {"matchLabels": {"a": "b"}},
-            "strategy": {"rollingUpdate": {"maxSurge": "25%"}},
-            "template": {
-                "metadata": {"labels": {"a": "b"}},
-                "spec": {"containers": [{"name": "main", "image": "trainer"}]},
-            },
-        },
-    },
-    {"metadata": {"name": "honest"}, "spec": {"selector": {"a": "b"}, "ports": [{"port": 80}]}},
-    {
-        "metadata": {"name": "things.example.com"},
-        "spec": {
-            "group": "example.com",
-            "scope": "Namespaced",
-            "names": {"plural": "things", "singular": "thing", "kind": "Thing"},
-            "versions": [
-                {
-                    "name": "v1",
-                    "served": True,
-                    "storage": True,
-                    "schema": {
-                        "openAPIV3Schema": {
-                            "type": "object",
-                            "properties": {
-                                "spec": {"type": "object", "properties": {"a": {"type": "string"}}}
-                            },
-                        }
-                    },
-                }
-            ],
-        },
-    },
-    {"spec": {"replicas": 3}},
-    {"spec": {"resourceAttributes": {"namespace": "default", "verb": "get"}}},
-]
-
-
-def spoiled(chance: random.Random) -> Any:
-    """An honest object with one value or name, somewhere, replaced."""
-    whole = json.loads(json.dumps(chance.choice(HONEST)))
-    at: Any = whole
-    while True:
-        key = chance.choice(list(at) if isinstance(at, dict) else range(len(at)))
-        if isinstance(at[key], dict | list) and at[key] and chance.random() < 0.8:
-            at = at[key]
-            continue
-        if isinstance(at, dict) and chance.random() < 0.2:
-            at[chance.choice(FIELDS)] = at.pop(key)
-        else:
-            at[key] = garbage(chance, 4)
-        return whole
-
-
-def body_of(chance: random.Random) -> bytes:
-    kind = chance.random()
-    if kind < 0.15:
-        return b""
-    if kind < 0.45:
-        return json.dumps(spoiled(chance)).encode()
-    if kind < 0.75:
-        return json.dumps(garbage(chance)).encode()
-    return chance.choice(
-        (
-            b"\xff\xfe\x00",
-            b'{"metadata": {"name": "\xc3\x28"}}',
-            b'{"metadata": {"name": "\\ud800"}}',
-            b'{"metadata": {"name": "twice"}, "metadata": {"name": "again"}}',
-            b'{"metadata": {"name": "nan"}, "spec": {"replicas": NaN}}',
-            b"{" * 50,
-            b"[" * 100_000,
-            b'{"a":' * 3_000 + b"1" + b"}" * 3_000,
-            b'{"spec":' * 500 + b"1" + b"}" * 500,
-            b"&a [*a, *a]",
-            b"!!python/object/apply:os.system ['true']",
-            b"a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: [*c,*c]\n",
-            b"null",
-            b"[]",
-            b'"text"',
-            b"0",
-            b"9" * 5_000,
-            b"\0" * 100,
-            b"- " * 2_000,
-            b'[{"op": "add", "path": "/metadata/labels/~2", "value": 1}]',
-            b'[{"op": "copy", "from": "", "path": "/a"}]',
-            b'[{"op": "test", "path": "/kind", "value": 3}]',
-            b'[{"op": "remove", "path": ""}]',
-            b'[{"path": "/metadata"}]',
-            b'[{"op": 3, "path": 4}]',
-        )
-    )
-
-
-def generated(chance: random.Random, token: str) -> tuple[bytes, str]:
-    """A request, and what to say of it when it fails."""
-    method = chance.choice(METHODS[:5]) if chance.random() < 0.9 else chance.choice(METHODS)
-    target = chance.choice(PLACES).replace("{plural}", chance.choice(PLURALS))
-    while "{name}" in target:
-        target = target.replace("{name}", chance.choice(NAMES).replace("{name}", "x"), 1)
-    pairs = [
-        f"{chance.choice(KEYS)}={quote(chance.choice(VALUES), '%=,')}" for _ in range(chance.randint(0, 3))
-    ]
-    if chance.random() < 0.1:
-        # A watch that would go on for ever is no hang; this one must end.
-        pairs += ["watch=true", "timeoutSeconds=1"] if chance.random() < 0.1 else []
-    target += "?" + "&".join(pairs) if pairs else ""
-    headers = {"Content-Type": chance.choice(TYPES) if chance.random() < 0.6 else "application/json"}
-    unusual = chance.random()
-    if unusual < 0.05:
-        headers |= {f"X-Many-{number}": "v" * 20 for number in range(200)}
-    elif unusual < 0.1:
-        headers["Accept"] = chance.choice(
-            ("application/json;as=Table;g=meta.k8s.io;v=v1", "text/*", ",,;;", "a" * 3000)
-        )
-    elif unusual < 0.12:
-        headers["Authorization"] = chance.choice(("Bearer", "Basic \xff", "Bearer \xfc", "", "x" * 4000))
-    body = body_of(chance)
-    return request(token, method, target, body, headers), f"{method} {target} {headers} {body[:300]!r}"
-
-
 def is_healthy(cluster: EmbeddedCluster) -> bool:
     headers = {"Authorization": f"Bearer {cluster.token}"}
     with httpx.Client(base_url=cluster.url, headers=headers, timeout=SECONDS) as http:
@@ -502,32 +93,143 @@ def is_healthy(cluster: EmbeddedCluster) -> bool:
         return made.status_code == 201 and http.get(f"{maps}/{made.json()['metadata']['name']}").is_success
 
 
-def test_five_thousand_generated_requests(victim: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:
-    chance = random.Random(20261122)
-    sender = Sender(victim)
-    statuses: dict[int, int] = {}
-    wrong: list[str] = []
-    for number in range(REQUESTS):
-        raw, told = generated(chance, victim.token)
+class Struck:
+    """Sends strikes, keeps the honest objects there, and notes what went wrong."""
+
+    def __init__(self, cluster: EmbeddedCluster, kinds: tuple[Kind, ...]) -> None:
+        self._token = cluster.token
+        self._sender = Sender(cluster)
+        self._kinds = kinds
+        self.done: Counter[tuple[str, str]] = Counter()
+        """Writes that succeeded, by method and kind."""
+        self.statuses: Counter[int] = Counter()
+        self.wrong: list[str] = []
+
+    def send(self, told: str, raw: bytes) -> tuple[int, bytes]:
         began = time.monotonic()
         try:
-            status, body = sender.send(raw)
+            status, body = self._sender.send(raw)
         except TimeoutError:
-            sender.close()
-            wrong.append(f"no answer: {told}")
-            continue
+            self._sender.close()
+            self.wrong.append(f"no answer: {told}")
+            return 0, b""
         took = time.monotonic() - began
-        statuses[status] = statuses.get(status, 0) + 1
+        self.statuses[status] += 1
         if not 200 <= status < 500 and status != 501:
-            wrong.append(f"{status} {body[:200]!r}: {told}")
+            self.wrong.append(f"{status} {body[:300]!r}: {told}")
         if took > SECONDS / 2:
-            wrong.append(f"{took:.1f} s: {told}")
+            self.wrong.append(f"{took:.1f} s: {told}")
+        return status, body
+
+    def strike(self, number: int, strike: Strike) -> None:
+        status, _ = self.send(f"{number}: {strike}", strike.raw(self._token))
+        if 200 <= status < 300:
+            self.done[strike.method, strike.kind.kind] += 1
+
+    def ask(self, method: str, target: str, body: Any = None, media: str = "application/json") -> int:
+        """An honest request; its status."""
+        told = f"honest {method} {target}"
+        raw = b"" if body is None else json.dumps(body).encode()
+        return self.send(told, request(self._token, method, target, raw, {"Content-Type": media}))[0]
+
+    def restore(self) -> None:
+        """Make the honest objects that are gone, free those that are held back, and look at all as tables."""
+        for kind in self._kinds:
+            if self.ask("GET", kind.place) == 200:
+                free = {"metadata": {"finalizers": None}}
+                self.ask("PATCH", kind.place, free, "application/merge-patch+json")
+            else:
+                self.ask("POST", kind.path, kind.object)
+            headers = {"Accept": "application/json;as=Table;g=meta.k8s.io;v=v1"}
+            self.send(f"table {kind.path}", request(self._token, "GET", kind.path, b"", headers))
+
+    def close(self) -> None:
+        self._sender.close()
+
+    def check(self, seed: int) -> None:
+        count = sum(self.statuses.values())
+        assert not self.wrong, f"{len(self.wrong)} of {count}, seed {seed}: " + "\n".join(self.wrong[:20])
+
+
+def strike_all(cluster: EmbeddedCluster, kinds: tuple[Kind, ...], seed: int, count: int) -> Struck:
+    chance = random.Random(seed)
+    struck = Struck(cluster, kinds)
+    struck.ask("POST", "/api/v1/namespaces", {"metadata": {"name": SPACE}})
+    for number in range(count):
+        if number % PAUSE == 0:
+            struck.restore()
+        struck.strike(number, strike(chance))
+        if number % BATCH == BATCH - 1:
+            assert is_healthy(cluster), f"seed {seed}, {number}"
+    struck.restore()
+    struck.close()
+    return struck
+
+
+def test_five_thousand_strikes_at_honest_objects(
+    victim: EmbeddedCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    struck = strike_all(victim, KINDS, SEED, REQUESTS)
+    struck.check(SEED)
+    assert "Traceback" not in caplog.text
+    # Most are refused for a reason; requests that all ended at the door would prove little.
+    for method, least in (("POST", 100), ("PUT", 100), ("PATCH", 300), ("DELETE", 100)):
+        found = {kind: count for (each, kind), count in struck.done.items() if each == method}
+        assert sum(found.values()) >= least, (method, found)
+        without = {kind.kind for kind in KINDS} - set(found)
+        assert not without, f"no {method} of {without} succeeded"
+    assert {200, 201, 400, 404, 405, 409, 415, 422} <= set(struck.statuses), struck.statuses
+
+
+def test_strikes_at_what_runs(caplog: pytest.LogCaptureFixture) -> None:
+    images = {"trainer": sys.executable}
+    with EmbeddedCluster(
+        images=images, back_off=BackOff(0.1, 0.5), job_back_off=BackOff(0.1, 0.5)
+    ) as cluster:
+        headers = {"Authorization": f"Bearer {cluster.token}"}
+        with httpx.Client(base_url=cluster.url, headers=headers, timeout=SECONDS) as http:
+            [node] = http.get("/api/v1/nodes").json()["items"]
+            cluster_id = node["status"]["nodeInfo"]["machineID"]
+            struck = strike_all(cluster, KINDS, SEED, STRIKES_AT_RUNNING)
+            struck.check(SEED)
+            assert sum(count for (method, _), count in struck.done.items() if method == "PATCH") >= 30
+            assert marked_processes(cluster_id), "nothing ran"
+            _delete_all(http)
+            _until(lambda: not marked_processes(cluster_id))
+    assert not marked_processes(cluster_id)
+    assert "Traceback" not in caplog.text
+
+
+def _delete_all(http: httpx.Client) -> None:
+    """Every object of the struck namespace, at once, whatever holds it back."""
+    merge = {"Content-Type": "application/merge-patch+json"}
+    spaced = [kind for kind in KINDS if f"/namespaces/{SPACE}/" in kind.path]
+    # Owners first: they would make new pods.
+    for kind in sorted(spaced, key=lambda kind: kind.kind == "Pod"):
+        for obj in http.get(kind.path).json().get("items", ()):
+            path = f"{kind.path}/{obj['metadata']['name']}"
+            http.patch(path, json={"metadata": {"finalizers": None}}, headers=merge)
+            http.request("DELETE", path, json={"gracePeriodSeconds": 0})
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_requests_at_anything(victim: EmbeddedCluster, caplog: pytest.LogCaptureFixture) -> None:
+    chance = random.Random(SEED)
+    struck = Struck(victim, ())
+    for number in range(REQUESTS_AT_ANYTHING):
+        raw, told = generated(chance, victim.token)
+        struck.send(f"{number}: {told}", raw)
         if number % BATCH == BATCH - 1:
             assert is_healthy(victim), told
-    sender.close()
-    assert not wrong, f"{len(wrong)} of {REQUESTS}: " + "\n".join(wrong[:20])
-    # Most are refused for a reason; a generator whose requests all ended at the door would prove little.
-    assert {200, 201, 400, 404, 405, 415, 422} <= set(statuses), statuses
+    struck.close()
+    struck.check(SEED)
+    assert {200, 201, 400, 404, 405, 415} <= set(struck.statuses), struck.statuses
     assert "Traceback" not in caplog.text
 
 

@@ -100,6 +100,57 @@ def test_merge_keys_of_a_taint(http: httpx.Client) -> None:
     assert answer.status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("taint", "message"),
+    [
+        ({"key": "a"}, "spec.taints[0].effect: Required value"),
+        (
+            {"key": "a", "effect": "Never"},
+            'spec.taints[0].effect: Unsupported value: "Never": supported values: "NoExecute", "NoSchedule", '
+            '"PreferNoSchedule"',
+        ),
+    ],
+)
+def test_a_taint_without_a_known_effect(http: httpx.Client, taint: dict[str, str], message: str) -> None:
+    body = {"metadata": {"name": "odd"}, "spec": {"taints": [taint]}}
+    refused(http.post("/api/v1/nodes", json=body), 422, f'Node "odd" is invalid: {message}')
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        (
+            {"key": "a", "operator": "In"},
+            "spec.selector.matchExpressions[0].values: Required value: must be specified when `operator` is "
+            "'In' or 'NotIn'",
+        ),
+        (
+            {"key": "a", "operator": "Is", "values": ["b"]},
+            'spec.selector.matchExpressions[0].operator: Invalid value: "Is": not a valid selector operator',
+        ),
+    ],
+)
+def test_a_selector_that_says_nothing(
+    http: httpx.Client, space: str, expression: dict[str, Any], message: str
+) -> None:
+    body = deployment(selector={"matchExpressions": [expression]})
+    refused(
+        http.post(f"{APPS}/{space}/deployments", json=body),
+        422,
+        f'Deployment.apps "odd" is invalid: {message}',
+    )
+    without_key = deployment(selector={"matchExpressions": [{"operator": "In", "values": ["b"]}]})
+    assert http.post(f"{APPS}/{space}/deployments", json=without_key).status_code == 422
+
+
+def test_a_replaced_namespace_is_emptied_all_the_same(http: httpx.Client, space: str) -> None:
+    made(http.post(f"{CORE}/{space}/configmaps", json={"metadata": {"name": "odd"}}))
+    path = f"{CORE}/{space}"
+    made(http.put(path, json={"metadata": {"name": space}}))
+    assert made(http.get(path))["spec"] == {"finalizers": ["kubernetes"]}
+    assert made(http.delete(path))["status"]["phase"] == "Terminating"
+
+
 def test_strategic_lists_for_what_is_no_list(http: httpx.Client, space: str) -> None:
     classes = "/apis/scheduling.k8s.io/v1/priorityclasses"
     made(http.post(classes, json={"metadata": {"name": "odd"}, "value": 5}))
