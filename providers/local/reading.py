@@ -129,9 +129,12 @@ def _render(
         head = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
         return encode({**head, "items": items})
     head = {"kind": resource.list_kind, "apiVersion": resource.api_version, "metadata": metadata}
-    # Items of a list do not repeat kind and apiVersion; what is left is the shared encoding.
-    prefix = encode({"kind": resource.kind, "apiVersion": resource.api_version})[:-1] + b","
-    items_json = [b"{" + record.encoded.removeprefix(prefix) for record in found]
+    if resource.custom is not None:
+        items_json = [record.encoded for record in found]
+    else:
+        # Items of a built-in kind do not repeat kind and apiVersion; what is left is the shared encoding.
+        prefix = encode({"kind": resource.kind, "apiVersion": resource.api_version})[:-1] + b","
+        items_json = [b"{" + record.encoded.removeprefix(prefix) for record in found]
     return encode(head)[:-1] + b',"items":[' + b",".join(items_json) + b"]}"
 
 
