@@ -186,5 +186,5 @@ def test_a_class_keeps_its_number(cluster: Cluster, make_class: Callable[..., st
 @pytest.mark.api
 def test_classes_of_the_system(space: Space) -> None:
     """Pod Priority and Preemption, PriorityClass: system-cluster-critical and system-node-critical."""
-    made = space.create("pods", idle("one", priorityClassName="system-cluster-critical"))
+    made = space.create("pods", idle("one", priorityClassName="system-cluster-critical"), dryRun="All")
     assert made["spec"]["priority"] == 2_000_000_000

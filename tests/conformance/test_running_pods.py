@@ -410,17 +410,6 @@ def test_a_pod_is_told_about_by_events(space: Space) -> None:
     assert event["involvedObject"]["fieldPath"] == "spec.containers{main}"
 
 
-def test_a_startup_probe_holds_the_others_back(space: Space) -> None:
-    """Configure Probes, startup probes: the other probes start once it has succeeded."""
-    script = "import os, sys; sys.exit(not os.path.exists('/tmp/conformance-' + os.environ['HOSTNAME']))"
-    probe = {"exec": {"command": ["python3", "-S", "-c", script]}, "periodSeconds": 1, "failureThreshold": 60}
-    never = {"exec": {"command": FAILS}, "periodSeconds": 1}
-    space.run("one", SLEEP, container={"startupProbe": probe, "livenessProbe": never})
-    pod = space.wait("pods", "one", running)
-    assert status_of(pod)["started"] is False
-    assert status_of(pod)["ready"] is False
-
-
 def test_a_readiness_probe_decides_who_is_ready(space: Space) -> None:
     """Configure Probes, readiness probes: not ready while it fails; never restarted for it."""
     probe = {"exec": {"command": FAILS}, "periodSeconds": 1}
