@@ -39,6 +39,8 @@ def check_quota(store: Store, resource: ResourceType, obj: Object) -> None:
     space = obj["metadata"].get("namespace", "default")
     for quota in store.list(RESOURCEQUOTAS, space)[0]:
         hard = quota.get("spec", {}).get("hard") or {}
+        if resource is PODS:
+            _check_says(obj, quota["metadata"]["name"], hard)
         asked = _of(resource, obj, hard)
         if not any(asked.values()):
             continue
@@ -54,6 +56,30 @@ def check_quota(store: Store, resource: ResourceType, obj: Object) -> None:
                 ",".join(f"{name}={hard[name]}" for name in over),
             )
             raise errors.forbidden(resource, obj["metadata"].get("name", ""), text)
+
+
+def _check_says(pod: Object, quota: str, hard: Iterable[str]) -> None:
+    """What a quota adds up, every container has to say.
+
+    :raises ApiError: 403
+    """
+    spec = pod["spec"]
+    silent: dict[str, list[str]] = {}
+    for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
+        resources = container.get("resources") or {}
+        for name in sorted(_AMOUNTS.keys() & set(hard)):
+            kind, what = _AMOUNTS[name]
+            if what not in _given(resources, kind):
+                silent.setdefault(name, []).append(container["name"])
+    if silent:
+        texts = (f"{name} for: {','.join(sorted(containers))}" for name, containers in sorted(silent.items()))
+        why = f"failed quota: {quota}: must specify {'; '.join(texts)}"
+        raise errors.forbidden(PODS, pod["metadata"].get("name", ""), why)
+
+
+def _given(resources: Object, kind: str) -> Object:
+    """Requests or limits; who gives a limit alone requests as much."""
+    return {**(resources.get("limits") or {}), **(resources.get(kind) or {})}
 
 
 def usage(store: Store, space: str, names: Iterable[str]) -> dict[str, Decimal]:
@@ -99,9 +125,7 @@ def _of(resource: ResourceType, obj: Object, names: Iterable[str]) -> dict[str, 
 def _amount(pod: Object, kind: str, name: str) -> Decimal:
     total = Decimal(0)
     for container in pod["spec"].get("containers") or []:
-        resources = container.get("resources") or {}
-        given = {**(resources.get("limits") or {}), **(resources.get(kind) or {})}
-        total += quantity(given.get(name, "0"))
+        total += quantity(_given(container.get("resources") or {}, kind).get(name, "0"))
     return total
 
 

@@ -83,6 +83,9 @@ def patch(store: Store, target: Target, content_type: str, change: Any, query: M
     if content_type.split(";")[0].strip() == APPLY_PATCH:
         return _apply(store, target, change, query)
     check_patch_type(content_type, custom=target.resource.custom is not None)
+    if "force" in query:
+        cause = errors.forbidden_value("force", "may not be specified for non-apply patch")
+        raise errors.invalid_options("PatchOptions", cause)
     current = store.get(target.resource, target.namespace, target.name)
     patched = apply_patch(content_type, current, change)
     obj, warnings = _decoded(target.resource, patched, query)
@@ -93,9 +96,8 @@ def patch(store: Store, target: Target, content_type: str, change: Any, query: M
 def _apply(store: Store, target: Target, wanted: Any, query: Mapping[str, str]) -> Written:
     manager = query.get("fieldManager", "")
     if not manager:
-        why = "fieldManager: Required value: is required for apply patch"
-        message = f'PatchOptions.meta.k8s.io "" is invalid: {why}'
-        raise errors.ApiError(422, "Invalid", message, {"group": "meta.k8s.io", "kind": "PatchOptions"})
+        cause = errors.required_value("fieldManager", "is required for apply patch")
+        raise errors.invalid_options("PatchOptions", cause)
     resource = target.resource
     given = wanted.get("metadata") if isinstance(wanted, dict) else None
     if isinstance(given, dict) and given.get("managedFields"):
