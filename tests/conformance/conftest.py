@@ -34,9 +34,13 @@ def kubeconfig(request: pytest.FixtureRequest) -> Iterator[Path]:
     if given:
         yield Path(given)
         return
+    from nighttrain.providers.local.container_runner import BackOff
     from nighttrain.providers.local.server import EmbeddedCluster
 
-    with EmbeddedCluster(images={EMBEDDED_IMAGE.split(":")[0]: sys.executable}) as embedded:
+    # A Job's pause after a failed pod is ten seconds on a real cluster, and nobody's behaviour here.
+    pauses = BackOff(first=1.0, longest=10.0)
+    images = {EMBEDDED_IMAGE.split(":")[0]: sys.executable}
+    with EmbeddedCluster(images=images, job_back_off=pauses) as embedded:
         yield embedded.kubeconfig
 
 
