@@ -126,6 +126,9 @@ def test_an_evicted_pod_of_a_job_need_not_count(space: Space) -> None:
     assert not condition(job, "Failed")
 
 
+# A Job waits for ten seconds after it has lost a pod: who replaces it before its end has done so by then.
+BEYOND_THE_PAUSE = 18
+
 # Hears nothing, so that its grace period passes.
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
 
@@ -142,7 +145,7 @@ def delete_deaf(space: Space, grace: int, **spec: Any) -> Object:
 
 def test_a_pod_is_replaced_after_it_has_ended(space: Space) -> None:
     """Jobs, Delayed creation of replacement pods: podReplacementPolicy Failed."""
-    first = delete_deaf(space, 4, podReplacementPolicy="Failed")
+    first = delete_deaf(space, BEYOND_THE_PAUSE, podReplacementPolicy="Failed")
     space.wait("jobs", "one", lambda job: job["status"].get("terminating") == 1)
     last = states_at_the_second(space, first)
     assert last["status"]["phase"] == "Failed"
@@ -150,8 +153,7 @@ def test_a_pod_is_replaced_after_it_has_ended(space: Space) -> None:
 
 def test_a_pod_is_replaced_as_soon_as_it_ends(space: Space) -> None:
     """Jobs, Delayed creation of replacement pods: by default as soon as they are terminating."""
-    # Longer than the pause that a Job makes after a pod it has lost.
-    first = delete_deaf(space, 40)
+    first = delete_deaf(space, 2 * BEYOND_THE_PAUSE)
     try:
         last = states_at_the_second(space, first)
         assert "deletionTimestamp" in last["metadata"]
