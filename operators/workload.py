@@ -303,7 +303,7 @@ class WorkloadOperator(BaseOperator):
                 started = self._start(tracked)
                 self._remember(context, started, prepared.facts)
             if self.deferrable:
-                self._defer(started)
+                self._defer(started, tracked)
             with failing_clearly():
                 outcome = run_sync(self._follow(tracked, started, context["ti"]))
                 try:
@@ -408,7 +408,7 @@ class WorkloadOperator(BaseOperator):
         given["pod_security"] = self.pod_security or cluster.pod_security
         return with_env(WorkloadSpec(**given), environment)
 
-    def _defer(self, started: StartedWorkload) -> None:
+    def _defer(self, started: StartedWorkload, tracked: TrackedWorkload) -> None:
         from nighttrain.sensors.triggers import WorkloadTrigger
 
         self.defer(
@@ -421,6 +421,7 @@ class WorkloadOperator(BaseOperator):
                 get_logs=self.get_logs,
                 mlflow_conn_id=self.mlflow_conn_id,
                 run=started.run_ids(),
+                unknown_run=None if started.run_id else tracked.described_run(),
             ),
             method_name="execute_complete",
             timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,

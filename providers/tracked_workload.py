@@ -112,6 +112,12 @@ class TrackedWorkload:
     adopts_earlier_epochs: bool = False
     kind: str = "Job"
 
+    def described_run(self) -> dict[str, Any]:
+        """What finds this task's run again while nobody knows its id."""
+        from nighttrain.providers.tracking.killed_runs import described
+
+        return described(self.experiment_name, self.run_name, self.run_key)
+
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
 

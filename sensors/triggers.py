@@ -87,6 +87,7 @@ class WorkloadTrigger(BaseTrigger):
         cancel_on_kill: bool = True,
         mlflow_conn_id: str | None = None,
         run: dict[str, str] | None = None,
+        unknown_run: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kubernetes_conn_id = kubernetes_conn_id
@@ -98,6 +99,7 @@ class WorkloadTrigger(BaseTrigger):
         self.cancel_on_kill = cancel_on_kill
         self.mlflow_conn_id = mlflow_conn_id
         self.run_ids = run or {}
+        self.unknown_run = unknown_run
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -112,6 +114,7 @@ class WorkloadTrigger(BaseTrigger):
                 "cancel_on_kill": self.cancel_on_kill,
                 "mlflow_conn_id": self.mlflow_conn_id,
                 "run": self.run_ids,
+                "unknown_run": self.unknown_run,
             },
         )
 
@@ -180,17 +183,21 @@ class WorkloadTrigger(BaseTrigger):
         await self._close_run()
 
     async def _close_run(self) -> None:
-        if self.mlflow_conn_id is None or not self.run_ids:
+        if self.mlflow_conn_id is None or not (self.run_ids or self.unknown_run):
             return
         from nighttrain.providers.tracking.client import MLflowClient
+        from nighttrain.providers.tracking.killed_runs import close_killed
         from nighttrain.providers.tracking.runs import RunStatus, RunTree
 
         mlflow = await aget_mlflow(self.mlflow_conn_id)
         try:
             async with MLflowClient(mlflow.config) as client:
                 tree = RunTree(client)
-                await tree.close(self.run_ids["run_id"], RunStatus.KILLED)
-                await tree.settle_parent(self.run_ids["parent_run_id"])
+                if self.run_ids:
+                    await tree.close(self.run_ids["run_id"], RunStatus.KILLED)
+                    await tree.settle_parent(self.run_ids["parent_run_id"])
+                elif self.unknown_run:
+                    await close_killed(tree, self.unknown_run)
         except TrackingError as error:
             self.log.warning("The workload is removed; its run could not be closed: %s", error)
 

@@ -63,6 +63,8 @@ class Admission:
             admit_definition(new, old)
         if resource.custom is None:
             apply_defaults(resource, new, old)
+        if resource is PODS and old is None:
+            _check_runtime_class(new)
         validate(resource, new, old)
         if resource is JOBS and old is None:
             label_job(new)
@@ -105,6 +107,14 @@ class Admission:
         else:
             spec["clusterIP"] = self._addresses.take()
         spec["clusterIPs"] = [spec["clusterIP"]]
+
+
+def _check_runtime_class(pod: Object) -> None:
+    """There are no RuntimeClasses here, so none is found."""
+    name = pod["spec"].get("runtimeClassName")
+    if name:
+        why = f'pod rejected: RuntimeClass "{name}" not found'
+        raise errors.forbidden(PODS, pod["metadata"].get("name", ""), why)
 
 
 def _cannot_have(asked: str, addresses: Addresses) -> str:

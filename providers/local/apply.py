@@ -24,6 +24,9 @@ Path: TypeAlias = tuple[str, ...]
 Fields: TypeAlias = set[Path]
 
 BEFORE = "before-first-apply"
+CLIENT_SIDE = "kubectl-client-side-apply"
+# Who may take over what was applied on the client's side, without a conflict.
+_SUCCESSOR = "kubectl"
 
 # Lists of the core kinds that are merged item by item: the type and the field, or the field alone.
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -217,6 +220,10 @@ def value_at(shape: Shape, value: Any, path: Path) -> Any:
     return value
 
 
+def has_at(shape: Shape, value: Any, path: Path) -> bool:
+    return value_at(shape, value, path) is not _ABSENT
+
+
 def remove(shape: Shape, value: Any, path: Path) -> None:
     """Take the field out of ``value``, in place, and containers that have become empty with it."""
     step, rest = path[0], path[1:]
@@ -240,6 +247,8 @@ def remove(shape: Shape, value: Any, path: Path) -> None:
 
 # Managers
 
+_SCALARS = (str, int, float)
+
 
 @dataclass(slots=True)
 class Entry:
@@ -261,6 +270,17 @@ class Entry:
             _paths(stored.get("fieldsV1") or {}),
             stored.get("time", ""),
             stored.get("subresource", ""),
+        )
+
+    def is_valid(self) -> bool:
+        """Whether each step of its paths has one of their forms.
+
+        :raises ValueError: a key in a path is not JSON
+        """
+        return all(
+            step.startswith("f:") or isinstance(json.loads(step[2:]), dict if step[:2] == "k:" else _SCALARS)
+            for path in self.fields
+            for step in path
         )
 
     def to_dict(self) -> Object:
@@ -311,6 +331,16 @@ def entries_of(obj: Object) -> list[Entry]:
     return [Entry.read(each) for each in obj["metadata"].get("managedFields") or ()]
 
 
+def _entries_given(obj: Object) -> list[Entry]:
+    """The managers that a client sent with an object; empty if they cannot be read."""
+    try:
+        found = entries_of(obj)
+        valid = all(each.is_valid() for each in found)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
+    return found if valid else []
+
+
 def apply(
     resource: ResourceType,
     live: Object | None,
@@ -320,11 +350,13 @@ def apply(
     force: bool,
     now: str,
     subresource: str = "",
+    client_side: Fields | None = None,
 ) -> Object:
     """The object after an apply, with its managers; still to be stored.
 
     :param live: the object as it is, or None
     :param wanted: what the manager sent, without defaults
+    :param client_side: the fields that ``kubectl apply`` without ``--server-side`` put there
     :raises ApiError: 409 when another manager owns a field with another value, and not ``force``
     """
     shape = root_shape(resource)
@@ -334,11 +366,8 @@ def apply(
         new = copy_object(wanted)
         new["metadata"]["managedFields"] = [own.to_dict()]
         return dict(new)
-    entries = entries_of(live)
-    if not entries:
-        created = live["metadata"]["creationTimestamp"]
-        everything = owned(resource, live)
-        entries = [Entry(BEFORE, "Update", resource.api_version, everything, created)]
+    client_side = client_side or set()
+    entries = entries_of(live) or _first_entries(resource, live, client_side)
     previous = next((each for each in entries if _same(each, own)), None)
     others = [each for each in entries if each is not previous]
     part = wanted if subresource != "status" else {"status": wanted.get("status", {})}
@@ -352,8 +381,9 @@ def apply(
         # That an item is in a list is nobody's alone.
         if not path[-1].startswith("k:") and value_at(shape, merged, path) != value_at(shape, live, path)
     ]
-    if clashes and not force:
-        raise _conflict(clashes)
+    barred = [each for each in clashes if manager != _SUCCESSOR or each[1] not in client_side]
+    if barred and not force:
+        raise _conflict(barred)
     for each, path in clashes:
         each.fields.discard(path)
     if previous is not None:
@@ -363,6 +393,14 @@ def apply(
     kept = [each for each in entries if each is not previous and each.fields]
     merged["metadata"]["managedFields"] = [each.to_dict() for each in [*kept, own]]
     return dict(merged)
+
+
+def _first_entries(resource: ResourceType, live: Object, client_side: Fields) -> list[Entry]:
+    created = live["metadata"]["creationTimestamp"]
+    everything = owned(resource, live)
+    before = Entry(BEFORE, "Update", resource.api_version, everything - client_side, created)
+    applied = Entry(CLIENT_SIDE, "Update", resource.api_version, everything & client_side, created)
+    return [each for each in (applied, before) if each.fields]
 
 
 def _same(one: Entry, other: Entry) -> bool:
@@ -422,10 +460,12 @@ def shown(path: Path) -> str:
 
 
 def carry_over(resource: ResourceType, live: Object, new: Object, *, manager: str, now: str) -> None:
-    """After another kind of write: whoever changed a field owns it now. Sets the managers of ``new``."""
+    """After another kind of write: whoever changed a field owns it now. Sets the managers of ``new``, from
+    those it came with: that is how a client gives fields to somebody else."""
     entries = entries_of(live)
     if not entries:
         return
+    entries = _entries_given(new) or entries
     shape = root_shape(resource)
     after = owned(resource, new)
     changed = {path for path in after if value_at(shape, new, path) != value_at(shape, live, path)}

@@ -22,9 +22,8 @@ from nighttrain.providers.local.podstatus import Container, Role, waiting
 from nighttrain.providers.local.probes import (
     ProbeFailedError,
     ProbeTarget,
-    http_get,
     keep_probing,
-    run_command,
+    run_hook,
 )
 from nighttrain.providers.local.processes import (
     ContainerLog,
@@ -39,6 +38,7 @@ from nighttrain.providers.local.store import Object, Store, timestamp
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
 
+    from nighttrain.providers.local.claims import ClaimFolders
     from nighttrain.providers.local.events import EventRecorder
     from nighttrain.providers.local.memory import MemoryLimits
     from nighttrain.providers.local.mounts import MountNamespaces
@@ -96,6 +96,7 @@ class Node:
     :param configuration_changed: resolves when a ConfigMap or Secret changes; replaced each time
     :param namespaces: starts containers in mount namespaces of their own, if this machine allows it
     :param memory: enforces memory limits
+    :param claims: where PersistentVolumeClaims have their data
     """
 
     store: Store
@@ -111,6 +112,7 @@ class Node:
     configuration_changed: asyncio.Event
     namespaces: MountNamespaces
     memory: MemoryLimits
+    claims: ClaimFolders
     # Whether the control plane is heard and hears; cleared while the node is lost.
     reachable: asyncio.Event = field(default_factory=_set_event)
 
@@ -153,6 +155,8 @@ class ContainerRunner:
             image = await self._image()
             env = await self._environment(image)
             process = await self._begin(image, env)
+            if process is not None:
+                await self._post_start()
             self._context.publish()
             if process is not None:
                 self._begin_probes()
@@ -465,12 +469,31 @@ class ContainerRunner:
                     "Killing", f"Container {self._container.name} failed {word} probe, will be restarted"
                 )
                 process = self._container.process
-                seconds = float(self._context.pod["spec"].get("terminationGracePeriodSeconds", 30))
                 if process is not None:
-                    self._background(_stop(process, seconds))
+                    self._background(_stop(process, self._grace_seconds()))
             return over
 
         return failed
+
+    async def _post_start(self) -> None:
+        """The container does not count as running before its hook is done, and ends if that fails."""
+        container = self._container
+        hook = (container.spec.get("lifecycle") or {}).get("postStart")
+        if not hook or self._target is None:
+            return
+        begun = container.state, container.started, container.ready
+        container.state, container.started, container.ready = waiting("ContainerCreating"), False, False
+        failed = False
+        try:
+            await run_hook(hook, self._target, self._node.sleep)
+        except ProbeFailedError:
+            failed = True
+        container.state, container.started, container.ready = begun
+        if failed:
+            # The kubelet does not say why: the output may be secret.
+            self._warn("FailedPostStartHook", "PostStartHook failed")
+            self._tell("Killing", "FailedPostStartHook")
+            await self.stop(self._grace_seconds())
 
     async def _pre_stop(self, seconds: float) -> None:
         hook = (self._container.spec.get("lifecycle") or {}).get("preStop")
@@ -478,14 +501,12 @@ class ContainerRunner:
             return
         try:
             async with asyncio.timeout(seconds):
-                if "exec" in hook:
-                    await run_command(hook["exec"].get("command") or [], self._target)
-                elif "httpGet" in hook:
-                    await http_get(hook["httpGet"], self._target)
-                elif "sleep" in hook:
-                    await self._node.sleep(float(hook["sleep"]["seconds"]))
+                await run_hook(hook, self._target, self._node.sleep)
         except (ProbeFailedError, TimeoutError) as error:
             self._warn("FailedPreStopHook", f"PreStopHook failed: {error}")
+
+    def _grace_seconds(self) -> float:
+        return float(self._context.pod["spec"].get("terminationGracePeriodSeconds", 30))
 
     # Telling
 

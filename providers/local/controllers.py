@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.local.claim_controller import ClaimController
 from nighttrain.providers.local.container_runner import BackOff
 from nighttrain.providers.local.deployment_controller import DeploymentController
 from nighttrain.providers.local.endpoints_controller import EndpointsController
@@ -19,6 +20,7 @@ from nighttrain.providers.local.taints import TaintController
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from nighttrain.providers.local.claims import ClaimFolders
     from nighttrain.providers.local.network import ClusterNetwork
     from nighttrain.providers.local.store import Store
 
@@ -27,7 +29,7 @@ JOB_BACK_OFF = BackOff(first=10.0, longest=600.0)
 
 
 class Controllers:
-    """Jobs, ReplicaSets, Deployments, Services and garbage collection.
+    """Jobs, ReplicaSets, Deployments, Services, claims and garbage collection.
 
     The time is the store's clock; ``sleep`` waits for what comes later (deadlines, pauses, TTLs).
     """
@@ -36,11 +38,12 @@ class Controllers:
         self,
         store: Store,
         network: ClusterNetwork,
+        claims: ClaimFolders,
         *,
         job_back_off: BackOff = JOB_BACK_OFF,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        # Events and leases own nothing and belong to nobody: watching them would only cost time.
+        # Events and leases own nothing, and but for the node's Lease nobody owns them: no need to watch.
         watched = tuple(resource for resource in BUILT_IN if resource not in (EVENTS, LEASES))
         self._loop = ReconcileLoop(store, watched, sleep)
         for controller in (
@@ -50,6 +53,7 @@ class Controllers:
             EndpointsController(self._loop, network),
             TaintController(self._loop),
             QuotaController(self._loop),
+            ClaimController(self._loop, claims),
             GarbageCollector(self._loop, BUILT_IN),
         ):
             self._loop.add(controller)

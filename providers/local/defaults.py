@@ -6,6 +6,8 @@ import base64
 import re
 from typing import TYPE_CHECKING, Any
 
+from nighttrain.providers.local.claims import default_claim
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,6 +19,15 @@ Object = dict[str, Any]
 NODE_LOST_SECONDS = 300
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 _FILE_MODE = 0o644
+
+# As the API server marks a new pod that the scheduler must not look at yet.
+_GATED = {
+    "type": "PodScheduled",
+    "status": "False",
+    "lastProbeTime": None,
+    "reason": "SchedulingGated",
+    "message": "Scheduling is blocked due to non-empty scheduling gates",
+}
 
 
 def apply_defaults(resource: ResourceType, new: Object, old: Object | None) -> None:
@@ -33,24 +44,30 @@ def pod_spec(spec: Object) -> None:
             _container(container)
     for volume in spec.get("volumes") or ():
         _volume(volume)
-    spec.setdefault("restartPolicy", "Always")
+    _fill(spec, "restartPolicy", "Always")
     spec.setdefault("terminationGracePeriodSeconds", 30)
-    spec.setdefault("dnsPolicy", "ClusterFirst")
+    _fill(spec, "dnsPolicy", "ClusterFirst")
     if spec.get("serviceAccountName"):
         spec.setdefault("serviceAccount", spec["serviceAccountName"])
     elif spec.get("serviceAccount"):
         spec["serviceAccountName"] = spec["serviceAccount"]
     spec.setdefault("securityContext", {})
-    spec.setdefault("schedulerName", "default-scheduler")
+    _fill(spec, "schedulerName", "default-scheduler")
+
+
+def _fill(obj: Object, key: str, text: str) -> None:
+    """A field that is empty is as one that is not there."""
+    if not obj.get(key):
+        obj[key] = text
 
 
 def _container(container: Object) -> None:
     for port in container.get("ports") or ():
-        port.setdefault("protocol", "TCP")
+        _fill(port, "protocol", "TCP")
     for variable in container.get("env") or ():
         reference = (variable.get("valueFrom") or {}).get("fieldRef")
         if reference is not None:
-            reference.setdefault("apiVersion", "v1")
+            _fill(reference, "apiVersion", "v1")
     resources = container.setdefault("resources", {})
     for name, quantity in (resources.get("limits") or {}).items():
         resources.setdefault("requests", {}).setdefault(name, quantity)
@@ -60,9 +77,9 @@ def _container(container: Object) -> None:
     for hook in (container.get("lifecycle") or {}).values():
         if isinstance(hook, dict) and hook.get("httpGet"):
             _http_get(hook["httpGet"])
-    container.setdefault("terminationMessagePath", "/dev/termination-log")
-    container.setdefault("terminationMessagePolicy", "File")
-    container.setdefault("imagePullPolicy", _pull_policy(container.get("image", "")))
+    _fill(container, "terminationMessagePath", "/dev/termination-log")
+    _fill(container, "terminationMessagePolicy", "File")
+    _fill(container, "imagePullPolicy", _pull_policy(container.get("image", "")))
 
 
 def _pull_policy(image: str) -> str:
@@ -89,8 +106,8 @@ def _probe(probe: Object) -> None:
 
 
 def _http_get(action: Object) -> None:
-    action.setdefault("path", "/")
-    action.setdefault("scheme", "HTTP")
+    _fill(action, "path", "/")
+    _fill(action, "scheme", "HTTP")
 
 
 def _volume(volume: Object) -> None:
@@ -116,6 +133,8 @@ def tolerate_lost_node(spec: Object, seconds: int) -> None:
 def _pod(pod: Object, old: Object | None) -> None:
     spec = pod.setdefault("spec", {})
     pod_spec(spec)
+    if spec.get("hostNetwork"):
+        _host_ports(spec)
     if old is None:
         spec.setdefault("serviceAccountName", "default")
         spec.setdefault("serviceAccount", spec["serviceAccountName"])
@@ -126,6 +145,18 @@ def _pod(pod: Object, old: Object | None) -> None:
         status = pod.setdefault("status", {})
         status.setdefault("phase", "Pending")
         status.setdefault("qosClass", quality_of_service(spec))
+        if spec.get("schedulingGates"):
+            gated = {**_GATED, "lastTransitionTime": pod["metadata"].get("creationTimestamp")}
+            status.setdefault("conditions", [gated])
+
+
+def _host_ports(spec: Object) -> None:
+    """In the network of the host a container's ports are the host's."""
+    for key in ("initContainers", "containers"):
+        for container in spec.get(key) or ():
+            for port in container.get("ports") or ():
+                if not port.get("hostPort") and "containerPort" in port:
+                    port["hostPort"] = port["containerPort"]
 
 
 def quality_of_service(spec: Object) -> str:
@@ -191,7 +222,7 @@ def _deployment(deployment: Object, old: Object | None) -> None:
     spec = deployment.setdefault("spec", {})
     spec.setdefault("replicas", 1)
     strategy = spec.setdefault("strategy", {})
-    strategy.setdefault("type", "RollingUpdate")
+    _fill(strategy, "type", "RollingUpdate")
     if strategy["type"] == "RollingUpdate":
         rolling = strategy.setdefault("rollingUpdate", {})
         rolling.setdefault("maxUnavailable", "25%")
@@ -213,11 +244,12 @@ def _replicaset(replicaset: Object, old: Object | None) -> None:
 
 def _service(service: Object, old: Object | None) -> None:
     spec = service.setdefault("spec", {})
-    spec.setdefault("type", "ClusterIP")
-    spec.setdefault("sessionAffinity", "None")
+    _fill(spec, "type", "ClusterIP")
+    _fill(spec, "sessionAffinity", "None")
     for port in spec.get("ports") or ():
-        port.setdefault("protocol", "TCP")
-        port.setdefault("targetPort", port.get("port"))
+        _fill(port, "protocol", "TCP")
+        if not port.get("targetPort"):
+            port["targetPort"] = port.get("port")
     if spec["type"] != "ExternalName":
         spec.setdefault("ipFamilies", ["IPv4"])
         spec.setdefault("ipFamilyPolicy", "SingleStack")
@@ -233,7 +265,7 @@ def _service(service: Object, old: Object | None) -> None:
 
 
 def _secret(secret: Object, old: Object | None) -> None:
-    secret.setdefault("type", old["type"] if old else "Opaque")
+    _fill(secret, "type", old["type"] if old else "Opaque")
     plain = secret.pop("stringData", None) or {}
     for key, text in plain.items():
         secret.setdefault("data", {})[key] = base64.b64encode(text.encode()).decode()
@@ -250,7 +282,7 @@ def _namespace(namespace: Object, old: Object | None) -> None:
 def _endpointslice(piece: Object, _old: Object | None) -> None:
     for port in piece.get("ports") or ():
         port.setdefault("name", "")
-        port.setdefault("protocol", "TCP")
+        _fill(port, "protocol", "TCP")
 
 
 def _node(node: Object, old: Object | None) -> None:
@@ -269,4 +301,5 @@ _BY_KIND: dict[str, Callable[[Object, Object | None], None]] = {
     "Namespace": _namespace,
     "EndpointSlice": _endpointslice,
     "Node": _node,
+    "PersistentVolumeClaim": default_claim,
 }

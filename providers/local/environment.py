@@ -94,7 +94,8 @@ class Environment:
         return {**base, **env}
 
     def command(self, env: Mapping[str, str]) -> list[str]:
-        """The whole argument list. An image of the embedded cluster has no entry point but its python."""
+        """The whole argument list. As the official images of Python, an image here has no entry point, only
+        the command ``python``: arguments alone take its place."""
         own = {item["name"] for item in self._container.get("env") or []}
         own |= {name for source in self._container.get("envFrom") or [] for name in self._from_source(source)}
 
@@ -103,7 +104,7 @@ class Environment:
 
         command = [expand(part, known) for part in self._container.get("command") or []]
         arguments = [expand(part, known) for part in self._container.get("args") or []]
-        return [*(command or ["python"]), *arguments]
+        return [*command, *arguments] or ["python"]
 
     def _value(self, item: Object, env: Mapping[str, str]) -> str | None:
         source = item.get("valueFrom")

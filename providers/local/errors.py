@@ -37,7 +37,8 @@ def required_value(field: str, why: str = "") -> Cause:
 
 
 def unsupported_value(field: str, value: object, allowed: tuple[str, ...]) -> Cause:
-    choices = ", ".join(f'"{choice}"' for choice in sorted(allowed))
+    """:param allowed: in the order in which the API names them"""
+    choices = ", ".join(f'"{choice}"' for choice in allowed)
     message = f"Unsupported value: {_shown(value)}: supported values: {choices}"
     return Cause("FieldValueNotSupported", message, field)
 
@@ -68,6 +69,7 @@ class ApiError(Exception):
         message: str,
         details: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
+        metadata: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -75,13 +77,14 @@ class ApiError(Exception):
         self.message = message
         self.details = details
         self.headers = headers or {}
+        self.metadata = metadata or {}
 
     def status(self) -> dict[str, Any]:
         """The ``Status`` object."""
         body: dict[str, Any] = {
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": {},
+            "metadata": self.metadata,
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,
@@ -158,6 +161,26 @@ def forbidden(resource: ResourceType, name: str, why: str) -> ApiError:
 
 def expired(since: int, oldest: int) -> ApiError:
     return ApiError(410, "Expired", f"too old resource version: {since} ({oldest})")
+
+
+def expired_list() -> ApiError:
+    """A list at a version that is not kept any more."""
+    return ApiError(410, "Expired", "The resourceVersion for the provided list is too old.")
+
+
+def expired_token(token: str) -> ApiError:
+    """A page of a list whose version is not kept any more.
+
+    :param token: continues behind the same object, with the objects as they are now
+    """
+    message = (
+        "The provided continue parameter is too old to display a consistent list result. You can start a new "
+        "list without the continue parameter, or use the continue token in this response to retrieve the "
+        "remainder of the results. Continuing with the provided token results in an inconsistent list - "
+        "objects that were created, modified, or deleted between the time the first chunk was returned and "
+        "now may show up in the list."
+    )
+    return ApiError(410, "Expired", message, metadata={"continue": token})
 
 
 def from_the_future(revision: int, current: int) -> ApiError:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
 
+# What ``managedBy`` says of a Job that is this controller's.
+_NAME = "kubernetes.io/job-controller"
+
 _REACHED = ("CompletionsReached", "Reached expected number of succeeded pods")
 _LIMIT = ("BackoffLimitExceeded", "Job has reached the specified backoff limit")
 _LATE = ("DeadlineExceeded", "Job was active longer than specified deadline")
@@ -75,6 +78,11 @@ class JobController(Controller):
         pods = self.owned(job, PODS)
         # What is found out goes into a draft: a Job's status is written in two steps, not field by field.
         job = {**job, "status": copy_object(job.get("status") or {})}
+        if job["spec"].get("managedBy", _NAME) != _NAME:
+            # Another controller's Job; only the time after its end is kept here.
+            if (finished := _finished_at(job)) is not None:
+                self._expire(job, finished)
+            return
         if "deletionTimestamp" in job["metadata"]:
             for pod in pods:
                 self._release(pod)
@@ -382,6 +390,9 @@ class JobController(Controller):
         for pod in pods:
             self._release(pod)
         self._delete_active(job, pods)
+        self._expire(job, finished)
+
+    def _expire(self, job: Object, finished: datetime) -> None:
         seconds = job["spec"].get("ttlSecondsAfterFinished")
         if seconds is None:
             return

@@ -80,10 +80,14 @@ def verdict(job: Object, pods: list[Object]) -> tuple[str, tuple[str, str]] | No
             "MaxFailedIndexesExceeded",
             "Job has exceeded the specified maximal number of failed indexes",
         )
-    if len([index for index in done if index < wanted]) >= wanted:
-        return "SuccessCriteriaMet", ("CompletionsReached", "Reached expected number of succeeded pods")
+    done = {index for index in done if index < wanted}
     if lost and len(done | lost) >= wanted:
         return "FailureTarget", ("FailedIndexes", "Job has failed indexes")
+    rule = job_policy.success_rule(job, done)
+    if rule is not None:
+        return "SuccessCriteriaMet", ("SuccessPolicy", f"Matched rules at index {rule}")
+    if len(done) >= wanted:
+        return "SuccessCriteriaMet", ("CompletionsReached", "Reached expected number of succeeded pods")
     return None
 
 

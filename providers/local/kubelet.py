@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local import logs
+from nighttrain.providers.local import heartbeat, logs
+from nighttrain.providers.local.claims import ClaimFolders
 from nighttrain.providers.local.container_runner import BackOff, Node
 from nighttrain.providers.local.environment import host_resources
 from nighttrain.providers.local.errors import ApiError
@@ -22,7 +23,14 @@ from nighttrain.providers.local.memory import MemoryLimits
 from nighttrain.providers.local.mounts import MountNamespaces, Namespaces
 from nighttrain.providers.local.node_lifecycle import mark_lost, mark_returned
 from nighttrain.providers.local.pod_worker import PodWorker
-from nighttrain.providers.local.resources import CONFIGMAPS, NODES, PODS, SECRETS, ResourceType
+from nighttrain.providers.local.resources import (
+    CONFIGMAPS,
+    NODES,
+    PERSISTENTVOLUMECLAIMS,
+    PODS,
+    SECRETS,
+    ResourceType,
+)
 from nighttrain.providers.local.scheduler import Scheduler
 from nighttrain.providers.local.state import remember_restarts
 from nighttrain.providers.local.store import DELETED, Object, Store, timestamp
@@ -63,6 +71,7 @@ class Kubelet:
         directory: Path,
         network: ClusterNetwork,
         *,
+        claims: Path | None = None,
         node_name: str = "node1",
         back_off: BackOff | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -73,6 +82,7 @@ class Kubelet:
         self._store = store
         self._directory = Path(os.path.abspath(directory)) / f"containers-{self.cluster_id[:8]}"
         self._remove = remove or self._directory
+        self.claims = ClaimFolders(claims or self._directory / "claims")
         self._node = Node(
             store=store,
             images=images,
@@ -87,6 +97,7 @@ class Kubelet:
             configuration_changed=asyncio.Event(),
             namespaces=MountNamespaces(self._directory / "namespace", namespaces),
             memory=MemoryLimits(),
+            claims=self.claims,
         )
         labels = {
             "kubernetes.io/hostname": node_name,
@@ -107,6 +118,10 @@ class Kubelet:
         self._tasks = [
             asyncio.create_task(self._follow_pods(), name="kubelet"),
             asyncio.create_task(self._follow_node(), name="kubelet-node"),
+            asyncio.create_task(
+                heartbeat.keep(self._store, self._node.name, self._node.reachable), name="kubelet-heartbeat"
+            ),
+            asyncio.create_task(self._follow_claims(), name="scheduler-claims"),
             asyncio.create_task(self._follow_configuration(CONFIGMAPS), name="kubelet-configmaps"),
             asyncio.create_task(self._follow_configuration(SECRETS), name="kubelet-secrets"),
         ]
@@ -221,6 +236,16 @@ class Kubelet:
                     async for type_, node in watcher:
                         if type_ != DELETED and node["metadata"]["name"] == self._node.name:
                             self._scheduler.node_changed(node)
+                except ApiError as error:
+                    if error.code != 410:
+                        raise
+
+    async def _follow_claims(self) -> None:
+        while True:
+            with self._store.watch(PERSISTENTVOLUMECLAIMS) as watcher:
+                try:
+                    async for _ in watcher:
+                        self._scheduler.claims_changed()
                 except ApiError as error:
                     if error.code != 410:
                         raise

@@ -46,13 +46,12 @@ class NetworkError(Exception):
 
 
 class AddressPool:
-    """Addresses of a range, each handed out once; the one given back longest ago comes again first."""
+    """Addresses NET.BLOCK.x.x, each handed out once; the one given back longest ago comes again first."""
 
-    def __init__(self, block: int, first: int, last: int) -> None:
-        self._range = (f"127.{block}.", range(first, last + 1))
-        self._fresh = (
-            f"127.{block}.{high}.{low}" for high in range(first, last + 1) for low in range(1, 255)
-        )
+    def __init__(self, block: int, first: int, last: int, *, net: int = 127) -> None:
+        prefix = f"{net}.{block}."
+        self._range = (prefix, range(first, last + 1))
+        self._fresh = (f"{prefix}{high}.{low}" for high in range(first, last + 1) for low in range(1, 255))
         self._returned: dict[str, None] = {}
         self._used: set[str] = set()
 
@@ -91,6 +90,12 @@ class AddressPool:
         if address in self._used:
             self._used.discard(address)
             self._returned[address] = None
+
+
+def unreached_services() -> AddressPool:
+    """Addresses for the Services of an API server alone. Nobody listens there: it is the range that kubeadm
+    gives a new cluster, and so one that nothing on this machine has by habit."""
+    return AddressPool(96, 0, 255, net=10)
 
 
 class ClusterNetwork:

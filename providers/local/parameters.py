@@ -45,7 +45,7 @@ def dry_run(query: Mapping[str, str]) -> bool:
 def field_validation(query: Mapping[str, str]) -> str:
     value = query.get("fieldValidation") or "Warn"
     if value not in FIELD_VALIDATIONS:
-        cause = errors.unsupported_value("fieldValidation", value, FIELD_VALIDATIONS)
+        cause = errors.unsupported_value("fieldValidation", value, tuple(sorted(FIELD_VALIDATIONS)))
         raise errors.invalid_options("Options", cause)
     return value
 

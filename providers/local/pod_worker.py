@@ -146,6 +146,7 @@ class PodWorker:
             self.directory,
             pod_ip=self.ip,
             host_ip=self.node.network.host_ip,
+            claims=self.node.claims,
         )
         life = self._spawn(self._life())
         if spec.get("activeDeadlineSeconds"):
@@ -306,7 +307,8 @@ class PodWorker:
         await asyncio.gather(*stops)
 
     def _grace_seconds(self) -> float:
-        return float(self.pod["spec"].get("terminationGracePeriodSeconds", GRACE_PERIOD_SECONDS))
+        seconds = float(self.pod["spec"].get("terminationGracePeriodSeconds", GRACE_PERIOD_SECONDS))
+        return seconds if seconds >= 0 else 1.0
 
     # Status
 

@@ -74,8 +74,10 @@ class Container:
         return "running" in self.state
 
     def restarts_after(self, exit_code: int, policy: str) -> bool:
+        """:param policy: the pod's; a container's own comes before it"""
         if self.role is Role.SIDECAR:
             return True
+        policy = self.spec.get("restartPolicy") or policy
         if policy == "Always" and self.role is Role.MAIN:
             return True
         return exit_code != 0 and policy != "Never"
@@ -103,12 +105,11 @@ def phase_of(containers: list[Container], policy: str, *, ended: bool = False) -
 
     :param ended: nothing is restarted any more (deletion, deadline), whatever the policy says
     """
-    if ended:
-        policy = "Never"
     for container in containers:
         if container.role is not Role.INIT or container.exit_code == 0:
             continue
-        if container.exit_code is not None and policy == "Never":
+        code = container.exit_code
+        if code is not None and (ended or not container.restarts_after(code, policy)):
             return PodPhase.FAILED
         if not ended:
             return PodPhase.PENDING
@@ -122,7 +123,7 @@ def phase_of(containers: list[Container], policy: str, *, ended: bool = False) -
     if any(each.running or "waiting" in each.state for each in mains):
         return PodPhase.RUNNING
     codes = [each.exit_code or 0 for each in mains]
-    if any(each.restarts_after(each.exit_code or 0, policy) for each in mains):
+    if not ended and any(each.restarts_after(each.exit_code or 0, policy) for each in mains):
         return PodPhase.RUNNING
     return PodPhase.FAILED if any(codes) else PodPhase.SUCCEEDED
 

@@ -22,7 +22,7 @@ _PREEMPT = "PreemptLowerPriority"
 def apply_priority(store: Store, pod: Object) -> None:
     """Give a new pod the number and the policy of its PriorityClass.
 
-    :raises ApiError: 403 no such class, or a number that is not the class's
+    :raises ApiError: 403 no such class, or a number or policy that is not the class's
     """
     spec = pod.setdefault("spec", {})
     name = spec.get("priorityClassName") or ""
@@ -40,8 +40,14 @@ def apply_priority(store: Store, pod: Object) -> None:
             f"admission controller computed {value} from the given PriorityClass name"
         )
         raise errors.forbidden(PODS, pod["metadata"].get("name", ""), why)
+    if spec.get("preemptionPolicy") not in (None, policy):
+        why = (
+            f"the string value of PreemptionPolicy ({spec['preemptionPolicy']}) must not be provided in pod "
+            f"spec; priority admission controller computed {policy} from the given PriorityClass name"
+        )
+        raise errors.forbidden(PODS, pod["metadata"].get("name", ""), why)
     spec["priority"] = value
-    spec.setdefault("preemptionPolicy", policy)
+    spec["preemptionPolicy"] = policy
 
 
 def _default(store: Store) -> Object | None:

@@ -153,6 +153,16 @@ async def run_command(command: list[str], target: ProbeTarget) -> None:
         raise ProbeFailedError(output or f"command terminated with exit code {status.code}")
 
 
+async def run_hook(hook: Object, target: ProbeTarget, sleep: Callable[[float], Awaitable[None]]) -> None:
+    """What a container wants done after its start or before its end. Raises :class:`ProbeFailedError`."""
+    if "exec" in hook:
+        await run_command(hook["exec"].get("command") or [], target)
+    elif "httpGet" in hook:
+        await http_get(hook["httpGet"], target)
+    elif "sleep" in hook:
+        await sleep(float(hook["sleep"]["seconds"]))
+
+
 def _why(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"

@@ -49,6 +49,9 @@ _MESSAGES = {
     "ServiceSpec": "1:ports:[ServicePort 2:selector:{s 3:clusterIP:s 4:type:s 7:sessionAffinity:s "
     "10:externalName:s 18:clusterIPs:[s",
     "ServicePort": "1:name:s 2:protocol:s 3:port:i 4:targetPort:IntOrString 5:nodePort:i",
+    "ResourceQuota": f"{_META} 2:spec:ResourceQuotaSpec 3:status:-",
+    "ResourceQuotaSpec": "1:hard:{Quantity 2:scopes:[s",
+    "PriorityClass": f"{_META} 2:value:i 3:globalDefault:b 4:description:s 5:preemptionPolicy:s",
     "SelfSubjectAccessReview": f"{_META} 2:spec:SelfSubjectAccessReviewSpec 3:status:-",
     "SelfSubjectAccessReviewSpec": "1:resourceAttributes:ResourceAttributes "
     "2:nonResourceAttributes:NonResourceAttributes",
@@ -56,8 +59,12 @@ _MESSAGES = {
     "7:name:s",
     "NonResourceAttributes": "1:path:s 2:verb:s",
 }
-_ROOTS = frozenset(("Namespace", "ConfigMap", "Secret", "ServiceAccount", "Job", "Deployment", "Service"))
-_READABLE = _ROOTS | {"SelfSubjectAccessReview"}
+_READABLE = frozenset(
+    (
+        *("Namespace", "ConfigMap", "Secret", "ServiceAccount", "Job", "Deployment", "Service"),
+        *("ResourceQuota", "PriorityClass", "SelfSubjectAccessReview"),
+    )
+)
 
 
 def read(raw: bytes) -> dict[str, Any]:

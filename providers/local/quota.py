@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.local import errors
 from nighttrain.providers.local.environment import quantity
 from nighttrain.providers.local.reconcile import Controller
-from nighttrain.providers.local.resources import PODS, RESOURCEQUOTAS, ResourceType
+from nighttrain.providers.local.resources import PERSISTENTVOLUMECLAIMS, PODS, RESOURCEQUOTAS, ResourceType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.store import Object, Store
 
 _COUNT = "count/"
+_STORAGE = "requests.storage"
 
 # What a pod's containers request or are limited to, as a quota names it; the bare names are requests.
 _AMOUNTS = {
@@ -38,6 +39,8 @@ def check_quota(store: Store, resource: ResourceType, obj: Object) -> None:
     space = obj["metadata"].get("namespace", "default")
     for quota in store.list(RESOURCEQUOTAS, space)[0]:
         hard = quota.get("spec", {}).get("hard") or {}
+        if resource is PODS:
+            _check_says(obj, quota["metadata"]["name"], hard)
         asked = _of(resource, obj, hard)
         if not any(asked.values()):
             continue
@@ -53,6 +56,30 @@ def check_quota(store: Store, resource: ResourceType, obj: Object) -> None:
                 ",".join(f"{name}={hard[name]}" for name in over),
             )
             raise errors.forbidden(resource, obj["metadata"].get("name", ""), text)
+
+
+def _check_says(pod: Object, quota: str, hard: Iterable[str]) -> None:
+    """What a quota adds up, every container has to say.
+
+    :raises ApiError: 403
+    """
+    spec = pod["spec"]
+    silent: dict[str, list[str]] = {}
+    for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
+        resources = container.get("resources") or {}
+        for name in sorted(_AMOUNTS.keys() & set(hard)):
+            kind, what = _AMOUNTS[name]
+            if what not in _given(resources, kind):
+                silent.setdefault(name, []).append(container["name"])
+    if silent:
+        texts = (f"{name} for: {','.join(sorted(containers))}" for name, containers in sorted(silent.items()))
+        why = f"failed quota: {quota}: must specify {'; '.join(texts)}"
+        raise errors.forbidden(PODS, pod["metadata"].get("name", ""), why)
+
+
+def _given(resources: Object, kind: str) -> Object:
+    """Requests or limits; who gives a limit alone requests as much."""
+    return {**(resources.get("limits") or {}), **(resources.get(kind) or {})}
 
 
 def usage(store: Store, space: str, names: Iterable[str]) -> dict[str, Decimal]:
@@ -73,6 +100,8 @@ def _concerns(resource: ResourceType, name: str) -> bool:
         return name == f"{_COUNT}{resource.qualified}"
     if name in ("pods", *_AMOUNTS):
         return resource is PODS
+    if name == _STORAGE:
+        return resource is PERSISTENTVOLUMECLAIMS
     return not resource.group and name == resource.plural
 
 
@@ -85,6 +114,9 @@ def _of(resource: ResourceType, obj: Object, names: Iterable[str]) -> dict[str, 
             continue
         if name in _AMOUNTS:
             found[name] = Decimal(0) if ended else _amount(obj, *_AMOUNTS[name])
+        elif name == _STORAGE:
+            requests = (obj["spec"].get("resources") or {}).get("requests") or {}
+            found[name] = quantity(requests.get("storage", "0"))
         else:
             found[name] = Decimal(0 if ended and name == "pods" else 1)
     return found
@@ -93,9 +125,7 @@ def _of(resource: ResourceType, obj: Object, names: Iterable[str]) -> dict[str, 
 def _amount(pod: Object, kind: str, name: str) -> Decimal:
     total = Decimal(0)
     for container in pod["spec"].get("containers") or []:
-        resources = container.get("resources") or {}
-        given = {**(resources.get("limits") or {}), **(resources.get(kind) or {})}
-        total += quantity(given.get(name, "0"))
+        total += quantity(_given(container.get("resources") or {}, kind).get(name, "0"))
     return total
 
 

@@ -74,13 +74,17 @@ def get(store: Store, target: Target, form: Form) -> bytes:
 def list_objects(store: Store, target: Target, asked: ListParameters, form: Form) -> bytes:
     """A page of a list. Later pages show the state of the first one.
 
-    :raises ApiError: 400 for a continue token that is none, 410 for one that is too old, 504 for a version
-        that has not been yet
+    :raises ApiError: 400 for a continue token that is none, 410 for one or a version that is too old, 504 for
+        a version that has not been yet
     """
-    resource, revision, start = target.resource, store.revision, ("", "")
+    resource, revision = target.resource, store.revision
     if asked.token:
-        revision, start = _read_token(asked.token)
-        found = store.records_at(resource, target.namespace, revision)
+        wanted, start = _read_token(asked.token)
+        if wanted < 0:
+            found = store.records(resource, target.namespace)
+        else:
+            revision, gone = wanted, errors.expired_token(_token(_NEWEST, start))
+            found = _records_at(store, target, revision, gone)
         found = [record for record in found if _key(record) > start and _selected(record, asked)]
     else:
         if asked.match and asked.revision is None:
@@ -91,7 +95,7 @@ def list_objects(store: Store, target: Target, asked: ListParameters, form: Form
             raise errors.from_the_future(asked.revision, store.revision)
         if asked.match == "Exact" and asked.revision:
             revision = asked.revision
-            found = store.records_at(resource, target.namespace, revision)
+            found = _records_at(store, target, revision, errors.expired_list())
             found = [record for record in found if _selected(record, asked)]
         else:
             found = store.records(resource, target.namespace, labels=asked.labels, fields=asked.fields)
@@ -103,6 +107,14 @@ def list_objects(store: Store, target: Target, asked: ListParameters, form: Form
         if asked.labels is None and asked.fields is None:
             metadata["remainingItemCount"] = rest
     return _render(store, resource, found, metadata, form)
+
+
+def _records_at(store: Store, target: Target, revision: int, gone: errors.ApiError) -> list[Record]:
+    """:raises ApiError: ``gone`` when the history does not reach back that far"""
+    try:
+        return store.records_at(target.resource, target.namespace, revision)
+    except errors.ApiError as error:
+        raise gone from error
 
 
 def _render(
@@ -117,9 +129,12 @@ def _render(
         head = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
         return encode({**head, "items": items})
     head = {"kind": resource.list_kind, "apiVersion": resource.api_version, "metadata": metadata}
-    # Items of a list do not repeat kind and apiVersion; what is left is the shared encoding.
-    prefix = encode({"kind": resource.kind, "apiVersion": resource.api_version})[:-1] + b","
-    items_json = [b"{" + record.encoded.removeprefix(prefix) for record in found]
+    if resource.custom is not None:
+        items_json = [record.encoded for record in found]
+    else:
+        # Items of a built-in kind do not repeat kind and apiVersion; what is left is the shared encoding.
+        prefix = encode({"kind": resource.kind, "apiVersion": resource.api_version})[:-1] + b","
+        items_json = [b"{" + record.encoded.removeprefix(prefix) for record in found]
     return encode(head)[:-1] + b',"items":[' + b",".join(items_json) + b"]}"
 
 
@@ -131,6 +146,10 @@ def _selected(record: Record, asked: ListParameters) -> bool:
 def _key(record: Record) -> tuple[str, str]:
     metadata = record.object["metadata"]
     return metadata.get("namespace", ""), metadata["name"]
+
+
+# In place of a version: as things are now, whatever the earlier pages showed.
+_NEWEST = -1
 
 
 def _token(revision: int, last: tuple[str, str]) -> str:

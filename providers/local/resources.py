@@ -132,6 +132,15 @@ RESOURCEQUOTAS = ResourceType(
     short_names=("quota",),
     subresources=("status",),
 )
+PERSISTENTVOLUMECLAIMS = ResourceType(
+    group="",
+    version="v1",
+    plural="persistentvolumeclaims",
+    singular="persistentvolumeclaim",
+    kind="PersistentVolumeClaim",
+    short_names=("pvc",),
+    subresources=("status",),
+)
 PRIORITYCLASSES = ResourceType(
     group="scheduling.k8s.io",
     version="v1",
@@ -215,6 +224,7 @@ BUILT_IN = (
     ENDPOINTSLICES,
     LEASES,
     RESOURCEQUOTAS,
+    PERSISTENTVOLUMECLAIMS,
     PRIORITYCLASSES,
     CUSTOMRESOURCEDEFINITIONS,
 )

@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.local.claims import missing_claim
 from nighttrain.providers.local.environment import host_resources, quantity
 from nighttrain.providers.local.eviction import disrupt
 from nighttrain.providers.local.podstatus import quality_of_service
 from nighttrain.providers.local.preemption import priority, victims
 from nighttrain.providers.local.resources import EVENTS, NODES, PODS
 from nighttrain.providers.local.store import Object, Store, timestamp
-from nighttrain.providers.local.taints import taints_of, untolerated
+from nighttrain.providers.local.taints import UNSCHEDULABLE, taints_of, untolerated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,7 @@ class Scheduler:
         self._node_name = node_name
         self._labels: Mapping[str, str] = labels
         self._taints: list[Object] = []
+        self._cordoned = False
         self._capacity = host_resources()
         self._used: dict[str, Amounts] = {}
         self._bound: dict[str, tuple[str, str]] = {}
@@ -46,8 +48,11 @@ class Scheduler:
     def offer(self, pod: Object) -> None:
         """A pod without a node: bind it, or remember it."""
         metadata = pod["metadata"]
-        if "deletionTimestamp" in metadata or pod["spec"].get("schedulingGates"):
+        spec = pod["spec"]
+        if "deletionTimestamp" in metadata or spec.get("schedulingGates"):
             return
+        if spec.get("schedulerName", _COMPONENT) != _COMPONENT:
+            return  # another scheduler's to bind
         node = self._store.find(NODES, None, self._node_name)
         if node is not None and self._look_at(node):
             self._retry()
@@ -80,11 +85,17 @@ class Scheduler:
         if self._look_at(node):
             self._retry()
 
+    def claims_changed(self) -> None:
+        """A claim that pods wait for may be bound by now."""
+        if self._waiting:
+            self._retry()
+
     def _look_at(self, node: Object) -> bool:
         """Whether the node is another one than it was, for those that want to come."""
-        before = self._labels, self._taints
+        before = self._labels, self._taints, self._cordoned
         self._labels, self._taints = node["metadata"].get("labels") or {}, taints_of(node)
-        return (self._labels, self._taints) != before
+        self._cordoned = bool(node["spec"].get("unschedulable"))
+        return (self._labels, self._taints, self._cordoned) != before
 
     def _forget(self, uid: str) -> bool:
         self._waiting.pop(uid, None)
@@ -99,20 +110,25 @@ class Scheduler:
 
     def _try(self, pod: Object) -> None:
         metadata = pod["metadata"]
-        problem = self._mismatch(pod)
-        missing = {} if problem else self._missing(pod)
-        if problem is None and not missing:
+        claims = missing_claim(self._store, pod)
+        problem = None if claims else self._mismatch(pod)
+        missing = {} if claims or problem else self._missing(pod)
+        if claims is None and problem is None and not missing:
             self.account(pod)
             self._bind(pod)
             return
         self._waiting[metadata["uid"]] = (metadata["namespace"], metadata["name"])
-        if problem is not None:
+        if claims is not None:  # before any node is looked at
+            self._refuse(pod, f"{_NOWHERE} {claims}. not found")
+        elif problem is not None:
             self._refuse(pod, f"{_NOWHERE} {problem}. {_HOPELESS}")
         else:
             self._make_room(pod, missing)
 
     def _mismatch(self, pod: Object) -> str | None:
-        """What keeps the pod from the node, however empty it is."""
+        """What keeps the pod from the node, however empty it is: the first that a real scheduler finds."""
+        if self._cordoned and untolerated(pod, [UNSCHEDULABLE], "NoSchedule") is not None:
+            return "1 node(s) were unschedulable"
         if untolerated(pod, self._taints, "NoSchedule", "NoExecute") is not None:
             return "1 node(s) had untolerated taint(s)"
         selector = pod["spec"].get("nodeSelector") or {}
@@ -204,13 +220,12 @@ class Scheduler:
         conditions = status.get("conditions") or []
         old = next((each for each in conditions if each["type"] == "PodScheduled"), None)
         same = old is not None and old["status"] == verdict["status"]
+        since = old.get("lastTransitionTime") if old is not None and same else None
         condition = {
             "type": "PodScheduled",
             "observedGeneration": pod["metadata"].get("generation", 1),
             "lastProbeTime": None,
-            "lastTransitionTime": old["lastTransitionTime"]
-            if old is not None and same
-            else timestamp(self._store.clock()),
+            "lastTransitionTime": since or timestamp(self._store.clock()),
             **verdict,
         }
         others = [each for each in conditions if each["type"] != "PodScheduled"]

@@ -27,6 +27,7 @@ ROOTS = (
     "V1EndpointSlice",
     "V1Lease",
     "V1ResourceQuota",
+    "V1PersistentVolumeClaim",
     "V1PriorityClass",
     "V1Scale",
     "V1SelfSubjectAccessReview",

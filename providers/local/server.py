@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.types import ASGIApp
 
+    from nighttrain.providers.local.admission import Addresses
     from nighttrain.providers.local.container_runner import BackOff
     from nighttrain.providers.local.disruptions import Disruptions
     from nighttrain.providers.local.images import ImageEnvironment
     from nighttrain.providers.local.kubelet import Kubelet
     from nighttrain.providers.local.mounts import Namespaces
-    from nighttrain.providers.local.network import ClusterNetwork
     from nighttrain.providers.local.state import StateFile
     from nighttrain.providers.local.store import Store
 
@@ -116,6 +116,7 @@ class EmbeddedCluster:
         self._killed = False
         self._restarter: threading.Thread | None = None
         self._front: FaultLayer | None = None
+        self._claims: Path | None = None
         self._file: StateFile | None = None
         self._failure: BaseException | None = None
         self._ready = threading.Event()
@@ -146,8 +147,10 @@ class EmbeddedCluster:
             raise
 
     def _open_state(self) -> None:
+        self._claims = None
         if self.state is None:
             return
+        self._claims = Path(f"{Path(self.state).absolute()}.volumes")
         from nighttrain.providers.local.state import StateError, StateFile
 
         try:
@@ -292,21 +295,21 @@ class EmbeddedCluster:
         from nighttrain.providers.local.api import Api
         from nighttrain.providers.local.disruptions import Disruptions
         from nighttrain.providers.local.namespaces import NamespaceController, bootstrap
+        from nighttrain.providers.local.network import ClusterNetwork, unreached_services
         from nighttrain.providers.local.store import Store
 
         network = None
         if self._containers:
-            from nighttrain.providers.local.network import ClusterNetwork
-
             kept = self._file.fact("block") if self._file is not None else ""
             network = ClusterNetwork(int(kept) if kept else None)
             stack.push_async_callback(network.close)
-        admission = Admission(
-            network.services if network else None, toleration_seconds=self._toleration_seconds
-        )
+        services = network.services if network else unreached_services()
+        admission = Admission(services, toleration_seconds=self._toleration_seconds)
         store = self.store = admission.store = Store(admit=admission.admit, release=admission.release)
         if self._file is not None:
-            _restore(store, self._file, network)
+            _restore(store, self._file, services)
+            if network is not None:
+                self._file.keep(block=str(network.block))
             self._file.keep(token=self.token, port=str(self.port))
         bootstrap(store)
         if self._file is not None and network is not None:
@@ -330,19 +333,23 @@ class EmbeddedCluster:
             from nighttrain.providers.local.kubelet import Kubelet
             from nighttrain.providers.local.mounts import Namespaces
 
-            controllers = Controllers(store, network, job_back_off=self._job_back_off or JOB_BACK_OFF)
-            await controllers.start()
-            stack.push_async_callback(controllers.stop)
             kubelet = Kubelet(
                 store,
                 ImageTable(self._images),
                 self.directory,
                 network,
+                # The claims' data live as long as the claims do.
+                claims=self._claims,
                 # After a SIGKILL of this process the janitor removes the folder too, if it is ours.
                 remove=self.directory if self._own_directory else None,
                 back_off=self._back_off,
                 namespaces=self._namespaces or Namespaces.AUTO,
             )
+            controllers = Controllers(
+                store, network, kubelet.claims, job_back_off=self._job_back_off or JOB_BACK_OFF
+            )
+            await controllers.start()
+            stack.push_async_callback(controllers.stop)
             await kubelet.start()
             stack.push_async_callback(kubelet.stop)
             api.logs = kubelet
@@ -392,14 +399,12 @@ class EmbeddedCluster:
         await server.shutdown(sockets=[self._socket] if self._socket else None)
 
 
-def _restore(store: Store, file: StateFile, network: ClusterNetwork | None) -> None:
+def _restore(store: Store, file: StateFile, services: Addresses) -> None:
     """Everything that was, but for what ran."""
     from nighttrain.providers.local.state import readdress_services
 
     file.load(store)
-    if network is not None:
-        file.keep(block=str(network.block))
-        readdress_services(store, network.services)
+    readdress_services(store, services)
 
 
 def _listen(port: int) -> socket.socket:

@@ -541,7 +541,8 @@ def _grace(resource: ResourceType, obj: Object, asked: int | None) -> int:
         return 0
     if asked is None:
         asked = spec.get("terminationGracePeriodSeconds", GRACE_PERIOD_SECONDS)
-    return max(0, int(asked))
+    # A real cluster takes a negative number for one second.
+    return int(asked) if asked >= 0 else 1
 
 
 def _must_linger(resource: ResourceType, obj: Object) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.local import pod_cells
+from nighttrain.providers.local.ages import human_duration, moment, since
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import datetime
 
     from nighttrain.providers.local.resources import ResourceType
 
@@ -74,48 +77,12 @@ def metadata_only(obj: Object) -> Object:
     }
 
 
-def human_duration(seconds: float) -> str:
-    """The age of a thing in at most two units, as kubectl writes it."""
-    whole = int(seconds)
-    if whole < 0:
-        return "0s" if whole >= -2 else "<invalid>"
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if whole < 120:
-        return f"{whole}s"
-    if minutes < 10:
-        return _two(minutes, "m", whole % 60, "s")
-    if minutes < 180:
-        return f"{minutes}m"
-    if hours < 8:
-        return _two(hours, "h", minutes % 60, "m")
-    if hours < 48:
-        return f"{hours}h"
-    if days < 8:
-        return _two(days, "d", hours % 24, "h")
-    if days < 730:
-        return f"{days}d"
-    return _two(days // 365, "y", days % 365, "d")
-
-
-def _two(large: int, large_unit: str, small: int, small_unit: str) -> str:
-    return f"{large}{large_unit}" + (f"{small}{small_unit}" if small else "")
-
-
-def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text).astimezone(UTC) if text else None
-
-
-def _since(text: str | None, now: datetime) -> str:
-    moment = _moment(text)
-    return human_duration((now - moment).total_seconds()) if moment else "<unknown>"
-
-
 def _name(obj: Object, _now: datetime) -> str:
     return str(obj["metadata"]["name"])
 
 
 def _age(obj: Object, now: datetime) -> str:
-    return _since(obj["metadata"].get("creationTimestamp"), now)
+    return since(obj["metadata"].get("creationTimestamp"), now)
 
 
 def _at(*path: str, default: object = "<none>") -> Callable[[Object, datetime], object]:
@@ -126,57 +93,6 @@ def _at(*path: str, default: object = "<none>") -> Callable[[Object, datetime], 
         return default if value is None else value
 
     return cell
-
-
-def _pod_ready(pod: Object, _now: datetime) -> str:
-    statuses = pod.get("status", {}).get("containerStatuses") or ()
-    return f"{sum(1 for each in statuses if each.get('ready'))}/{len(pod['spec'].get('containers') or ())}"
-
-
-def _pod_status(pod: Object, _now: datetime) -> str:
-    status = pod.get("status", {})
-    reason = status.get("reason") or status.get("phase", "Unknown")
-    initializing = _initializing(pod)
-    if initializing:
-        reason = initializing
-    else:
-        for each in reversed(status.get("containerStatuses") or ()):
-            reason = _state_reason(each.get("state") or {}) or reason
-    if "deletionTimestamp" in pod["metadata"] and status.get("phase") not in ("Succeeded", "Failed"):
-        return "Terminating"
-    return str(reason)
-
-
-def _initializing(pod: Object) -> str:
-    statuses = pod.get("status", {}).get("initContainerStatuses") or ()
-    for index, each in enumerate(statuses):
-        state = each.get("state") or {}
-        if (state.get("terminated") or {}).get("exitCode") == 0:
-            continue
-        if "terminated" in state or "waiting" in state:
-            reason = _state_reason(state)
-            if reason and reason != "PodInitializing":
-                return f"Init:{reason}"
-        return f"Init:{index}/{len(statuses)}"
-    return ""
-
-
-def _state_reason(state: Object) -> str:
-    waiting, terminated = state.get("waiting") or {}, state.get("terminated") or {}
-    if waiting.get("reason"):
-        return str(waiting["reason"])
-    if terminated:
-        code, signal = terminated.get("exitCode"), terminated.get("signal")
-        return str(terminated.get("reason") or (f"Signal:{signal}" if signal else f"ExitCode:{code}"))
-    return ""
-
-
-def _pod_restarts(pod: Object, now: datetime) -> str:
-    statuses = pod.get("status", {}).get("containerStatuses") or ()
-    count = sum(each.get("restartCount", 0) for each in statuses)
-    ends = [((each.get("lastState") or {}).get("terminated") or {}).get("finishedAt") for each in statuses]
-    last = max(filter(None, ends), default=None)
-    return f"{count} ({_since(last, now)} ago)" if count and last else str(count)
 
 
 def _job_status(job: Object, _now: datetime) -> str:
@@ -203,7 +119,7 @@ def _job_completions(job: Object, _now: datetime) -> str:
 
 def _job_duration(job: Object, now: datetime) -> str:
     status = job.get("status", {})
-    start, end = _moment(status.get("startTime")), _moment(status.get("completionTime"))
+    start, end = moment(status.get("startTime")), moment(status.get("completionTime"))
     return human_duration(((end or now) - start).total_seconds()) if start else ""
 
 
@@ -223,22 +139,44 @@ def _containers(field: str) -> Callable[[Object, datetime], str]:
 def _selector(obj: Object, _now: datetime) -> str:
     selector = obj["spec"].get("selector") or {}
     # A Service's selector is the labels themselves, also one that is called matchLabels.
-    labels = selector if obj["kind"] == "Service" else selector.get("matchLabels") or {}
+    labels = selector if obj.get("kind") == "Service" else selector.get("matchLabels") or {}
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "<none>"
 
 
 def _service_ports(service: Object, _now: datetime) -> str:
     ports = service["spec"].get("ports") or ()
-    return ",".join(f"{each.get('port')}/{each.get('protocol', 'TCP')}" for each in ports) or "<none>"
+    return ",".join(_service_port(each) for each in ports) or "<none>"
+
+
+def _service_port(port: Object) -> str:
+    node = f":{port['nodePort']}" if port.get("nodePort") else ""
+    return f"{port.get('port')}{node}/{port.get('protocol', 'TCP')}"
+
+
+def _event_first_seen(event: Object, now: datetime) -> str:
+    return since(event.get("firstTimestamp") or event.get("eventTime"), now)
 
 
 def _event_last_seen(event: Object, now: datetime) -> str:
-    return _since(event.get("lastTimestamp") or event.get("eventTime") or event.get("firstTimestamp"), now)
+    last = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp")
+    return since(last, now) if last else _event_first_seen(event, now)
+
+
+def _event_count(event: Object, _now: datetime) -> int:
+    return (event.get("series") or {}).get("count") or event.get("count") or 1
 
 
 def _event_object(event: Object, _now: datetime) -> str:
     about = event.get("involvedObject") or {}
-    return f"{str(about.get('kind', '')).lower()}/{about.get('name', '')}"
+    kind = str(about.get("kind", "")).lower()
+    return f"{kind}/{about['name']}" if about.get("name") else kind
+
+
+def _event_source(event: Object, _now: datetime) -> str:
+    source = event.get("source") or {}
+    component = source.get("component") or event.get("reportingComponent") or ""
+    host = source.get("host") or event.get("reportingInstance")
+    return f"{component}, {host}" if host else str(component)
 
 
 def _endpoints(piece: Object, _now: datetime) -> str:
@@ -256,8 +194,69 @@ def _data_count(obj: Object, _now: datetime) -> int:
 
 def _node_status(node: Object, _now: datetime) -> str:
     conditions = node.get("status", {}).get("conditions") or ()
-    ready = any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-    return "Ready" if ready else "NotReady"
+    found = [each.get("status") == "True" for each in conditions if each.get("type") == "Ready"]
+    text = ("Ready" if found[0] else "NotReady") if found else "Unknown"
+    return f"{text},SchedulingDisabled" if node["spec"].get("unschedulable") else text
+
+
+_ROLE = "node-role.kubernetes.io/"
+
+
+def _node_roles(node: Object, _now: datetime) -> str:
+    labels = node["metadata"].get("labels") or {}
+    found = {key.removeprefix(_ROLE) for key in labels if key.startswith(_ROLE)}
+    found.add(labels.get("kubernetes.io/role", ""))
+    return ",".join(sorted(found - {""})) or "<none>"
+
+
+def _node_address(type_: str) -> Callable[[Object, datetime], str]:
+    def cell(node: Object, _now: datetime) -> str:
+        addresses = node.get("status", {}).get("addresses") or ()
+        return next((str(each.get("address")) for each in addresses if each.get("type") == type_), "<none>")
+
+    return cell
+
+
+def _node_info(name: str) -> Callable[[Object, datetime], object]:
+    return _at("status", "nodeInfo", name, default="<unknown>")
+
+
+def _secrets_count(account: Object, _now: datetime) -> int:
+    return len(account.get("secrets") or ())
+
+
+def _quota(*, limits: bool) -> Callable[[Object, datetime], str]:
+    """What is used of each resource: the limits, or all others."""
+
+    def cell(quota: Object, _now: datetime) -> str:
+        status = quota.get("status") or {}
+        used = status.get("used") or {}
+        return ", ".join(
+            f"{name}: {used.get(name, 0)}/{hard}"
+            for name, hard in sorted((status.get("hard") or {}).items())
+            if name.startswith("limits") == limits
+        )
+
+    return cell
+
+
+_SHORT_MODES = {
+    "ReadWriteOnce": "RWO",
+    "ReadOnlyMany": "ROX",
+    "ReadWriteMany": "RWX",
+    "ReadWriteOncePod": "RWOP",
+}
+
+
+def _access_modes(claim: Object, _now: datetime) -> str:
+    modes = (claim.get("status") or {}).get("accessModes") or ()
+    return ",".join(short for mode, short in _SHORT_MODES.items() if mode in modes)
+
+
+def _claim_status(claim: Object, _now: datetime) -> str:
+    if "deletionTimestamp" in claim["metadata"]:
+        return "Terminating"
+    return str((claim.get("status") or {}).get("phase", ""))
 
 
 _NAME = Column("Name", _name, format="name")
@@ -275,14 +274,14 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "Pod": (
         _NAME,
-        Column("Ready", _pod_ready),
-        Column("Status", _pod_status),
-        Column("Restarts", _pod_restarts),
+        Column("Ready", pod_cells.ready),
+        Column("Status", pod_cells.status),
+        Column("Restarts", pod_cells.restarts),
         _AGE,
-        Column("IP", _at("status", "podIP"), priority=1),
+        Column("IP", pod_cells.ip, priority=1),
         Column("Node", _at("spec", "nodeName"), priority=1),
         Column("Nominated Node", _at("status", "nominatedNodeName"), priority=1),
-        Column("Readiness Gates", _at("absent"), priority=1),
+        Column("Readiness Gates", pod_cells.readiness_gates, priority=1),
     ),
     "Job": (
         _NAME,
@@ -317,22 +316,56 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         _AGE,
         Column("Selector", _selector, priority=1),
     ),
+    "PersistentVolumeClaim": (
+        _NAME,
+        Column("Status", _claim_status),
+        Column("Volume", _at("spec", "volumeName", default="")),
+        Column("Capacity", _at("status", "capacity", "storage", default="")),
+        Column("Access Modes", _access_modes),
+        Column("StorageClass", _at("spec", "storageClassName", default="")),
+        Column("VolumeAttributesClass", _at("spec", "volumeAttributesClassName", default="<unset>")),
+        _AGE,
+        Column("VolumeMode", _at("spec", "volumeMode", default="<unset>"), priority=1),
+    ),
     "ConfigMap": (_NAME, Column("Data", _data_count, "integer"), _AGE),
     "Secret": (_NAME, Column("Type", _at("type")), Column("Data", _data_count, "integer"), _AGE),
+    "ServiceAccount": (_NAME, Column("Secrets", _secrets_count, "integer"), _AGE),
+    "ResourceQuota": (
+        _NAME,
+        Column("Request", _quota(limits=False)),
+        Column("Limit", _quota(limits=True)),
+        _AGE,
+    ),
+    "PriorityClass": (
+        _NAME,
+        Column("Value", _at("value", default=0), "integer"),
+        Column("Global-Default", _at("globalDefault", default=False), "boolean"),
+        _AGE,
+        Column("PreemptionPolicy", _at("preemptionPolicy", default="PreemptLowerPriority")),
+    ),
     "Namespace": (_NAME, Column("Status", _at("status", "phase")), _AGE),
     "Node": (
         _NAME,
         Column("Status", _node_status),
-        Column("Roles", _at("absent")),
+        Column("Roles", _node_roles),
         _AGE,
         Column("Version", _at("status", "nodeInfo", "kubeletVersion", default="")),
+        Column("Internal-IP", _node_address("InternalIP"), priority=1),
+        Column("External-IP", _node_address("ExternalIP"), priority=1),
+        Column("OS-Image", _node_info("osImage"), priority=1),
+        Column("Kernel-Version", _node_info("kernelVersion"), priority=1),
+        Column("Container-Runtime", _node_info("containerRuntimeVersion"), priority=1),
     ),
     "Event": (
         Column("Last Seen", _event_last_seen),
         Column("Type", _at("type")),
         Column("Reason", _at("reason")),
         Column("Object", _event_object),
-        Column("Message", _at("message")),
+        Column("Subobject", _at("involvedObject", "fieldPath", default=""), priority=1),
+        Column("Source", _event_source, priority=1),
+        Column("Message", _at("message", default="")),
+        Column("First Seen", _event_first_seen, priority=1),
+        Column("Count", _event_count, "integer", priority=1),
         Column("Name", _name, priority=1),
     ),
     "EndpointSlice": (
@@ -365,10 +398,7 @@ def _declared(column: Object) -> Column:
             found = [each for value in found for each in _step(value, name, index, key, wanted)]
         value = next((each for each in found if each is not None), None)
         if is_date and isinstance(value, str):
-            try:
-                return _since(value, now)
-            except (ValueError, OverflowError):
-                return "<invalid>"
+            return since(value, now) if moment(value) is not None else "<invalid>"
         return str(value) if column["type"] == "string" and isinstance(value, int | float) else value
 
     return Column(

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.reconcile import ReconcileLoop
     from nighttrain.providers.local.store import Object
 
-_UNSCHEDULABLE = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+UNSCHEDULABLE = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
 
 
 def taints_of(node: Object) -> list[Object]:
     """The node's taints; a cordoned node has one more."""
     spec = node.get("spec") or {}
     taints = list(spec.get("taints") or [])
-    if spec.get("unschedulable") and all(each["key"] != _UNSCHEDULABLE["key"] for each in taints):
-        taints.append(_UNSCHEDULABLE)
+    if spec.get("unschedulable") and all(each["key"] != UNSCHEDULABLE["key"] for each in taints):
+        taints.append(UNSCHEDULABLE)
     return taints
 
 

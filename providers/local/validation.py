@@ -6,8 +6,25 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local import errors
+from nighttrain.providers.local import validation_names as names
+from nighttrain.providers.local.claims import validate_claim
 from nighttrain.providers.local.errors import Cause, invalid_value, required_value, unsupported_value
+from nighttrain.providers.local.validation_fields import check
+from nighttrain.providers.local.validation_jobs import (
+    validate_job_spec,
+    validate_job_update,
+    validate_pod_failure_policy,
+    validate_selector,
+)
+from nighttrain.providers.local.validation_kinds import (
+    validate_endpoint_slice,
+    validate_priority_class,
+    validate_quota,
+    validate_secret_type,
+    validate_service,
+)
 from nighttrain.providers.local.validation_pods import validate_pod_spec, validate_pod_update
+from nighttrain.providers.local.validation_types import label_selector
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,40 +33,9 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-_SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
-_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
-_SERVICE_LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
-_LABEL_NAME = re.compile(r"^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$")
-_LABEL_VALUE = re.compile(r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")
-_KEY = re.compile(r"^[-._a-zA-Z0-9]+$")
-
-_SUBDOMAIN_RULE = (
-    "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must "
-    "start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is "
-    "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
-)
-_LABEL_RULE = (
-    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start "
-    "and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is "
-    "'[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
-)
-_SERVICE_RULE = (
-    "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic "
-    "character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for "
-    "validation is '[a-z]([-a-z0-9]*[a-z0-9])?')"
-)
-_LABEL_NAME_RULE = (
-    "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an "
-    "alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is "
-    "'([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')"
-)
-_LABEL_VALUE_RULE = (
-    "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must "
-    "start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used "
-    "for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
-)
 _IMMUTABLE = "field is immutable"
-_TOO_LONG = "must be no more than {} bytes"
+# Finalizers that Kubernetes itself uses; others have a domain.
+_STANDARD_FINALIZERS = ("kubernetes", "orphan", "foregroundDeletion")
 
 # All annotations of an object together; the limit of a real cluster.
 _ANNOTATION_BYTES = 256 * 1024
@@ -60,10 +46,12 @@ _DATA_BYTES = 1024 * 1024
 def validate(resource: ResourceType, new: Object, old: Object | None) -> None:
     """:raises ApiError: 422 with every cause"""
     causes = _metadata(resource, new)
-    causes += _finalizers(new["metadata"], (old or {}).get("metadata"))
+    causes += _finalizers(resource, new["metadata"], (old or {}).get("metadata"))
     # A custom kind may have the name of a built-in one; its own schema has been applied already.
     rules = _RULES.get(resource.kind) if resource.custom is None else None
     if rules is not None and (old is None or old.get("spec") != new.get("spec") or "spec" not in new):
+        if old is None or resource.kind not in _FIXED_AFTER_CREATION:
+            causes += check(resource.kind, new)
         causes += rules(new, old)
     if causes:
         raise errors.invalid(resource, new["metadata"].get("name", ""), causes)
@@ -71,12 +59,12 @@ def validate(resource: ResourceType, new: Object, old: Object | None) -> None:
 
 def _metadata(resource: ResourceType, obj: Object) -> list[Cause]:
     metadata = obj["metadata"]
-    name = metadata.get("name", "")
-    causes = _name(resource, name)
+    causes = _name(resource, metadata)
     causes += validate_labels(metadata.get("labels") or {}, "metadata.labels")
     annotations = metadata.get("annotations") or {}
     for key in annotations:
-        causes += _label_key(key.lower(), "metadata.annotations")
+        wrong = names.qualified_name(key.lower())
+        causes += [invalid_value("metadata.annotations", key, why) for why in wrong]
     if sum(len(key) + len(value) for key, value in annotations.items()) > _ANNOTATION_BYTES:
         causes.append(
             Cause(
@@ -85,21 +73,38 @@ def _metadata(resource: ResourceType, obj: Object) -> list[Cause]:
                 "metadata.annotations",
             )
         )
-    controllers = [each for each in metadata.get("ownerReferences") or () if each.get("controller")]
-    if len(controllers) > 1:
-        why = "Only one reference can have Controller set to true"
-        causes.append(invalid_value("metadata.ownerReferences", metadata["ownerReferences"], why))
-    for index, owner in enumerate(metadata.get("ownerReferences") or ()):
-        for field in ("apiVersion", "kind", "name", "uid"):
-            if not owner.get(field):
-                causes.append(required_value(f"metadata.ownerReferences[{index}].{field}"))
+    return causes + _owners(metadata.get("ownerReferences") or [])
+
+
+def _owners(owners: list[Object]) -> list[Cause]:
+    field = "metadata.ownerReferences"
+    causes = [
+        invalid_value(f"{field}.{name}", owner.get(name, ""), "must not be empty")
+        for owner in owners
+        for name in ("apiVersion", "kind", "name", "uid")
+        if not owner.get(name)
+    ]
+    controllers = [
+        f"{each.get('kind', '')}/{each.get('name', '')}" for each in owners if each.get("controller")
+    ]
+    for other in controllers[1:]:
+        why = (
+            'Only one reference can have Controller set to true. Found "true" in references for '
+            f"{controllers[0]} and {other}"
+        )
+        causes.append(invalid_value(field, owners, why))
     return causes
 
 
-def _finalizers(metadata: Object, old: Object | None) -> list[Cause]:
+def _finalizers(resource: ResourceType, metadata: Object, old: Object | None) -> list[Cause]:
     field = "metadata.finalizers"
     finalizers = metadata.get("finalizers") or []
-    causes = [cause for each in finalizers for cause in _label_key(each, field)]
+    causes = [invalid_value(field, each, why) for each in finalizers for why in names.qualified_name(each)]
+    bare = [(i, each) for i, each in enumerate(finalizers) if "/" not in each]
+    for index, each in bare if resource.custom is None else ():
+        if each not in _STANDARD_FINALIZERS and not (old and each in (old.get("finalizers") or ())):
+            why = "name is neither a standard finalizer name nor is it fully qualified"
+            causes.append(invalid_value(f"{field}[{index}]", each, why))
     if old is not None and "deletionTimestamp" in old:
         added = [each for each in finalizers if each not in (old.get("finalizers") or ())]
         if added:
@@ -108,43 +113,29 @@ def _finalizers(metadata: Object, old: Object | None) -> list[Cause]:
     return causes
 
 
-def _name(resource: ResourceType, name: str) -> list[Cause]:
-    if not name:
-        return [required_value("metadata.name", "name or generateName is required")]
+def _name(resource: ResourceType, metadata: Object) -> list[Cause]:
+    name, start = metadata.get("name", ""), metadata.get("generateName", "")
     if resource.kind == "Service" and resource.custom is None:
-        rule, text, limit = _SERVICE_LABEL, _SERVICE_RULE, 63
+        rule = names.service_name
     elif resource.kind == "Namespace":
-        rule, text, limit = _LABEL, _LABEL_RULE, 63
+        rule = names.label
     else:
-        rule, text, limit = _SUBDOMAIN, _SUBDOMAIN_RULE, 253
-    causes = []
-    if len(name) > limit:
-        causes.append(invalid_value("metadata.name", name, _TOO_LONG.format(limit)))
-    if not rule.match(name):
-        causes.append(invalid_value("metadata.name", name, text))
-    return causes
+        rule = names.subdomain
+    # What ends in a dash gets more to its right.
+    causes = [
+        invalid_value("metadata.generateName", start, why)
+        for why in (rule(start[:-1] + "a" if start.endswith("-") else start) if start else ())
+    ]
+    if not name:
+        return [*causes, required_value("metadata.name", "name or generateName is required")]
+    return causes + [invalid_value("metadata.name", name, why) for why in rule(name)]
 
 
 def validate_labels(labels: dict[str, str], field: str) -> list[Cause]:
     causes: list[Cause] = []
     for key, value in labels.items():
-        causes += _label_key(key, field)
-        if len(value) > 63:
-            causes.append(invalid_value(field, value, _TOO_LONG.format(63)))
-        if not _LABEL_VALUE.match(value):
-            causes.append(invalid_value(field, value, _LABEL_VALUE_RULE))
-    return causes
-
-
-def _label_key(key: str, field: str) -> list[Cause]:
-    prefix, slash, name = key.rpartition("/")
-    causes = []
-    if slash and not (_SUBDOMAIN.match(prefix) and len(prefix) <= 253):
-        causes.append(invalid_value(field, key, f"prefix part {_SUBDOMAIN_RULE}"))
-    if len(name) > 63:
-        causes.append(invalid_value(field, key, "name part " + _TOO_LONG.format(63)))
-    if not _LABEL_NAME.match(name):
-        causes.append(invalid_value(field, key, _LABEL_NAME_RULE))
+        causes += [invalid_value(field, key, why) for why in names.qualified_name(key)]
+        causes += [invalid_value(field, value, why) for why in names.label_value(value)]
     return causes
 
 
@@ -155,88 +146,35 @@ def _pod(pod: Object, old: Object | None) -> list[Cause]:
 
 
 def _job(job: Object, old: Object | None) -> list[Cause]:
-    spec = job["spec"]
-    causes = _at_least_zero(spec, ("parallelism", "completions", "backoffLimit", "ttlSecondsAfterFinished"))
-    if spec.get("activeDeadlineSeconds") is not None and spec["activeDeadlineSeconds"] < 1:
-        causes += _at_least_zero(spec, ("activeDeadlineSeconds",))
-    if spec["completionMode"] not in ("NonIndexed", "Indexed"):
-        causes.append(
-            unsupported_value("spec.completionMode", spec["completionMode"], ("Indexed", "NonIndexed"))
-        )
-    if spec["completionMode"] == "Indexed" and spec.get("completions") is None:
-        causes.append(required_value("spec.completions", "when completion mode is Indexed"))
+    causes = list(validate_job_spec(job))
     if old is not None:
-        return causes + _job_update(job, old)
-    template = spec["template"]
+        return causes + validate_job_update(job, old)
+    template = job["spec"]["template"]
     causes += validate_labels((template.get("metadata") or {}).get("labels") or {}, "spec.template.labels")
-    causes += _pod_failure_policy(spec)
-    if template["spec"]["restartPolicy"] not in ("Never", "OnFailure"):
+    causes += validate_pod_failure_policy(job["spec"])
+    causes += validate_selector(job)
+    if template["spec"]["restartPolicy"] == "Always":
         text = 'valid values: "OnFailure", "Never"'
         causes.append(required_value("spec.template.spec.restartPolicy", text))
     return causes + validate_pod_spec(template["spec"], "spec.template.spec")
 
 
-def _pod_failure_policy(spec: Object) -> list[Cause]:
-    policy = spec.get("podFailurePolicy")
-    if policy is None:
-        return []
-    causes = []
-    if spec["template"]["spec"]["restartPolicy"] != "Never":
-        why = 'only "Never" is supported when podFailurePolicy is specified'
-        shown = spec["template"]["spec"]["restartPolicy"]
-        causes.append(invalid_value("spec.template.spec.restartPolicy", shown, why))
-    actions = ("Count", "FailIndex", "FailJob", "Ignore")
-    for index, rule in enumerate(policy.get("rules") or ()):
-        path = f"spec.podFailurePolicy.rules[{index}]"
-        if rule.get("action") not in actions:
-            causes.append(unsupported_value(f"{path}.action", rule.get("action"), actions))
-        elif rule["action"] == "FailIndex" and spec.get("backoffLimitPerIndex") is None:
-            why = "requires the backoffLimitPerIndex to be set"
-            causes.append(invalid_value(f"{path}.action", "FailIndex", why))
-        codes, patterns = rule.get("onExitCodes"), rule.get("onPodConditions")
-        if bool(codes) == bool(patterns):
-            why = "specifying one of OnExitCodes and OnPodConditions is required"
-            causes.append(invalid_value(path, rule, why))
-        for at, code in enumerate((codes or {}).get("values") or ()):
-            if code == 0 and codes.get("operator") == "In":
-                why = "must not be 0 for the In operator"
-                causes.append(invalid_value(f"{path}.onExitCodes.values[{at}]", code, why))
-    return causes
-
-
-def _job_update(job: Object, old: Object) -> list[Cause]:
-    spec, before = job["spec"], old["spec"]
-    # A suspended Job that has not started may still be told where its pods go (queueing systems do so).
-    waiting = before.get("suspend") and not old.get("status", {}).get("startTime")
-    elastic = spec["completionMode"] == "Indexed" and spec.get("completions") == spec.get("parallelism")
-    fixed = ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy"]
-    fixed += [] if elastic else ["completions"]
-    fixed += [] if waiting else ["template"]
-    return [
-        invalid_value(f"spec.{field}", spec.get(field), _IMMUTABLE)
-        for field in fixed
-        if spec.get(field) != before.get(field)
-    ]
-
-
 def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
     spec = deployment["spec"]
     causes = _replicated(deployment, old)
-    causes += _at_least_zero(spec, ("minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"))
     deadline = spec.get("progressDeadlineSeconds")
     if deadline is not None and deadline <= spec.get("minReadySeconds", 0):
         why = "must be greater than minReadySeconds"
         causes.append(invalid_value("spec.progressDeadlineSeconds", deadline, why))
     strategy = spec["strategy"]
-    if strategy["type"] not in ("RollingUpdate", "Recreate"):
-        causes.append(
-            unsupported_value("spec.strategy.type", strategy["type"], ("Recreate", "RollingUpdate"))
-        )
     if strategy["type"] == "Recreate" and strategy.get("rollingUpdate"):
         why = "may not be specified when strategy `type` is 'Recreate'"
         causes.append(errors.forbidden_value("spec.strategy.rollingUpdate", why))
     rolling = strategy.get("rollingUpdate") or {}
-    causes += _shares(rolling)
+    share = re.fullmatch(r"([0-9]+)%", str(rolling.get("maxUnavailable", "")))
+    if share is not None and int(share[1]) > 100:
+        field = "spec.strategy.rollingUpdate.maxUnavailable"
+        causes.append(invalid_value(field, rolling["maxUnavailable"], "must not be greater than 100%"))
     if rolling and all(str(rolling.get(each)) in ("0", "0%") for each in ("maxUnavailable", "maxSurge")):
         why = "may not be 0 when `maxSurge` is 0"
         causes.append(
@@ -245,29 +183,18 @@ def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
     return causes
 
 
-def _shares(rolling: Object) -> list[Cause]:
-    why = (
-        "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', "
-        "regex used for validation is '[0-9]+%')"
-    )
-    return [
-        invalid_value(f"spec.strategy.rollingUpdate.{name}", value, why)
-        for name, value in rolling.items()
-        if isinstance(value, str) and not re.fullmatch(r"[0-9]+%", value)
-    ]
-
-
 def _replicated(obj: Object, old: Object | None) -> list[Cause]:
     spec = obj["spec"]
-    causes = _at_least_zero(spec, ("replicas",))
+    causes: list[Cause] = []
     selector = spec.get("selector") or {}
     template = spec["template"]
     labels = (template.get("metadata") or {}).get("labels") or {}
-    unclear = _label_selector(selector, "spec.selector")
-    causes += unclear
-    if not selector.get("matchLabels") and not selector.get("matchExpressions"):
+    if spec.get("selector") is None:
         causes.append(required_value("spec.selector"))
-    elif not unclear and not _selects(selector, labels):
+    elif not selector.get("matchLabels") and not selector.get("matchExpressions"):
+        why = f"empty selector is invalid for {obj.get('kind', '').lower()}"
+        causes.append(invalid_value("spec.selector", selector, why))
+    elif not any(label_selector(selector, "")) and not _selects(selector, labels):
         why = "`selector` does not match template `labels`"
         causes.append(invalid_value("spec.template.metadata.labels", labels, why))
     if old is not None and selector != old["spec"].get("selector"):
@@ -275,27 +202,12 @@ def _replicated(obj: Object, old: Object | None) -> list[Cause]:
     if template["spec"]["restartPolicy"] != "Always":
         field = "spec.template.spec.restartPolicy"
         causes.append(unsupported_value(field, template["spec"]["restartPolicy"], ("Always",)))
+    if template["spec"].get("activeDeadlineSeconds") is not None:
+        field = "spec.template.spec.activeDeadlineSeconds"
+        why = "activeDeadlineSeconds in ReplicaSet is not Supported"
+        causes.append(errors.forbidden_value(field, why))
     causes += validate_labels(labels, "spec.template.labels")
     return causes + validate_pod_spec(template["spec"], "spec.template.spec")
-
-
-def _label_selector(selector: Object, field: str) -> list[Cause]:
-    causes = validate_labels(selector.get("matchLabels") or {}, f"{field}.matchLabels")
-    for index, expression in enumerate(selector.get("matchExpressions") or ()):
-        here = f"{field}.matchExpressions[{index}]"
-        operator, values = expression.get("operator", ""), expression.get("values") or ()
-        if operator in ("In", "NotIn"):
-            if not values:
-                why = "must be specified when `operator` is 'In' or 'NotIn'"
-                causes.append(required_value(f"{here}.values", why))
-        elif operator in ("Exists", "DoesNotExist"):
-            if values:
-                why = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'"
-                causes.append(errors.forbidden_value(f"{here}.values", why))
-        else:
-            causes.append(invalid_value(f"{here}.operator", operator, "not a valid selector operator"))
-        causes += _label_key(expression.get("key", ""), f"{here}.key")
-    return causes
 
 
 def _selects(selector: Object, labels: dict[str, str]) -> bool:
@@ -305,31 +217,27 @@ def _selects(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def _service(service: Object, old: Object | None) -> list[Cause]:
-    spec = service["spec"]
-    causes: list[Cause] = []
-    if spec["type"] not in ("ClusterIP", "ExternalName"):
-        # Known to Kubernetes, but this cluster has nothing outside of it to open a port to.
-        causes.append(unsupported_value("spec.type", spec["type"], ("ClusterIP", "ExternalName")))
-    ports = spec.get("ports") or []
-    if not ports and spec["type"] == "ClusterIP" and spec.get("clusterIP") != "None":
-        causes.append(required_value("spec.ports"))
-    names = [each.get("name", "") for each in ports]
-    for index, port in enumerate(ports):
-        field = f"spec.ports[{index}]"
-        number = port.get("port", 0)
-        if not 1 <= number <= 65535:
-            causes.append(invalid_value(f"{field}.port", number, "must be between 1 and 65535, inclusive"))
-        if len(ports) > 1 and not port.get("name"):
-            causes.append(required_value(f"{field}.name"))
-        elif port.get("name") and names.index(port["name"]) < index:
-            causes.append(errors.duplicate_value(f"{field}.name", port["name"]))
-        if port["protocol"] not in ("TCP", "UDP", "SCTP"):
-            causes.append(unsupported_value(f"{field}.protocol", port["protocol"], ("SCTP", "TCP", "UDP")))
-    causes += validate_labels(spec.get("selector") or {}, "spec.selector")
-    had = (old or {}).get("spec", {}).get("clusterIP")
-    if had and spec.get("clusterIP") != had and spec["type"] == "ClusterIP":
-        causes.append(invalid_value("spec.clusterIPs[0]", spec.get("clusterIPs"), _IMMUTABLE))
-    return causes
+    return list(validate_service(service, old))
+
+
+def _endpoint_slice(piece: Object, _old: Object | None) -> list[Cause]:
+    return list(validate_endpoint_slice(piece))
+
+
+def _priority_class(class_: Object, old: Object | None) -> list[Cause]:
+    return list(validate_priority_class(class_, old))
+
+
+def _quota(quota: Object, _old: Object | None) -> list[Cause]:
+    return list(validate_quota(quota))
+
+
+def _secret(secret: Object, old: Object | None) -> list[Cause]:
+    return _data(secret, old) + list(validate_secret_type(secret))
+
+
+def _node(_node: Object, _old: Object | None) -> list[Cause]:
+    return []
 
 
 def _data(obj: Object, old: Object | None) -> list[Cause]:
@@ -338,12 +246,10 @@ def _data(obj: Object, old: Object | None) -> list[Cause]:
     for field in ("data", "binaryData"):
         for key, value in (obj.get(field) or {}).items():
             size += len(value)
-            if not _KEY.match(key) or len(key) > 253:
-                why = (
-                    "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. "
-                    "'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is "
-                    "'[-._a-zA-Z0-9]+')"
-                )
+            causes += [invalid_value(f"{field}[{key}]", key, why) for why in names.config_key(key)]
+            other = "binaryData" if field == "data" else "data"
+            if key in (obj.get(other) or {}):
+                why = f"duplicate of key present in {other}"
                 causes.append(invalid_value(f"{field}[{key}]", key, why))
     if size > _DATA_BYTES:
         causes.append(Cause("FieldValueTooLong", f"Too long: may not be more than {_DATA_BYTES} bytes", ""))
@@ -378,36 +284,6 @@ def _event(event: Object, old: Object | None) -> list[Cause]:
     return []
 
 
-def _node(node: Object, _old: Object | None) -> list[Cause]:
-    causes: list[Cause] = []
-    effects = ("NoSchedule", "PreferNoSchedule", "NoExecute")
-    seen = []
-    for index, taint in enumerate((node.get("spec") or {}).get("taints") or ()):
-        field = f"spec.taints[{index}]"
-        key, effect = taint.get("key", ""), taint.get("effect", "")
-        causes += _label_key(key, f"{field}.key")
-        if not _LABEL_VALUE.match(taint.get("value", "")):
-            causes.append(invalid_value(f"{field}.value", taint["value"], _LABEL_VALUE_RULE))
-        if not effect:
-            causes.append(required_value(f"{field}.effect"))
-        elif effect not in effects:
-            causes.append(unsupported_value(f"{field}.effect", effect, effects))
-        if (key, effect) in seen:
-            cause = errors.duplicate_value(field, taint)
-            why = "taints must be unique by key and effect pair"
-            causes.append(Cause(cause.reason, f"{cause.message}: {why}", field))
-        seen.append((key, effect))
-    return causes
-
-
-def _at_least_zero(spec: Object, fields: tuple[str, ...]) -> list[Cause]:
-    return [
-        invalid_value(f"spec.{field}", spec[field], "must be greater than or equal to 0")
-        for field in fields
-        if spec.get(field) is not None and spec[field] < 0
-    ]
-
-
 _RULES: dict[str, Callable[[Object, Object | None], list[Cause]]] = {
     "Pod": _pod,
     "Job": _job,
@@ -415,8 +291,14 @@ _RULES: dict[str, Callable[[Object, Object | None], list[Cause]]] = {
     "ReplicaSet": _replicated,
     "Service": _service,
     "ConfigMap": _data,
-    "Secret": _data,
+    "Secret": _secret,
+    "EndpointSlice": _endpoint_slice,
+    "PriorityClass": _priority_class,
+    "ResourceQuota": _quota,
+    "Node": _node,
     "Lease": _lease,
     "Event": _event,
-    "Node": _node,
+    "PersistentVolumeClaim": validate_claim,
 }
+# A pod's spec hardly changes; what may be changed is checked by itself.
+_FIXED_AFTER_CREATION = ("Pod",)

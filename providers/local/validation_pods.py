@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from nighttrain.providers.local import validation_names as names
 from nighttrain.providers.local.environment import quantity as parse_quantity
 from nighttrain.providers.local.errors import (
     Cause,
@@ -12,19 +13,14 @@ from nighttrain.providers.local.errors import (
     forbidden_value,
     invalid_value,
     required_value,
-    unsupported_value,
 )
+from nighttrain.providers.local.validation_fields import check
 
 Object = dict[str, Any]
 
-_LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-_LABEL_RULE = (
-    "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start "
-    "and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is "
-    "'[a-z0-9]([-a-z0-9]*[a-z0-9])?')"
-)
+_HUGE_PAGES = "hugepages-"
 _STANDARD_RESOURCES = frozenset(("cpu", "memory", "ephemeral-storage"))
-_HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc")
+_NOT_OF_INIT_CONTAINERS = ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
 _UPDATE_RULE = (
     "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
     "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
@@ -35,26 +31,29 @@ _CHANGEABLE = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSe
 
 
 def validate_pod_spec(spec: Object, path: str) -> list[Cause]:
-    """Everything wrong with a defaulted pod spec."""
+    """What is wrong with a defaulted pod spec, but for single fields and parts: those have tables."""
     causes: list[Cause] = []
     volumes = _volumes(spec, path, causes)
-    names: set[str] = set()
-    for index, container in enumerate(spec.get("initContainers") or ()):
-        _container(container, f"{path}.initContainers[{index}]", volumes, names, causes)
+    found: set[str] = set()
     if not spec.get("containers"):
         causes.append(required_value(f"{path}.containers"))
     for index, container in enumerate(spec.get("containers") or ()):
-        _container(container, f"{path}.containers[{index}]", volumes, names, causes)
-    _choice(spec, "restartPolicy", ("Always", "OnFailure", "Never"), path, causes)
-    _choice(spec, "dnsPolicy", ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"), path, causes)
-    if spec["terminationGracePeriodSeconds"] < 0:
-        why = "must be greater than or equal to 0"
-        seconds = spec["terminationGracePeriodSeconds"]
-        causes.append(invalid_value(f"{path}.terminationGracePeriodSeconds", seconds, why))
+        _container(container, f"{path}.containers[{index}]", volumes, found, causes)
+    for index, container in enumerate(spec.get("initContainers") or ()):
+        where = f"{path}.initContainers[{index}]"
+        _container(container, where, volumes, found, causes)
+        for field in _NOT_OF_INIT_CONTAINERS if container.get("restartPolicy") != "Always" else ():
+            if container.get(field) is not None:
+                why = "may not be set for init containers without restartPolicy=Always"
+                causes.append(forbidden_value(f"{where}.{field}", why))
     deadline = spec.get("activeDeadlineSeconds")
     if deadline is not None and not 1 <= deadline <= 2**31 - 1:
         why = "must be between 1 and 2147483647, inclusive"
         causes.append(invalid_value(f"{path}.activeDeadlineSeconds", deadline, why))
+    if spec.get("ephemeralContainers"):
+        new = path == "spec"
+        why = "cannot be set on create" if new else "ephemeral containers not allowed in pod template"
+        causes.append(forbidden_value(f"{path}.ephemeralContainers", why))
     return causes
 
 
@@ -65,7 +64,7 @@ def validate_pod_update(spec: Object, old: Object) -> list[Cause]:
     if before is not None and (deadline is None or deadline > before):
         why = "must be less than or equal to previous value"
         return [invalid_value("spec.activeDeadlineSeconds", deadline, why)]
-    return []
+    return check("PodSpec", {"tolerations": spec.get("tolerations") or []}, "spec")
 
 
 def _fixed_part(spec: Object, old: Object) -> Object:
@@ -85,8 +84,8 @@ def _volumes(spec: Object, path: str, causes: list[Cause]) -> set[str]:
         name = volume.get("name", "")
         if not name:
             causes.append(required_value(field))
-        elif not _LABEL.match(name):
-            causes.append(invalid_value(field, name, _LABEL_RULE))
+        elif wrong := names.label(name):
+            causes += [invalid_value(field, name, why) for why in wrong]
         elif name in found:
             causes.append(duplicate_value(field, name))
         found.add(name)
@@ -97,30 +96,24 @@ def _volumes(spec: Object, path: str, causes: list[Cause]) -> set[str]:
     return found
 
 
-def _container(container: Object, path: str, volumes: set[str], names: set[str], causes: list[Cause]) -> None:
+def _container(container: Object, path: str, volumes: set[str], found: set[str], causes: list[Cause]) -> None:
     name = container.get("name", "")
     if not name:
         causes.append(required_value(f"{path}.name"))
-    elif not _LABEL.match(name):
-        causes.append(invalid_value(f"{path}.name", name, _LABEL_RULE))
-    elif name in names:
+    elif wrong := names.label(name):
+        causes += [invalid_value(f"{path}.name", name, why) for why in wrong]
+    elif name in found:
         causes.append(duplicate_value(f"{path}.name", name))
-    names.add(name)
+    found.add(name)
     if not container.get("image"):
         causes.append(required_value(f"{path}.image"))
     elif container["image"] != container["image"].strip():
         why = "must not have leading or trailing whitespace"
         causes.append(invalid_value(f"{path}.image", container["image"], why))
-    _choice(container, "imagePullPolicy", ("Always", "IfNotPresent", "Never"), path, causes)
-    policies = ("File", "FallbackToLogsOnError")
-    _choice(container, "terminationMessagePolicy", policies, path, causes)
     _environment(container, path, causes)
     _mounts(container, path, volumes, causes)
     _ports(container, path, causes)
     _resources(container.get("resources") or {}, f"{path}.resources", causes)
-    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
-        if container.get(probe):
-            _probe(container[probe], f"{path}.{probe}", causes)
 
 
 def _environment(container: Object, path: str, causes: list[Cause]) -> None:
@@ -150,9 +143,12 @@ def _environment(container: Object, path: str, causes: list[Cause]) -> None:
         elif len(source) > 1:
             why = "may not have more than one field specified at a time"
             causes.append(invalid_value(f"{field}.valueFrom", "", why))
-        for kind in ("configMapKeyRef", "secretKeyRef"):
-            if kind in source and not source[kind].get("key"):
-                causes.append(required_value(f"{field}.valueFrom.{kind}.key"))
+    for given in container.get("envFrom") or ():
+        sources = [kind for kind in ("configMapRef", "secretRef") if kind in given]
+        if len(sources) != 1:
+            none = "must specify one of: `configMapRef` or `secretRef`"
+            why = "may not have more than one field specified at a time" if sources else none
+            causes.append(invalid_value(f"{path}.envFrom", "", why))
 
 
 def _mounts(container: Object, path: str, volumes: set[str], causes: list[Cause]) -> None:
@@ -186,51 +182,57 @@ def _sub_path(mount: Object, field: str, causes: list[Cause]) -> None:
 
 
 def _ports(container: Object, path: str, causes: list[Cause]) -> None:
+    found: set[str] = set()
     for index, port in enumerate(container.get("ports") or ()):
-        field = f"{path}.ports[{index}].containerPort"
-        number = port.get("containerPort")
-        if number is None:
-            causes.append(required_value(field))
-        elif not 1 <= number <= 65535:
-            causes.append(invalid_value(field, number, "must be between 1 and 65535, inclusive"))
+        name = port.get("name", "")
+        if name and name in found:
+            causes.append(duplicate_value(f"{path}.ports[{index}].name", name))
+        found.add(name)
 
 
 def _resources(resources: Object, path: str, causes: list[Cause]) -> None:
     limits = resources.get("limits") or {}
     for kind in ("limits", "requests"):
         for name, quantity in (resources.get(kind) or {}).items():
-            if name not in _STANDARD_RESOURCES and "/" not in name and not name.startswith("hugepages-"):
-                why = "must be a standard resource type or fully qualified"
-                causes.append(invalid_value(f"{path}.{kind}", name, why))
-            if parse_quantity(quantity) < 0:
-                why = "must be greater than or equal to 0"
-                causes.append(invalid_value(f"{path}.{kind}[{name}]", quantity, why))
+            field = f"{path}.{kind}[{name}]"
+            causes += [invalid_value(field, name, why) for why in _resource_name(name)]
+            wrong = amount_sentences(quantity, whole=is_extended(name))
+            causes += [invalid_value(field, quantity, why) for why in wrong]
     for name, quantity in (resources.get("requests") or {}).items():
-        if name in limits and parse_quantity(quantity) > parse_quantity(limits[name]):
+        shared = not is_extended(name) and not name.startswith(_HUGE_PAGES)
+        if name not in limits:
+            if not shared:
+                why = "Limit must be set for non overcommitable resources"
+                causes.append(required_value(f"{path}.limits", why))
+            continue
+        asked, most = parse_quantity(quantity), parse_quantity(limits[name])
+        if asked != most and not shared:
+            why = f"must be equal to {name} limit of {limits[name]}"
+            causes.append(invalid_value(f"{path}.requests", quantity, why))
+        elif asked > most:
             why = f"must be less than or equal to {name} limit of {limits[name]}"
             causes.append(invalid_value(f"{path}.requests", quantity, why))
 
 
-def _probe(probe: Object, path: str, causes: list[Cause]) -> None:
-    handlers = [name for name in _HANDLERS if name in probe]
-    if not handlers:
-        causes.append(required_value(path, "must specify a handler type"))
-    elif len(handlers) > 1:
-        why = "may not specify more than 1 handler type"
-        causes.append(forbidden_value(f"{path}.{handlers[1]}", why))
-    for name in (
-        "initialDelaySeconds",
-        "timeoutSeconds",
-        "periodSeconds",
-        "successThreshold",
-        "failureThreshold",
-    ):
-        if probe.get(name) is not None and probe[name] < 0:
-            causes.append(invalid_value(f"{path}.{name}", probe[name], "must be greater than or equal to 0"))
-    if not path.endswith("readinessProbe") and probe.get("successThreshold", 1) != 1:
-        causes.append(invalid_value(f"{path}.successThreshold", probe["successThreshold"], "must be 1"))
+def _resource_name(name: str) -> list[str]:
+    found = names.qualified_name(name)
+    if "/" not in name and name not in _STANDARD_RESOURCES and not name.startswith(_HUGE_PAGES):
+        found += [
+            "must be a standard resource type or fully qualified",
+            "must be a standard resource for containers",
+        ]
+    elif "/" in name and not is_extended(name) and "kubernetes.io/" not in name:
+        found.append("doesn't follow extended resource name standard")
+    return found
 
 
-def _choice(obj: Object, name: str, allowed: tuple[str, ...], path: str, causes: list[Cause]) -> None:
-    if obj.get(name) not in allowed:
-        causes.append(unsupported_value(f"{path}.{name}", obj.get(name), allowed))
+def is_extended(name: str) -> bool:
+    """Whether it comes in whole pieces, as GPUs do: its name has a domain that is not Kubernetes' own."""
+    return "/" in name and "kubernetes.io/" not in name and not name.startswith("requests.")
+
+
+def amount_sentences(quantity: str | float, *, whole: bool) -> list[str]:
+    """What the API says of an amount. :param whole: whether it counts pieces"""
+    amount = parse_quantity(quantity)
+    found = ["must be greater than or equal to 0"] if amount < 0 else []
+    return found + (["must be an integer"] if whole and amount != amount.to_integral_value() else [])

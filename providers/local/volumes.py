@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.local.environment import ConfigError, Environment, quantity
 from nighttrain.providers.local.mounts import Mount, SpawnError, SubPathError
 from nighttrain.providers.local.processes import expand
-from nighttrain.providers.local.resources import CONFIGMAPS, SECRETS
+from nighttrain.providers.local.resources import CONFIGMAPS, PERSISTENTVOLUMECLAIMS, SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nighttrain.providers.local.claims import ClaimFolders
     from nighttrain.providers.local.mounts import MountNamespaces
     from nighttrain.providers.local.store import Object, Store
 
@@ -77,7 +78,9 @@ class PodVolumes:
         *,
         pod_ip: str,
         host_ip: str,
+        claims: ClaimFolders,
     ) -> None:
+        self._claims = claims
         self._store = store
         self._namespaces = namespaces
         self._pod = pod
@@ -125,6 +128,8 @@ class PodVolumes:
                 self._ready[name] = self._write(name, files)
             elif kind == "emptyDir":
                 self._ready[name] = self._empty(name, volume.get("emptyDir") or {})
+            elif kind == "persistentVolumeClaim":
+                self._ready[name] = self._claim(volume[kind])
             elif kind == "hostPath":
                 self._ready[name] = Volume(_host_path(volume["hostPath"]))
             else:
@@ -156,6 +161,18 @@ class PodVolumes:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)
         return Volume(str(folder))
+
+    def _claim(self, source: Object) -> Volume:
+        name = source["claimName"]
+        claim = self._store.find(PERSISTENTVOLUMECLAIMS, self._namespace, name)
+        if claim is None:
+            raise VolumeError(f'persistentvolumeclaim "{name}" not found')
+        # The scheduler asks too; a pod that names its node has not seen it.
+        if claim["status"].get("phase") != "Bound" or "deletionTimestamp" in claim["metadata"]:
+            what = "being deleted" if "deletionTimestamp" in claim["metadata"] else "not bound"
+            raise VolumeError(f"error processing PVC {self._namespace}/{name}: PVC is {what}")
+        folder = self._claims.folder(claim["metadata"]["uid"])
+        return Volume(str(folder), read_only=bool(source.get("readOnly")))
 
     def _write(self, name: str, files: Mapping[str, _File]) -> Volume:
         folder = self._directory / name

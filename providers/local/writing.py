@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local import apply, bodies, errors, parameters, protobuf
+from nighttrain.providers.local import apply, bodies, errors, last_applied, parameters, protobuf
 from nighttrain.providers.local.crds import at_path, set_at_path
 from nighttrain.providers.local.decoding import (
     RepeatingBody,
@@ -64,6 +64,7 @@ def create(store: Store, target: Target, body: Any, query: Mapping[str, str]) ->
     resource = target.resource
     obj, warnings = _decoded(resource, body, query)
     _place(target, obj)
+    obj["metadata"].pop("managedFields", None)
     if resource.has_status:
         obj.pop("status", None)
     return Written(201, store.create(resource, obj, dry_run=parameters.dry_run(query)), warnings)
@@ -82,6 +83,9 @@ def patch(store: Store, target: Target, content_type: str, change: Any, query: M
     if content_type.split(";")[0].strip() == APPLY_PATCH:
         return _apply(store, target, change, query)
     check_patch_type(content_type, custom=target.resource.custom is not None)
+    if "force" in query:
+        cause = errors.forbidden_value("force", "may not be specified for non-apply patch")
+        raise errors.invalid_options("PatchOptions", cause)
     current = store.get(target.resource, target.namespace, target.name)
     patched = apply_patch(content_type, current, change)
     obj, warnings = _decoded(target.resource, patched, query)
@@ -92,9 +96,8 @@ def patch(store: Store, target: Target, content_type: str, change: Any, query: M
 def _apply(store: Store, target: Target, wanted: Any, query: Mapping[str, str]) -> Written:
     manager = query.get("fieldManager", "")
     if not manager:
-        why = "fieldManager: Required value: is required for apply patch"
-        message = f'PatchOptions.meta.k8s.io "" is invalid: {why}'
-        raise errors.ApiError(422, "Invalid", message, {"group": "meta.k8s.io", "kind": "PatchOptions"})
+        cause = errors.required_value("fieldManager", "is required for apply patch")
+        raise errors.invalid_options("PatchOptions", cause)
     resource = target.resource
     given = wanted.get("metadata") if isinstance(wanted, dict) else None
     if isinstance(given, dict) and given.get("managedFields"):
@@ -112,6 +115,7 @@ def _apply(store: Store, target: Target, wanted: Any, query: Mapping[str, str]) 
         force=parameters.flag(query, "force"),
         now=timestamp(store.clock()),
         subresource=target.subresource,
+        client_side=last_applied.fields(resource, live) if live is not None else None,
     )
     dry_run = parameters.dry_run(query)
     if live is not None:
@@ -127,6 +131,8 @@ def _keep_managers(store: Store, target: Target, obj: Object, query: Mapping[str
     if live is not None and live["metadata"].get("managedFields"):
         manager = query.get("fieldManager") or "unknown"
         apply.carry_over(target.resource, live, obj, manager=manager, now=timestamp(store.clock()))
+    else:
+        obj["metadata"].pop("managedFields", None)
 
 
 def _updated(

@@ -22,14 +22,24 @@ Object = dict[str, Any]
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
 
 # Long enough for a slow node to start an interpreter. A behaviour that fails shows at once in most tests, and
 # late only where the cluster never does what it should.
 WAIT_SECONDS = 90
 # A namespace of a real cluster goes after its pods, which have a grace period of a second.
 CLEAN_SECONDS = 60
+# Nodes that do not have the image yet pull it, once, over a line that may be slow.
+PULL_SECONDS = 900
+# An API server's own limit for a request that is no watch.
+_QUIET_SECONDS = 60
+
+# What a probe runs; the image has a shell, and nothing else is known of it.
+PASSES = ["sh", "-c", "exit 0"]
+FAILS = ["sh", "-c", "exit 1"]
 
 _LABEL = "nighttrain-conformance"
+_HOSTNAME, _SYSTEM = "kubernetes.io/hostname", "kubernetes.io/os"
 _GROUPS = {
     "jobs": "apis/batch/v1",
     "deployments": "apis/apps/v1",
@@ -49,6 +59,7 @@ class Cluster:
     def __init__(self, http: httpx.Client, image: str) -> None:
         self.http = http
         self.image = image
+        self._has_image = False
 
     def call(
         self, method: str, path: str, body: Any = None, *, media: str = "application/json", **query: Any
@@ -67,6 +78,36 @@ class Cluster:
         account = space.try_create("serviceaccounts", {"metadata": {"name": "default"}})
         assert account.status_code in (201, 409), account.text
         return space
+
+    def get_image(self) -> None:
+        """Once, before the first pod: every node that a pod may come to has the image, so that no test waits
+        for a registry."""
+        if self._has_image:
+            return
+        self._has_image = True
+        space = self.make_space()
+        selectors = self._node_selectors()
+        for number, selector in enumerate(selectors):
+            space.run(f"pull-{number}", nodeSelector=selector)
+        for number in range(len(selectors)):
+            # A node that cannot is no reason to fail: perhaps no pod comes to it.
+            with contextlib.suppress(NeverSeenError):
+                space.finished(f"pull-{number}", seconds=PULL_SECONDS)
+        space.remove()
+
+    def _node_selectors(self) -> list[dict[str, str]]:
+        """One for each node that takes any pod; who may not see nodes gets one that fits all."""
+        nodes = self.call("GET", "/api/v1/nodes")
+        found = []
+        for node in nodes.json()["items"] if nodes.status_code == 200 else ():
+            spec, labels = node["spec"], node["metadata"].get("labels") or {}
+            closed = spec.get("unschedulable") or any(
+                each["effect"] in ("NoSchedule", "NoExecute") for each in spec.get("taints") or ()
+            )
+            runs = conditions(node).get("Ready") == "True" and labels.get(_SYSTEM, "linux") == "linux"
+            if runs and not closed and _HOSTNAME in labels:
+                found.append({_HOSTNAME: labels[_HOSTNAME]})
+        return found or [{}]
 
     def wait_until_clean(self) -> None:
         """Until no namespace of the tests is left; where no controller runs they stay, marked deleted."""
@@ -156,16 +197,20 @@ class Space:
     def watch(self, kind: str, **query: Any) -> Iterator[Iterator[Object]]:
         """The events of one watch, as they come."""
         query = {"watch": "true", "timeoutSeconds": WAIT_SECONDS, **query}
-        with self.cluster.http.stream("GET", self.path(kind), params=query) as stream:
+        # A watch may have nothing to say for as long as it lasts.
+        quiet = int(query["timeoutSeconds"]) + _QUIET_SECONDS
+        with self.cluster.http.stream("GET", self.path(kind), params=query, timeout=quiet) as stream:
             assert stream.status_code == 200, stream.read()
             yield (json.loads(line) for line in stream.iter_lines() if line)
 
-    def wait(self, kind: str, name: str, holds: Callable[[Object], Any]) -> Object:
+    def wait(
+        self, kind: str, name: str, holds: Callable[[Object], Any], seconds: int = WAIT_SECONDS
+    ) -> Object:
         """The object, once it is as wanted.
 
-        :raises NeverSeenError: it was not within WAIT_SECONDS, or it is gone
+        :raises NeverSeenError: it was not within that time, or it is gone
         """
-        return self._until(kind, name, self._changes(kind, name), holds)[-1]
+        return self._until(kind, name, self._changes(kind, name, seconds), holds)[-1]
 
     def history(self, kind: str, created: Object, holds: Callable[[Object], Any]) -> list[Object]:
         """Every version of an object since it was created, until it is as wanted."""
@@ -191,7 +236,7 @@ class Space:
                 return
         raise NeverSeenError(f"{kind} {name} is still there")
 
-    def _changes(self, kind: str, name: str) -> Iterator[Object]:
+    def _changes(self, kind: str, name: str, seconds: int = WAIT_SECONDS) -> Iterator[Object]:
         selector = f"metadata.name={name}"
         listed = _answer(self.try_list(kind, fieldSelector=selector))
         for item in listed["items"]:
@@ -199,13 +244,15 @@ class Space:
         if not listed["items"]:
             yield {"type": "DELETED", "object": {}}
         version = listed["metadata"]["resourceVersion"]
-        with self.watch(kind, fieldSelector=selector, resourceVersion=version) as events:
+        query = {"fieldSelector": selector, "resourceVersion": version, "timeoutSeconds": seconds}
+        with self.watch(kind, **query) as events:
             yield from events
 
     # Pods
 
     def container(self, code: str, **more: Any) -> Object:
         """A container that runs Python."""
+        self.cluster.get_image()
         # -S: without site-packages an interpreter starts in half the time.
         return {
             "name": "main",
@@ -228,9 +275,30 @@ class Space:
         body = {"metadata": {"name": name}, "spec": self.pod_spec(code, container=container, **spec)}
         return self.create("pods", body)
 
-    def finished(self, name: str) -> Object:
+    def finished(self, name: str, seconds: int = WAIT_SECONDS) -> Object:
         """The pod, once it has succeeded or failed."""
-        return self.wait("pods", name, lambda pod: pod["status"].get("phase") in ("Succeeded", "Failed"))
+        return self.wait("pods", name, _has_ended, seconds)
+
+    def ends_of(self, name: str) -> dict[str, Object]:
+        """How each container of a deleted pod ended, as last told before the pod was gone."""
+        ends: dict[str, Object] = {}
+        for event in self._changes("pods", name):
+            for status in event["object"].get("status", {}).get("containerStatuses") or []:
+                if "terminated" in status["state"]:
+                    ends[status["name"]] = status["state"]["terminated"]
+            if event["type"] == "DELETED":
+                return ends
+        raise NeverSeenError(f"pods {name} is still there")
+
+    def wait_output(self, name: str, text: str, **query: Any) -> None:
+        """Until a running container has written a line with this text."""
+        query = {"follow": "true", **query}
+        path = self.path("pods", name, "log")
+        with self.cluster.http.stream("GET", path, params=query, timeout=WAIT_SECONDS) as log:
+            assert log.status_code == 200, log.read()
+            if any(text in line for line in log.iter_lines()):
+                return
+        raise NeverSeenError(f"{name} ended without writing {text!r}")
 
     def output(self, name: str, **query: Any) -> str:
         answer = self.cluster.call("GET", self.path("pods", name, "log"), **query)
@@ -245,6 +313,10 @@ class Space:
                 found: Object = event["object"]
                 return found
         raise NeverSeenError(f"no event {reason} about {name}")
+
+
+def _has_ended(pod: Object) -> bool:
+    return pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def _answer(response: httpx.Response, code: int = 200) -> Object:
@@ -305,8 +377,7 @@ def connect(kubeconfig: Path, image: str) -> Iterator[Cluster]:
             base_url=server["server"],
             headers=headers,
             verify=_tls(server, user, kubeconfig.parent, Path(folder)),
-            # A watch may have nothing to say for as long as it lasts.
-            timeout=WAIT_SECONDS + 10,
+            timeout=_QUIET_SECONDS,
             trust_env=False,
         ) as http,
     ):
@@ -327,6 +398,8 @@ def _tls(server: Object, user: Object, beside: Path, folder: Path) -> ssl.SSLCon
 
     authority = file(server, "certificate-authority")
     context = ssl.create_default_context(cafile=authority or None)
+    # Python 3.13 turns it on, and many a cluster's own authority has not all that RFC 5280 asks for.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if server.get("insecure-skip-tls-verify"):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

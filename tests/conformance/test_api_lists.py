@@ -200,6 +200,9 @@ def test_a_match_needs_a_version(space: Space) -> None:
 def test_a_list_at_a_version_long_gone(space: Space) -> None:
     """API Concepts, "410 Gone" responses: versions are kept for a limited time."""
     answer = space.try_list("secrets", resourceVersion="1", resourceVersionMatch="Exact")
+    if answer.status_code == 200:
+        assert answer.json()["metadata"]["resourceVersion"] == "1"
+        pytest.skip("this cluster is so young that it has forgotten nothing yet")
     status = refusal(answer, 410, "Expired")
     assert "too old" in status["message"] or "compacted" in status["message"]
 

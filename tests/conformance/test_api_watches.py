@@ -9,9 +9,12 @@ import pytest
 from conformance_client import config_map
 
 if TYPE_CHECKING:
-    from conformance_client import Space
+    from conformance_client import Object, Space
 
 pytestmark = pytest.mark.api
+
+# A server that sends bookmarks sends one shortly before it ends a watch, and otherwise about once a minute.
+BOOKMARK_SECONDS = (6, 75)
 
 
 def version(space: Space, kind: str = "configmaps") -> str:
@@ -83,45 +86,57 @@ def test_a_watch_ends_after_its_time(space: Space) -> None:
 def test_a_watch_from_a_version_long_gone_says_so(space: Space) -> None:
     """API Concepts, "410 Gone" responses: an ERROR event with a Status of code 410."""
     with space.watch("configmaps", resourceVersion="1", timeoutSeconds=5) as events:
-        event = next(events)
-        assert event["type"] == "ERROR"
+        event = next(events, None)
+        if event is None or event["type"] != "ERROR":
+            pytest.skip("this server is so young that it still knows its first changes")
         status = event["object"]
         assert (status["kind"], status["code"], status["reason"]) == ("Status", 410, "Expired")
         # The stream is over then.
         assert list(events) == []
 
 
+def until_bookmark(space: Space, selector: str = "") -> list[Object]:
+    """What a watch of ConfigMaps tells up to its first bookmark."""
+    for number, seconds in enumerate(BOOKMARK_SECONDS):
+        query = {"allowWatchBookmarks": "true", "timeoutSeconds": seconds, "resourceVersion": version(space)}
+        seen = []
+        with space.watch("configmaps", labelSelector=selector, **query) as events:
+            # Something of the kind has to change: before the first change no bookmark is due.
+            space.create("configmaps", config_map(f"change-{number}", labels={"show": "yes"}))
+            for event in events:
+                seen.append(event)
+                if event["type"] == "BOOKMARK":
+                    return seen
+    pytest.skip("no bookmark came: a server may send none")
+
+
 def test_bookmarks_tell_a_version_and_nothing_else(space: Space) -> None:
     """API Concepts, Watch bookmarks: an object with only its resourceVersion filled in."""
-    since = version(space)
-    query = {"allowWatchBookmarks": "true", "timeoutSeconds": 4, "resourceVersion": since}
-    with space.watch("secrets", **query) as events:
-        # A server sends one before it ends a watch.
-        bookmark = next(event for event in events if event["type"] == "BOOKMARK")
-    assert bookmark["object"]["kind"] == "Secret"
-    assert int(bookmark["object"]["metadata"]["resourceVersion"]) >= int(since)
-    assert "data" not in bookmark["object"]
-    assert not bookmark["object"]["metadata"].get("name")
+    *changes, bookmark = until_bookmark(space)
+    # A controller may make a ConfigMap in a new namespace too.
+    assert {each["type"] for each in changes} == {"ADDED"}
+    told, metadata = bookmark["object"], dict(bookmark["object"]["metadata"])
+    assert (told["kind"], told["apiVersion"]) == ("ConfigMap", "v1")
+    assert int(metadata.pop("resourceVersion")) >= int(changes[-1]["object"]["metadata"]["resourceVersion"])
+    assert not told.get("data")
+    assert not any(metadata.values())
 
 
 def test_a_bookmarks_version_can_be_watched_from(space: Space) -> None:
     """API Concepts, Watch bookmarks: all changes up to it have been sent."""
-    query = {"allowWatchBookmarks": "true", "timeoutSeconds": 4}
-    selector = {"fieldSelector": "metadata.name=one"}
-    space.create("configmaps", config_map("one", {"a": "1"}))
-    with space.watch("configmaps", **query, **selector) as events:
-        bookmark = next(event for event in events if event["type"] == "BOOKMARK")
+    *_, bookmark = until_bookmark(space, "show=yes")
     since = bookmark["object"]["metadata"]["resourceVersion"]
-    space.patch("configmaps", "one", {"data": {"a": "2"}})
-    with space.watch("configmaps", resourceVersion=since, **selector) as events:
+    space.create("configmaps", config_map("later", labels={"show": "yes"}))
+    with space.watch("configmaps", resourceVersion=since, labelSelector="show=yes") as events:
         event = next(events)
-    assert (event["type"], event["object"]["data"]) == ("MODIFIED", {"a": "2"})
+    assert (event["type"], event["object"]["metadata"]["name"]) == ("ADDED", "later")
 
 
 def test_nobody_gets_bookmarks_who_did_not_ask(space: Space) -> None:
     """API Concepts, Watch bookmarks: on request by allowWatchBookmarks=true."""
-    with space.watch("secrets", timeoutSeconds=4, resourceVersion=version(space)) as events:
-        assert "BOOKMARK" not in {event["type"] for event in events}
+    with space.watch("configmaps", timeoutSeconds=4, resourceVersion=version(space)) as events:
+        space.create("configmaps", config_map("change"))
+        assert {event["type"] for event in events} == {"ADDED"}
 
 
 def test_a_dry_run_is_no_event(space: Space) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance_client import STRATEGIC_PATCH, condition, conditions, config_map, refusal
+from conformance_client import FAILS, STRATEGIC_PATCH, condition, conditions, config_map, refusal
 
 if TYPE_CHECKING:
     from conformance_client import Cluster, Object, Space
@@ -53,6 +53,11 @@ def change(space: Space, **env: str) -> Object:
 def replica_sets(space: Space) -> dict[str, Object]:
     """By revision."""
     return {each["metadata"]["annotations"][REVISION]: each for each in space.list("replicasets")}
+
+
+def deployment_revision(space: Space) -> str:
+    revision: str = space.get("deployments", "one")["metadata"]["annotations"][REVISION]
+    return revision
 
 
 def pods(space: Space) -> list[Object]:
@@ -110,11 +115,14 @@ def test_a_rolling_update_keeps_pods_available(space: Space) -> None:
 
     def finished(deployment: Object) -> bool:
         status = deployment["status"]
+        if status.get("observedGeneration") != changed["metadata"]["generation"]:
+            return False
         return status.get("updatedReplicas") == status.get("availableReplicas") == status.get("replicas") == 2
 
     history = space.history("deployments", changed, finished)
     assert min(each["status"].get("availableReplicas", 0) for each in history) >= 2
-    assert max(each["status"].get("replicas", 0) for each in history) <= 3
+    assert max(each["status"].get("replicas", 0) for each in history) == 3
+    assert deployment_revision(space) == "2"
 
 
 def test_recreate_ends_the_old_pods_first(space: Space) -> None:
@@ -179,7 +187,7 @@ def test_a_paused_deployment_rolls_nothing_out(space: Space) -> None:
 
 def test_a_rollout_that_is_stuck_says_so(space: Space) -> None:
     """Deployments, Failed Deployment: Progressing False, ProgressDeadlineExceeded."""
-    probe = {"exec": {"command": ["false"]}, "periodSeconds": 1}
+    probe = {"exec": {"command": FAILS}, "periodSeconds": 1}
     deploy(space, container={"readinessProbe": probe}, progressDeadlineSeconds=2, replicas=1)
     deployment = space.wait("deployments", "one", lambda each: conditions(each).get("Progressing") == "False")
     assert condition(deployment, "Progressing")["reason"] == "ProgressDeadlineExceeded"
@@ -315,7 +323,7 @@ def test_a_service_names_the_ready_pods_it_selects(space: Space) -> None:
 def test_a_service_leaves_out_pods_that_are_not_ready(space: Space) -> None:
     """EndpointSlices, Conditions: ready follows the pod's Ready condition."""
     expose(space)
-    probe = {"exec": {"command": ["false"]}, "periodSeconds": 1}
+    probe = {"exec": {"command": FAILS}, "periodSeconds": 1}
     deploy(space, container={"readinessProbe": probe}, replicas=1)
     with space.watch("pods") as events:
         next(event for event in events if event["object"]["status"].get("podIP"))

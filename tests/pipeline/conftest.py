@@ -31,8 +31,10 @@ DAG_IDS = (
     "sensing",
     "stock_operators",
     "timed_out",
+    "told_apart",
     "train_function",
     "worker_killed",
+    "worker_told_to_end",
 )
 ENDED = {"success", "failed"}
 

@@ -89,6 +89,14 @@ def test_exit_code_3_fails_the_task_with_its_last_lines(pipeline: Pipeline) -> N
     assert pipeline.versions("exit-3") == []
 
 
+def test_a_retry_policy_tells_the_training_codes_failures_from_others(pipeline: Pipeline) -> None:
+    run_id = pipeline.trigger("told_apart")
+    assert pipeline.finished("told_apart", run_id) == "failed"
+    task = pipeline.task("told_apart", run_id, "train")
+    assert (task["try_number"], task["max_tries"]) == (1, 2)
+    assert len(pipeline.jobs("told_apart")) == 1
+
+
 def test_a_function_in_the_dag_file_is_the_training_code(pipeline: Pipeline) -> None:
     run_id = pipeline.trigger("train_function")
     state = pipeline.finished("train_function", run_id)

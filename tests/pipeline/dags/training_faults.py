@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from nighttrain.operators.registry import RegisterModelOperator
 from nighttrain.operators.training import TrainingJobOperator
+from nighttrain.providers.errors import ApplicationError, InfrastructureError
 
 # Prints, waits until the test has killed the worker (the Job goes on meanwhile), then logs a real model.
 SLOW = """
@@ -95,3 +96,30 @@ for dag_id in ("cleared", "evicted"):
             arguments=[HANGS_ONCE, "{{ dag_run.conf['mark'] }}"],
             termination_grace_period=1,
         )
+
+with DAG(dag_id="worker_told_to_end", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    TrainingJobOperator(
+        task_id="train",
+        image="localhost/python:3.11",
+        cmds=["python3", "-c"],
+        arguments=["import time; print('training started', flush=True); time.sleep(8); print('done')"],
+        deferrable=False,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+    )
+
+with DAG(dag_id="told_apart", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):
+    TrainingJobOperator(
+        task_id="train",
+        image="localhost/python:3.11",
+        cmds=["python3", "-c"],
+        arguments=[EXIT_3],
+        retries=2,
+        retry_delay=timedelta(seconds=1),
+        retry_policy=ExceptionRetryPolicy(
+            rules=[
+                RetryRule(exception=ApplicationError, action=RetryAction.FAIL, reason="the code's own fault"),
+                RetryRule(exception=InfrastructureError, action=RetryAction.RETRY),
+            ]
+        ),
+    )

@@ -1,16 +1,18 @@
-"""An API without containers for tests of the API: starts in a fraction of a second."""
+"""An API without containers, which starts in a fraction of a second; and kubectl with a whole cluster."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from kubectl_program import IMAGE, PROGRAM, Kubectl
 
 from nighttrain.providers.local.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +36,31 @@ def space(http: httpx.Client, request: pytest.FixtureRequest) -> str:
     created.raise_for_status()
     name: str = created.json()["metadata"]["name"]
     return name
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[EmbeddedCluster]:
+    """A cluster that runs containers, for kubectl."""
+    if PROGRAM is None:
+        pytest.skip("kubectl is not installed")
+    with EmbeddedCluster(images={IMAGE.split(":")[0]: sys.executable}) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def make(running: EmbeddedCluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Kubectl]:
+    cache = tmp_path_factory.mktemp("kubectl")
+    count = iter(range(1000))
+
+    def new() -> Kubectl:
+        name = f"k{next(count)}"
+        Kubectl(running, cache, "default")("create", "namespace", name)
+        return Kubectl(running, cache, name)
+
+    return new
+
+
+@pytest.fixture
+def kubectl(make: Callable[[], Kubectl]) -> Kubectl:
+    """kubectl in a namespace of the test's own."""
+    return make()

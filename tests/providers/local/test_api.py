@@ -138,7 +138,7 @@ def test_pods_get_their_defaults(http: httpx.Client, space: str) -> None:
             {"containers": [{"name": "a", "image": "x", "readinessProbe": {"periodSeconds": 1}}]},
             ("spec.containers[0].readinessProbe", "FieldValueRequired"),
         ),
-        ({"terminationGracePeriodSeconds": -1}, ("spec.terminationGracePeriodSeconds", "FieldValueInvalid")),
+        ({"activeDeadlineSeconds": 0}, ("spec.activeDeadlineSeconds", "FieldValueInvalid")),
     ],
 )
 def test_pods_that_break_a_rule_are_refused(
@@ -361,18 +361,16 @@ def test_initial_events_are_refused_in_the_stream_as_recorded(http: httpx.Client
     assert "RequestWatchProgress is disabled" in refused["object"]["message"]
 
 
-def test_persistent_volume_claims_are_refused_as_a_kind_that_is_not_served(
-    http: httpx.Client, space: str
-) -> None:
-    base = f"/api/v1/namespaces/{space}/persistentvolumeclaims"
-    for answer in (http.get(base), http.post(base, json={"metadata": {"name": "c"}})):
-        assert (answer.status_code, answer.json()["kind"], answer.json()["reason"]) == (
-            404,
-            "Status",
-            "NotFound",
-        )
+def test_volumes_and_their_classes_are_kinds_that_are_not_served(http: httpx.Client) -> None:
+    base = "/api/v1/persistentvolumes"
+    for answer in (
+        http.get(base),
+        http.post(base, json={"metadata": {"name": "v"}}),
+        http.get("/apis/storage.k8s.io/v1/storageclasses"),
+    ):
+        assert answer.status_code == 404
     served = {each["name"] for each in http.get("/api/v1").json()["resources"]}
-    assert "persistentvolumeclaims" not in served
+    assert "persistentvolumes" not in served
 
 
 @pytest.mark.parametrize(

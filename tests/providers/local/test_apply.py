@@ -142,6 +142,124 @@ def test_an_object_made_otherwise_is_owned_by_who_was_there_before(http: httpx.C
     assert forced["data"] == {"a": "2", "b": "1"}
 
 
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+def applied_by_the_client(http: httpx.Client, base: str, **data: str) -> dict[str, Any]:
+    """A ConfigMap as ``kubectl apply`` without ``--server-side`` makes it; what was applied."""
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": data}
+    note = {"annotations": {LAST_APPLIED: json.dumps(body)}}
+    http.post(base, json={**body, "metadata": {"name": "c", **note}}).raise_for_status()
+    return body
+
+
+def owners(obj: dict[str, Any]) -> dict[tuple[str, str], Any]:
+    return {
+        (each["manager"], each["operation"]): each["fieldsV1"].get("f:data")
+        for each in obj["metadata"]["managedFields"]
+    }
+
+
+def test_what_the_client_applied_is_taken_over_by_kubectl_alone(http: httpx.Client, space: str) -> None:
+    base = f"/api/v1/namespaces/{space}/configmaps"
+    body = applied_by_the_client(http, base, a="1", b="1")
+    merge = {"Content-Type": "application/merge-patch+json"}
+    http.patch(f"{base}/c", headers=merge, content='{"data":{"b":"edited","c":"1"}}').raise_for_status()
+    body["data"] = {"a": "2"}
+    other = apply(http, f"{base}/c", body, "other")
+    assert 'conflict with "kubectl-client-side-apply" using v1' in other.json()["message"]
+    taken = apply(http, f"{base}/c", body, "kubectl")
+    assert taken.json()["data"] == {"a": "2", "b": "edited", "c": "1"}
+    # What was edited since is not the client's any more.
+    body["data"] = {"a": "2", "b": "2"}
+    refused = apply(http, f"{base}/c", body, "kubectl")
+    (cause,) = refused.json()["details"]["causes"]
+    assert cause["field"] == ".data.b"
+    assert cause["message"].startswith('conflict with "before-first-apply"')
+
+
+def test_managers_can_be_rewritten_as_kubectl_does(http: httpx.Client, space: str) -> None:
+    base = f"/api/v1/namespaces/{space}/configmaps"
+    body = applied_by_the_client(http, base, a="1", b="1")
+    body["data"] = {"a": "1"}
+    first = apply(http, f"{base}/c", body, "kubectl").json()
+    note = {"f:metadata": {"f:annotations": {f"f:{LAST_APPLIED}": {}}}}
+    assert owners(first) == {
+        ("kubectl-client-side-apply", "Update"): {"f:a": {}, "f:b": {}},
+        ("kubectl", "Apply"): {"f:a": {}},
+    }
+    kept = next(each for each in first["metadata"]["managedFields"] if each["operation"] == "Apply")
+    kept["fieldsV1"] = {"f:data": {".": {}, "f:a": {}, "f:b": {}}, **note}
+    change = [
+        {"op": "replace", "path": "/metadata/managedFields", "value": [kept]},
+        {
+            "op": "replace",
+            "path": "/metadata/resourceVersion",
+            "value": first["metadata"]["resourceVersion"],
+        },
+    ]
+    as_json = {"Content-Type": "application/json-patch+json"}
+    moved = http.patch(f"{base}/c", headers=as_json, content=json.dumps(change))
+    assert owners(moved.json()) == {("kubectl", "Apply"): {"f:a": {}, "f:b": {}}}
+    assert apply(http, f"{base}/c", body, "kubectl").json()["data"] == {"a": "1"}
+    # The same with the version of before is a conflict.
+    assert http.patch(f"{base}/c", headers=as_json, content=json.dumps(change)).status_code == 409
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [{}],
+        [{"manager": "m"}],
+        *(
+            [{"manager": "m", "operation": "Apply", "apiVersion": "v1", "fieldsV1": fields}]
+            for fields in (
+                {"f:data": 1},
+                {"f:data": [1]},
+                {"k:{": {}},
+                {"k:3": {}},
+                {"v:": {"f:a": {}}},
+                {"v:{}": {}},
+                {"": {}},
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_managers_that_cannot_be_read_leave_those_that_are(
+    http: httpx.Client, space: str, given: Any
+) -> None:
+    path = f"/api/v1/namespaces/{space}/configmaps/c"
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"a": "1"}}
+    before = apply(http, path, body, "one").json()
+    body["metadata"] = {"name": "c", "managedFields": given}
+    after = http.put(path, json=body)
+    assert after.status_code == 200, after.text
+    assert after.json()["metadata"]["managedFields"] == before["metadata"]["managedFields"]
+    assert apply(http, path, {**body, "metadata": {"name": "c"}}, "one").status_code == 200
+
+
+def test_managers_are_nobodys_to_make_up(http: httpx.Client, space: str) -> None:
+    base = f"/api/v1/namespaces/{space}/configmaps"
+    metadata = {"name": "c", "managedFields": [{}]}
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"a": "1"}}
+    for answer in (http.post(base, json=body), http.put(f"{base}/c", json=body)):
+        assert "managedFields" not in answer.json()["metadata"]
+    assert apply(http, f"{base}/c", {**body, "metadata": {"name": "c"}}, "one").status_code == 200
+
+
+@pytest.mark.parametrize("text", ["", "x", "[]", "3", "{", '{"data": 1}', "[" * 100_000, '{"metadata": []}'])
+def test_a_last_configuration_that_cannot_be_read_counts_as_none(
+    http: httpx.Client, space: str, text: str
+) -> None:
+    base = f"/api/v1/namespaces/{space}/configmaps"
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"a": "1"}}
+    note = {"annotations": {LAST_APPLIED: text}}
+    http.post(base, json={**body, "metadata": {"name": "c", **note}}).raise_for_status()
+    body["data"] = {"a": "2"}
+    assert 'conflict with "before-first-apply"' in apply(http, f"{base}/c", body, "kubectl").json()["message"]
+
+
 @pytest.mark.parametrize("body", ["[]", "{}", "3", '{"metadata": 1}', "a: [", '{"spec": {"containers": 1}}'])
 def test_what_is_no_object_is_refused(http: httpx.Client, space: str, body: str) -> None:
     path = f"/api/v1/namespaces/{space}/pods/p"

@@ -108,16 +108,6 @@ async def test_binding_is_no_new_generation(tmp_path: Path) -> None:
         assert (bool(bound["spec"]["nodeName"]), bound["metadata"]["generation"]) == (True, 1)
 
 
-async def test_a_pod_that_names_a_claim_waits_and_says_why(tmp_path: Path) -> None:
-    claim = {"name": "v", "persistentVolumeClaim": {"claimName": "data"}}
-    mounts = [{"name": "v", "mountPath": "/data"}]
-    async with Running(tmp_path) as cluster:
-        cluster.store.create(PODS, script("p", "1", spec={"volumes": [claim]}, volumeMounts=mounts))
-        said = await cluster.event("p", "FailedMount")
-        assert "persistentVolumeClaim" in said
-        assert (cluster.store.find(PODS, "default", "p") or {})["status"]["phase"] == "Pending"
-
-
 async def test_pods_of_equal_priority_are_not_preempted(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
         cluster.store.create(PODS, script("first", SLEEP, resources=_half_and_more()))
@@ -143,9 +133,39 @@ async def test_node_with_a_taint_takes_only_who_tolerates_it(tmp_path: Path) -> 
         await cluster.pod_phase("waits", "Succeeded")
 
 
+async def test_a_cordoned_node_takes_nobody_and_says_why(tmp_path: Path) -> None:
+    taint = {"key": "kept", "effect": "NoSchedule"}
+    async with Running(tmp_path) as cluster:
+        spec = {"unschedulable": True, "taints": [taint]}
+        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].update(spec))
+        cluster.store.create(PODS, script("waits", "1"))
+        waits = await cluster.until(PODS, "waits", lambda obj: condition(obj, "PodScheduled", "False"))
+        assert (condition(waits, "PodScheduled", "False") or {})["message"].startswith(
+            "0/1 nodes are available: 1 node(s) were unschedulable. "
+        )
+        # Who bears the cordon meets the taint.
+        toleration = {"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}
+        cluster.store.create(PODS, script("bears", "1", spec={"tolerations": [toleration]}))
+        bears = await cluster.until(PODS, "bears", lambda obj: condition(obj, "PodScheduled", "False"))
+        assert "untolerated taint" in (condition(bears, "PodScheduled", "False") or {})["message"]
+        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].clear())
+        await cluster.pod_phase("waits", "Succeeded")
+
+
+async def test_a_gated_pod_comes_when_its_gates_are_gone(tmp_path: Path) -> None:
+    gates = {"schedulingGates": [{"name": "example.com/wait"}]}
+    async with Running(tmp_path) as cluster:
+        cluster.store.create(PODS, script("p", "1", spec=gates))
+        cluster.store.mutate(PODS, "default", "p", lambda pod: pod["spec"].pop("schedulingGates"))
+        pod = await cluster.pod_phase("p", "Succeeded")
+        (scheduled,) = [each for each in pod["status"]["conditions"] if each["type"] == "PodScheduled"]
+        assert (scheduled["status"], scheduled.get("reason")) == ("True", None)
+
+
 async def test_toleration_ends_after_its_seconds(tmp_path: Path) -> None:
     taint = {"key": "gone", "effect": "NoExecute"}
-    short = {"tolerations": [{"key": "gone", "operator": "Exists", "tolerationSeconds": 1}]}
+    wait = {"key": "gone", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
+    short = {"tolerations": [wait]}
     async with Running(tmp_path) as cluster:
         cluster.store.create(JOBS, job("j", SLEEP))
         cluster.store.create(PODS, script("p", SLEEP, spec=short))

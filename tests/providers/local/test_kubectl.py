@@ -3,108 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-from nighttrain.providers.local.server import EmbeddedCluster
+from kubectl_program import DEPLOYMENT, IMAGE, JOB, Kubectl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.kubectl
-
-PROGRAM = shutil.which("kubectl")
-IMAGE = "localhost/python:3.11"
-
-JOB = """
-apiVersion: batch/v1
-kind: Job
-metadata: {name: NAME, labels: {colour: red}}
-spec:
-  template:
-    spec:
-      restartPolicy: Never
-      containers:
-        - {name: main, image: localhost/python, command: [python3, -S, -u, -c, CODE]}
-"""
-DEPLOYMENT = """
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: NAME}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: NAME}}
-  template:
-    metadata: {labels: {app: NAME}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-        - {name: main, image: localhost/python, command: [python3, -S, -c, "import time; time.sleep(600)"]}
-"""
-
-
-class Kubectl:
-    """kubectl in a namespace of the test's own."""
-
-    def __init__(self, cluster: EmbeddedCluster, cache: Path, namespace: str) -> None:
-        self._options = ["--kubeconfig", str(cluster.kubeconfig), "--cache-dir", str(cache), "-n", namespace]
-
-    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        assert PROGRAM is not None
-        command = [PROGRAM, *self._options, *arguments]
-        return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
-
-    def __call__(self, *arguments: str, stdin: str = "") -> str:
-        done = self.run(*arguments, stdin=stdin)
-        assert done.returncode == 0, f"{arguments}: {done.stderr}{done.stdout}"
-        return done.stdout
-
-    def refused(self, *arguments: str) -> str:
-        """What it says about a command that must fail."""
-        done = self.run(*arguments)
-        assert done.returncode != 0, done.stdout
-        return done.stderr
-
-    def job(self, name: str, code: str = "print('hello')") -> None:
-        self("apply", "-f", "-", stdin=JOB.replace("NAME", name).replace("CODE", json.dumps(code)))
-
-    def finish(self, name: str) -> None:
-        self("wait", "--for=condition=complete", f"job/{name}", "--timeout=30s")
-
-    def deployment(self, name: str) -> None:
-        self("apply", "-f", "-", stdin=DEPLOYMENT.replace("NAME", name))
-        self("rollout", "status", f"deployment/{name}", "--timeout=30s")
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[EmbeddedCluster]:
-    if PROGRAM is None:
-        pytest.skip("kubectl is not installed")
-    with EmbeddedCluster(images={IMAGE.split(":")[0]: sys.executable}) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def make(running: EmbeddedCluster, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Kubectl]:
-    cache = tmp_path_factory.mktemp("kubectl")
-    count = iter(range(1000))
-
-    def new() -> Kubectl:
-        name = f"k{next(count)}"
-        Kubectl(running, cache, "default")("create", "namespace", name)
-        return Kubectl(running, cache, name)
-
-    return new
-
-
-@pytest.fixture
-def kubectl(make: Callable[[], Kubectl]) -> Kubectl:
-    return make()
 
 
 def test_get_in_every_form(kubectl: Kubectl) -> None:

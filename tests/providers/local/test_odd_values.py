@@ -106,8 +106,8 @@ def test_merge_keys_of_a_taint(http: httpx.Client) -> None:
         ({"key": "a"}, "spec.taints[0].effect: Required value"),
         (
             {"key": "a", "effect": "Never"},
-            'spec.taints[0].effect: Unsupported value: "Never": supported values: "NoExecute", "NoSchedule", '
-            '"PreferNoSchedule"',
+            'spec.taints[0].effect: Unsupported value: "Never": supported values: "NoSchedule", '
+            '"PreferNoSchedule", "NoExecute"',
         ),
     ],
 )

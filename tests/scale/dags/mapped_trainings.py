@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from airflow.sdk import DAG
 
@@ -32,4 +32,7 @@ with DAG(
         cmds=["sh", "-c", SCRIPT],
         startup_timeout_seconds=3600,
         termination_grace_period=1,
+        # Only where workers are killed: elsewhere every training has to do with its first try.
+        retries=int(os.environ.get("NIGHTTRAIN_SCALE_RETRIES", "0")),
+        retry_delay=timedelta(seconds=1),
     ).expand(arguments=[[FOLDER, str(number)] for number in range(NUMBER)])

@@ -1,0 +1,45 @@
+"""The run of a task that was killed before anybody knew its run's id: it started while MLflow was away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.tracking.runs import Lineage, RunKey, RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nighttrain.providers.tracking.runs import RunTree
+
+
+def described(experiment_name: str, run_name: str, key: RunKey) -> dict[str, Any]:
+    """What finds the run again, as plain JSON values."""
+    return {
+        "experiment_name": experiment_name,
+        "run_name": run_name,
+        "orchestrator": key.orchestrator,
+        "dag_id": key.dag_id,
+        "run_id": key.run_id,
+        "task_id": key.task_id,
+        "map_index": key.map_index,
+    }
+
+
+async def close_killed(tree: RunTree, run: Mapping[str, Any]) -> None:
+    """Close it as KILLED, and settle the DAG run's. Call it after the container is gone.
+
+    The container may have opened a run of its own. Where it did not, one is made: a task that ran is in the
+    tree.
+
+    :param run: from :func:`described`
+    :raises TrackingError: MLflow does not answer, or refuses
+    """
+    fields = {name: run[name] for name in ("orchestrator", "dag_id", "run_id", "task_id", "map_index")}
+    key = RunKey(**fields)
+    experiment_id = await tree.ensure_experiment(run["experiment_name"])
+    await tree.prefer_container_run(experiment_id, key)
+    whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
+    parent = await tree.open_parent(experiment_id, key, name=f"{key.dag_id} {key.run_id}", tags=whole.tags())
+    child = await tree.open_child(parent, key, name=run["run_name"])
+    await tree.close(child.run_id, RunStatus.KILLED)
+    await tree.settle_parent(parent.run_id)

@@ -1,0 +1,59 @@
+"""kubectl on PersistentVolumeClaims."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nighttrain.providers.local.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.kubectl
+
+PROGRAM = shutil.which("kubectl")
+MANIFEST = """
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec:
+  accessModes: [ReadWriteOnce, ReadOnlyMany]
+  resources: {requests: {storage: 2Gi}}
+"""
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="kubectl is not installed")
+def test_claims_are_applied_shown_and_deleted(tmp_path: Path) -> None:
+    with EmbeddedCluster(images={"localhost/python": sys.executable}) as cluster:
+
+        def kubectl(*arguments: str, stdin: str = "") -> str:
+            options = ["--kubeconfig", str(cluster.kubeconfig), "--cache-dir", str(tmp_path)]
+            done = subprocess.run(
+                [str(PROGRAM), *options, *arguments],
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        kubectl("apply", "-f", "-", stdin=MANIFEST)
+        kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/data", "--timeout=30s")
+        header, row = kubectl("get", "pvc").splitlines()
+        columns = ["NAME", "STATUS", "VOLUME", "CAPACITY", "ACCESS", "MODES", "STORAGECLASS"]
+        assert header.split() == [*columns, "VOLUMEATTRIBUTESCLASS", "AGE"]
+        name, status, volume, capacity, modes, chosen, *_ = row.split()
+        assert (name, status, capacity, modes, chosen) == ("data", "Bound", "2Gi", "RWO,ROX", "standard")
+        assert volume.startswith("pvc-")
+        assert "Filesystem" in kubectl("get", "pvc", "-o", "wide")
+        described = kubectl("describe", "pvc", "data")
+        assert "ProvisioningSucceeded" in described
+        assert "kubernetes.io/pvc-protection" in described
+        assert kubectl("delete", "pvc", "data").startswith('persistentvolumeclaim "data" deleted')
