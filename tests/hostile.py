@@ -350,7 +350,10 @@ def pointers(value: Any, here: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class Strike:
-    """One request at an honest object."""
+    """One request at an honest object.
+
+    :param label: it is honest: the object as it is then, with another label, is to replace it
+    """
 
     kind: Kind
     method: str
@@ -358,9 +361,10 @@ class Strike:
     body: Any = None
     media: str = "application/json"
     accept: str = "application/json"
+    label: str = ""
 
-    def raw(self, token: str) -> bytes:
-        body = b"" if self.body is None else json.dumps(self.body).encode()
+    def raw(self, token: str, body: Any) -> bytes:
+        body = b"" if body is None else json.dumps(body).encode()
         return request(
             token, self.method, self.target, body, {"Content-Type": self.media, "Accept": self.accept}
         )
@@ -433,6 +437,8 @@ def _write(chance: random.Random, kind: Kind) -> Strike:
     honest = SCALE if subresource == "scale" else kind.object
     body = labelled(chance, honest) if chance.random() < 0.25 else spoiled(chance, honest)
     how = chance.random()
+    if how < 0.1:
+        return Strike(kind, "PUT", kind.place, label=str(chance.randint(0, 9)))
     if how < 0.25:
         return Strike(kind, "PUT", target, body)
     if how < 0.6:
