@@ -44,6 +44,7 @@ SIDECAR: dict[str, Any] = {
     "name": "side",
     "image": "trainer",
     "command": SLEEP,
+    "resources": {"limits": {"cpu": "10m", "memory": "1Gi"}},
     "restartPolicy": "Always",
 }
 POD: dict[str, Any] = {
@@ -51,7 +52,10 @@ POD: dict[str, Any] = {
     "initContainers": [SIDECAR],
     "containers": [CONTAINER],
     "tolerations": [{"key": "a", "operator": "Exists", "effect": "NoSchedule"}],
-    "volumes": [{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}],
+    "volumes": [
+        {"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        {"name": "kept", "persistentVolumeClaim": {"claimName": "honest"}},
+    ],
 }
 TEMPLATE: dict[str, Any] = {"metadata": {"labels": LABELS}, "spec": POD}
 FAILURE_POLICY = {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "A", "status": "True"}]}]}
@@ -182,6 +186,15 @@ KINDS = (
         "ResourceQuota",
         _core("resourcequotas"),
         {"spec": {"hard": {"pods": "1000", "requests.cpu": "1000", "count/jobs.batch": "50"}}},
+        subresources=("status",),
+    ),
+    Kind(
+        "PersistentVolumeClaim",
+        _core("persistentvolumeclaims"),
+        {
+            "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}},
+            "status": {"phase": "Bound", "capacity": {"storage": "1Mi"}, "conditions": [CONDITION]},
+        },
         subresources=("status",),
     ),
     Kind(

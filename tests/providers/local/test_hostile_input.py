@@ -17,6 +17,7 @@ from hostile import KINDS, SPACE, Kind, Strike, generated, request, strike
 
 from nighttrain.providers.local.container_runner import BackOff
 from nighttrain.providers.local.janitor import marked_processes
+from nighttrain.providers.local.resources import BUILT_IN
 from nighttrain.providers.local.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -171,6 +172,11 @@ def strike_all(cluster: EmbeddedCluster, kinds: tuple[Kind, ...], seed: int, cou
     struck.restore()
     struck.close()
     return struck
+
+
+def test_every_served_kind_is_struck() -> None:
+    custom = {"Thing"}
+    assert {kind.kind for kind in KINDS} == {resource.kind for resource in BUILT_IN} | custom
 
 
 def test_five_thousand_strikes_at_honest_objects(
