@@ -37,8 +37,8 @@ def test_mapped_trainings_all_end_and_none_runs_twice(tmp_path: Path, request: p
         mapped.open_gate()
         mapped.until(lambda: mapped.state() in {"success", "failed"}, seconds, "the DAG run to end")
         ended = time.time()
-        report(mapped, began, opened, ended)
         mapped.check_each_once()
+        report(mapped, began, opened, ended)
 
 
 def report(mapped: Trainings, began: float, opened: float, ended: float) -> None:
@@ -46,10 +46,14 @@ def report(mapped: Trainings, began: float, opened: float, ended: float) -> None
     ends = dict(mapped.lines("ended"))
     starts = dict(mapped.lines("began"))
     moments: dict[str, list[float]] = {}
+    untold = 0
     for index, task in enumerate(mapped.tasks()):
         lines = mapped.log_lines(index, trigger=False)
         deferred = first(lines, "DEFERRED")
         fired = first(mapped.log_lines(index, trigger=True), "Trigger fired event")
+        if deferred is None or fired is None:  # a busy triggerer loses lines of its log now and then
+            untold += 1
+            continue
         # The resumed process's first line.
         resumed = min((at for at, _ in lines if at > fired), default=fired)
         steps = {
@@ -88,11 +92,11 @@ def report(mapped: Trainings, began: float, opened: float, ended: float) -> None
         whole.add_row(name, *(f"{value:.1f}" for value in (min(seconds), median(seconds), max(seconds))))
     console = Console(width=120)
     console.print(table, whole)
+    if untold:
+        console.print(f"without {untold} tasks whose log lacks a line")
     console.print(f"gate opened after {opened - began:.0f} s; DAG run seen ended after {ended - began:.0f} s")
 
 
-def first(lines: Sequence[tuple[float, str]], text: str) -> float:
+def first(lines: Sequence[tuple[float, str]], text: str) -> float | None:
     """When a text was first logged."""
-    found = [at for at, line in lines if text in line]
-    assert found, f"not logged: {text}; logged: {[line for _, line in lines][-10:]}"
-    return found[0]
+    return next((at for at, line in lines if text in line), None)
