@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.sensors import triggers
 
 DAG = "nightly"
+_MARKING = threading.Lock()
 # More than any schedule's faults can use up: a task that fails for good was failed by its training.
 TRIES = 16
 # Of a whole flow. One takes two to five seconds; sixteen tries of one on a busy machine stay below.
@@ -262,7 +264,8 @@ class Flow:
 
         states = {self.run_id: {"train": "failed"}}
         target = "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states"
-        with patch(target, staticmethod(lambda **_: states)):
+        # One at a time: patches that overlap in threads are not undone in the order they were made.
+        with _MARKING, patch(target, staticmethod(lambda **_: states)):
             try:
                 asyncio.run(kill())
             except (Crash, asyncio.CancelledError):

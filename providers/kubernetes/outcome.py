@@ -266,7 +266,7 @@ def decide(
         message = "The Job says Complete and Failed at once."
         return _finished(_outcome(OutcomeKind.UNKNOWN, "Contradiction", message, _latest(known)))
     if complete is not None:
-        return _finished(_completed(job, known))
+        return _finished(_completed(job, known, events))
     if failed is not None:
         return _finished(_failed(failed, known))
     if is_deleting(job):
@@ -384,7 +384,7 @@ def _without_pod(job: Json, pods: list[Json], events: list[Json]) -> Observation
     return Observation(Phase.WAITING, detail, name_of(latest), permanent_wait=OutcomeKind.UNKNOWN)
 
 
-def _completed(job: Json, pods: list[Json]) -> Outcome:
+def _completed(job: Json, pods: list[Json], events: Iterable[object]) -> Outcome:
     succeeded = [pod for pod in pods if text(status(pod).get("phase")) == "Succeeded"]
     if not succeeded and not (whole(status(job).get("succeeded")) or 0) > 0:
         message = "The Job says Complete, but neither its count nor any pod shows a success."
@@ -392,6 +392,9 @@ def _completed(job: Json, pods: list[Json]) -> Outcome:
     pod = _latest(succeeded)
     if pod is not None and (removed := _removed_before_its_end(job, pod)) is not None:
         return removed
+    if pod is None and any(_tells_of_a_kill(event, job) for event in events):
+        message = "Its pod was told to stop, ended with 0 and is gone: it may be half of the training."
+        return _outcome(OutcomeKind.CANCELLED, "PodDeleted", message, None)
     reason = text((condition(job, "Complete") or {}).get("reason"))
     outcome = _outcome(OutcomeKind.SUCCEEDED, reason, "", pod)
     if outcome.exit_code not in (None, 0):
@@ -418,6 +421,20 @@ def _removed_before_its_end(job: Json, pod: Json) -> Outcome | None:
         return None
     message = "The pod was deleted while it ran and ended with 0, which may be half of the training."
     return _outcome(OutcomeKind.CANCELLED, "PodDeleted", message, pod, with_exit=False)
+
+
+def _tells_of_a_kill(event: object, job: Json) -> bool:
+    """Whether a kubelet said that it stops a container of one of the Job's pods, which ran then.
+
+    Native sidecars are stopped at every pod's end; they are init containers.
+    """
+    about = mapping(mapping(event).get("involvedObject"))
+    return (
+        mapping(event).get("reason") == "Killing"
+        and text(about.get("name")).startswith(f"{name_of(job)}-")
+        and text(about.get("fieldPath")).startswith("spec.containers{")
+        and text(mapping(event).get("firstTimestamp")) >= text(metadata(job).get("creationTimestamp"))
+    )
 
 
 def _deletion_asked(pod: Json) -> float | None:

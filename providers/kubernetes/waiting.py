@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import ClusterError, ObjectNotFoundError, WorkloadConflictError
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe, subscribe_alone
 from nighttrain.providers.kubernetes.kinds import kind_named
-from nighttrain.providers.kubernetes.objects import TERMINAL_PHASES, items, status, text, uid_of
+from nighttrain.providers.kubernetes.objects import TERMINAL_PHASES, items, mapping, status, text, uid_of
 from nighttrain.providers.kubernetes.outcome import (
     Observation,
     Outcome,
@@ -190,6 +190,19 @@ async def explanations(
     return events, await _queue(client, workload) if suspended else None
 
 
+async def kills(client: ClusterClient, workload: Workload) -> list[Json]:
+    """What kubelets said of containers that they stop. It explains: a missing right is no error."""
+    try:
+        listed = await client.list(EVENTS, workload.namespace, field_selector="reason=Killing", limit=500)
+    except ClusterError:
+        return []
+    return [
+        event
+        for event in items(listed.get("items"))
+        if text(mapping(event.get("involvedObject")).get("name")).startswith(f"{workload.name}-")
+    ]
+
+
 async def _queue(client: ClusterClient, workload: Workload) -> Json | None:
     selector = f"kueue.x-k8s.io/job-uid={workload.uid}"
     try:
@@ -213,7 +226,9 @@ async def _final(client: ClusterClient, workload: Workload, view: Subscription, 
     except ClusterError:
         return outcome
     known = {uid_of(pod): pod for pod in view.pods} | fresh
-    again = kind_named(workload.kind).read(view.object, list(known.values())).outcome
+    # Nobody saw the pod: what a kubelet said of it tells a training that was stopped from one that is done.
+    events = [] if known else await kills(client, workload)
+    again = kind_named(workload.kind).read(view.object, list(known.values()), events).outcome
     return again if again is not None else outcome
 
 

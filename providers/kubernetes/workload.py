@@ -44,7 +44,7 @@ from nighttrain.providers.kubernetes.objects import (
 )
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
 from nighttrain.providers.kubernetes.resources import PODS
-from nighttrain.providers.kubernetes.waiting import explanations, list_pods, read_object, until_gone
+from nighttrain.providers.kubernetes.waiting import explanations, kills, list_pods, read_object, until_gone
 from nighttrain.providers.kubernetes.waiting import wait as wait
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ async def observe(client: ClusterClient, workload: Workload) -> Observation:
     obj = await read_object(client, workload)
     pods = await list_pods(client, workload)
     read = kind_named(workload.kind).read
-    observation = read(obj, pods)
+    observation = read(obj, pods, [] if pods else await kills(client, workload))
     if observation.phase is not Phase.WAITING:
         return observation
     events, queue = await explanations(client, workload, obj)

@@ -114,6 +114,12 @@ async def kill_pod(cluster: EmbeddedCluster, client: ClusterClient, job: Workloa
         await evict(cluster, client, job)
 
 
+async def completed(client: ClusterClient, job: Workload) -> bool:
+    """Whether the Job has counted its end."""
+    found = await client.get(JOBS, NAMESPACE, job.name)
+    return "completionTime" in found["status"]
+
+
 KILLS = pytest.mark.parametrize(
     ("how", "kind"), [("deleted", OutcomeKind.CANCELLED), ("evicted", OutcomeKind.EVICTED)]
 )
@@ -137,6 +143,28 @@ async def test_pod_was_killed_and_its_code_ended_with_0__airflow_73006_41867(
     await asleep(client, job)
     await kill_pod(cluster, client, job, how)
     assert (await wait(client, job)).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(POLITE, OutcomeKind.CANCELLED), ("print('asleep')", OutcomeKind.SUCCEEDED)]
+)
+async def test_pod_was_gone_before_anybody_looked__airflow_73006_41867(
+    client: ClusterClient, identity: WorkloadIdentity, code: str, kind: OutcomeKind
+) -> None:
+    """Stopped while it ran, or removed after it had ended: the Job says Complete of both."""
+    job = await submit(client, spec(code), identity)
+    await asleep(client, job)
+    (pod,) = await pods_of(client, job)
+    async with asyncio.timeout(30):
+        if kind is OutcomeKind.SUCCEEDED:
+            await wait(client, job)
+        await client.delete(PODS, NAMESPACE, pod["metadata"]["name"])
+        while await pods_of(client, job) or not await completed(client, job):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert (await wait(client, job)).kind is kind
+    observed = await workload.observe(client, job)
+    assert observed.outcome is not None
+    assert observed.outcome.kind is kind
 
 
 async def test_the_worker_died_and_took_its_training_with_it__airflow_39791_21900(
