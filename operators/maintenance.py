@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -65,9 +66,13 @@ class ReapWorkloadsOperator(BaseOperator):
 
     async def _reap(self, states: _OwnTasks) -> list[Finding]:
         from nighttrain.providers.kubernetes.client import shared_client
-        from nighttrain.providers.kubernetes.reaper import Verdict, find, reap
+        from nighttrain.providers.kubernetes.reaper import find
+        from nighttrain.providers.reaping import reap_all
+        from nighttrain.providers.tracking.client import MLflowClient
 
-        async with shared_client(get_cluster_config(self.kubernetes_conn_id)) as client:
+        async with AsyncExitStack() as stack:
+            config = get_cluster_config(self.kubernetes_conn_id)
+            client = await stack.enter_async_context(shared_client(config))
             findings = await find(
                 client,
                 self.namespace or client.namespace,
@@ -76,22 +81,11 @@ class ReapWorkloadsOperator(BaseOperator):
             )
             if str(self.only_show).strip().lower() in {"true", "1", "yes"}:
                 return findings
-            done = [
-                await reap(client, finding, states) if finding.verdict is Verdict.REAP else finding
-                for finding in findings
-            ]
-        await self._close_runs([finding for finding in done if finding.verdict is Verdict.REAPED])
-        return done
-
-    async def _close_runs(self, reaped: list[Finding]) -> None:
-        if self.mlflow_conn_id is None or not reaped:
-            return
-        from nighttrain.providers.commands import close_run
-        from nighttrain.providers.tracking.client import MLflowClient
-
-        async with MLflowClient(get_mlflow(self.mlflow_conn_id).config) as client:
-            for finding in reaped:
-                await close_run(client, finding)
+            mlflow = None
+            if self.mlflow_conn_id is not None:
+                tracking = get_mlflow(self.mlflow_conn_id).config
+                mlflow = await stack.enter_async_context(MLflowClient(tracking))
+            return await reap_all(client, findings, states, mlflow=mlflow, warn=self.log.warning)
 
 
 class _OwnTasks:

@@ -82,6 +82,16 @@ def _exit_codes(given: int | Container[int] | None) -> Container[int]:
     return given
 
 
+@dataclass(frozen=True)
+class _Underway:
+    """A task's workload, and what it takes to settle it once its outcome is known."""
+
+    context: Context
+    tracked: TrackedWorkload
+    started: StartedWorkload
+    facts: dict[str, Any]
+
+
 class _AnotherAttempt(Exception):
     """The cluster ended an attempt, and the next may start at once."""
 
@@ -306,8 +316,9 @@ class WorkloadOperator(BaseOperator):
                 self._defer(started, tracked)
             with failing_clearly():
                 outcome = run_sync(self._follow(tracked, started, context["ti"]))
+                underway = _Underway(context, tracked, started, prepared.facts)
                 try:
-                    return self._finish_patiently(context, tracked, started, outcome, prepared.facts)
+                    return self._finish_patiently(underway, outcome)
                 except _AnotherAttempt:
                     continue
 
@@ -321,9 +332,9 @@ class WorkloadOperator(BaseOperator):
             raise TrackingUnreachableError(event["tracking_error"])
         with failing_clearly():
             tracked = self._tracked(context, Prepared())
-            started, facts = self._remembered(context)
+            underway = _Underway(context, tracked, *self._remembered(context))
             try:
-                return self._finish(context, tracked, started, Outcome.from_dict(event["outcome"]), facts)
+                return self._finish(underway, Outcome.from_dict(event["outcome"]))
             except _AnotherAttempt:
                 pass
             except TrackingUnreachableError as error:
@@ -455,30 +466,17 @@ class WorkloadOperator(BaseOperator):
         self._following = None
         return outcome
 
-    def _finish(
-        self,
-        context: Context,
-        tracked: TrackedWorkload,
-        started: StartedWorkload,
-        outcome: Outcome,
-        facts: dict[str, Any],
-    ) -> dict[str, Any]:
+    def _finish(self, underway: _Underway, outcome: Outcome) -> dict[str, Any]:
         """Close the run, store the result, and only then mark the attempt as consumed: a crash in between
         finds the finished attempt again. So does an outage of the cluster.
 
         :raises _AnotherAttempt: the cluster ended this one, and there is budget for the next
         """
-        return self._waiting_out(lambda: self._settle(context, tracked, started, outcome, facts))
+        return self._waiting_out(lambda: self._settle(underway, outcome))
 
-    def _settle(
-        self,
-        context: Context,
-        tracked: TrackedWorkload,
-        started: StartedWorkload,
-        outcome: Outcome,
-        facts: dict[str, Any],
-    ) -> dict[str, Any]:
-        started = run_sync(tracked.close(started, outcome))
+    def _settle(self, underway: _Underway, outcome: Outcome) -> dict[str, Any]:
+        context, tracked, facts = underway.context, underway.tracked, underway.facts
+        started = run_sync(tracked.close(underway.started, outcome))
         self._remember(context, started, facts)
         if not outcome.succeeded:
             run_sync(tracked.mark_consumed(started, outcome))
@@ -518,21 +516,14 @@ class WorkloadOperator(BaseOperator):
         if own and outcome.exit_code in self.skip_on_exit_code:
             raise AirflowSkipException(f"{outcome.explain()}\nskip_on_exit_code has {outcome.exit_code}")
 
-    def _finish_patiently(
-        self,
-        context: Context,
-        tracked: TrackedWorkload,
-        started: StartedWorkload,
-        outcome: Outcome,
-        facts: dict[str, Any],
-    ) -> dict[str, Any]:
+    def _finish_patiently(self, underway: _Underway, outcome: Outcome) -> dict[str, Any]:
         """As :meth:`_finish`; an outage of MLflow is waited out, bounded by the task's own time-out."""
         from nighttrain.sensors.triggers import MLFLOW_OUTAGE_SECONDS
 
         until = time.monotonic() + MLFLOW_OUTAGE_SECONDS
         while True:
             try:
-                return self._finish(context, tracked, started, outcome, facts)
+                return self._finish(underway, outcome)
             except TrackingUnreachableError as error:  # after three quarters of a minute of trying
                 if time.monotonic() > until:
                     raise

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.errors import NighttrainError, TrackingError
+from nighttrain.providers.errors import NighttrainError
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.reaper import Finding
-    from nighttrain.providers.tracking.client import MLflowClient
 
 DONE, FAILED, MISUSED = 0, 1, 2
 
@@ -25,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         findings = asyncio.run(reap_workloads(options))
     except NighttrainError as error:
-        print(f"nighttrain: {error}", file=sys.stderr)
+        _warn(str(error))
         return FAILED
     _show(findings, options)
     return DONE
@@ -35,7 +34,8 @@ async def reap_workloads(options: argparse.Namespace) -> list[Finding]:
     """Find, and with ``--yes`` remove, the workloads whose task is over."""
     from nighttrain.providers.airflow_api import AirflowAPI
     from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-    from nighttrain.providers.kubernetes.reaper import Verdict, find, reap
+    from nighttrain.providers.kubernetes.reaper import find
+    from nighttrain.providers.reaping import reap_all
     from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
     config = ClusterConfig(
@@ -51,30 +51,11 @@ async def reap_workloads(options: argparse.Namespace) -> list[Finding]:
         mlflow = None
         if options.mlflow_uri:
             mlflow = await stack.enter_async_context(MLflowClient(TrackingConfig(uri=options.mlflow_uri)))
-        done = []
-        for finding in findings:
-            if finding.verdict is Verdict.REAP:
-                finding = await reap(client, finding, states)
-                if finding.verdict is Verdict.REAPED and mlflow is not None:
-                    await close_run(mlflow, finding)
-            done.append(finding)
-        return done
+        return await reap_all(client, findings, states, mlflow=mlflow, warn=_warn)
 
 
-async def close_run(mlflow: MLflowClient, finding: Finding) -> None:
-    """Close the run of a workload that was removed as KILLED. Best effort: the workload is gone already."""
-    from nighttrain.providers.tracking.runs import PARENT_TAG, RunStatus, RunTree
-
-    if finding.run_id is None:
-        return
-    tree = RunTree(mlflow)
-    try:
-        run = await tree.get(finding.run_id)
-        await tree.close(run.run_id, RunStatus.KILLED)
-        if run.tags.get(PARENT_TAG):
-            await tree.settle_parent(run.tags[PARENT_TAG])
-    except TrackingError as error:
-        print(f"nighttrain: run {finding.run_id} could not be closed: {error}", file=sys.stderr)
+def _warn(message: str) -> None:
+    print(f"nighttrain: {message}", file=sys.stderr)
 
 
 def _show(findings: list[Finding], options: argparse.Namespace) -> None:

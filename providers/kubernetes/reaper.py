@@ -7,7 +7,7 @@ A task that came back to life in between has adopted the Job, which changed it, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -76,7 +76,7 @@ class Finding:
     """A live workload and what its task's state says of it.
 
     :param age_seconds: since its Job was created
-    :param run_id: the MLflow run its container was started with
+    :param environment: the plain variables of its container, which tell its run
     """
 
     workload: Workload
@@ -85,7 +85,7 @@ class Finding:
     age_seconds: float
     state: TaskState
     verdict: Verdict
-    run_id: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for tables and machines."""
@@ -207,13 +207,11 @@ def _finding(
         age_seconds=age,
         state=state,
         verdict=Verdict.REAP if state in (TaskState.OVER, TaskState.GONE) else Verdict.KEEP,
-        run_id=environment_of(obj, kind).get("MLFLOW_RUN_ID"),
+        environment=environment_of(obj, kind),
     )
 
 
 def _with(finding: Finding, verdict: Verdict) -> Finding:
-    from dataclasses import replace
-
     return replace(finding, verdict=verdict)
 
 

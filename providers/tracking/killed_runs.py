@@ -1,10 +1,11 @@
-"""The run of a task that was killed before anybody knew its run's id: it started while MLflow was away."""
+"""Closing the runs of tasks that were killed, also where nobody knows the run's id: the container started
+while MLflow was away, and opened one of its own or none."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.tracking.runs import Lineage, RunKey, RunStatus
+from nighttrain.providers.tracking.runs import PARENT_TAG, Lineage, RunKey, RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,3 +44,20 @@ async def close_killed(tree: RunTree, run: Mapping[str, Any]) -> None:
     child = await tree.open_child(parent, key, name=run["run_name"])
     await tree.close(child.run_id, RunStatus.KILLED)
     await tree.settle_parent(parent.run_id)
+
+
+async def close_run_of_container(tree: RunTree, key: RunKey, environment: Mapping[str, str]) -> None:
+    """Close the run that a container wrote to as KILLED. Call it after the container is gone.
+
+    :param key: of the container's task
+    :param environment: what the container was started with. It names the run, or the experiment in which the
+        container was to open one; where it names neither there is nothing to close
+    :raises TrackingError: MLflow does not answer, or refuses
+    """
+    if run_id := environment.get("MLFLOW_RUN_ID"):
+        run = await tree.get(run_id)
+        await tree.close(run.run_id, RunStatus.KILLED)
+        if run.tags.get(PARENT_TAG):
+            await tree.settle_parent(run.tags[PARENT_TAG])
+    elif key.value in environment.get("MLFLOW_RUN_CONTEXT", ""):
+        await close_killed(tree, described(environment["MLFLOW_EXPERIMENT_NAME"], str(key.task_id), key))

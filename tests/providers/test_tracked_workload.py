@@ -1,4 +1,4 @@
-"""A workload and its run together: what an outage of MLflow may and may not do."""
+"""A workload and its run together: what an outage of MLflow may and may not do, and what reaping does."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from nighttrain.providers.kubernetes.client import ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
+from nighttrain.providers.kubernetes.reaper import TaskState, Verdict, find
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.reaping import reap_all
 from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey, RunTree
@@ -232,3 +234,82 @@ async def test_cancelling_during_an_outage_removes_the_workload(
         await work.cancel(started)
         outcome = await finish(work, started)
     assert outcome.reason == "JobDeleted"
+
+
+class EveryTaskIsOver:
+    """An Airflow in which nobody waits any more."""
+
+    async def state(self, identity: WorkloadIdentity) -> TaskState:
+        return TaskState.OVER
+
+
+async def reap_everything(work: TrackedWorkload, mlflow_uri: str) -> list[str]:
+    """Reap as the command does; returns the warnings."""
+    warnings: list[str] = []
+    config = TrackingConfig(uri=mlflow_uri, retry_seconds=0.2)
+    async with await ClusterClient.open(work.cluster) as client, MLflowClient(config) as mlflow:
+        tasks = EveryTaskIsOver()
+        found = await find(client, "default", tasks, minimum_age_seconds=0)
+        (mine,) = (finding for finding in found if finding.identity == work.identity)
+        (done,) = await reap_all(client, [mine], tasks, mlflow=mlflow, warn=warnings.append)
+        assert done.verdict is Verdict.REAPED
+        left = await client.list(JOBS, "default", label_selector=f"{ATTEMPT_KEY_LABEL}={work.identity.key}")
+        assert left["items"] == []
+    return warnings
+
+
+async def test_reaping_closes_the_run_that_the_workload_was_given(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server) as mlflow:
+        await mlflow.end()
+        work = tracked(cluster, mlflow, "import time; time.sleep(60)", next(_numbers))
+        started = await work.start()
+        assert await reap_everything(work, mlflow_server.uri) == []
+        runs = await runs_of(mlflow_server, work)
+    assert {run.run_id for run in runs} == {started.run_id, started.parent_run_id}
+    assert {run.status for run in runs if run.run_id == started.run_id} == {"KILLED"}
+    assert "RUNNING" not in {run.status for run in runs}
+
+
+@pytest.mark.parametrize("opens_a_run", [True, False])
+async def test_reaping_closes_the_run_of_a_workload_that_started_during_an_outage(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, opens_a_run: bool
+) -> None:
+    wait_for_ever = "\nimport time; time.sleep(60)"
+    async with outage(mlflow_server) as mlflow:
+        code = (TRAINING if opens_a_run else "") + wait_for_ever
+        work = tracked(cluster, mlflow, code, next(_numbers))
+        await work.start()
+        await mlflow.end()
+        if opens_a_run:
+            await until_logged(mlflow_server, work)
+        assert await reap_everything(work, mlflow_server.uri) == []
+        runs = await runs_of(mlflow_server, work)
+    (child,) = (run for run in runs if run.tags["nighttrain.run_key"] == work.run_key.value)
+    (parent,) = (run for run in runs if run is not child)
+    assert child.status == "KILLED"
+    assert child.metrics == ({"rmse": 1.5} if opens_a_run else {})
+    assert child.tags["mlflow.parentRunId"] == parent.run_id
+    assert parent.status != "RUNNING"
+
+
+async def test_reaping_while_mlflow_is_away_removes_the_workload_and_says_so(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server) as mlflow:
+        await mlflow.end()
+        work = tracked(cluster, mlflow, "import time; time.sleep(60)", next(_numbers))
+        started = await work.start()
+        await mlflow.begin()
+        (warning,) = await reap_everything(work, mlflow.uri)
+    assert started.workload.name in warning
+    assert "could not be closed" in warning
+
+
+async def until_logged(server: MLflowServer, work: TrackedWorkload) -> None:
+    for _ in range(600):
+        if any(run.metrics for run in await runs_of(server, work)):
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail("the training logged nothing within a minute")
