@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from airflow.sdk import BaseOperator
 
 from nighttrain.operators import context as task_context
+from nighttrain.operators import hints
 from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
 from nighttrain.operators.outages import waiting_out
 from nighttrain.operators.templating import attributes_of_model
@@ -311,6 +312,7 @@ class WorkloadOperator(BaseOperator):
                 prepared = self._prepare(context)
                 tracked = self._tracked(context, prepared)
                 started = self._start(tracked)
+                self._tell_what_was_lost(context, started)
                 self._remember(context, started, prepared.facts)
             if self.deferrable:
                 self._defer(started, tracked)
@@ -448,6 +450,16 @@ class WorkloadOperator(BaseOperator):
 
     def _start(self, tracked: TrackedWorkload) -> StartedWorkload:
         return self._waiting_out(lambda: run_sync(tracked.start(log=self.log.info)))
+
+    def _tell_what_was_lost(self, context: Context, started: StartedWorkload) -> None:
+        lost = hints.lost_workload(context, started, self.log.debug)
+        if lost is not None:
+            self.log.warning(
+                "Job %s, which an earlier try started, is gone (cancelled, deleted, or past its time to "
+                "live): what runs now is a new one",
+                lost,
+            )
+        hints.note(context, started, self.log.debug)
 
     def _waiting_out(self, work: Callable[[], T]) -> T:
         return waiting_out(work, seconds=self.cluster_outage_timeout_seconds, warn=self.log.warning)

@@ -1,0 +1,78 @@
+"""A note in Airflow's task state store tells what was lost, and never fails a task.
+
+That the real store keeps it over a clear is in ``tests/pipeline/test_pipeline.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import pytest
+
+from nighttrain.operators import hints
+from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.tracked_workload import StartedWorkload
+
+LOG = logging.getLogger("test").debug
+
+
+class Store:
+    """Airflow's accessor, with its values in memory."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.values.get(key, default)
+
+    def set(self, key: str, value: Any) -> None:
+        self.values[key] = value
+
+
+class Unreachable(Store):
+    def get(self, key: str, default: Any = None) -> Any:
+        raise ConnectionError("no supervisor")
+
+    def set(self, key: str, value: Any) -> None:
+        raise ConnectionError("no supervisor")
+
+
+def context(store: Store | None) -> Any:
+    return cast("Any", {} if store is None else {"task_state_store": store})
+
+
+def started(uid: str, attempt: int) -> StartedWorkload:
+    return StartedWorkload(Workload("ml", f"train-{attempt}", uid, attempt), workload_url="")
+
+
+@pytest.mark.parametrize(
+    ("uid", "attempt", "lost"),
+    [
+        pytest.param("a", 2, None, id="the noted one is adopted"),
+        pytest.param("b", 3, None, id="the next after it"),
+        pytest.param("b", 2, "ml/train-2", id="its number is free again"),
+        pytest.param("b", 1, "ml/train-2", id="counted from the start again"),
+    ],
+)
+def test_what_the_cluster_no_longer_knows_is_told(uid: str, attempt: int, lost: str | None) -> None:
+    asked = context(Store())
+    hints.note(asked, started("a", 2), LOG)
+    assert hints.lost_workload(asked, started(uid, attempt), LOG) == lost
+
+
+@pytest.mark.parametrize("store", [None, Store(), Unreachable()], ids=["absent", "empty", "unreachable"])
+def test_nothing_is_told_where_nothing_is_known(store: Store | None) -> None:
+    assert hints.lost_workload(context(store), started("a", 1), LOG) is None
+
+
+@pytest.mark.parametrize("store", [None, Unreachable()], ids=["absent", "unreachable"])
+def test_a_note_that_cannot_be_made_fails_nothing(store: Store | None) -> None:
+    hints.note(context(store), started("a", 1), LOG)
+
+
+@pytest.mark.parametrize("noted", ["train-1", 7, {}, {"attempt": "2", "job": "ml/train"}, {"attempt": None}])
+def test_somebody_elses_note_is_no_hint(noted: object) -> None:
+    store = Store()
+    store.set(hints.KEY, noted)
+    assert hints.lost_workload(context(store), started("a", 1), LOG) is None
