@@ -1,6 +1,6 @@
 """A note in Airflow's task state store tells what was lost, and never fails a task.
 
-That the real store keeps it over a clear is in ``tests/pipeline/test_pipeline.py``.
+That the real store keeps it over a clear is in ``tests/pipeline/test_cancel.py``.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from nighttrain.providers.local.stack import Stack, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 DAG_IDS = (
+    "backfilled",
     "bad_input",
     "cancelled",
     "cannot_start",

@@ -36,6 +36,29 @@ def test_marking_a_deferred_training_as_success_removes_its_workload(pipeline: P
     assert pipeline.task("cancelled", run_id, "train")["state"] == "success"
 
 
+def test_a_task_that_is_cleared_tells_that_its_earlier_job_is_gone(pipeline: Pipeline) -> None:
+    """From Airflow's task state store: the cluster knows nothing of it any more."""
+    run_id = deferred(pipeline)
+    path = f"/dags/cancelled/dagRuns/{run_id}/taskInstances/train"
+    (first,) = pipeline.jobs("cancelled")
+    assert pipeline.stack.api("PATCH", path, json={"new_state": "failed"}).status_code == 200
+    pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
+    pipeline.finished("cancelled", run_id)
+    assert "is gone" not in pipeline.log("cancelled", run_id, "train")
+    clear = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["train"], "only_failed": False}
+    answer = pipeline.stack.api("POST", "/dags/cancelled/clearTaskInstances", json=clear)
+    assert answer.status_code == 200, answer.text
+    told = f"Job default/{first['metadata']['name']}, which an earlier try started, is gone"
+    pipeline.until(
+        lambda: told in pipeline.log("cancelled", run_id, "train"), 90, "a word about the first Job"
+    )
+    pipeline.until(
+        lambda: pipeline.task("cancelled", run_id, "train")["state"] == "deferred", 90, "a deferral"
+    )
+    assert pipeline.stack.api("PATCH", path, json={"new_state": "failed"}).status_code == 200
+    pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
+
+
 def test_deleting_the_dag_run_of_a_deferred_training_removes_its_workload(pipeline: Pipeline) -> None:
     run_id = deferred(pipeline)
     # Airflow deletes no DAG run that runs: whoever wants to, fails it first.
