@@ -64,7 +64,9 @@ def test_demo_ends_with_the_table_and_predictions_and_leaves_nothing(tmp_path: P
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_demo_leaves_no_process(tmp_path: Path, interruption: signal.Signals) -> None:
     home = tmp_path / "demo"
-    with subprocess.Popen([*COMMAND, str(home)], stdout=subprocess.PIPE, text=True) as demo:
+    # What a shell starts in the background ignores SIGINT, and so would the demo.
+    heeding = ["env", "--default-signal=INT", *COMMAND, str(home)]
+    with subprocess.Popen(heeding, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         for line in demo.stdout:
             if "MLflow ready" in line:
@@ -72,7 +74,7 @@ def test_interrupted_demo_leaves_no_process(tmp_path: Path, interruption: signal
         assert processes_below(home) != []
         demo.send_signal(interruption)
         demo.stdout.read()
-        demo.wait(60)
+        assert demo.wait(60) == (130 if interruption is signal.SIGINT else -interruption)
     # After SIGKILL the janitors have to notice first.
     for _ in range(100):
         if not processes_below(home):
