@@ -115,6 +115,8 @@ class Flow:
     run_id: str = field(default_factory=lambda: f"kill-{uuid.uuid4().hex[:12]}")
     state: str = ""
     registered: str = ""
+    reported_failures: int = 0
+    deaths: int = 0
     trail: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -147,7 +149,7 @@ class Flow:
     def _task(self, name: str, *, max_tries: int, run: str = "") -> tuple[str, Any]:
         limit = max(len(self.plan.codes), 2) if 0 not in self.plan.codes else TRIES
         xcoms: dict[str, Any] = {}
-        app_failures = 0
+        self.reported_failures = 0
         for number in range(1, TRIES + 1):
             xcoms.clear()
             self.schedule.revive()
@@ -164,11 +166,13 @@ class Flow:
                 return "failed", None
             except BaseException as error:
                 if self.schedule.dead:
+                    self.deaths += 1
                     self.trail.append(f"{name} try {number}: the process died")
                 elif isinstance(error, Exception):
                     self.trail.append(f"{name} try {number}: {type(error).__name__}: {error}"[:400])
-                    app_failures += type(error).__name__ == "ApplicationError" or "exit code" in str(error)
-                    if app_failures >= limit:
+                    own = type(error).__name__ == "ApplicationError" or "exit code" in str(error)
+                    self.reported_failures += own
+                    if self.reported_failures >= limit:
                         return "failed", None
                 else:
                     raise

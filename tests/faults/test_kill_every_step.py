@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(7200)]
 
 # Of some 400 pairs of boundary and fault; a prime, so that every sort of fault is in the sample.
 SAMPLE = 37
-# Random schedules that once broke a promise are run each time.
-FOUND = (87, 103)
+# Random schedules that once broke a promise, or seemed to, are run each time.
+FOUND = (87, 103, 366)
 
 
 @pytest.fixture(scope="module")
