@@ -293,7 +293,7 @@ class Api:
             limit_bytes=parameters.number(query, "limitBytes"),
             previous=parameters.flag(query, "previous"),
         )
-        return StreamingResponse(await _started(pieces), media_type="text/plain")
+        return _LogResponse(await _first_piece(pieces), pieces)
 
 
 def _is_own_tool(request: Request) -> bool:
@@ -392,29 +392,46 @@ def _log_container(pod: Object, asked: str) -> str:
     return str(names[0])
 
 
-async def _started(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same pieces, once it is sure that no refusal comes instead of the first one."""
+class _LogResponse(StreamingResponse):
+    """A log, closed however the answer ends: its reader may leave before the first piece, or between two."""
+
+    def __init__(self, first: asyncio.Future[bytes], pieces: AsyncIterator[bytes]) -> None:
+        super().__init__(_joined(first, pieces), media_type="text/plain")
+        self._first = first
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await _close_log(self._first, self._pieces)
+
+
+async def _first_piece(pieces: AsyncIterator[bytes]) -> asyncio.Future[bytes]:
+    """The first piece, there or on its way, once it is sure that no refusal comes instead of it."""
     first = asyncio.ensure_future(anext(pieces, b""))
     try:
         await asyncio.wait((first,), timeout=_FIRST_LOG_SECONDS)
-    except asyncio.CancelledError:
-        first.cancel()
+        if first.done():
+            first.result()
+    except BaseException:
+        await _close_log(first, pieces)
         raise
-    if first.done():
-        first.result()
+    return first
 
-    async def rest() -> AsyncIterator[bytes]:
-        try:
-            yield await first
-            async for piece in pieces:
-                yield piece
-        finally:
-            first.cancel()
-            close = getattr(pieces, "aclose", None)
-            if close is not None:
-                await close()
 
-    return rest()
+async def _joined(first: asyncio.Future[bytes], pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield await first
+    async for piece in pieces:
+        yield piece
+
+
+async def _close_log(first: asyncio.Future[bytes], pieces: AsyncIterator[bytes]) -> None:
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    close = getattr(pieces, "aclose", None)
+    if close is not None:
+        await close()
 
 
 def _json(body: bytes, code: int = 200, *, media_type: str = _JSON) -> Response:

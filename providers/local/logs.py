@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.errors import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from nighttrain.providers.local.podstatus import Container
     from nighttrain.providers.local.processes import ContainerLog
@@ -85,19 +86,20 @@ async def read(
     limit_bytes: int | None,
 ) -> AsyncIterator[bytes]:
     left = limit_bytes
-    async for piece in _pieces(log, follow, tail_lines, since, timestamps):
-        if left is not None:
-            piece = piece[:left]
-            left -= len(piece)
-        if piece:
-            yield piece
-        if left == 0:
-            return
+    async with aclosing(_pieces(log, follow, tail_lines, since, timestamps)) as pieces:
+        async for piece in pieces:
+            if left is not None:
+                piece = piece[:left]
+                left -= len(piece)
+            if piece:
+                yield piece
+            if left == 0:
+                return
 
 
 async def _pieces(
     log: ContainerLog, follow: bool, tail_lines: int | None, since: str, timestamps: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     last: deque[bytes] | None = None if tail_lines is None else deque(maxlen=tail_lines)
     with log.path.open("rb") as file:
         while True:
