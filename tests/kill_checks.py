@@ -20,7 +20,7 @@ from kill_calls import Fault, kinds_for
 from kill_flow import DAG, DEADLINE_SECONDS, Flow, Plan
 
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL, CONSUMED_ANNOTATION
+from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL
 from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _jobs(flow: Flow, history: JobHistory) -> Iterator[str]:
         yield f"orphan: {orphans} still live after the task ended {flow.state}"
     if history.doubles[key]:
         yield f"duplicate workload: {len(history.doubles[key])} Jobs lived at the same time"
-    wanted = _wanted_attempts(flow, jobs)
+    wanted = _wanted_attempts(flow.plan)
     starts = flow.lines().count("start")
     if starts > wanted:
         yield f"duplicate workload: {starts} containers ran, {wanted} attempts were called for"
@@ -130,15 +130,10 @@ def _jobs(flow: Flow, history: JobHistory) -> Iterator[str]:
         yield f"duplicate workload: {len(history.ever[key])} Jobs, {wanted} attempts were called for"
 
 
-def _wanted_attempts(flow: Flow, jobs: Sequence[dict[str, Any]]) -> int:
-    codes = flow.plan.codes
-    if 0 in codes:
-        return codes.index(0) + 1 + flow.plan.clears
-    # A process that dies between the note on a failed Job and its own end has used up a try in Airflow's
-    # count; this flow counts only the failures that were reported.
-    consumed = sum(CONSUMED_ANNOTATION in (job["metadata"].get("annotations") or {}) for job in jobs)
-    unreported = max(0, consumed - flow.reported_failures)
-    return max(len(codes), 2) + min(unreported, flow.deaths)
+def _wanted_attempts(plan: Plan) -> int:
+    if 0 not in plan.codes:
+        return max(len(plan.codes), 2)
+    return plan.codes.index(0) + 1 + plan.clears
 
 
 def _state(flow: Flow) -> Iterator[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import threading
 import time
 import uuid
@@ -23,13 +24,15 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import httpx
+import yaml
 from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from kill_calls import Crash, Fault, Schedule, current
 
 from nighttrain.operators.registry import RegisterModelOperator
 from nighttrain.operators.training import TrainingJobOperator
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL, CONSUMED_ANNOTATION, WorkloadIdentity
 from nighttrain.sensors import triggers
 
 DAG = "nightly"
@@ -115,8 +118,6 @@ class Flow:
     run_id: str = field(default_factory=lambda: f"kill-{uuid.uuid4().hex[:12]}")
     state: str = ""
     registered: str = ""
-    reported_failures: int = 0
-    deaths: int = 0
     trail: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -149,7 +150,7 @@ class Flow:
     def _task(self, name: str, *, max_tries: int, run: str = "") -> tuple[str, Any]:
         limit = max(len(self.plan.codes), 2) if 0 not in self.plan.codes else TRIES
         xcoms: dict[str, Any] = {}
-        self.reported_failures = 0
+        app_failures = 0
         for number in range(1, TRIES + 1):
             xcoms.clear()
             self.schedule.revive()
@@ -166,17 +167,28 @@ class Flow:
                 return "failed", None
             except BaseException as error:
                 if self.schedule.dead:
-                    self.deaths += 1
                     self.trail.append(f"{name} try {number}: the process died")
                 elif isinstance(error, Exception):
                     self.trail.append(f"{name} try {number}: {type(error).__name__}: {error}"[:400])
-                    own = type(error).__name__ == "ApplicationError" or "exit code" in str(error)
-                    self.reported_failures += own
-                    if self.reported_failures >= limit:
-                        return "failed", None
+                    app_failures += type(error).__name__ == "ApplicationError" or "exit code" in str(error)
                 else:
                     raise
+                # A try counts also where its process died after it had noted its training's failure.
+                if limit < TRIES and max(app_failures, self._noted_failures()) >= limit:
+                    return "failed", None
         return "failed", None
+
+    def _noted_failures(self) -> int:
+        """How many Jobs carry the note that their end was taken over."""
+        connection = json.loads(os.environ["AIRFLOW_CONN_KUBERNETES_DEFAULT"])
+        config = yaml.safe_load(Path(connection["extra"]["kube_config_path"]).read_text())
+        server, token = config["clusters"][0]["cluster"]["server"], config["users"][0]["user"]["token"]
+        answer = httpx.get(
+            f"{server}/apis/batch/v1/namespaces/default/jobs",
+            params={"labelSelector": f"{ATTEMPT_KEY_LABEL}={self.identity.key}"},
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        return sum(CONSUMED_ANNOTATION in job["metadata"]["annotations"] for job in answer.json()["items"])
 
     def _operator(self, name: str, run: str) -> Any:
         if name == "register":
