@@ -28,7 +28,6 @@ def note(context: Context, started: StartedWorkload, debug: Callable[..., object
         "job": f"{workload.namespace}/{workload.name}",
         "uid": workload.uid,
         "attempt": workload.attempt,
-        "run_id": started.run_id,
     }
     try:
         store.set(KEY, noted)

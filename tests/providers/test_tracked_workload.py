@@ -65,6 +65,8 @@ if run_id is None:
 call("runs/log-metric", run_id=run_id, key="rmse", value=1.5, timestamp=int(time.time() * 1000))
 """
 
+GOES_ON = "\nimport time; time.sleep(60)"
+
 
 class Outage:
     """MLflow behind an address that answers only while it is up."""
@@ -111,9 +113,11 @@ def cluster() -> Iterator[EmbeddedCluster]:
 
 
 @asynccontextmanager
-async def outage(server: MLflowServer) -> AsyncIterator[Outage]:
+async def outage(server: MLflowServer, *, begun: bool = True) -> AsyncIterator[Outage]:
     outage = Outage(server.uri)
     try:
+        if not begun:
+            await outage.end()
         yield outage
     finally:
         await outage.begin()
@@ -211,8 +215,7 @@ async def test_an_outage_at_the_end_loses_nothing(
 ) -> None:
     from nighttrain.providers.errors import TrackingUnreachableError
 
-    async with outage(mlflow_server) as mlflow:
-        await mlflow.end()
+    async with outage(mlflow_server, begun=False) as mlflow:
         work = tracked(cluster, mlflow, TRAINING, next(_numbers))
         started = await work.start()
         outcome = await finish(work, started)
@@ -229,7 +232,7 @@ async def test_cancelling_during_an_outage_removes_the_workload(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer
 ) -> None:
     async with outage(mlflow_server) as mlflow:
-        work = tracked(cluster, mlflow, "import time; time.sleep(60)", next(_numbers))
+        work = tracked(cluster, mlflow, GOES_ON, next(_numbers))
         started = await work.start()
         await work.cancel(started)
         outcome = await finish(work, started)
@@ -261,9 +264,8 @@ async def reap_everything(work: TrackedWorkload, mlflow_uri: str) -> list[str]:
 async def test_reaping_closes_the_run_that_the_workload_was_given(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer
 ) -> None:
-    async with outage(mlflow_server) as mlflow:
-        await mlflow.end()
-        work = tracked(cluster, mlflow, "import time; time.sleep(60)", next(_numbers))
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, GOES_ON, next(_numbers))
         started = await work.start()
         assert await reap_everything(work, mlflow_server.uri) == []
         runs = await runs_of(mlflow_server, work)
@@ -276,9 +278,8 @@ async def test_reaping_closes_the_run_that_the_workload_was_given(
 async def test_reaping_closes_the_run_of_a_workload_that_started_during_an_outage(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer, opens_a_run: bool
 ) -> None:
-    wait_for_ever = "\nimport time; time.sleep(60)"
     async with outage(mlflow_server) as mlflow:
-        code = (TRAINING if opens_a_run else "") + wait_for_ever
+        code = (TRAINING if opens_a_run else "") + GOES_ON
         work = tracked(cluster, mlflow, code, next(_numbers))
         await work.start()
         await mlflow.end()
@@ -297,9 +298,8 @@ async def test_reaping_closes_the_run_of_a_workload_that_started_during_an_outag
 async def test_reaping_while_mlflow_is_away_removes_the_workload_and_says_so(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer
 ) -> None:
-    async with outage(mlflow_server) as mlflow:
-        await mlflow.end()
-        work = tracked(cluster, mlflow, "import time; time.sleep(60)", next(_numbers))
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, GOES_ON, next(_numbers))
         started = await work.start()
         await mlflow.begin()
         (warning,) = await reap_everything(work, mlflow.uri)
