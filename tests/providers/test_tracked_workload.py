@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -64,6 +65,17 @@ if run_id is None:
     run_id = run["run"]["info"]["run_id"]
 call("runs/log-metric", run_id=run_id, key="rmse", value=1.5, timestamp=int(time.time() * 1000))
 """
+
+# What trainings log that differs from pod to pod; the first attempt fails.
+FAILS_ONCE = (
+    TRAINING
+    + """
+call("runs/log-parameter", run_id=run_id, key="host", value=os.environ["HOSTNAME"])
+previous = os.environ.get("NIGHTTRAIN_PREVIOUS_RUN_ID")
+call("runs/log-parameter", run_id=run_id, key="resumed", value=str(previous))
+raise SystemExit(0 if previous else 3)
+"""
+)
 
 GOES_ON = "\nimport time; time.sleep(60)"
 
@@ -200,7 +212,8 @@ async def test_a_run_whose_making_was_never_confirmed_gives_way_to_the_container
             tree = RunTree(client)
             experiment = await tree.ensure_experiment(work.experiment_name)
             parent = await tree.open_parent(experiment, work.parent_key, name="night")
-            empty = await tree.open_child(parent, work.run_key, name="train")
+            opening = work.described_run(started)["opening"]
+            empty = await tree.open_attempt(experiment, work.run_key, name="train", opening=opening)
         await mlflow.end()
         outcome = await finish(work, started)
         closed = await work.close(started, outcome)
@@ -208,6 +221,133 @@ async def test_a_run_whose_making_was_never_confirmed_gives_way_to_the_container
     assert closed.run_id != empty.run_id
     assert {run.run_id for run in runs} == {closed.run_id, parent.run_id}
     assert {run.status for run in runs} == {"FINISHED"}
+
+
+async def test_two_who_take_over_a_training_that_opened_no_run_agree_on_one(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server) as mlflow:
+        work = tracked(cluster, mlflow, "pass", next(_numbers))
+        started = await work.start()
+        outcome = await finish(work, started)
+        await mlflow.end()
+        closed = await asyncio.gather(*(work.close(started, outcome) for _ in range(3)))
+        assert len({each.run_id for each in closed}) == 1
+        assert len(await runs_of(mlflow_server, work)) == 2
+
+
+async def test_a_retry_has_a_run_of_its_own_and_is_told_the_one_before(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, FAILS_ONCE, next(_numbers))
+        first, second = [await to_the_end(work) for _ in range(2)]
+        runs = {run.run_id: run for run in await runs_of(mlflow_server, work)}
+    assert len(runs) == 3
+    assert (runs[first.run_id].status, runs[second.run_id].status) == ("FAILED", "FINISHED")
+    assert runs[first.run_id].tags["nighttrain.superseded_by"] == second.run_id
+    assert runs[first.run_id].params["resumed"] == "None"
+    assert runs[second.run_id].params["resumed"] == first.run_id
+    assert runs[first.run_id].params["host"] != runs[second.run_id].params["host"]
+    assert runs[second.parent_run_id].status == "FINISHED"
+    assert second.parent_run_id == first.parent_run_id
+
+
+async def test_a_training_that_is_asked_for_anew_is_not_told_what_was_before(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, FAILS_ONCE, next(_numbers))
+        first = await to_the_end(work)
+        cleared = await to_the_end(replace(work, epoch="1"))
+        runs = {run.run_id: run for run in await runs_of(mlflow_server, work)}
+    assert runs[cleared.run_id].params["resumed"] == "None"
+    assert runs[cleared.run_id].tags["nighttrain.previous_run"] == first.run_id
+
+
+async def test_processes_that_start_at_once_have_one_job_and_one_run(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        started = await asyncio.gather(*(work.start() for _ in range(4)))
+        assert len({each.workload.uid for each in started}) == 1
+        (run_id,) = {each.run_id for each in started}
+        outcome = await finish(work, started[0])
+        await work.close(started[0], outcome)
+        runs = await runs_of(mlflow_server, work)
+    assert {run.run_id for run in runs} == {run_id, started[0].parent_run_id}
+    assert {run.status for run in runs} == {"FINISHED"}
+
+
+async def test_a_success_is_not_taken_for_another_spec(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        first = await to_the_end(work)
+        again = await work.start()
+        assert (again.workload.uid, again.run_id) == (first.workload.uid, first.run_id)
+        other = replace(work, spec=replace(work.spec, arguments=["--rate", "0.2"]))
+        second = await to_the_end(other)
+    assert second.workload.uid != first.workload.uid
+    assert second.run_id != first.run_id
+
+
+@pytest.mark.parametrize("deleted", ["run", "parent", "experiment", "experiment of an unknown run"])
+async def test_a_finished_training_is_not_failed_for_what_lies_in_the_trash(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, deleted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = deleted.endswith("unknown run")
+    async with outage(mlflow_server, begun=unknown) as mlflow:
+        work = tracked(cluster, mlflow, "pass" if unknown else TRAINING, next(_numbers))
+        experiment = mlflow_server.experiment(work.experiment_name)
+        started = await work.start()
+        if unknown:
+            await mlflow.end()
+        outcome = await finish(work, started)
+        if deleted.startswith("experiment"):
+            mlflow_server.call("POST", "experiments/delete", experiment_id=experiment)
+        else:
+            gone = started.run_id if deleted == "run" else started.parent_run_id
+            mlflow_server.call("POST", "runs/delete", run_id=gone)
+        closed = await work.close(started, outcome)
+        assert await work.logged_models(closed) == []
+        await work.mark_consumed(closed, outcome)
+    if deleted != "parent":
+        assert "restore --" in caplog.text
+        return
+    (child,) = await runs_of(mlflow_server, work)
+    assert child.status == "FINISHED"
+
+
+async def test_a_parent_in_the_trash_is_followed_by_another(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        first = await work.start()
+        mlflow_server.call("POST", "runs/delete", run_id=first.parent_run_id)
+        second = await work.start()
+        assert second.run_id == first.run_id
+        assert second.parent_run_id != first.parent_run_id
+        outcome = await finish(work, second)
+        await work.close(second, outcome)
+        child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)
+    assert (child.tags["mlflow.parentRunId"], child.status, parent.status) == (
+        parent.run_id,
+        "FINISHED",
+        "FINISHED",
+    )
+
+
+async def to_the_end(work: TrackedWorkload) -> StartedWorkload:
+    """One attempt, as an operator makes it."""
+    started = await work.start()
+    outcome = await finish(work, started)
+    closed = await work.close(started, outcome)
+    await work.mark_consumed(closed, outcome)
+    return closed
 
 
 async def test_an_outage_at_the_end_loses_nothing(
