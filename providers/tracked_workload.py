@@ -176,7 +176,7 @@ class TrackedWorkload:
                 run_id=workload.run_id or "",
                 experiment_id=workload.experiment_id or "",
             )
-            return await self._with_run(tree, started, candidate)
+            return await self._with_run(tree, started, candidate, client.server)
 
     async def follow(
         self,
@@ -319,7 +319,7 @@ class TrackedWorkload:
         )
 
     async def _with_run(
-        self, tree: RunTree, started: StartedWorkload, candidate: Run | None
+        self, tree: RunTree, started: StartedWorkload, candidate: Run | None, cluster: str
     ) -> StartedWorkload:
         """Complete the run that the Job was created with; another one that was opened for it goes.
 
@@ -338,9 +338,8 @@ class TrackedWorkload:
                 run.tags.get(PARENT_TAG, "") if candidate else await self._parent(tree, run.experiment_id)
             )
             started = replace(started, experiment_id=run.experiment_id, parent_run_id=parent_run_id)
-            await tree.set_tags(
-                run.run_id, {**self._tags(started.workload), PARENT_TAG: parent_run_id or None}
-            )
+            tags = self._tags(started.workload, cluster=cluster)
+            await tree.set_tags(run.run_id, {**tags, PARENT_TAG: parent_run_id or None})
             if run.number > 1:
                 await tree.supersede(run)
             if candidate is None:
@@ -458,8 +457,11 @@ class TrackedWorkload:
             "MLFLOW_EXPERIMENT_ID": run.experiment_id,
         }
 
-    def _tags(self, workload: Workload, outcome: Outcome | None = None) -> dict[str, str]:
+    def _tags(
+        self, workload: Workload, outcome: Outcome | None = None, cluster: str | None = None
+    ) -> dict[str, str]:
         known: dict[str, Any] = {
+            "cluster": cluster,
             "image": self.spec.image,
             "attempt": workload.attempt,
             "namespace": workload.namespace,

@@ -197,6 +197,8 @@ class Lineage:
     try_number: int | None = None
     """The orchestrator's count of tries; several tries may share one attempt."""
     attempt: int | None = None
+    cluster: str | None = None
+    """The API server's address."""
     namespace: str | None = None
     job_name: str | None = None
     job_uid: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,10 +17,10 @@ import pytest
 
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
-from nighttrain.providers.kubernetes.reaper import TaskState, Verdict, find
+from nighttrain.providers.kubernetes.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.local.server import EmbeddedCluster
-from nighttrain.providers.reaping import reap_all
+from nighttrain.providers.reaping import ForgottenRun, close_forgotten, find_forgotten, reap_all
 from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey, RunTree
@@ -150,7 +151,9 @@ def tracked(cluster: EmbeddedCluster, mlflow: Outage, code: str, number: int) ->
         run_name="train",
         parent_key=key.parent,
         run_key=key,
-        lineage=lambda **known: Lineage(orchestrator="airflow", dag_id="nightly", **known),
+        lineage=lambda **known: Lineage(
+            orchestrator="airflow", dag_id=key.dag_id, run_id=key.run_id, task_id="train", **known
+        ),
     )
 
 
@@ -379,14 +382,26 @@ async def test_cancelling_during_an_outage_removes_the_workload(
     assert outcome.reason == "JobDeleted"
 
 
-class EveryTaskIsOver:
-    """An Airflow in which nobody waits any more."""
+class EveryTaskIs:
+    """An Airflow that says the same of each task."""
+
+    def __init__(self, state: TaskState) -> None:
+        self._state = state
 
     async def state(self, identity: WorkloadIdentity) -> TaskState:
-        return TaskState.OVER
+        return self._state
 
 
-async def reap_everything(work: TrackedWorkload, mlflow_uri: str) -> list[str]:
+class EveryTaskIsOver(EveryTaskIs):
+    """An Airflow in which nobody waits any more."""
+
+    def __init__(self) -> None:
+        super().__init__(TaskState.OVER)
+
+
+async def reap_everything(
+    work: TrackedWorkload, mlflow_uri: str, *, expected: Verdict = Verdict.REAPED
+) -> list[str]:
     """Reap as the command does; returns the warnings."""
     warnings: list[str] = []
     config = TrackingConfig(uri=mlflow_uri, retry_seconds=0.2)
@@ -395,7 +410,9 @@ async def reap_everything(work: TrackedWorkload, mlflow_uri: str) -> list[str]:
         found = await find(client, "default", tasks, minimum_age_seconds=0)
         (mine,) = (finding for finding in found if finding.identity == work.identity)
         (done,) = await reap_all(client, [mine], tasks, mlflow=mlflow, warn=warnings.append)
-        assert done.verdict is Verdict.REAPED
+        assert done.verdict is expected
+        if expected is not Verdict.REAPED:
+            return warnings
         left = await client.list(JOBS, "default", label_selector=f"{ATTEMPT_KEY_LABEL}={work.identity.key}")
         assert left["items"] == []
     return warnings
@@ -433,6 +450,72 @@ async def test_reaping_closes_the_run_of_a_workload_that_started_during_an_outag
     assert child.metrics == ({"rmse": 1.5} if opens_a_run else {})
     assert child.tags["mlflow.parentRunId"] == parent.run_id
     assert parent.status != "RUNNING"
+
+
+@pytest.mark.parametrize(("code", "status"), [("pass", "FINISHED"), ("raise SystemExit(3)", "FAILED")])
+@pytest.mark.parametrize("knows_its_run", [True, False])
+async def test_what_ended_after_its_worker_died_on_the_last_try_is_closed_as_it_ended(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, code: str, status: str, knows_its_run: bool
+) -> None:
+    async with outage(mlflow_server, begun=not knows_its_run) as mlflow:
+        work = tracked(cluster, mlflow, code, next(_numbers))
+        await finish(work, await work.start())  # and here the worker dies: nobody closes
+    assert await reap_everything(work, mlflow_server.uri, expected=Verdict.CLOSED) == []
+    child, parent = await child_and_parent(mlflow_server, work)
+    assert (child.status, parent.status) == (status, status)
+    async with await ClusterClient.open(work.cluster) as client:
+        assert not [
+            finding
+            for finding in await find(client, "default", EveryTaskIsOver(), minimum_age_seconds=0)
+            if finding.identity == work.identity
+        ]
+        kept = await client.list(JOBS, "default", label_selector=f"{ATTEMPT_KEY_LABEL}={work.identity.key}")
+        assert len(kept["items"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("died", "status"), [("before its Job", "KILLED"), ("before its Job went", "FAILED")]
+)
+async def test_a_run_that_nobody_will_close_is_closed(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, died: str, status: str
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, "pass", next(_numbers))
+        if died == "before its Job":
+            async with MLflowClient(work.tracking) as opened:
+                await work._open_attempt_if_possible(RunTree(opened), "token", lambda _: None)
+        else:
+            started = await work.start()
+            await finish(work, started)
+    async with (
+        await ClusterClient.open(work.cluster) as client,
+        MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as opened,
+    ):
+        if died != "before its Job":
+            await client.delete(JOBS, "default", started.workload.name, propagation="Background")
+
+        async def forgotten(tasks: TaskStates, server: ClusterClient = client) -> list[ForgottenRun]:
+            found = await find_forgotten(
+                server, opened, "default", tasks, minimum_age_seconds=0, now=time.time() + 60
+            )
+            return [each for each in found if each.identity == work.identity]
+
+        assert await forgotten(EveryTaskIs(TaskState.ALIVE)) == []
+        assert await forgotten(EveryTaskIs(TaskState.GONE)) == []  # perhaps another Airflow's
+        (mine,) = await forgotten(EveryTaskIsOver())
+        await close_forgotten(opened, [mine], warn=pytest.fail)
+        assert await forgotten(EveryTaskIsOver()) == []
+    child, parent = await child_and_parent(mlflow_server, work)
+    assert (child.status, parent.status) == (status, status)
+    assert child.tags["nighttrain.outcome"] == "unknown"
+
+
+async def child_and_parent(server: MLflowServer, work: TrackedWorkload) -> tuple[Run, Run]:
+    runs = await runs_of(server, work)
+    (child,) = (run for run in runs if run.tags["nighttrain.run_key"] == work.run_key.value)
+    (parent,) = (run for run in runs if run is not child)
+    assert child.tags["mlflow.parentRunId"] == parent.run_id
+    return child, parent
 
 
 async def test_reaping_while_mlflow_is_away_removes_the_workload_and_says_so(
