@@ -49,6 +49,7 @@ async def _close_run(mlflow: MLflowClient, finding: Finding, warn: Callable[[str
         run_id=identity.run_id,
         task_id=identity.task_id,
         map_index=identity.map_index,
+        region=identity.region,
     )
     try:
         await close_run_of_container(RunTree(mlflow), key, finding.environment)

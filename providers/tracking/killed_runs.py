@@ -23,6 +23,7 @@ def described(experiment_name: str, run_name: str, key: RunKey) -> dict[str, Any
         "run_id": key.run_id,
         "task_id": key.task_id,
         "map_index": key.map_index,
+        "region": key.region,
     }
 
 
@@ -36,7 +37,8 @@ async def close_killed(tree: RunTree, run: Mapping[str, Any]) -> None:
     :raises TrackingError: MLflow does not answer, or refuses
     """
     fields = {name: run[name] for name in ("orchestrator", "dag_id", "run_id", "task_id", "map_index")}
-    key = RunKey(**fields)
+    # A trigger that an earlier version stored knows no region.
+    key = RunKey(**fields, region=run.get("region", ""))
     experiment_id = await tree.ensure_experiment(run["experiment_name"])
     await tree.prefer_container_run(experiment_id, key)
     whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
