@@ -174,12 +174,17 @@ class WorkloadTrigger(BaseTrigger):
         if self.task_instance is not None and not await trigger_cancelled_by_user(self.task_instance):
             self.log.warning("The task still waits: Job %s goes on", self.workload["name"])
             return
+        from nighttrain.providers.airflow_regions import region_of
         from nighttrain.providers.kubernetes.client import shared_client
-        from nighttrain.providers.kubernetes.workload import Workload, cancel
+        from nighttrain.providers.kubernetes.workload import Workload, cancel, cancel_if_live
 
         config = await aget_cluster_config(self.kubernetes_conn_id)
+        workload = Workload.from_dict(self.workload)
         async with shared_client(config) as client:
-            await cancel(client, Workload.from_dict(self.workload))
+            if not region_of(self.task_instance):
+                await cancel(client, workload)
+            elif not await cancel_if_live(client, workload):
+                return  # in a region the task may have been resumed elsewhere: an end is its to settle
         await self._close_run()
 
     async def _close_run(self) -> None:

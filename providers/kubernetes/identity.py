@@ -19,6 +19,7 @@ DAG_ANNOTATION = PREFIX + "dag-id"
 RUN_ANNOTATION = PREFIX + "run-id"
 TASK_ANNOTATION = PREFIX + "task-id"
 MAP_INDEX_ANNOTATION = PREFIX + "map-index"
+REGION_ANNOTATION = PREFIX + "region"
 SPEC_HASH_ANNOTATION = PREFIX + "spec-hash"
 CONSUMED_ANNOTATION = PREFIX + "consumed"
 ADOPTED_ANNOTATION = PREFIX + "adopted"
@@ -36,6 +37,7 @@ class WorkloadIdentity:
 
     :param orchestrator: ``airflow`` or ``dagster``
     :param map_index: the index of a mapped task; -1 for one that is not mapped
+    :param region: the iteration of a loop, in the orchestrator's words; empty outside of one
     """
 
     orchestrator: str
@@ -43,6 +45,7 @@ class WorkloadIdentity:
     run_id: str
     task_id: str
     map_index: int = -1
+    region: str = ""
 
     def __post_init__(self) -> None:
         for field in ("orchestrator", "dag_id", "run_id", "task_id"):
@@ -54,6 +57,8 @@ class WorkloadIdentity:
     def key(self) -> str:
         """Ten hexadecimal digits that stand for this identity in names and labels."""
         fields = [self.orchestrator, self.dag_id, self.run_id, self.task_id, self.map_index]
+        if self.region:  # left out where there is none: Jobs from before there were regions keep their names
+            fields.append(self.region)
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:10]
 
     def name(self, attempt: int) -> str:
@@ -76,10 +81,13 @@ class WorkloadIdentity:
 
     def annotations(self) -> dict[str, str]:
         """The identity in full, by which an adopted workload is verified."""
-        return {
+        written = {
             ORCHESTRATOR_ANNOTATION: self.orchestrator,
             DAG_ANNOTATION: self.dag_id,
             RUN_ANNOTATION: self.run_id,
             TASK_ANNOTATION: self.task_id,
             MAP_INDEX_ANNOTATION: str(self.map_index),
         }
+        if self.region:
+            written[REGION_ANNOTATION] = self.region
+        return written

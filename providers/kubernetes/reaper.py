@@ -21,6 +21,7 @@ from nighttrain.providers.kubernetes.identity import (
     DAG_ANNOTATION,
     MAP_INDEX_ANNOTATION,
     ORCHESTRATOR_ANNOTATION,
+    REGION_ANNOTATION,
     RUN_ANNOTATION,
     TASK_ANNOTATION,
     WorkloadIdentity,
@@ -103,6 +104,7 @@ class Finding:
             "run_id": self.identity.run_id,
             "task_id": self.identity.task_id,
             "map_index": self.identity.map_index,
+            "region": self.identity.region,
             "age_seconds": round(self.age_seconds),
         }
 
@@ -196,6 +198,7 @@ def table(findings: Sequence[Finding]) -> str:
     for finding in findings:
         shown = finding.to_dict()
         task = shown["task_id"] + (f"[{shown['map_index']}]" if shown["map_index"] >= 0 else "")
+        task += f" in {shown['region']}" if shown["region"] else ""
         age = f"{shown['age_seconds']}s"
         rows.append(
             (shown["verdict"], shown["task"], shown["job"], shown["dag_id"], shown["run_id"], task, age)
@@ -237,6 +240,7 @@ def _identity_of(obj: Json) -> WorkloadIdentity | None:
             run_id=text(written.get(RUN_ANNOTATION)),
             task_id=text(written.get(TASK_ANNOTATION)),
             map_index=int(text(written.get(MAP_INDEX_ANNOTATION)) or -1),
+            region=text(written.get(REGION_ANNOTATION)),
         )
     except (ConfigurationError, ValueError):
         return None

@@ -233,14 +233,17 @@ async def cancel(
     await until_gone(client, workload, with_object=True)
 
 
-async def cancel_if_live(client: ClusterClient, workload: Workload) -> None:
+async def cancel_if_live(client: ClusterClient, workload: Workload) -> bool:
     """Cancel a workload that was given up although it has not ended: one that can never start, say.
 
+    :return: whether it was live
     :raises ClusterError: the cluster refused or cannot be asked
     """
     obj = await read_object(client, workload)
-    if obj is not None and not kind_named(workload.kind).has_ended(obj):
-        await cancel(client, workload)
+    if obj is None or kind_named(workload.kind).has_ended(obj):
+        return False
+    await cancel(client, workload)
+    return True
 
 
 async def mark_consumed(

@@ -169,6 +169,7 @@ class RunKey:
     run_id: str
     task_id: str | None = None
     map_index: int = -1
+    region: str = ""
 
     @property
     def value(self) -> str:
@@ -178,6 +179,8 @@ class RunKey:
             parts.append(self.task_id)
             if self.map_index >= 0:
                 parts.append(str(self.map_index))
+            if self.region:
+                parts.append(self.region)
         return "/".join(quote(part, safe=":+@ ~=,") for part in parts)
 
     @property
@@ -194,6 +197,8 @@ class Lineage:
     run_id: str | None = None
     task_id: str | None = None
     map_index: int | None = None
+    region: str | None = None
+    """The iteration of a loop, in the orchestrator's words."""
     try_number: int | None = None
     """The orchestrator's count of tries; several tries may share one attempt."""
     attempt: int | None = None

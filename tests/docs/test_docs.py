@@ -145,7 +145,7 @@ def test_every_module_and_class_named_exists() -> None:
 
 
 # Names of tags in MLflow begin like the package.
-TAG_PREFIXES = ("nighttrain.gate", "nighttrain.promotion", "nighttrain.attempt", "nighttrain.outcome")
+TAG_PREFIXES = tuple(f"nighttrain.{name}" for name in ("gate", "promotion", "attempt", "outcome", "region"))
 
 
 def test_every_test_that_a_guarantee_names_exists() -> None:

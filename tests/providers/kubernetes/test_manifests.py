@@ -68,9 +68,29 @@ def test_different_identities_have_different_keys() -> None:
         {"task_id": "x"},
         {"orchestrator": "dagster"},
         {"map_index": 0},
+        {"region": "a:0"},
+        {"region": "a:1"},
+        {"region": "b:1"},
+        {"region": "a:0", "map_index": 0},
     ):
         keys.add(WorkloadIdentity(**(fields | change)).key)  # type: ignore[arg-type]
-    assert len(keys) == 6
+    assert len(keys) == 10
+
+
+@pytest.mark.parametrize(("map_index", "key"), [(-1, "0cd2c6dd61"), (3, "9dd6852770")])
+def test_keys_and_names_stay_what_they_were(map_index: int, key: str) -> None:
+    """Those of 0.1.0: the Jobs of a running installation are adopted over an upgrade."""
+    identity = WorkloadIdentity(
+        orchestrator="airflow",
+        dag_id="nightly_retraining",
+        run_id="scheduled__2026-11-26T02:00:00+00:00",
+        task_id="train",
+        map_index=map_index,
+    )
+    assert (identity.key, identity.name(1)) == (key, f"nightly-retraining-train-{key}-1")
+    assert set(identity.annotations()) == {
+        f"nighttrain.dev/{name}" for name in ("orchestrator", "dag-id", "run-id", "task-id", "map-index")
+    }
 
 
 # defaults

@@ -50,6 +50,9 @@ def runs_of(server: MLflowServer, experiment: str) -> int:
 def test_keys_are_readable() -> None:
     assert KEY.value == "airflow/nightly/scheduled__2013-06-01T00:00:00+00:00/train"
     assert KEY.parent.value == "airflow/nightly/scheduled__2013-06-01T00:00:00+00:00"
+    iteration = dataclasses.replace(KEY, map_index=3, region="019b:2")
+    assert iteration.value == f"{KEY.value}/3/019b:2"
+    assert iteration.parent == KEY.parent
 
 
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
