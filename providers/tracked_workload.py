@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.outcome import Observation, Outcome
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.timeouts import Timeouts
     from nighttrain.providers.kubernetes.workload import Workload
     from nighttrain.providers.tracking.client import TrackingConfig
     from nighttrain.providers.tracking.runs import Lineage, LoggedModel, Run, RunKey, RunStatus, RunTree
@@ -172,9 +173,7 @@ class TrackedWorkload:
         self,
         started: StartedWorkload,
         *,
-        startup_timeout_seconds: float,
-        schedule_timeout_seconds: float | None = None,
-        queue_timeout_seconds: float | None = None,
+        timeouts: Timeouts,
         on_observation: Callable[[Observation], None] | None = None,
         on_line: Say | None = None,
     ) -> Outcome:
@@ -192,9 +191,7 @@ class TrackedWorkload:
             return await follow_to_end(
                 client,
                 started.workload,
-                startup_timeout_seconds=startup_timeout_seconds,
-                schedule_timeout_seconds=schedule_timeout_seconds,
-                queue_timeout_seconds=queue_timeout_seconds,
+                timeouts=timeouts,
                 on_observation=on_observation,
                 on_line=on_line,
                 narrow=True,

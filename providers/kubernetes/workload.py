@@ -43,8 +43,9 @@ from nighttrain.providers.kubernetes.objects import (
     uid_of,
 )
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.reads import list_pods, read_object
 from nighttrain.providers.kubernetes.resources import PODS
-from nighttrain.providers.kubernetes.waiting import explanations, kills, list_pods, read_object, until_gone
+from nighttrain.providers.kubernetes.waiting import explanations, kills, until_gone
 from nighttrain.providers.kubernetes.waiting import wait as wait
 
 if TYPE_CHECKING:
@@ -228,8 +229,13 @@ async def cancel_if_live(client: ClusterClient, workload: Workload) -> None:
     :raises ClusterError: the cluster refused or cannot be asked
     """
     obj = await read_object(client, workload)
-    if obj is not None and not kind_named(workload.kind).has_ended(obj):
+    if obj is not None and not await _has_ended(client, workload, obj):
         await cancel(client, workload)
+
+
+async def _has_ended(client: ClusterClient, workload: Workload, obj: Json) -> bool:
+    kind = kind_named(workload.kind)
+    return kind.has_ended(obj) or kind.ended(obj, await list_pods(client, workload))
 
 
 async def mark_consumed(
@@ -325,7 +331,7 @@ async def _adopt(
             f"{workload.described} belongs to a later clear of this task: this try is out of date and does "
             "nothing"
         )
-    ended = kind_named(workload.kind).has_ended(obj)
+    ended = await _has_ended(client, workload, obj)
     if _is_wanted(obj, history, wanted_hash, epoch):
         # What has ended needs no fence: nobody cancels what does not run.
         adopted = ended or await _fence(client, workload, obj)

@@ -16,6 +16,7 @@ from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterC
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import submit, wait
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.sensors.triggers import WorkloadTrigger
@@ -61,6 +62,6 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
         finally:
             answer.set()
         async with asyncio.timeout(20):
-            outcome = await wait(client, job, startup_timeout_seconds=60)
+            outcome = await wait(client, job, timeouts=Timeouts(60))
         assert outcome.kind is OutcomeKind.CANCELLED
         assert (await client.list(JOBS, "default"))["items"] == []
