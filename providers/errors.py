@@ -13,7 +13,7 @@ NighttrainError
 │   ├── ClusterRequestError         any other refusal: 400, 413, 415, 422, 429 or 5xx after the retries
 │   └── WorkloadConflictError       the attempt's name is taken by an object that is not this attempt
 ├── WorkloadFailedError             an attempt ended without success; one subclass for each kind of outcome
-│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  DeadlineExceeded
+│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  StartTimeout  DeadlineExceeded
 │   ├── ApplicationError  Cancelled  Rejected  UnknownOutcome
 │   └── InfrastructureError         the cluster's doing, not the training code's
 │       ├── Evicted  Preempted  NodeLost
@@ -145,6 +145,10 @@ class Unschedulable(WorkloadFailedError):
 
 class QuotaWait(WorkloadFailedError):
     """The quota or queue can never give what is asked for, as it is set up now."""
+
+
+class StartTimeout(WorkloadFailedError):
+    """The container did not start within the start-up time-out, and nothing says why it never could."""
 
 
 class InfrastructureError(WorkloadFailedError):

@@ -42,6 +42,12 @@ def is_staying(pod: object) -> bool:
     return not is_terminal(pod) and not is_deleting(pod)
 
 
+def may_run(pod: Json) -> bool:
+    """Whether it runs, or may still be started: one that goes and has no node gets none any more."""
+    placed = bool(text(mapping(pod.get("spec")).get("nodeName")))
+    return not is_terminal(pod) and (placed or not is_deleting(pod))
+
+
 def told_to_go(pod: Json) -> float | None:
     """When a pod was told to go, in seconds since 1970: ``None`` if it was not, long ago if that is unseen.
 

@@ -74,6 +74,7 @@ class OutcomeKind(Enum):
     IMAGE_PULL = "image_pull"
     UNSCHEDULABLE = "unschedulable"
     QUOTA_WAIT = "quota_wait"
+    START_TIMEOUT = "start_timeout"
     EVICTED = "evicted"
     PREEMPTED = "preempted"
     NODE_LOST = "node_lost"
@@ -103,6 +104,10 @@ _WORDS: dict[OutcomeKind, tuple[str, str]] = {
     OutcomeKind.QUOTA_WAIT: (
         "got no quota",
         "ask for less than the quota's maximum, correct queue_name, or have the quota raised",
+    ),
+    OutcomeKind.START_TIMEOUT: (
+        "did not start in time, and was removed",
+        "raise startup_timeout_seconds, or shorten what the message names, such as an init container",
     ),
     OutcomeKind.EVICTED: (
         "was evicted from its node",
@@ -142,6 +147,7 @@ _ERRORS: dict[OutcomeKind, type[errors.WorkloadFailedError]] = {
     OutcomeKind.IMAGE_PULL: errors.ImagePullFailed,
     OutcomeKind.UNSCHEDULABLE: errors.Unschedulable,
     OutcomeKind.QUOTA_WAIT: errors.QuotaWait,
+    OutcomeKind.START_TIMEOUT: errors.StartTimeout,
     OutcomeKind.EVICTED: errors.Evicted,
     OutcomeKind.PREEMPTED: errors.Preempted,
     OutcomeKind.NODE_LOST: errors.NodeLost,
@@ -355,7 +361,7 @@ def _held_up(detail: str, pod: Json, outcome: Outcome | None) -> Observation:
 def timed_out(observation: Observation, pods: Sequence[object], seconds: float) -> Outcome:
     """The outcome of a wait that lasted beyond the start-up time-out."""
     waited_for = observation.waiting_for or WaitFor.START
-    kind = observation.permanent_wait or _TIMED_OUT.get(waited_for, OutcomeKind.UNKNOWN)
+    kind = observation.permanent_wait or _TIMED_OUT.get(waited_for, OutcomeKind.START_TIMEOUT)
     what, reason = _TIME_OUTS[waited_for]
     message = f"{observation.detail} (for longer than the {what} time-out of {seconds:g} s)"
     return _outcome(
@@ -367,6 +373,18 @@ def timed_out(observation: Observation, pods: Sequence[object], seconds: float) 
         # A registry that is away is not the training's fault; an image that does not exist is.
         infrastructure=kind is OutcomeKind.IMAGE_PULL and bool(_REGISTRY_AWAY.search(observation.detail)),
     )
+
+
+def stopped_after_all(observation: Observation, pod: Json, seconds: float) -> Outcome:
+    """The outcome of a wait that was given up, where the container had begun before its pod's end."""
+    what, reason = _TIME_OUTS[observation.waiting_for or WaitFor.START]
+    main = main_container(pod)
+    begun = f" at {main.started_at}" if main is not None and main.started_at else ""
+    message = (
+        f"It had begun{begun}, when the {what} time-out of {seconds:g} s was over and its pod was removed: "
+        "it was stopped in its first moments."
+    )
+    return _outcome(OutcomeKind.CANCELLED, reason, message, pod, with_exit=False)
 
 
 _TIMED_OUT = {WaitFor.QUOTA: OutcomeKind.QUOTA_WAIT, WaitFor.NODE: OutcomeKind.UNSCHEDULABLE}
@@ -487,7 +505,7 @@ def _without_pod(job: Json, pods: list[Json], events: list[Json]) -> Observation
         return _waiting(wait)
     latest = _latest(pods)
     if latest is None:
-        return Observation(Phase.WAITING, "the Job has no pod yet", permanent_wait=OutcomeKind.UNKNOWN)
+        return Observation(Phase.WAITING, "the Job has no pod yet", permanent_wait=OutcomeKind.START_TIMEOUT)
     if text(status(latest).get("phase")) == "Succeeded" and not is_deleting(latest):
         return Observation(Phase.RUNNING, "the pod has ended, the Job is finishing", name_of(latest))
     # The Job controller delays replacements up to six minutes after repeated failures; the start-up time-out

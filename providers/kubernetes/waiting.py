@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ClusterError, ObjectNotFoundError, WorkloadConflictError
+from nighttrain.providers.kubernetes.endings import may_run
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe, subscribe_alone
 from nighttrain.providers.kubernetes.kinds import kind_named
 from nighttrain.providers.kubernetes.objects import (
@@ -26,11 +27,10 @@ from nighttrain.providers.kubernetes.outcome import (
     OutcomeKind,
     Phase,
     WaitFor,
-    timed_out,
 )
 from nighttrain.providers.kubernetes.reads import list_pods, read_object
 from nighttrain.providers.kubernetes.resources import EVENTS, KUEUE_WORKLOADS
-from nighttrain.providers.kubernetes.verdicts import send_away
+from nighttrain.providers.kubernetes.verdicts import Look, give_up, send_away
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
@@ -60,10 +60,11 @@ async def wait(
 ) -> Outcome:
     """Wait until the attempt has ended and say how.
 
-    Where other containers hold up a pod whose main container has ended, the main one's end is written on the
-    workload and the pod is deleted. Nothing else is: after a time-out, or a fault that no waiting mends, it
-    may still exist, and cancelling it is the caller's decision. While the cluster does not answer no time-out
-    ends the wait.
+    It deletes what it gives up, as the look that decided saw it: a pod that has not started within its time,
+    or the workload where there is no pod. If it changed meanwhile, the wait goes on. Where other
+    containers hold up a pod whose main container has ended, that is deleted too. Both outcomes are written on
+    the workload. A fault that no waiting mends ends the wait at once and deletes nothing: cancelling is the
+    caller's decision then. While the cluster does not answer no time-out ends the wait.
 
     :param on_observation: told of each change; exceptions it raises end the wait
     :param narrow: watch this one workload alone: for processes that wait for one and not for many
@@ -90,12 +91,15 @@ async def wait(
             left = limits.left(observation, now, client.cluster_time)
             if left is not None and left <= 0 and not view.outage:
                 # What ends the wait is asked for once more: the stream may have been silent.
-                observation, pods = await _looked_into(client, workload)
+                look = await _looked_into(client, workload)
+                observation = look.observation
                 left = limits.left(observation, now, client.cluster_time)
                 if observation.outcome is None and left is not None and left <= 0:
-                    if observation.lingering is None:
-                        return timed_out(observation, pods, limits.seconds(observation))
-                    ended = await send_away(client, workload, observation.lingering)
+                    if observation.lingering is not None:
+                        ended = await send_away(client, workload, observation.lingering)
+                    else:
+                        seconds = limits.seconds(observation)
+                        ended = await give_up(client, workload, view, look, seconds, clock)
                     if ended is not None:
                         return ended
                     left = LOOK_AGAIN_SECONDS
@@ -187,10 +191,10 @@ def _with_outage(observation: Observation) -> Observation:
     return replace(observation, detail=f"{detail} (last seen: {observation.detail})")
 
 
-async def _looked_into(client: ClusterClient, workload: Workload) -> tuple[Observation, list[Json]]:
+async def _looked_into(client: ClusterClient, workload: Workload) -> Look:
     obj, pods = await read_object(client, workload), await list_pods(client, workload)
     events, queue = await explanations(client, workload, obj)
-    return kind_named(workload.kind).read(obj, pods, events, queue=queue), pods
+    return Look(obj, pods, kind_named(workload.kind).read(obj, pods, events, queue=queue))
 
 
 async def explanations(
@@ -273,7 +277,7 @@ async def until_gone(client: ClusterClient, workload: Workload, *, with_object: 
         ):
             while True:
                 exists = with_object and view.object is not None
-                if view.synced and not exists and not any(map(_is_alive, view.live_pods)):
+                if view.synced and not exists and not any(map(may_run, view.live_pods)):
                     return
                 await view.change()
     except TimeoutError as error:
@@ -281,7 +285,3 @@ async def until_gone(client: ClusterClient, workload: Workload, *, with_object: 
             f"{workload.described} still terminates after {GONE_SECONDS:g} s: look for a finalizer that "
             "nobody removes, or a pod on a node that is lost"
         ) from error
-
-
-def _is_alive(pod: Json) -> bool:
-    return text(status(pod).get("phase")) not in TERMINAL_PHASES

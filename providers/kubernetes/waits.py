@@ -121,11 +121,11 @@ def _starting(pod: Json, events: list[Json]) -> Wait:
         return Wait(_said(text(mount.get("reason")), event_text(mount)), "rejected")
     waiting = next((item for item in needed(pod) if item.state == "waiting" and item.reason), None)
     if any(item.init and not item.native_sidecar and item.state == "running" for item in containers(pod)):
-        return Wait("an init container runs", "unknown")
+        return Wait("an init container runs", "start_timeout")
     pulling, pulled = _newest(events, pod, ("Pulling",)), _newest(events, pod, ("Pulled",))
     if pulling is not None and (pulled is None or _when(pulled) < _when(pulling)):
         return Wait(_said("Pulling", event_text(pulling)), "image_pull")
-    return Wait(_said(waiting.reason, waiting.message) if waiting else "the pod is pending", "unknown")
+    return Wait(_said(waiting.reason, waiting.message) if waiting else "the pod is pending", "start_timeout")
 
 
 def not_created(job: Json, events: list[Json]) -> Wait | None:

@@ -381,7 +381,9 @@ async def test_an_unknown_image_ends_after_the_start_up_time_out(
     assert 1.5 <= time.monotonic() - started < 15
     assert (outcome.kind, outcome.reason) == (OutcomeKind.IMAGE_PULL, "StartupTimeout")
     assert "start-up time-out of 1.5 s" in outcome.explain()
-    assert await jobs_of(client, identity) == [job.name]  # cancelling is the caller's decision
+    await workload.cancel_if_live(client, job)
+    assert await jobs_of(client, identity) == [job.name]  # only its pod was removed
+    assert (await workload.observe(client, job)).outcome == outcome
     await workload.cancel(client, job)
 
 
