@@ -279,6 +279,9 @@ def decide(
 ) -> Observation:
     """Say how an attempt stands. Total: whatever the objects hold, it returns; in doubt it is not success.
 
+    First what is written on the Job decides, then a single pod's own terminal status, see
+    :func:`~nighttrain.providers.kubernetes.endings.decisive_pod`, then the Job's conditions.
+
     :param job: the Job, or ``None`` when it was deleted
     :param pods: its pods; those already deleted may be among them as last seen, and then explain more
     :param events: events of the Job and its pods, if at hand
@@ -294,8 +297,8 @@ def decide(
     if complete is not None and failed is not None:
         message = "The Job says Complete and Failed at once."
         return _finished(_outcome(OutcomeKind.UNKNOWN, "Contradiction", message, _latest(known)))
-    decisive = endings.decisive_pod(job, known)
-    if decisive is not None and failed is not None:
+    decisive = _decisive(job, known)
+    if decisive is not None:
         return _finished(_by_main(decisive))
     if complete is not None:
         return _finished(_completed(job, known, events))
@@ -327,9 +330,22 @@ def noted_outcome(obj: object) -> Outcome | None:
 
 
 def is_decided(job: object, pods: Sequence[object]) -> bool:
-    """Whether a Job has ended by what is written on it, although its conditions do not say so yet."""
-    noted = noted_outcome(job)
-    return noted is not None and _noted(noted, by_age(pods)).phase is Phase.FINISHED
+    """Whether a Job has ended by what is written on it or by its pod, although its conditions do not say so.
+
+    Its controller writes twenty times a second for all Jobs of a cluster: after many ends at once it is late.
+    """
+    noted, known = noted_outcome(job), by_age(pods)
+    if noted is not None:
+        return _noted(noted, known).phase is Phase.FINISHED
+    return isinstance(job, dict) and _decisive(job, known) is not None
+
+
+def _decisive(job: Json, pods: list[Json]) -> Json | None:
+    """The pod that decides; a Job that is deleted or suspended before it has ended decides itself."""
+    ended = condition(job, "Complete") is not None or condition(job, "Failed") is not None
+    if not ended and (is_deleting(job) or _is_suspended(job)):
+        return None
+    return endings.decisive_pod(job, pods)
 
 
 def outcome_note(outcome: Outcome) -> str:

@@ -33,6 +33,8 @@ from nighttrain.providers.kubernetes.objects import (
     text,
     uid_of,
 )
+from nighttrain.providers.kubernetes.reads import list_pods
+from nighttrain.providers.kubernetes.resources import PODS
 from nighttrain.providers.kubernetes.waiting import until_gone
 from nighttrain.providers.kubernetes.workload import Workload, environment_of
 
@@ -119,13 +121,15 @@ async def find(
     if minimum_age_seconds < 0:
         raise ConfigurationError("minimum_age_seconds", minimum_age_seconds, "must not be negative")
     listed = await _list_all(client, namespace)
+    labelled = await client.list(PODS, namespace, label_selector=ATTEMPT_KEY_LABEL)
+    pods = items(labelled.get("items"))
     # The cluster's own clock, where it told: objects carry its times.
     clock = client.cluster_time
     moment = now().timestamp() if clock is None else clock
     found = []
     for kind, obj in listed:
         identity = _identity_of(obj)
-        if identity is None or identity.orchestrator != orchestrator or not _is_live(obj, kind):
+        if identity is None or identity.orchestrator != orchestrator or not _is_live(obj, kind, pods):
             continue
         # Whole seconds of two clocks of the cluster: a new object can seem to be from the future.
         age = max(0.0, moment - _created(obj))
@@ -159,7 +163,7 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
         obj = await client.get(kind.resource, workload.namespace, workload.name)
     except ObjectNotFoundError:
         return _with(finding, Verdict.REAPED)
-    if uid_of(obj) != workload.uid or not _is_live(obj, kind):
+    if uid_of(obj) != workload.uid or not _is_live(obj, kind, await list_pods(client, workload)):
         return _with(finding, Verdict.KEEP)
     state = await states.state(finding.identity)
     fresh = _finding(obj, kind, finding.identity, workload.namespace, finding.age_seconds, state)
@@ -231,8 +235,14 @@ def _identity_of(obj: Json) -> WorkloadIdentity | None:
     return identity if mapping(metadata(obj).get("labels")).get(ATTEMPT_KEY_LABEL) == identity.key else None
 
 
-def _is_live(obj: Json, kind: WorkloadKind) -> bool:
-    return not kind.has_ended(obj) and not is_deleting(obj)
+def _is_live(obj: Json, kind: WorkloadKind, pods: Sequence[Json]) -> bool:
+    own = [
+        pod
+        for pod in pods
+        if mapping(metadata(pod).get("labels")).get(kind.pod_label) == name_of(obj)
+        and kind.owns(pod, uid_of(obj))
+    ]
+    return not kind.ended(obj, own) and not is_deleting(obj)
 
 
 def _created(obj: Json) -> float:
