@@ -12,6 +12,7 @@ NighttrainError
 │   ├── WatchExpiredError           410: list again
 │   ├── ClusterRequestError         any other refusal: 400, 413, 415, 422, 429 or 5xx after the retries
 │   └── WorkloadConflictError       the attempt's name is taken by an object that is not this attempt
+│       └── LostNodeError           an earlier attempt may still run on a node that does not answer
 ├── WorkloadFailedError             an attempt ended without success; one subclass for each kind of outcome
 │   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  StartTimeout  DeadlineExceeded
 │   ├── ApplicationError  Cancelled  Rejected  UnknownOutcome
@@ -121,6 +122,10 @@ class ClusterRequestError(ClusterError):
 
 class WorkloadConflictError(ClusterError):
     """The attempt's name is taken by an object that is not this attempt."""
+
+
+class LostNodeError(WorkloadConflictError):
+    """An earlier attempt may still run on a node that does not answer: a second one would run beside it."""
 
 
 class WorkloadFailedError(NighttrainError):

@@ -95,6 +95,7 @@ class TrackedWorkload:
     :param params: parameters to log on the run before the container starts
     :param lineage: gives the lineage tags from what is known so far
     :param adopts_earlier_epochs: see :func:`nighttrain.providers.kubernetes.workload.submit`
+    :param replace_on_lost_node: see there
     :param kind: which of the kinds in :mod:`nighttrain.providers.kubernetes.kinds` the workload is
     """
 
@@ -112,6 +113,7 @@ class TrackedWorkload:
     lineage: Callable[..., Lineage]
     adopts_earlier_epochs: bool = False
     kind: str = "Job"
+    replace_on_lost_node: bool = False
 
     def described_run(self) -> dict[str, Any]:
         """What finds this task's run again while nobody knows its id."""
@@ -153,6 +155,7 @@ class TrackedWorkload:
                 complete=complete,
                 adopts_earlier_epochs=self.adopts_earlier_epochs,
                 kind=kind,
+                replace_on_lost_node=self.replace_on_lost_node,
             )
             # A container that was started without a run may be opening its own: that one is taken over at
             # the end, and none is opened beside it.

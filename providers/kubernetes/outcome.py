@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers import errors
 from nighttrain.providers.errors import clip
-from nighttrain.providers.kubernetes import endings, waits
+from nighttrain.providers.kubernetes import endings, nodes, waits
 from nighttrain.providers.kubernetes.identity import OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.objects import (
     NEVER_SEEN,
@@ -64,6 +64,7 @@ class WaitFor(Enum):
     NODE = "node"
     START = "start"
     SIDECARS = "sidecars"
+    NODE_BACK = "node back"
 
 
 class OutcomeKind(Enum):
@@ -119,7 +120,8 @@ _WORDS: dict[OutcomeKind, tuple[str, str]] = {
     ),
     OutcomeKind.NODE_LOST: (
         "lost its node",
-        "retry: it was not the training code. Checkpoints shorten what a retry repeats",
+        "retry when the node is back or its Node object is gone: it was not the training code. Checkpoints "
+        "shorten what a retry repeats",
     ),
     OutcomeKind.DEADLINE_EXCEEDED: (
         "ran longer than active_deadline_seconds",
@@ -405,6 +407,7 @@ def stopped_after_all(observation: Observation, pod: Json, seconds: float) -> Ou
 
 _TIMED_OUT = {WaitFor.QUOTA: OutcomeKind.QUOTA_WAIT, WaitFor.NODE: OutcomeKind.UNSCHEDULABLE}
 _TIME_OUTS = {
+    WaitFor.NODE_BACK: ("lost-node", "NodeLostTimeout"),
     WaitFor.SIDECARS: ("sidecars'", "SidecarTimeout"),
     WaitFor.QUOTA: ("queue", "QueueTimeout"),
     WaitFor.NODE: ("scheduling", "ScheduleTimeout"),
@@ -463,6 +466,9 @@ def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) 
     )
     if current is None:
         return _without_pod(job, pods, events)
+    lost = _on_a_silent_node(current)
+    if lost is not None:
+        return lost
     if is_deleting(current):
         return _terminating(current)
     phase = text(status(current).get("phase"))
@@ -473,9 +479,6 @@ def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) 
     # A pod of which one container cannot start is Pending, whatever the others do.
     if phase == "Running" or (main is not None and main.state in ("running", "terminated")):
         return Observation(Phase.RUNNING, waits.running(current), pod_name=name_of(current))
-    if phase == "Unknown":
-        detail = "the node does not report the pod's state"
-        return Observation(Phase.RUNNING, detail, name_of(current), permanent_wait=OutcomeKind.NODE_LOST)
     return _waiting(waits.pending(current, events), current)
 
 
@@ -503,12 +506,33 @@ def _permanent(pod: Json) -> Observation | None:
     return None
 
 
+def _on_a_silent_node(pod: Json) -> Observation | None:
+    """How it stands while nobody knows whether the pod still runs."""
+    silent, removed = nodes.silent_since(pod), nodes.removed_for_its_node(pod)
+    if silent is None and removed is None:
+        return None
+    detail = nodes.of_lost(pod)
+    if silent is None:  # its kubelet may yet end it: a taint has other reasons too
+        detail = f"the pod is being removed from node {nodes.node_of(pod)}, which is tainted"
+    return Observation(
+        Phase.RUNNING,
+        _said(detail),
+        name_of(pod),
+        permanent_wait=OutcomeKind.NODE_LOST,
+        grace_seconds=endings.grace(pod),
+        waiting_for=WaitFor.NODE_BACK,
+        since=silent or removed,
+    )
+
+
+def _said(words: str) -> str:
+    return clip(redact(words), MESSAGE_LENGTH)
+
+
 def _terminating(pod: Json) -> Observation:
     disruption = condition(pod, "DisruptionTarget")
     reason = text(disruption.get("reason")) if disruption else ""
-    detail = (
-        f"the pod is being removed{f' ({reason})' if reason else ''}; a replacement follows when it has ended"
-    )
+    detail = f"the pod is being removed{f' ({reason})' if reason else ''}, and waited for until it has ended"
     kind = _DISRUPTIONS.get(reason, OutcomeKind.CANCELLED)
     return Observation(
         Phase.RUNNING, detail, name_of(pod), permanent_wait=kind, grace_seconds=endings.grace(pod)

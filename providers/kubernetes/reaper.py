@@ -6,13 +6,19 @@ A task that came back to life in between has adopted the Job, which changed it, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nighttrain.providers.errors import ConfigurationError, ObjectConflictError, ObjectNotFoundError
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    LostNodeError,
+    ObjectConflictError,
+    ObjectNotFoundError,
+)
 from nighttrain.providers.kubernetes.attempts import history_of
 from nighttrain.providers.kubernetes.identity import (
     ATTEMPT_KEY_LABEL,
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
 
 Json = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 # Between a Job's creation and Airflow's record that its task waits for it lie seconds; a database or a
 # scheduler in need makes minutes of them.
@@ -181,7 +188,10 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
         return _with(fresh, Verdict.TAKEN_OVER)
     except ObjectNotFoundError:
         return _with(fresh, Verdict.REAPED)
-    await until_gone(client, workload, with_object=True)
+    try:
+        await until_gone(client, workload, with_object=True)
+    except LostNodeError as error:  # nothing takes the deletion back
+        _log.warning("%s is deleted and cannot be seen to end: %s", workload.described, error)
     return _with(fresh, Verdict.REAPED)
 
 

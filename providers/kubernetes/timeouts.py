@@ -11,6 +11,11 @@ from typing import Any
 DEFAULT_SIDECAR_GRACE_SECONDS = 10.0
 
 
+# A quarter of an hour since it fell silent: five minutes until the cluster marks the pod (the usual
+# toleration), ten for a machine to boot again, or for whoever runs the nodes to notice that it does not.
+DEFAULT_NODE_LOST_TIMEOUT_SECONDS = 900.0
+
+
 @dataclass(frozen=True)
 class Timeouts:
     """The bounds of a wait, in seconds. Another kind of wait, and any healthy state, starts its time anew.
@@ -23,12 +28,14 @@ class Timeouts:
         such a wait says how busy the cluster is, not that something is wrong, and a nightly run that waits
         its turn until morning is healthy.
     :param sidecar_grace: how long other containers may go on after the main one's end
+    :param node_lost: how long it may be unknown whether it still runs, because its node does not answer
     """
 
     startup: float
     schedule: float | None = None
     queue: float | None = None
     sidecar_grace: float = DEFAULT_SIDECAR_GRACE_SECONDS
+    node_lost: float = DEFAULT_NODE_LOST_TIMEOUT_SECONDS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

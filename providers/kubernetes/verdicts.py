@@ -150,15 +150,19 @@ async def give_up(
     pod, obj = look.current, look.obj
     if obj is None:
         return None
-    if is_deleting(obj) or (pod is not None and is_deleting(pod)):  # that it goes is decided already
+    if is_deleting(obj):  # that it goes is decided already
         return timed_out(look.observation, look.pods, seconds)
+    if pod is not None and is_deleting(pod):
+        outcome = timed_out(look.observation, look.pods, seconds)
+        return await note_outcome(client, workload, outcome) or outcome
     before = {uid_of(each) for each in [*view.pods, *look.pods] if _has_begun(each)} - {uid_of(pod)}
     of_many = workload.kind != JOB.name or not is_single(obj)
     try:
         forbidden = await _delete_as_seen(client, workload, obj, None if of_many else pod)
     except (ObjectConflictError, ObjectNotFoundError):
         return None
-    begun = await _begun_after_all(client, workload, view, pod, before, clock)
+    ran = pod is not None and _has_begun(pod)  # on a node that does not answer: nobody tells of its end
+    begun = None if ran else await _begun_after_all(client, workload, view, pod, before, clock)
     if begun is None:
         outcome = timed_out(look.observation, look.pods, seconds)
     else:

@@ -8,10 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import ClusterError, ObjectNotFoundError, WorkloadConflictError
+from nighttrain.providers.errors import (
+    ClusterError,
+    LostNodeError,
+    ObjectNotFoundError,
+    WorkloadConflictError,
+)
 from nighttrain.providers.kubernetes.endings import may_run
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe, subscribe_alone
 from nighttrain.providers.kubernetes.kinds import kind_named
+from nighttrain.providers.kubernetes.nodes import is_lost, of_lost
 from nighttrain.providers.kubernetes.objects import (
     TERMINAL_PHASES,
     items,
@@ -42,6 +48,8 @@ Json = dict[str, Any]
 
 # Longer than any sensible grace period: what still terminates after it needs a person.
 GONE_SECONDS = 900.0
+# That a pod is overdue is told by the clock, and by no event.
+LOOK_FOR_LOST_SECONDS = 10.0
 # After an answer that says "it has changed meanwhile", where the watch does not show the change yet.
 LOOK_AGAIN_SECONDS = 1.0
 # A start with the image at hand is over by then and needs no explanation.
@@ -126,6 +134,7 @@ class Limits:
             "NODE": startup if schedule is None else schedule,
             "QUOTA": timeouts.queue,
             "SIDECARS": timeouts.sidecar_grace,
+            "NODE_BACK": timeouts.node_lost,
         }
         self._kind: str | None = None
         self._since = 0.0
@@ -263,9 +272,13 @@ def _may_change(view: Subscription, outcome: Outcome) -> bool:
     return outcome.kind is OutcomeKind.UNKNOWN or not ends or not all(ends)
 
 
-async def until_gone(client: ClusterClient, workload: Workload, *, with_object: bool) -> None:
+async def until_gone(
+    client: ClusterClient, workload: Workload, *, with_object: bool, replace_on_lost_node: bool = False
+) -> None:
     """Wait until none of the workload's pods runs, and its own object is gone if ``with_object``.
 
+    :param replace_on_lost_node: a pod on a node that does not answer counts as gone, although it may run on
+    :raises LostNodeError: a pod may still run on a node that does not answer: that can take for ever
     :raises WorkloadConflictError: it still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """
@@ -276,10 +289,14 @@ async def until_gone(client: ClusterClient, workload: Workload, *, with_object: 
             subscribe_alone(client, workload.namespace, workload.name, workload.uid, kind) as view,
         ):
             while True:
-                exists = with_object and view.object is not None
-                if view.synced and not exists and not any(map(may_run, view.live_pods)):
+                alive = [pod for pod in view.live_pods if may_run(pod)]
+                lost = [pod for pod in alive if is_lost(pod, client.cluster_time)]
+                if view.synced and lost and not replace_on_lost_node:
+                    raise LostNodeError(f"{workload.described} is not over: {of_lost(lost[0])}")
+                exists = with_object and view.object is not None and not lost
+                if view.synced and not exists and len(alive) == len(lost):
                     return
-                await view.change()
+                await view.change(within=LOOK_FOR_LOST_SECONDS if alive else None)
     except TimeoutError as error:
         raise WorkloadConflictError(
             f"{workload.described} still terminates after {GONE_SECONDS:g} s: look for a finalizer that "

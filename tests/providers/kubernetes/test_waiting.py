@@ -52,6 +52,10 @@ def test_each_kind_of_wait_has_a_bound_of_its_own() -> None:
     assert limits.left(told("START"), 40) == 10
     assert limits.left(told("START"), 49) == 1
     assert limits.seconds(told("NODE")) == 20
+    other = Limits(Timeouts(10, sidecar_grace=3, node_lost=50))
+    assert other.left(told("SIDECARS"), 0) == 3
+    assert other.left(told("NODE_BACK", grace_seconds=30), 0) == 80
+    assert other.seconds(told("NODE_BACK")) == 50
 
 
 def test_a_queue_without_a_bound_is_waited_for_and_one_that_never_grants_is_not() -> None:
