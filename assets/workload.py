@@ -13,6 +13,7 @@ import dagster as dg
 
 from nighttrain.assets.interruptible import Say, run_interruptibly
 from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.tracked_workload import TrackedWorkload, with_env
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ async def _start_and_follow(tracked: TrackedWorkload, say: Say) -> tuple[Started
         started = await asyncio.shield(starting)
         outcome = await tracked.follow(
             started,
-            startup_timeout_seconds=STARTUP_TIMEOUT_SECONDS,
+            timeouts=Timeouts(STARTUP_TIMEOUT_SECONDS),
             on_observation=lambda observation: say(observation.detail),
             on_line=lambda line: say(f"[pod] {line}"),
         )

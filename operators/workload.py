@@ -19,6 +19,11 @@ from nighttrain.operators.outages import waiting_out
 from nighttrain.operators.templating import attributes_of_model
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ClusterError, ConfigurationError, TrackingUnreachableError
+from nighttrain.providers.kubernetes.timeouts import (
+    DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
+    DEFAULT_SIDECAR_GRACE_SECONDS,
+    Timeouts,
+)
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
@@ -129,6 +134,11 @@ class WorkloadOperator(BaseOperator):
     :param schedule_timeout_seconds: how long it may wait for a node; ``startup_timeout_seconds`` if left out
     :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use; without bound
         if left out
+    :param sidecar_grace_seconds: how long other containers of the pod may go on after the training's end
+    :param node_lost_timeout_seconds: how long it may be unknown whether the training still runs, because its
+        node does not answer
+    :param replace_on_lost_node: start the next attempt although an earlier one may still run, on a node that
+        does not answer: two trainings may run at once then
     :param cluster_outage_timeout_seconds: how long a try bears it that the API server does not answer when
         the workload is to be started or settled; 0 fails at once. Waits bear an hour
     :param get_logs: show the container's lines in the task's log while it runs
@@ -228,6 +238,9 @@ class WorkloadOperator(BaseOperator):
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,
+        sidecar_grace_seconds: float = DEFAULT_SIDECAR_GRACE_SECONDS,
+        node_lost_timeout_seconds: float = DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
+        replace_on_lost_node: bool = False,
         cluster_outage_timeout_seconds: float = DEFAULT_CLUSTER_OUTAGE_TIMEOUT_SECONDS,
         get_logs: bool = True,
         deferrable: bool = True,
@@ -292,6 +305,9 @@ class WorkloadOperator(BaseOperator):
         self.startup_timeout_seconds = startup_timeout_seconds
         self.schedule_timeout_seconds = schedule_timeout_seconds
         self.queue_timeout_seconds = queue_timeout_seconds
+        self.sidecar_grace_seconds = sidecar_grace_seconds
+        self.node_lost_timeout_seconds = node_lost_timeout_seconds
+        self.replace_on_lost_node = replace_on_lost_node
         self.cluster_outage_timeout_seconds = cluster_outage_timeout_seconds
         self.get_logs = get_logs
         self.deferrable = deferrable
@@ -407,6 +423,7 @@ class WorkloadOperator(BaseOperator):
             run_key=task_context.run_key(context),
             params=prepared.params,
             lineage=partial(task_context.lineage, context),
+            replace_on_lost_node=self.replace_on_lost_node,
         )
 
     def _spec(
@@ -428,9 +445,7 @@ class WorkloadOperator(BaseOperator):
             trigger=WorkloadTrigger(
                 kubernetes_conn_id=self.kubernetes_conn_id,
                 workload=started.workload.to_dict(),
-                startup_timeout_seconds=self.startup_timeout_seconds,
-                schedule_timeout_seconds=self.schedule_timeout_seconds,
-                queue_timeout_seconds=self.queue_timeout_seconds,
+                timeouts=self._timeouts().to_dict(),
                 get_logs=self.get_logs,
                 mlflow_conn_id=self.mlflow_conn_id,
                 run=started.run_ids(),
@@ -464,13 +479,20 @@ class WorkloadOperator(BaseOperator):
     def _waiting_out(self, work: Callable[[], T]) -> T:
         return waiting_out(work, seconds=self.cluster_outage_timeout_seconds, warn=self.log.warning)
 
+    def _timeouts(self) -> Timeouts:
+        return Timeouts(
+            startup=self.startup_timeout_seconds,
+            schedule=self.schedule_timeout_seconds,
+            queue=self.queue_timeout_seconds,
+            sidecar_grace=self.sidecar_grace_seconds,
+            node_lost=self.node_lost_timeout_seconds,
+        )
+
     async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload, ti: Any) -> Outcome:
         self._following: tuple[TrackedWorkload, StartedWorkload, Any] | None = (tracked, started, ti)
         outcome = await tracked.follow(
             started,
-            startup_timeout_seconds=self.startup_timeout_seconds,
-            schedule_timeout_seconds=self.schedule_timeout_seconds,
-            queue_timeout_seconds=self.queue_timeout_seconds,
+            timeouts=self._timeouts(),
             on_observation=self._say,
             on_line=self._log_line if self.get_logs else None,
         )

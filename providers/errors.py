@@ -12,8 +12,9 @@ NighttrainError
 │   ├── WatchExpiredError           410: list again
 │   ├── ClusterRequestError         any other refusal: 400, 413, 415, 422, 429 or 5xx after the retries
 │   └── WorkloadConflictError       the attempt's name is taken by an object that is not this attempt
+│       └── LostNodeError           an earlier attempt may still run on a node that does not answer
 ├── WorkloadFailedError             an attempt ended without success; one subclass for each kind of outcome
-│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  DeadlineExceeded
+│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  StartTimeout  DeadlineExceeded
 │   ├── ApplicationError  Cancelled  Rejected  UnknownOutcome
 │   └── InfrastructureError         the cluster's doing, not the training code's
 │       ├── Evicted  Preempted  NodeLost
@@ -124,6 +125,10 @@ class WorkloadConflictError(ClusterError):
     """The attempt's name is taken by an object that is not this attempt."""
 
 
+class LostNodeError(WorkloadConflictError):
+    """An earlier attempt may still run on a node that does not answer: a second one would run beside it."""
+
+
 class WorkloadFailedError(NighttrainError):
     """An attempt ended without success. ``outcome`` says how, and what to do next."""
 
@@ -146,6 +151,10 @@ class Unschedulable(WorkloadFailedError):
 
 class QuotaWait(WorkloadFailedError):
     """The quota or queue can never give what is asked for, as it is set up now."""
+
+
+class StartTimeout(WorkloadFailedError):
+    """The container did not start within the start-up time-out, and nothing says why it never could."""
 
 
 class InfrastructureError(WorkloadFailedError):

@@ -26,6 +26,10 @@ ADOPTED_ANNOTATION = PREFIX + "adopted"
 EPOCH_ANNOTATION = PREFIX + "epoch"
 INFRASTRUCTURE_ANNOTATION = PREFIX + "infrastructure-failures"
 MEMORY_ANNOTATION = PREFIX + "memory"
+# On pods: which container decides. Nobody's injector rewrites it.
+MAIN_CONTAINER_ANNOTATION = PREFIX + "main-container"
+# On workloads: how the attempt ended, where the object's own status would tell it otherwise.
+OUTCOME_ANNOTATION = PREFIX + "outcome"
 # A pod's name adds six characters to its Job's, and other controllers that run Jobs add up to five:
 # 52 keeps all of them inside the 63 of a DNS label.
 NAME_LENGTH = 52

@@ -16,11 +16,13 @@ from nighttrain.providers.kubernetes.identity import (
     ATTEMPT_KEY_LABEL,
     ATTEMPT_LABEL,
     CONSUMED_ANNOTATION,
+    MAIN_CONTAINER_ANNOTATION,
     PREFIX,
     SPEC_HASH_ANNOTATION,
     WorkloadIdentity,
 )
 from nighttrain.providers.kubernetes.names import check_dns_label, check_object_name
+from nighttrain.providers.kubernetes.objects import DEFAULT_CONTAINER_ANNOTATION
 from nighttrain.providers.kubernetes.security import check_restricted, harden
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 
@@ -37,8 +39,6 @@ __all__ = [
 ]
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-# kubectl's own convention: the container that ``kubectl logs`` shows, and the one that decides here.
-MAIN_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
 MAIN_CONTAINER = "main"
 
 Json = dict[str, Any]
@@ -136,7 +136,9 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
         check_restricted(pod_spec)
     metadata = base.get("metadata") or {}
     kept: Json = {kind: dict(metadata[kind]) for kind in ("labels", "annotations") if metadata.get(kind)}
-    kept.setdefault("annotations", {})[MAIN_CONTAINER_ANNOTATION] = containers[0]["name"]
+    # Ours says which container decides, kubectl's what ``kubectl logs`` shows: an injector may rewrite that.
+    for annotation in (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION):
+        kept.setdefault("annotations", {})[annotation] = containers[0]["name"]
     return {"metadata": kept, "spec": pod_spec}
 
 

@@ -8,13 +8,19 @@ A task that came back to life in between has adopted the Job, which changed it, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nighttrain.providers.errors import ConfigurationError, ObjectConflictError, ObjectNotFoundError
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    LostNodeError,
+    ObjectConflictError,
+    ObjectNotFoundError,
+)
 from nighttrain.providers.kubernetes.attempts import history_of
 from nighttrain.providers.kubernetes.identity import (
     ATTEMPT_KEY_LABEL,
@@ -36,6 +42,8 @@ from nighttrain.providers.kubernetes.objects import (
     text,
     uid_of,
 )
+from nighttrain.providers.kubernetes.reads import list_pods
+from nighttrain.providers.kubernetes.resources import PODS
 from nighttrain.providers.kubernetes.waiting import until_gone
 from nighttrain.providers.kubernetes.workload import Workload, environment_of
 
@@ -43,6 +51,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
 
 Json = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 # Between a Job's creation and Airflow's record that its task waits for it lie seconds; a database or a
 # scheduler in need makes minutes of them.
@@ -128,19 +137,24 @@ async def find(
     if minimum_age_seconds < 0:
         raise ConfigurationError("minimum_age_seconds", minimum_age_seconds, "must not be negative")
     listed = await _list_all(client, namespace)
+    labelled = await client.list(PODS, namespace, label_selector=ATTEMPT_KEY_LABEL)
+    pods = items(labelled.get("items"))
     # The cluster's own clock, where it told: objects carry its times.
     clock = client.cluster_time
     moment = now().timestamp() if clock is None else clock
     found = []
     for kind, obj in listed:
         identity = _identity_of(obj)
-        if identity is None or identity.orchestrator != orchestrator or _is_settled(obj, kind):
+        if identity is None or identity.orchestrator != orchestrator or is_deleting(obj):
+            continue
+        live = _is_live(obj, kind, pods)
+        if not live and history_of(obj).consumed is not None:  # its end was taken over
             continue
         # Whole seconds of two clocks of the cluster: a new object can seem to be from the future.
         age = max(0.0, moment - _created(obj))
         state = await states.state(identity) if age >= minimum_age_seconds else TaskState.UNKNOWN
-        finding = _finding(obj, kind, identity, namespace, age, state)
-        if finding.verdict is not Verdict.KEEP or _is_live(obj, kind):
+        finding = _finding(obj, kind, identity, namespace, age, state, live=live)
+        if finding.verdict is not Verdict.KEEP or live:
             found.append(finding)
     return found
 
@@ -170,10 +184,11 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
         obj = await client.get(kind.resource, workload.namespace, workload.name)
     except ObjectNotFoundError:
         return _with(finding, Verdict.REAPED)
-    if uid_of(obj) != workload.uid or not _is_live(obj, kind):
+    if uid_of(obj) != workload.uid or not _is_live(obj, kind, await list_pods(client, workload)):
         return _with(finding, Verdict.KEEP)
     state = await states.state(finding.identity)
-    fresh = _finding(obj, kind, finding.identity, workload.namespace, finding.age_seconds, state)
+    age = finding.age_seconds
+    fresh = _finding(obj, kind, finding.identity, workload.namespace, age, state, live=True)
     if fresh.verdict is not Verdict.REAP:
         return fresh
     try:
@@ -188,7 +203,10 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
         return _with(fresh, Verdict.TAKEN_OVER)
     except ObjectNotFoundError:
         return _with(fresh, Verdict.REAPED)
-    await until_gone(client, workload, with_object=True)
+    try:
+        await until_gone(client, workload, with_object=True)
+    except LostNodeError as error:  # nothing takes the deletion back
+        _log.warning("%s is deleted and cannot be seen to end: %s", workload.described, error)
     return _with(fresh, Verdict.REAPED)
 
 
@@ -210,10 +228,17 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def _finding(
-    obj: Json, kind: WorkloadKind, identity: WorkloadIdentity, namespace: str, age: float, state: TaskState
+    obj: Json,
+    kind: WorkloadKind,
+    identity: WorkloadIdentity,
+    namespace: str,
+    age: float,
+    state: TaskState,
+    *,
+    live: bool,
 ) -> Finding:
     waited_for = state not in (TaskState.OVER, TaskState.GONE)
-    unwanted = Verdict.REAP if _is_live(obj, kind) else Verdict.CLOSE
+    unwanted = Verdict.REAP if live else Verdict.CLOSE
     return Finding(
         workload=Workload(namespace, name_of(obj), uid_of(obj), history_of(obj).attempt, kind=kind.name),
         identity=identity,
@@ -247,13 +272,14 @@ def _identity_of(obj: Json) -> WorkloadIdentity | None:
     return identity if mapping(metadata(obj).get("labels")).get(ATTEMPT_KEY_LABEL) == identity.key else None
 
 
-def _is_live(obj: Json, kind: WorkloadKind) -> bool:
-    return not kind.has_ended(obj) and not is_deleting(obj)
-
-
-def _is_settled(obj: Json, kind: WorkloadKind) -> bool:
-    """Whether there is nothing left to do: it goes already, or its end was taken over."""
-    return is_deleting(obj) or (kind.has_ended(obj) and history_of(obj).consumed is not None)
+def _is_live(obj: Json, kind: WorkloadKind, pods: Sequence[Json]) -> bool:
+    own = [
+        pod
+        for pod in pods
+        if mapping(metadata(pod).get("labels")).get(kind.pod_label) == name_of(obj)
+        and kind.owns(pod, uid_of(obj))
+    ]
+    return not kind.ended(obj, own) and not is_deleting(obj)
 
 
 def _created(obj: Json) -> float:

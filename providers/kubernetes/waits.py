@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from nighttrain.providers.errors import ConfigurationError, clip
 from nighttrain.providers.kubernetes.names import parse_quantity
 from nighttrain.providers.kubernetes.objects import (
+    CANNOT_START as CANNOT_START,
+)
+from nighttrain.providers.kubernetes.objects import (
     Container,
     Json,
     any_condition,
@@ -31,8 +34,6 @@ if TYPE_CHECKING:
 
 # No kubelet ever gets over these: the name cannot be parsed, or pulling is forbidden and the image absent.
 PERMANENT_IMAGE = frozenset({"InvalidImageName", "ErrImageNeverPull"})
-# The runtime could not start the program: no such command, not executable, wrong architecture.
-CANNOT_START = frozenset({"StartError", "ContainerCannotRun"})
 _IMAGE = frozenset(
     {
         "ErrImagePull",
@@ -101,9 +102,16 @@ def pending(pod: Json, events: list[Json]) -> Wait:
     return _starting(pod, events)._replace(since=text(status(pod).get("startTime")) or None)
 
 
+def needed(pod: Json) -> list[Container]:
+    """The containers without which the training cannot start: other ordinary ones never hold it up."""
+    main = main_container(pod)
+    known = containers(pod)
+    return [each for each in known if each.init or main is None or each.name == main.name]
+
+
 def _starting(pod: Json, events: list[Json]) -> Wait:
     """Why a pod that has a node has not started yet."""
-    for container in containers(pod):
+    for container in needed(pod):
         if container.state == "waiting" and container.reason in _IMAGE:
             return Wait(_said(container.reason, container.message), "image_pull")
         if container.state == "waiting" and container.reason in _CONFIGURATION:
@@ -111,13 +119,13 @@ def _starting(pod: Json, events: list[Json]) -> Wait:
     mount = _newest(events, pod, ("FailedMount", "FailedAttachVolume"))
     if mount is not None:
         return Wait(_said(text(mount.get("reason")), event_text(mount)), "rejected")
-    waiting = next((item for item in containers(pod) if item.state == "waiting" and item.reason), None)
-    if any(item.init and item.state == "running" for item in containers(pod)):
-        return Wait("an init container runs", "unknown")
+    waiting = next((item for item in needed(pod) if item.state == "waiting" and item.reason), None)
+    if any(item.init and not item.native_sidecar and item.state == "running" for item in containers(pod)):
+        return Wait("an init container runs", "start_timeout")
     pulling, pulled = _newest(events, pod, ("Pulling",)), _newest(events, pod, ("Pulled",))
     if pulling is not None and (pulled is None or _when(pulled) < _when(pulling)):
         return Wait(_said("Pulling", event_text(pulling)), "image_pull")
-    return Wait(_said(waiting.reason, waiting.message) if waiting else "the pod is pending", "unknown")
+    return Wait(_said(waiting.reason, waiting.message) if waiting else "the pod is pending", "start_timeout")
 
 
 def not_created(job: Json, events: list[Json]) -> Wait | None:

@@ -16,6 +16,7 @@ from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterC
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload, submit, wait
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.sensors.triggers import WorkloadTrigger
@@ -62,7 +63,7 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
         finally:
             answer.set()
         async with asyncio.timeout(20):
-            outcome = await wait(client, job, startup_timeout_seconds=60)
+            outcome = await wait(client, job, timeouts=Timeouts(60))
         assert outcome.kind is OutcomeKind.CANCELLED
         assert (await client.list(JOBS, "default"))["items"] == []
 
@@ -94,7 +95,7 @@ async def test_in_a_loop_a_workload_that_has_ended_is_left_to_the_resumed_task(
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
         job = await submit(client, spec, _iteration(1), epoch="1", namespace="default")
         async with asyncio.timeout(60):
-            await wait(client, job, startup_timeout_seconds=60)
+            await wait(client, job, timeouts=Timeouts(60))
         await _killed(job, index=1)
         assert await _jobs(client) == {job.name}
 

@@ -20,6 +20,7 @@ from nighttrain.providers.kubernetes.client import EVENTS, JOBS, PODS, ClusterCl
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
 from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload
 from nighttrain.providers.local.faults import Fault
 from nighttrain.providers.local.server import EmbeddedCluster
@@ -88,7 +89,7 @@ async def new_pod(admin: ClusterClient, job: Workload) -> dict[str, Any]:
 
 
 def waits(client: ClusterClient, job: Workload, **options: Any) -> asyncio.Task[Any]:
-    options.setdefault("startup_timeout_seconds", 60)
+    options.setdefault("timeouts", Timeouts(60))
     return asyncio.create_task(waiting.wait(client, job, **options))
 
 
@@ -190,7 +191,7 @@ async def test_an_outage_ends_no_wait_and_is_said_once(
     monkeypatch.setattr(watch, "PAUSE_MAXIMUM_SECONDS", 0.1)
     job, seen = await new_job(admin), list[Observation]()
     # The bound of its start passes during the outage, when nobody can say whether it has started.
-    task = waits(client, job, startup_timeout_seconds=60, on_observation=seen.append)
+    task = waits(client, job, timeouts=Timeouts(60), on_observation=seen.append)
     while not seen:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     down = Fault.answer(503, count=None, resource="jobs"), Fault.answer(503, count=None, resource="pods")

@@ -208,7 +208,7 @@ def test_a_pull_that_takes_long_is_told() -> None:
     pulling = decide(job_with(), [pod], [event("Pulling", 1)])
     assert (pulling.permanent_wait, pulling.detail) == (K.IMAGE_PULL, "Pulling: Pulling image big:1")
     pulled = decide(job_with(), [pod], [event("Pulling", 1), event("Pulled", 2)])
-    assert (pulled.permanent_wait, pulled.detail) == (K.UNKNOWN, "ContainerCreating")
+    assert (pulled.permanent_wait, pulled.detail) == (K.START_TIMEOUT, "ContainerCreating")
 
 
 def test_a_queue_without_kueue_is_told() -> None:

@@ -82,18 +82,40 @@ def test_a_recorded_workload_ends_as_what_it_was(
     assert Outcome.from_dict(end.to_dict()) == end
 
 
+def is_complete(job: Any) -> bool:
+    return job is not None and any(
+        entry["type"] == "Complete" and entry["status"] == "True"
+        for entry in job["status"].get("conditions", [])
+    )
+
+
+def has_succeeded(pod: Any) -> bool:
+    """By its own status, with nobody having told it to go."""
+    told = "deletionTimestamp" in pod["metadata"] or any(
+        entry["type"] == "DisruptionTarget" for entry in pod["status"].get("conditions", [])
+    )
+    return pod["status"].get("phase") == "Succeeded" and not told
+
+
 @pytest.mark.parametrize(("scenario", "job"), [(name, job) for name, job, *_ in ENDINGS])
-def test_success_is_never_said_before_the_job_is_complete(
+def test_success_is_said_once_the_pod_or_the_job_shows_it_and_never_before(
     recordings: Any, scenario: str, job: str | None
 ) -> None:
-    for job_object, step in observed(recordings, scenario, job):
-        complete = job_object is not None and any(
-            entry["type"] == "Complete" and entry["status"] == "True"
-            for entry in job_object["status"].get("conditions", [])
-        )
+    for seen in recordings.replay(scenario, job):
+        step = decide(seen.job, list(seen.pods.values()), seen.events, queue=seen.queue)
         said = step.outcome is not None and step.outcome.kind is K.SUCCEEDED
-        assert said == (complete and scenario != "job-evicted-finished-in-grace")
+        shown = seen.job is not None and any(map(has_succeeded, seen.pods.values()))
+        single = scenario not in ("job-indexed", "job-pod-force-deleted")
+        assert not said or shown or is_complete(seen.job)
+        assert said or not (shown and single)
         assert (step.phase is Phase.FINISHED) == (step.outcome is not None)
+
+
+@pytest.mark.parametrize("scenario", ["job-success", "job-exit-3", "native-sidecar", "preempted"])
+def test_a_single_pods_end_is_known_before_its_job_is_told(recordings: Any, scenario: str) -> None:
+    steps = observed(recordings, scenario, "high" if scenario == "preempted" else None)
+    first = next(job_object for job_object, step in steps if step.phase is Phase.FINISHED)
+    assert not {entry["type"] for entry in first["status"].get("conditions", [])} & {"Complete", "Failed"}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, Cl
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.reaper import Finding, TaskState, Verdict, find, reap, table
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.server import EmbeddedCluster
 
 NAMESPACE = "default"
@@ -157,7 +158,7 @@ async def test_young_ended_and_foreign_workloads_are_no_findings_to_reap(client:
     over = await workload.submit(
         client, WorkloadSpec(image="py", cmds=["python", "-S", "-c", ""]), ended, namespace=NAMESPACE
     )
-    await workload.wait(client, over, startup_timeout_seconds=30)
+    await workload.wait(client, over, timeouts=Timeouts(30))
     findings = await found(client, tasks, age=300)
     assert {name: finding.verdict for name, finding in findings.items()} == {job.name: Verdict.KEEP}
 
