@@ -121,7 +121,8 @@ class TrackedWorkload:
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
 
-        :raises ConfigurationError: the cluster refuses the Job as it is written
+        :raises ConfigurationError: the cluster refuses the Job as it is written, or MLflow a name; nothing
+            was created
         :raises ClusterError: the cluster cannot be reached, or forbids it
         :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
         """
@@ -131,6 +132,7 @@ class TrackedWorkload:
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.runs import RunTree
 
+        self._check_names()
         kind = kind_named(self.kind)
         async with shared_client(self.cluster) as client, MLflowClient(self.tracking) as mlflow:
             namespace = self.spec.namespace or client.namespace
@@ -289,6 +291,13 @@ class TrackedWorkload:
             log(f"MLflow does not answer; the training starts without it and its run follows: {error}")
             return None
 
+    def _check_names(self) -> None:
+        from nighttrain.providers.tracking.names import check_experiment_name, check_run_name, read_params
+
+        check_experiment_name(self.experiment_name)
+        check_run_name(self.run_name)
+        read_params(self.params)
+
     async def _rehearse(self, client: ClusterClient, namespace: str, kind: WorkloadKind) -> None:
         try:
             await client.create(
@@ -298,6 +307,7 @@ class TrackedWorkload:
             return  # an earlier try was here: submit() decides what that means
 
     async def _open_runs(self, tree: RunTree) -> tuple[Run, Run]:
+        from nighttrain.providers.tracking.names import fit_run_name
         from nighttrain.providers.tracking.runs import Lineage
 
         experiment_id = await tree.ensure_experiment(self.experiment_name)
@@ -305,7 +315,7 @@ class TrackedWorkload:
         key = self.parent_key
         whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
         parent = await tree.open_parent(
-            experiment_id, key, name=f"{key.dag_id} {key.run_id}", tags=whole.tags()
+            experiment_id, key, name=fit_run_name(f"{key.dag_id} {key.run_id}"), tags=whole.tags()
         )
         run = await tree.open_child(
             parent, self.run_key, name=self.run_name, tags=tags, params=dict(self.params)
