@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -65,20 +65,14 @@ class Airflow:
 
 
 @pytest.fixture
-def airflow(cluster: EmbeddedCluster, mlflow_server: MLflowServer, connect: Callable[..., None]) -> Airflow:
-    connect(mlflow_server)
+def airflow(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> Airflow:
+    kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
+    tracking = {"conn_type": "mlflow", "host": mlflow_server.uri}
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
     return Airflow()
-
-
-@pytest.fixture
-def connect(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def connections(mlflow: MLflowServer) -> None:
-        kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
-        tracking = {"conn_type": "mlflow", "host": mlflow.uri}
-        monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
-
-    return connections
 
 
 def training(**options: Any) -> TrainingJobOperator:
@@ -222,14 +216,3 @@ def test_registering_what_does_not_fit_makes_no_model(
         airflow.run(RegisterModelOperator(task_id="t", model_name=name, run_id=made.run_id, **options))
     found = mlflow_server.call("GET", "registered-models/search", filter=f"name = '{name}'")
     assert found == {}
-
-
-def test_a_dag_with_a_long_id_trains(connect: Callable[..., None], mlflow_store: MLflowServer) -> None:
-    connect(mlflow_store)
-    airflow = Airflow()
-    airflow.dag_id = airflow.dag_id.ljust(230, "d")
-    result = airflow.run(training())
-    parent = mlflow_store.call("GET", "runs/get", run_id=result["parent_run_id"])["run"]["info"]
-    assert len(parent["run_name"]) == 250
-    assert parent["run_name"].endswith(airflow.run_id)
-    assert parent["status"] == "FINISHED"

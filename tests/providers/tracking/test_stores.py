@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 from mlflow_server import unique
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.kubernetes.client import ClusterConfig
+from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import promote, recorded
+from nighttrain.providers.tracked_workload import TrackedWorkload
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.names import fit_run_name, read_params
-from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunTree
+from nighttrain.providers.tracking.runs import RUN_KEY_TAG, Lineage, RunKey, RunTree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +58,31 @@ async def test_names_and_values_at_their_limits_are_kept_whole(client: MLflowCli
     again = await tree.find(experiment, key)
     assert again is not None
     assert again.run_id == run.run_id
+
+
+async def test_a_dag_with_a_long_id_trains(mlflow_store: MLflowServer) -> None:
+    dag_id, run_id = unique("d").ljust(230, "d"), "scheduled__2013-06-01T00:00:00+00:00"
+    ids = {"orchestrator": "airflow", "dag_id": dag_id, "run_id": run_id}
+    key = RunKey(**ids, task_id="t")
+    with EmbeddedCluster(images={"py": sys.executable}) as cluster:
+        work = TrackedWorkload(
+            cluster=ClusterConfig(kubeconfig=str(cluster.kubeconfig)),
+            tracking=TrackingConfig(mlflow_store.uri),
+            tracking_uri_for_pods=mlflow_store.uri,
+            spec=WorkloadSpec(image="py", cmds=["python", "-S", "-c", "print(1)"]),
+            identity=WorkloadIdentity(**ids, task_id="t"),
+            epoch="1",
+            experiment_name=key.dag_id,
+            run_name="t",
+            parent_key=key.parent,
+            run_key=key,
+            lineage=partial(Lineage, **ids, task_id="t"),
+        )
+        started = await work.start()
+        closed = await work.close(started, await work.follow(started, startup_timeout_seconds=60))
+    parent = mlflow_store.call("GET", "runs/get", run_id=closed.parent_run_id)["run"]["info"]
+    assert (len(parent["run_name"]), parent["status"]) == (250, "FINISHED")
+    assert parent["run_name"].endswith(f" {key.run_id}")
 
 
 async def test_what_a_database_refuses_never_reaches_it(client: MLflowClient) -> None:
