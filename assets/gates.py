@@ -153,7 +153,7 @@ async def _champion(mlflow: MLflowResource, model_name: str, alias: str, candida
     return None if champion.version == candidate else champion.version
 
 
-async def _measurements(finished: FinishedWorkload) -> dict[str, dict[str, float]]:
+async def _measurements(finished: FinishedWorkload) -> dict[str, dict[str, float | str]]:
     from nighttrain.providers.registry.evaluation import group_measurements
 
     return group_measurements((await finished.tracked.run(finished.started)).metrics)

@@ -104,6 +104,7 @@ async def _register(
     mlflow: MLflowResource, model_name: str, step: Step, finished: FinishedWorkload
 ) -> "ModelVersion":
     from nighttrain.providers.registry.models import ModelRegistry
+    from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
     from nighttrain.providers.tracking.runs import RunTree
 
     async with mlflow.client() as client:
@@ -114,7 +115,7 @@ async def _register(
             model_name,
             run_id=run.run_id,
             tags=lineage,
-            description=f"Trained by Dagster: {step.name}{of} in run {step.run_id}",
+            description=fit(f"Trained by Dagster: {step.name}{of} in run {step.run_id}", MAX_DESCRIPTION),
         )
 
 

@@ -132,9 +132,13 @@ def spec_for(subject: Any, spec: WorkloadSpec, arguments: Arguments) -> Workload
 
 
 def params_for(context: Context, parameters: Parameters) -> dict[str, str]:
-    """The MLflow run's parameters for this execution."""
-    given = parameters(context) if callable(parameters) else parameters
-    return {str(name): str(value) for name, value in given.items()}
+    """The MLflow run's parameters for this execution.
+
+    :raises ConfigurationError: a name that MLflow refuses, or a value that does not fit
+    """
+    from nighttrain.providers.tracking.names import read_params
+
+    return read_params(parameters(context) if callable(parameters) else parameters)
 
 
 async def _start_and_follow(tracked: TrackedWorkload, say: Say) -> tuple[StartedWorkload, Outcome]:
@@ -180,6 +184,7 @@ def _tracked(
     params: Mapping[str, str],
 ) -> TrackedWorkload:
     from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.tracking.names import fit_run_name
     from nighttrain.providers.tracking.runs import Lineage, RunKey
 
     identity = WorkloadIdentity(
@@ -199,7 +204,7 @@ def _tracked(
         # A re-execution is another run of Dagster's: what the run before left behind is its own.
         adopts_earlier_epochs=True,
         experiment_name=experiment_name,
-        run_name=step.name,
+        run_name=fit_run_name(step.name),
         parent_key=run_key.parent,
         run_key=run_key,
         params=params,

@@ -61,8 +61,8 @@ class RegisterModelOperator(_RegistryOperator):
     :param model_name: the registered model, made if missing (templated)
     :param run_id: the run that logged the model, usually ``train.output["run_id"]`` (templated)
     :param logged_model_name: the name given to ``log_model``; needed only where a run logged several
-    :param description: the version's description (templated)
-    :param tags: tags for the version, beside the lineage (templated)
+    :param description: the version's description, at most 5,000 characters (templated)
+    :param tags: tags for the version, beside the lineage (templated); at most 5,000 characters each
     :param mlflow_conn_id: connection of type ``mlflow``
     """
 
@@ -89,8 +89,9 @@ class RegisterModelOperator(_RegistryOperator):
         from nighttrain.providers.registry.artifacts import DIGEST_TAG
 
         with failing_clearly():
+            tags, description = self._checked_texts()
             self._connect()
-            version = run_sync(self._register())
+            version = run_sync(self._register(tags, description))
         self._link(context, version.name, version.version)
         self.log.info("%s version %s, from run %s", version.name, version.version, version.run_id)
         return {
@@ -100,7 +101,14 @@ class RegisterModelOperator(_RegistryOperator):
             "artifact_digest": version.tags.get(DIGEST_TAG),
         }
 
-    async def _register(self) -> ModelVersion:
+    def _checked_texts(self) -> tuple[dict[str, str], str]:
+        from nighttrain.providers.tracking.names import check_description, read_tags
+
+        description = check_description(self.description or "")
+        secretless = task_context.without_secrets({**read_tags(self.tags), "": description})
+        return secretless, secretless.pop("")
+
+    async def _register(self, tags: Mapping[str, str], description: str) -> ModelVersion:
         from nighttrain.providers.tracking.runs import RunTree
 
         async with open_registry(self._mlflow) as registry:
@@ -109,8 +117,8 @@ class RegisterModelOperator(_RegistryOperator):
                 self.model_name,
                 run_id=self.run_id,
                 model_name=self.logged_model_name,
-                tags={**_lineage_tags(run.tags), **(self.tags or {})},
-                description=self.description or "",
+                tags={**_lineage_tags(run.tags), **tags},
+                description=description,
             )
 
 
@@ -182,10 +190,12 @@ class ModelGateOperator(_RegistryOperator):
         from nighttrain.providers.registry.gates import judge, parse_rule
 
         measurements = evaluation["measurements"]
+        # An evaluation written by hand may measure a champion without saying which version it is.
+        compared = evaluation.get("champion_version", "champion" in measurements)
         return judge(
             [parse_rule(rule) if isinstance(rule, str) else rule for rule in self.rules],
             measurements.get("candidate", {}),
-            measurements.get("champion", {}) if evaluation.get("champion_version") else None,
+            measurements.get("champion", {}) if compared else None,
             no_champion=self.no_champion,
         )
 
@@ -331,5 +341,11 @@ def _evaluation(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not needed <= set(value):
         raise ConfigurationError(
             "evaluation", value, f"must be what EvaluateModelOperator returns: {', '.join(sorted(needed))}"
+        )
+    if not isinstance(value["measurements"], Mapping):
+        raise ConfigurationError(
+            "evaluation.measurements",
+            value["measurements"],
+            "give a mapping of groups, {'candidate': {...}, 'champion': {...}}",
         )
     return value

@@ -404,6 +404,7 @@ class WorkloadOperator(BaseOperator):
 
     def _tracked(self, context: Context, prepared: Prepared) -> TrackedWorkload:
         from nighttrain.providers.tracked_workload import TrackedWorkload
+        from nighttrain.providers.tracking.names import check_run_name, fit_run_name
 
         mlflow = get_mlflow(self.mlflow_conn_id)
         cluster = get_cluster(self.kubernetes_conn_id)
@@ -418,7 +419,7 @@ class WorkloadOperator(BaseOperator):
             identity=task_context.workload_identity(context),
             epoch=task_context.epoch(context),
             experiment_name=self.experiment_name or ti.dag_id,
-            run_name=self.run_name or ti.task_id,
+            run_name=check_run_name(self.run_name) if self.run_name else fit_run_name(ti.task_id),
             parent_key=task_context.run_key(context, task=False),
             run_key=task_context.run_key(context),
             params=prepared.params,

@@ -46,10 +46,13 @@ the cause of one of these.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.outcome import Outcome
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class NighttrainError(Exception):
@@ -65,7 +68,7 @@ class ConfigurationError(NighttrainError, ValueError):
     """
 
     def __init__(self, field: str, value: object, fix: str) -> None:
-        shown = "" if value is None else f" = {clip(repr(value), 120)}"
+        shown = "" if value is None else f" = {clip(_repr(value), 120)}"
         super().__init__(f"{field}{shown}: {fix}")
         self.field = field
         self.value = value
@@ -285,6 +288,22 @@ class MissingExtraError(NighttrainError, ImportError):
         super().__init__(f"{package} is not installed: pip install 'nighttrain[{extra}]'")
 
 
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a value of type {type(value).__name__} that has no text"
+
+
 def clip(text: str, length: int) -> str:
-    """Shorten ``text`` to ``length`` characters, saying so with an ellipsis."""
+    """Shorten ``text`` to ``length`` characters, saying so with an ellipsis, and make it :func:`storable`."""
+    text = storable(text)
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def storable(text: str) -> str:
+    """``text`` as every database takes it: NUL and halves of surrogate pairs become U+FFFD.
+
+    PostgreSQL refuses them, in MLflow's columns as in Airflow's XComs and triggers.
+    """
+    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -134,7 +134,8 @@ class TrackedWorkload:
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
 
-        :raises ConfigurationError: the cluster refuses the Job as it is written
+        :raises ConfigurationError: the cluster refuses the Job as it is written, or MLflow a name; nothing
+            was created
         :raises ClusterError: the cluster cannot be reached, or forbids it
         :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
         """
@@ -144,6 +145,7 @@ class TrackedWorkload:
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.runs import RunTree
 
+        self._check_names()
         kind = kind_named(self.kind)
         async with shared_client(self.cluster) as client, MLflowClient(self.tracking) as mlflow:
             namespace = self.spec.namespace or client.namespace
@@ -411,6 +413,13 @@ class TrackedWorkload:
             return None
         same = previous.tags.get(EPOCH_TAG) == run.tags.get(EPOCH_TAG)
         return previous.run_id if same and previous.status != RunStatus.FINISHED.value else None
+
+    def _check_names(self) -> None:
+        from nighttrain.providers.tracking.names import check_experiment_name, check_run_name, read_params
+
+        check_experiment_name(self.experiment_name)
+        check_run_name(self.run_name)
+        read_params(self.params)
 
     async def _rehearse(self, client: ClusterClient, namespace: str, kind: WorkloadKind) -> None:
         try:

@@ -261,6 +261,11 @@ def test_ordinary_log_lines_stay_as_they_are() -> None:
         assert redact(line) == line
 
 
+def test_clipped_text_holds_nothing_that_postgresql_refuses() -> None:
+    assert errors.clip("a\0b\ud800c", 10) == "a\ufffdb\ufffdc"  # Airflow's XComs and triggers are jsonb there
+    assert errors.clip("\0" * 9, 3) == "\ufffd\ufffd…"
+
+
 def test_last_lines_are_redacted_and_clipped() -> None:
     message = "\n".join([*(f"line {number}" for number in range(50)), "token=abcdef123", "x" * 5000])
     state = {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from mlflow_server import unique
 
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
-from nighttrain.providers.tracking.killed_runs import close_killed, described
-from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunTree
+from nighttrain.providers.tracking.killed_runs import close_with_parent, described, take_over_described
+from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus, RunTree
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
@@ -28,16 +28,22 @@ async def test_a_killed_iteration_closes_its_own_run(mlflow_server: MLflowServer
         experiment_id = await tree.ensure_experiment(experiment)
         parent = await tree.open_parent(experiment_id, outside, name="parent")
         for key in (outside, first, second):
-            await tree.open_child(parent, key, name="t")
-        await close_killed(tree, described(experiment, "t", second))
+            await tree.open_attempt(
+                experiment_id, key, name="t", parent_run_id=parent.run_id, opening=key.value
+            )
+        await _close(tree, described(experiment, "t", second, second.value))
         assert await _statuses(mlflow_server, experiment_id) == {second.value: "KILLED"}
-        before = described(experiment, "t", outside)
-        del before["region"]
-        await close_killed(tree, before)
+        before = described(experiment, "t", outside, "")
+        del before["region"], before["opening"]
+        await _close(tree, before)
         assert await _statuses(mlflow_server, experiment_id) == {
             second.value: "KILLED",
             outside.value: "KILLED",
         }
+
+
+async def _close(tree: RunTree, stored: dict[str, Any]) -> None:
+    await close_with_parent(tree, await take_over_described(tree, stored), RunStatus.KILLED)
 
 
 async def _statuses(server: MLflowServer, experiment_id: str) -> dict[str, str]:
