@@ -129,6 +129,8 @@ class WorkloadOperator(BaseOperator):
     :param schedule_timeout_seconds: how long it may wait for a node; ``startup_timeout_seconds`` if left out
     :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use; without bound
         if left out
+    :param fail_if_over_quota: fail at once if it asks for more than the whole of today's quota (the default);
+        false waits in the queue for a larger one
     :param cluster_outage_timeout_seconds: how long a try bears it that the API server does not answer when
         the workload is to be started or settled; 0 fails at once. Waits bear an hour
     :param get_logs: show the container's lines in the task's log while it runs
@@ -228,6 +230,7 @@ class WorkloadOperator(BaseOperator):
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,
+        fail_if_over_quota: bool = True,
         cluster_outage_timeout_seconds: float = DEFAULT_CLUSTER_OUTAGE_TIMEOUT_SECONDS,
         get_logs: bool = True,
         deferrable: bool = True,
@@ -292,6 +295,7 @@ class WorkloadOperator(BaseOperator):
         self.startup_timeout_seconds = startup_timeout_seconds
         self.schedule_timeout_seconds = schedule_timeout_seconds
         self.queue_timeout_seconds = queue_timeout_seconds
+        self.fail_if_over_quota = fail_if_over_quota
         self.cluster_outage_timeout_seconds = cluster_outage_timeout_seconds
         self.get_logs = get_logs
         self.deferrable = deferrable
@@ -431,6 +435,7 @@ class WorkloadOperator(BaseOperator):
                 startup_timeout_seconds=self.startup_timeout_seconds,
                 schedule_timeout_seconds=self.schedule_timeout_seconds,
                 queue_timeout_seconds=self.queue_timeout_seconds,
+                fail_if_over_quota=self.fail_if_over_quota,
                 get_logs=self.get_logs,
                 mlflow_conn_id=self.mlflow_conn_id,
                 run=started.run_ids(),
@@ -471,6 +476,7 @@ class WorkloadOperator(BaseOperator):
             startup_timeout_seconds=self.startup_timeout_seconds,
             schedule_timeout_seconds=self.schedule_timeout_seconds,
             queue_timeout_seconds=self.queue_timeout_seconds,
+            fail_if_over_quota=self.fail_if_over_quota,
             on_observation=self._say,
             on_line=self._log_line if self.get_logs else None,
         )

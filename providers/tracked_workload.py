@@ -175,6 +175,7 @@ class TrackedWorkload:
         startup_timeout_seconds: float,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,
+        fail_if_over_quota: bool = True,
         on_observation: Callable[[Observation], None] | None = None,
         on_line: Say | None = None,
     ) -> Outcome:
@@ -195,6 +196,7 @@ class TrackedWorkload:
                 startup_timeout_seconds=startup_timeout_seconds,
                 schedule_timeout_seconds=schedule_timeout_seconds,
                 queue_timeout_seconds=queue_timeout_seconds,
+                fail_if_over_quota=fail_if_over_quota,
                 on_observation=on_observation,
                 on_line=on_line,
                 narrow=True,

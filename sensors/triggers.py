@@ -83,6 +83,7 @@ class WorkloadTrigger(BaseTrigger):
         startup_timeout_seconds: float,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,
+        fail_if_over_quota: bool = True,
         get_logs: bool = True,
         cancel_on_kill: bool = True,
         mlflow_conn_id: str | None = None,
@@ -95,6 +96,7 @@ class WorkloadTrigger(BaseTrigger):
         self.startup_timeout_seconds = startup_timeout_seconds
         self.schedule_timeout_seconds = schedule_timeout_seconds
         self.queue_timeout_seconds = queue_timeout_seconds
+        self.fail_if_over_quota = fail_if_over_quota
         self.get_logs = get_logs
         self.cancel_on_kill = cancel_on_kill
         self.mlflow_conn_id = mlflow_conn_id
@@ -110,6 +112,7 @@ class WorkloadTrigger(BaseTrigger):
                 "startup_timeout_seconds": self.startup_timeout_seconds,
                 "schedule_timeout_seconds": self.schedule_timeout_seconds,
                 "queue_timeout_seconds": self.queue_timeout_seconds,
+                "fail_if_over_quota": self.fail_if_over_quota,
                 "get_logs": self.get_logs,
                 "cancel_on_kill": self.cancel_on_kill,
                 "mlflow_conn_id": self.mlflow_conn_id,
@@ -134,6 +137,7 @@ class WorkloadTrigger(BaseTrigger):
                     startup_timeout_seconds=self.startup_timeout_seconds,
                     schedule_timeout_seconds=self.schedule_timeout_seconds,
                     queue_timeout_seconds=self.queue_timeout_seconds,
+                    fail_if_over_quota=self.fail_if_over_quota,
                     on_observation=self._say,
                     on_line=self._log_line if self.get_logs else None,
                 )

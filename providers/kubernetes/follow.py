@@ -24,13 +24,15 @@ async def follow_to_end(
     startup_timeout_seconds: float,
     schedule_timeout_seconds: float | None = None,
     queue_timeout_seconds: float | None = None,
+    fail_if_over_quota: bool = True,
     on_observation: Callable[[Observation], None] | None = None,
     on_line: Callable[[str], None] | None = None,
     narrow: bool = False,
 ) -> Outcome:
     """Wait for the outcome; pass each line of the log to ``on_line`` once, while the pod runs.
 
-    The time-outs and ``narrow`` are those of :func:`~nighttrain.providers.kubernetes.waiting.wait`.
+    The time-outs, ``fail_if_over_quota`` and ``narrow`` are those of
+    :func:`~nighttrain.providers.kubernetes.waiting.wait`.
 
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
@@ -49,6 +51,7 @@ async def follow_to_end(
             startup_timeout_seconds=startup_timeout_seconds,
             schedule_timeout_seconds=schedule_timeout_seconds,
             queue_timeout_seconds=queue_timeout_seconds,
+            fail_if_over_quota=fail_if_over_quota,
             on_observation=on_observation,
             narrow=narrow,
         )

@@ -9,7 +9,7 @@ in mid-training that ends with 0 inside its grace period says Succeeded too.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -298,6 +298,17 @@ def timed_out(observation: Observation, pods: Sequence[object], seconds: float) 
     )
 
 
+def until_quota_grows(observation: Observation) -> Observation:
+    """The same for who waits for a larger quota: a request above today's is a wait in the queue, no end."""
+    outcome = observation.outcome
+    if outcome is None or outcome.reason != _NEVER_FITS:
+        return observation
+    detail = f"it asks for more than the whole quota and waits for a larger one: {outcome.message}"
+    return replace(observation, phase=Phase.WAITING, detail=detail, outcome=None, waiting_for=WaitFor.QUOTA)
+
+
+# The outcome's reason where a request is above the whole quota, however much of it is free.
+_NEVER_FITS = "NeverFits"
 _TIMED_OUT = {WaitFor.QUOTA: OutcomeKind.QUOTA_WAIT, WaitFor.NODE: OutcomeKind.UNSCHEDULABLE}
 _TIME_OUTS = {
     WaitFor.QUOTA: ("queue", "QueueTimeout"),
@@ -338,7 +349,7 @@ def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) 
 def _waiting(wait: waits.Wait, pod: Json | None = None) -> Observation:
     kind = OutcomeKind(wait.kind) if wait.kind else None
     if wait.never and kind is not None:
-        return _finished(_outcome(kind, "NeverFits", wait.detail, pod))
+        return replace(_finished(_outcome(kind, _NEVER_FITS, wait.detail, pod)), since=wait.since)
     return Observation(
         Phase.WAITING,
         wait.detail,

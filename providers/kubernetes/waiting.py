@@ -19,6 +19,7 @@ from nighttrain.providers.kubernetes.outcome import (
     OutcomeKind,
     Phase,
     timed_out,
+    until_quota_grows,
 )
 from nighttrain.providers.kubernetes.resources import EVENTS, KUEUE_WORKLOADS, PODS
 
@@ -42,6 +43,7 @@ async def wait(
     startup_timeout_seconds: float,
     schedule_timeout_seconds: float | None = None,
     queue_timeout_seconds: float | None = None,
+    fail_if_over_quota: bool = True,
     on_observation: Callable[[Observation], None] | None = None,
     narrow: bool = False,
     sleep: Sleep = asyncio.sleep,
@@ -59,6 +61,8 @@ async def wait(
     :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use. Without bound
         if not given: such a wait says how busy the cluster is, not that something is wrong, and a nightly
         run that waits its turn until morning is healthy.
+    :param fail_if_over_quota: whether a request above the whole of today's quota ends the wait at once. If
+        not, it waits in the queue for a larger quota.
     :param on_observation: told of each change; exceptions it raises end the wait
     :param narrow: watch this one workload alone: for processes that wait for one and not for many
     :raises ClusterError: the cluster refused, or could not be asked for an hour
@@ -77,6 +81,7 @@ async def wait(
             now = clock()
             queue = view.queue if kind.is_suspended(view.object) else None
             observation = kind.read(view.object, view.pods, view.events, queue=queue)
+            observation = observation if fail_if_over_quota else until_quota_grows(observation)
             if observation.phase is not Phase.WAITING:
                 waiting_since = None
             elif waiting_since is None:
@@ -85,6 +90,7 @@ async def wait(
             if left is not None and left <= 0 and not view.outage:
                 # What ends the wait is asked for once more: the stream may have been silent.
                 observation, pods = await _looked_into(client, workload)
+                observation = observation if fail_if_over_quota else until_quota_grows(observation)
                 left = limits.left(observation, now, client.cluster_time)
                 if observation.outcome is None and left is not None and left <= 0:
                     return timed_out(observation, pods, limits.seconds(observation))
