@@ -19,6 +19,7 @@ from nighttrain.operators.outages import waiting_out
 from nighttrain.operators.templating import attributes_of_model
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ClusterError, ConfigurationError, TrackingUnreachableError
+from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
@@ -170,6 +171,7 @@ class WorkloadOperator(BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
+    text_fields: ClassVar[tuple[str, ...]] = ("experiment_name", "run_name", "kubernetes_conn_id")
 
     def __init__(
         self,
@@ -313,6 +315,7 @@ class WorkloadOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         while True:
             with failing_clearly():
+                as_texts(self, *self.text_fields)
                 prepared = self._prepare(context)
                 tracked = self._tracked(context, prepared)
                 started = self._start(tracked)
@@ -337,6 +340,7 @@ class WorkloadOperator(BaseOperator):
         if "tracking_error" in event:
             raise TrackingUnreachableError(event["tracking_error"])
         with failing_clearly():
+            as_texts(self, *self.text_fields)
             tracked = self._tracked(context, Prepared())
             underway = _Underway(context, tracked, *self._remembered(context))
             try:
