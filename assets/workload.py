@@ -96,6 +96,7 @@ def run_workload(
     experiment_name: str,
     environment: Mapping[str, str] | None = None,
     params: Mapping[str, str] | None = None,
+    fail_if_over_quota: bool = True,
 ) -> FinishedWorkload:
     """Submit or adopt, wait with live lines, close the run.
 
@@ -107,7 +108,8 @@ def run_workload(
     """
     tracked = _tracked(step, spec, kubernetes, mlflow, experiment_name, environment or {}, params or {})
     tracked.spec.validate()
-    started, outcome = run_interruptibly(partial(_start_and_follow, tracked), context.log.info)
+    follow = partial(_start_and_follow, tracked, fail_if_over_quota)
+    started, outcome = run_interruptibly(follow, context.log.info)
     started = run_sync(tracked.close(started, outcome))
     finished = FinishedWorkload(tracked, started, outcome)
     if not outcome.succeeded:
@@ -141,14 +143,16 @@ def params_for(context: Context, parameters: Parameters) -> dict[str, str]:
     return read_params(parameters(context) if callable(parameters) else parameters)
 
 
-async def _start_and_follow(tracked: TrackedWorkload, say: Say) -> tuple[StartedWorkload, Outcome]:
+async def _start_and_follow(
+    tracked: TrackedWorkload, fail_if_over_quota: bool, say: Say
+) -> tuple[StartedWorkload, Outcome]:
     # Not cancelled in the middle: what was created has to be known before it can be removed.
     starting = asyncio.ensure_future(tracked.start(log=say))
     try:
         started = await asyncio.shield(starting)
         outcome = await tracked.follow(
             started,
-            timeouts=Timeouts(STARTUP_TIMEOUT_SECONDS),
+            timeouts=Timeouts(STARTUP_TIMEOUT_SECONDS, fail_if_over_quota=fail_if_over_quota),
             on_observation=lambda observation: say(observation.detail),
             on_line=lambda line: say(f"[pod] {line}"),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
 
@@ -16,6 +16,7 @@ from nighttrain.providers.errors import (
     GateInconclusiveError,
     GateRejectedError,
 )
+from nighttrain.providers.texts import as_texts, text_of
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
 from nighttrain.sensors.failures import failing_clearly
 
@@ -37,6 +38,7 @@ class _RegistryOperator(BaseOperator):
 
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(),)
     ui_color = "#e8f1fb"
+    text_fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID, **kwargs: Any) -> None:
         # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
@@ -46,6 +48,7 @@ class _RegistryOperator(BaseOperator):
 
     def _connect(self) -> None:
         """Read the connection, before any event loop runs."""
+        as_texts(self, *self.text_fields)
         self._mlflow = get_mlflow(self.mlflow_conn_id)
 
     def _link(self, context: Context, model_name: str, version: str) -> None:
@@ -67,6 +70,7 @@ class RegisterModelOperator(_RegistryOperator):
     """
 
     template_fields: Sequence[str] = ("model_name", "run_id", "logged_model_name", "description", "tags")
+    text_fields = ("model_name", "run_id", "logged_model_name", "description")
 
     def __init__(
         self,
@@ -105,7 +109,8 @@ class RegisterModelOperator(_RegistryOperator):
         from nighttrain.providers.tracking.names import check_description, read_tags
 
         description = check_description(self.description or "")
-        secretless = task_context.without_secrets({**read_tags(self.tags), "": description})
+        tags = read_tags(_texts("tags", self.tags))
+        secretless = task_context.without_secrets({**tags, "": description})
         return secretless, secretless.pop("")
 
     async def _register(self, tags: Mapping[str, str], description: str) -> ModelVersion:
@@ -244,6 +249,7 @@ class PromoteModelOperator(_RegistryOperator):
     """
 
     template_fields: Sequence[str] = ("model_name", "version", "alias", "stage", "verdict", "reason")
+    text_fields = ("model_name", "version", "alias", "stage", "reason")
 
     def __init__(
         self,
@@ -329,6 +335,13 @@ def held(alias: str | None, stage: str | None) -> str:
     """The alias and the stage in words."""
     parts = [f"alias {alias}" if alias else "", f"stage {stage}" if stage else ""]
     return " and ".join(part for part in parts if part)
+
+
+def _texts(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+    return {
+        text_of(f"{field} key", name): text_of(f"{field}[{name!r}]", value)
+        for name, value in (given or {}).items()
+    }
 
 
 def _lineage_tags(tags: Mapping[str, str]) -> dict[str, str]:

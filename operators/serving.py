@@ -14,6 +14,7 @@ from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_
 from nighttrain.operators.registry import held
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
+from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
@@ -188,6 +189,7 @@ class RolloutModelOperator(BaseOperator):
 
     def _connect(self) -> None:
         """Read the connections, before any event loop runs."""
+        as_texts(self, "endpoint", "model_name", "version", "stage", "alias", "image", "namespace")
         cluster = get_cluster(self.kubernetes_conn_id)
         self._cluster, self._pod_security = cluster.config, cluster.pod_security
         self._mlflow = get_mlflow(self.mlflow_conn_id)
@@ -344,6 +346,7 @@ class RollbackModelOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with failing_clearly():
+            as_texts(self, *self.template_fields)
             self._cluster = get_cluster_config(self.kubernetes_conn_id)
             self._mlflow = get_mlflow(self.mlflow_conn_id)
             status = run_sync(self._roll_back())

@@ -88,6 +88,7 @@ class EvaluateModelOperator(WorkloadOperator):
         "version",
         "champion_alias",
     )
+    text_fields = (*WorkloadOperator.text_fields, "model_name", "version", "champion_alias")
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), ModelVersionLink(), WorkloadLink())
     ui_color = "#dff3e4"
 

@@ -24,6 +24,7 @@ from nighttrain.providers.kubernetes.timeouts import (
     DEFAULT_SIDECAR_GRACE_SECONDS,
     Timeouts,
 )
+from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
@@ -134,6 +135,8 @@ class WorkloadOperator(BaseOperator):
     :param schedule_timeout_seconds: how long it may wait for a node; ``startup_timeout_seconds`` if left out
     :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use; without bound
         if left out
+    :param fail_if_over_quota: fail at once if it asks for more than the whole of today's quota (the default);
+        false waits in the queue for a larger one
     :param sidecar_grace_seconds: how long other containers of the pod may go on after the training's end
     :param node_lost_timeout_seconds: how long it may be unknown whether the training still runs, because its
         node does not answer
@@ -178,6 +181,7 @@ class WorkloadOperator(BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
+    text_fields: ClassVar[tuple[str, ...]] = ("experiment_name", "run_name", "kubernetes_conn_id")
 
     def __init__(
         self,
@@ -238,6 +242,7 @@ class WorkloadOperator(BaseOperator):
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,
+        fail_if_over_quota: bool = True,
         sidecar_grace_seconds: float = DEFAULT_SIDECAR_GRACE_SECONDS,
         node_lost_timeout_seconds: float = DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
         replace_on_lost_node: bool = False,
@@ -305,6 +310,7 @@ class WorkloadOperator(BaseOperator):
         self.startup_timeout_seconds = startup_timeout_seconds
         self.schedule_timeout_seconds = schedule_timeout_seconds
         self.queue_timeout_seconds = queue_timeout_seconds
+        self.fail_if_over_quota = fail_if_over_quota
         self.sidecar_grace_seconds = sidecar_grace_seconds
         self.node_lost_timeout_seconds = node_lost_timeout_seconds
         self.replace_on_lost_node = replace_on_lost_node
@@ -325,6 +331,7 @@ class WorkloadOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         while True:
             with failing_clearly():
+                as_texts(self, *self.text_fields)
                 prepared = self._prepare(context)
                 tracked = self._tracked(context, prepared)
                 started = self._start(tracked)
@@ -349,6 +356,7 @@ class WorkloadOperator(BaseOperator):
         if "tracking_error" in event:
             raise TrackingUnreachableError(event["tracking_error"])
         with failing_clearly():
+            as_texts(self, *self.text_fields)
             tracked = self._tracked(context, Prepared())
             underway = _Underway(context, tracked, *self._remembered(context))
             try:
@@ -487,6 +495,7 @@ class WorkloadOperator(BaseOperator):
             queue=self.queue_timeout_seconds,
             sidecar_grace=self.sidecar_grace_seconds,
             node_lost=self.node_lost_timeout_seconds,
+            fail_if_over_quota=self.fail_if_over_quota,
         )
 
     async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload, ti: Any) -> Outcome:

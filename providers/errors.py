@@ -10,7 +10,8 @@ NighttrainError
 │   ├── ObjectExistsError           409 AlreadyExists
 │   ├── ObjectConflictError         409 Conflict: the object changed since it was read
 │   ├── WatchExpiredError           410: list again
-│   ├── ClusterRequestError         any other refusal: 400, 413, 415, 422, 429 or 5xx after the retries
+│   ├── ClusterRequestError         any other refusal: 400, 413, 415, 429 or 5xx after the retries
+│   │   └── ObjectInvalidError      422, or 400 to a write: never accepted as it is
 │   └── WorkloadConflictError       the attempt's name is taken by an object that is not this attempt
 │       └── LostNodeError           an earlier attempt may still run on a node that does not answer
 ├── WorkloadFailedError             an attempt ended without success; one subclass for each kind of outcome
@@ -122,6 +123,10 @@ class ClusterRequestError(ClusterError):
         super().__init__(message)
         self.status = status
         self.reason = reason
+
+
+class ObjectInvalidError(ClusterRequestError):
+    """422, or 400 to a write: the API server will not take this object however often it is asked."""
 
 
 class WorkloadConflictError(ClusterError):

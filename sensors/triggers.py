@@ -84,7 +84,7 @@ class WorkloadTrigger(BaseTrigger):
         *,
         kubernetes_conn_id: str,
         workload: dict[str, Any],
-        timeouts: dict[str, float | None] | None = None,
+        timeouts: dict[str, Any] | None = None,
         startup_timeout_seconds: float | None = None,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,

@@ -54,8 +54,8 @@ def build_job(spec: WorkloadSpec, identity: WorkloadIdentity, attempt: int) -> J
     """
     spec.validate()
     template = build_pod_template(spec)
-    labels = {**_strings(spec.labels), **identity.labels(attempt)}
-    annotations = {**_strings(spec.annotations), **identity.annotations()}
+    labels = {**_strings("labels", spec.labels), **identity.labels(attempt)}
+    annotations = {**_strings("annotations", spec.annotations), **identity.annotations()}
     template["metadata"]["labels"] = {**template["metadata"].get("labels", {}), **labels}
     template["metadata"]["annotations"] = {**template["metadata"].get("annotations", {}), **annotations}
     attach_files(spec, template["spec"], identity.name(attempt))
@@ -166,7 +166,7 @@ def _explicit_pod(spec: WorkloadSpec) -> Json:
     return _given(
         volumes=plain(spec.volumes, "list[V1Volume]", "volumes"),
         initContainers=plain(spec.init_containers, "list[V1Container]", "init_containers"),
-        nodeSelector=_strings(spec.node_selector),
+        nodeSelector=_strings("node_selector", spec.node_selector),
         affinity=plain(spec.affinity, "V1Affinity", "affinity"),
         tolerations=plain(spec.tolerations, "list[V1Toleration]", "tolerations"),
         serviceAccountName=spec.service_account_name,
@@ -342,5 +342,5 @@ def _containers(pod_spec: Json) -> list[Json]:
     return [*(pod_spec.get("initContainers") or []), *(pod_spec.get("containers") or [])]
 
 
-def _strings(given: Mapping[str, str] | None) -> dict[str, str]:
-    return {str(key): str(value) for key, value in (given or {}).items()}
+def _strings(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+    return plain(given or {}, "dict(str, str)", field) or {}

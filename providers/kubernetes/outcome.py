@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -405,6 +405,17 @@ def stopped_after_all(observation: Observation, pod: Json, seconds: float) -> Ou
     return _outcome(OutcomeKind.CANCELLED, reason, message, pod, with_exit=False)
 
 
+def until_quota_grows(observation: Observation) -> Observation:
+    """The same for who waits for a larger quota: a request above today's is a wait in the queue, no end."""
+    outcome = observation.outcome
+    if outcome is None or outcome.reason != _NEVER_FITS:
+        return observation
+    detail = f"it asks for more than the whole quota and waits for a larger one: {outcome.message}"
+    return replace(observation, phase=Phase.WAITING, detail=detail, outcome=None, waiting_for=WaitFor.QUOTA)
+
+
+# The outcome's reason where a request is above the whole quota, however much of it is free.
+_NEVER_FITS = "NeverFits"
 _TIMED_OUT = {WaitFor.QUOTA: OutcomeKind.QUOTA_WAIT, WaitFor.NODE: OutcomeKind.UNSCHEDULABLE}
 _TIME_OUTS = {
     WaitFor.NODE_BACK: ("lost-node", "NodeLostTimeout"),
@@ -485,7 +496,7 @@ def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) 
 def _waiting(wait: waits.Wait, pod: Json | None = None) -> Observation:
     kind = OutcomeKind(wait.kind) if wait.kind else None
     if wait.never and kind is not None:
-        return _finished(_outcome(kind, "NeverFits", wait.detail, pod))
+        return replace(_finished(_outcome(kind, _NEVER_FITS, wait.detail, pod)), since=wait.since)
     return Observation(
         Phase.WAITING,
         wait.detail,

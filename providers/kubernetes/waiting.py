@@ -33,6 +33,7 @@ from nighttrain.providers.kubernetes.outcome import (
     OutcomeKind,
     Phase,
     WaitFor,
+    until_quota_grows,
 )
 from nighttrain.providers.kubernetes.reads import list_pods, read_object
 from nighttrain.providers.kubernetes.resources import EVENTS, KUEUE_WORKLOADS
@@ -92,6 +93,7 @@ async def wait(
             now = clock()
             queue = view.queue if kind.is_suspended(view.object) else None
             observation = kind.read(view.object, view.pods, view.events, queue=queue)
+            observation = _as_wanted(observation, timeouts)
             if observation.phase is not Phase.WAITING:
                 waiting_since = None
             elif waiting_since is None:
@@ -100,7 +102,7 @@ async def wait(
             if left is not None and left <= 0 and not view.outage:
                 # What ends the wait is asked for once more: the stream may have been silent.
                 look = await _looked_into(client, workload)
-                observation = look.observation
+                observation = _as_wanted(look.observation, timeouts)
                 left = limits.left(observation, now, client.cluster_time)
                 if observation.outcome is None and left is not None and left <= 0:
                     if observation.lingering is not None:
@@ -122,6 +124,10 @@ async def wait(
             pauses = [left] if left is not None and not view.outage else []
             pauses += [explain_in] if explain_in is not None and explain_in > 0 else []
             await view.change(within=min(pauses, default=None))
+
+
+def _as_wanted(observation: Observation, timeouts: Timeouts) -> Observation:
+    return observation if timeouts.fail_if_over_quota else until_quota_grows(observation)
 
 
 class Limits:

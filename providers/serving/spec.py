@@ -9,6 +9,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.kubernetes.fields import plain
 from nighttrain.providers.kubernetes.identity import PREFIX
 from nighttrain.providers.kubernetes.names import check_annotations, check_dns_label, check_labels
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
@@ -157,8 +158,8 @@ class ServingSpec:
 
     def _validate_pod(self) -> None:
         for name, given in (("labels", self.labels), ("node_selector", self.node_selector)):
-            check_labels(name, {str(key): str(value) for key, value in given.items()})
-        check_annotations("annotations", dict(self.annotations))
+            check_labels(name, plain(given, "dict(str, str)", name))
+        check_annotations("annotations", plain(self.annotations, "dict(str, str)", "annotations"))
         if reserved := RESERVED_KEYS & (self.labels.keys() | self.annotations.keys()):
             key = min(reserved)
             raise ConfigurationError(f"labels[{key!r}]", None, "nighttrain sets this one itself")

@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from nighttrain.providers.kubernetes.fields import plain
 from nighttrain.providers.kubernetes.manifests import build_pod_template
 from nighttrain.providers.serving.spec import (
     DEPLOYED_ANNOTATION,
@@ -69,7 +70,7 @@ def build_deployment(spec: ServingSpec) -> Json:
     }
     digest = _hash(body)
     annotations = {
-        **{str(key): str(value) for key, value in spec.annotations.items()},
+        **plain(spec.annotations, "dict(str, str)", "annotations"),
         MODEL_ANNOTATION: spec.model_name,
         DIGEST_ANNOTATION: spec.artifact_digest,
         HASH_ANNOTATION: digest,
@@ -121,7 +122,8 @@ def _hash(value: Json) -> str:
 
 
 def _labels(spec: ServingSpec) -> dict[str, str]:
-    return {str(key): str(value) for key, value in spec.labels.items()}
+    labels: dict[str, str] = plain(spec.labels, "dict(str, str)", "labels")
+    return labels
 
 
 def _template(spec: ServingSpec, labels: dict[str, str]) -> Json:

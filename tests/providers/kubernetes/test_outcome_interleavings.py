@@ -132,6 +132,8 @@ NEVER_RAN = {
     "job-image-never": OutcomeKind.IMAGE_PULL,
     "kueue-never-fits": OutcomeKind.QUOTA_WAIT,
     "kueue-deleted-waiting": OutcomeKind.QUOTA_WAIT,
+    "kueue-0.19-never-fits": OutcomeKind.QUOTA_WAIT,
+    "kueue-0.19-deleted-waiting": OutcomeKind.QUOTA_WAIT,
 }
 
 

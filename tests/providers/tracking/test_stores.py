@@ -14,6 +14,7 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.client import ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import promote, recorded
@@ -84,7 +85,7 @@ async def test_a_dag_with_a_long_id_trains(mlflow_store: MLflowServer) -> None:
             lineage=partial(Lineage, **ids, task_id="t"),
         )
         started = await work.start()
-        closed = await work.close(started, await work.follow(started, startup_timeout_seconds=60))
+        closed = await work.close(started, await work.follow(started, timeouts=Timeouts(60)))
     parent = mlflow_store.call("GET", "runs/get", run_id=closed.parent_run_id)["run"]["info"]
     assert (len(parent["run_name"]), parent["status"]) == (250, "FINISHED")
     assert parent["run_name"].endswith(f" {key.run_id}")
