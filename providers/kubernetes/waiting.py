@@ -103,6 +103,7 @@ async def wait(
                 # What ends the wait is asked for once more: the stream may have been silent.
                 look = await _looked_into(client, workload)
                 observation = _as_wanted(look.observation, timeouts)
+                look = replace(look, observation=observation)
                 left = limits.left(observation, now, client.cluster_time)
                 if observation.outcome is None and left is not None and left <= 0:
                     if observation.lingering is not None:

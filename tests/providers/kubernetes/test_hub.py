@@ -17,7 +17,7 @@ from front import Front
 
 from nighttrain.providers import errors
 from nighttrain.providers.errors import ObjectExistsError
-from nighttrain.providers.kubernetes import explanations, hub, waiting, watch
+from nighttrain.providers.kubernetes import explanations, hub, verdicts, waiting, watch
 from nighttrain.providers.kubernetes.client import EVENTS, JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
@@ -365,6 +365,8 @@ async def test_a_wait_for_a_larger_quota_has_the_bound_of_the_queue(
     client: ClusterClient, admin: ClusterClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
+    # No controller runs here that would let the Job go.
+    monkeypatch.setattr(verdicts, "LAST_WORDS_SECONDS", 0.0)
     job = await new_job(admin, queue_name="lq")
     await in_kueue(admin, job, ABOVE_THE_QUOTA)
     async with asyncio.timeout(20):
