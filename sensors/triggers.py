@@ -269,11 +269,19 @@ class EndpointTrigger(BaseTrigger):
         yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
-        """Somebody marked or cleared the rollout: its candidate goes, what serves stays."""
+        """Somebody marked or cleared the rollout: its candidate goes, what serves stays.
+
+        A triggerer whose triggers another one took over is told the same: what still waits is left alone.
+        """
         if not self.serving_only and self.version is not None:
             await _to_the_end(self._remove(self.version))
 
     async def _remove(self, version: str) -> None:
+        from nighttrain.sensors.killed import trigger_cancelled_by_user
+
+        if self.task_instance is not None and not await trigger_cancelled_by_user(self.task_instance):
+            self.log.warning("The task still waits: version %s of %s goes on", version, self.endpoint)
+            return
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.sensors.endpoints import remove_candidate
 

@@ -22,6 +22,7 @@ HASH_ANNOTATION = PREFIX + "spec-hash"
 TEMPLATE_ANNOTATION = PREFIX + "template-hash"
 DEPLOYED_ANNOTATION = PREFIX + "deployed-at"
 REPLACED_ANNOTATION = PREFIX + "replaced"
+SCALED_UP_ANNOTATION = PREFIX + "scaled-up"
 STABLE_ANNOTATION = PREFIX + "stable-version"
 PREVIOUS_ANNOTATION = PREFIX + "previous-version"
 CANDIDATE_ANNOTATION = PREFIX + "candidate-version"
@@ -30,7 +31,7 @@ MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "nighttrain"
 RESERVED_KEYS = frozenset(
     {ENDPOINT_LABEL, VERSION_LABEL, MODEL_ANNOTATION, DIGEST_ANNOTATION, HASH_ANNOTATION, DEPLOYED_ANNOTATION}
     | {REPLACED_ANNOTATION, STABLE_ANNOTATION, PREVIOUS_ANNOTATION, CANDIDATE_ANNOTATION, SWITCHED_ANNOTATION}
-    | {MANAGED_BY_LABEL, TEMPLATE_ANNOTATION}
+    | {MANAGED_BY_LABEL, TEMPLATE_ANNOTATION, SCALED_UP_ANNOTATION}
 )
 
 _ENDPOINT = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -49,6 +50,7 @@ class ServingSpec:
     :param version: a pinned version number, never an alias or a stage
     :param artifact_digest: sha256 of the artifact's manifest, as recorded at registration
     :param tracking_uri: MLflow's address as the pods reach it; credentials come by ``env_from`` from a Secret
+    :param replicas: pods of a Deployment that is created; left out, as many as the version that serves has
     :param annotations: kept on the Deployment, e.g. the identity of the DAG run that asked
     :param port: where the scoring server listens; 8080 is what MLflow's containers use
     :param workers: processes in a pod; more replicas are the usual way to more throughput
@@ -70,7 +72,7 @@ class ServingSpec:
     version: str
     artifact_digest: str
     tracking_uri: str
-    replicas: int = 1
+    replicas: int | None = None
     container_resources: Any = None
     env_vars: Mapping[str, str] | Sequence[Any] = field(default_factory=dict)
     env_from: Sequence[Any] = ()
@@ -139,6 +141,8 @@ class ServingSpec:
         for name in ("replicas", "workers", "readiness_period_seconds", "readiness_timeout_seconds",
                      "readiness_failures"):  # fmt: skip
             value = getattr(self, name)
+            if name == "replicas" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigurationError(name, value, "use a whole number from 1")
         if not isinstance(self.port, int) or not 1024 <= self.port <= 65535:

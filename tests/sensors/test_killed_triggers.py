@@ -15,11 +15,15 @@ import pytest
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.resources import DEPLOYMENTS
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload, submit, wait
 from nighttrain.providers.local.server import EmbeddedCluster
-from nighttrain.sensors.triggers import WorkloadTrigger
+from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
+from nighttrain.providers.serving.rollout import Rollout
+from nighttrain.providers.serving.spec import ServingSpec
+from nighttrain.sensors.triggers import EndpointTrigger, WorkloadTrigger
 
 REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
 SUPERVISOR = "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states"
@@ -118,3 +122,35 @@ async def _killed(job: Workload, *, index: int) -> None:
 
 async def _jobs(client: ClusterClient) -> set[str]:
     return {job["metadata"]["name"] for job in (await client.list(JOBS, "default"))["items"]}
+
+
+@pytest.mark.parametrize(
+    ("state", "left"), [("failed", set()), ("success", set()), (None, set()), ("deferred", {"delay-v1"})]
+)
+async def test_a_candidate_goes_with_its_task_and_stays_while_the_task_waits(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, state: str | None, left: set[str]
+) -> None:
+    """The task was marked or cleared; or another triggerer took the trigger over, and this one is told."""
+    monkeypatch.setattr(SUPERVISOR, staticmethod(lambda **_: {"r": {"rollout": state}}))
+    spec = ServingSpec(
+        endpoint="delay",
+        namespace="default",
+        image="no-such-image",
+        model_name="airline-delay",
+        version="1",
+        artifact_digest="0" * 64,
+        tracking_uri="http://mlflow:5000",
+    )
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        await Rollout(KubernetesDeployments(client)).start(spec)
+        trigger = EndpointTrigger(
+            kubernetes_conn_id="kubernetes_default",
+            namespace=None,
+            endpoint="delay",
+            version="1",
+            timeout_seconds=60,
+        )
+        trigger.task_instance = SimpleNamespace(dag_id="deploy", run_id="r", task_id="rollout", map_index=-1)
+        await trigger.on_kill()
+        found = (await client.list(DEPLOYMENTS, "default"))["items"]
+        assert {item["metadata"]["name"] for item in found} == left

@@ -213,7 +213,7 @@ class Player:
 
 
 async def rollouts(client: ClusterClient, admin: ClusterClient, make: Make) -> None:
-    """Three versions, a new form, a failure, a rollback: everything that a rollout can come to."""
+    """Three versions, a new form, a failure, scaled to zero, a rollback: all that a rollout can come to."""
     player = Player(admin)
     rollout = Rollout(KubernetesDeployments(client), sleep=player.sleep, clock=lambda: player.now)
     endpoint = f"delay-{next(_numbers)}"
@@ -223,11 +223,15 @@ async def rollouts(client: ClusterClient, admin: ClusterClient, make: Make) -> N
 
     for version in ("1", "2", "3"):
         await rollout.run(spec(version))
-    reached = await rollout.run(spec("3", replicas=2))
+    reached = await rollout.run(spec("3", image="model-server:2"))
     assert [version.version for version in reached.versions] == ["2", "3"]
     player.broken.add(f"{endpoint}-v4")
     with pytest.raises(errors.RolloutFailedError):
         await rollout.run(spec("4"))
+    for scaled in ("2", "3"):
+        nobody = {"spec": {"replicas": 0}}
+        await admin.patch(DEPLOYMENTS, NAMESPACE, f"{endpoint}-v{scaled}", nobody)
+    assert (await rollout.run(spec("3", image="model-server:2"))).ready_replicas == 1
     assert (await rollout.rollback(endpoint, NAMESPACE)).stable_version == "2"
     status = await rollout.status(endpoint, NAMESPACE)
     assert status is not None
