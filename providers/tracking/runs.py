@@ -347,7 +347,11 @@ class RunTree:
             opening=opening,
         )
         if params:
-            await self.log_params(run.run_id, params)
+            try:
+                await self.log_params(run.run_id, params)
+            except (TrackingRequestError, TrackingUnauthorizedError, ConfigurationError):
+                await self.discard(run.run_id)  # no container will be started with it
+                raise
         return run
 
     async def take_over(
@@ -530,7 +534,8 @@ class RunTree:
 
     async def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
         """Set tags, redacted and clipped; ``None`` values are left out."""
-        for part in _parts(list(clean_tags(tags).items()), BATCH_TAGS):
+        cleaned = clean_tags(tags, known=self._known_secrets)
+        for part in _parts(list(cleaned.items()), BATCH_TAGS):
             await self.client.post("runs/log-batch", {"run_id": run_id, "tags": _pairs(part)})
 
     async def log_params(self, run_id: str, params: Mapping[str, object]) -> None:
@@ -539,8 +544,7 @@ class RunTree:
         :raises ConfigurationError: a name that MLflow refuses
         :raises TrackingRequestError: a param that already has another value
         """
-        known = (self.client.config.password, self.client.config.token)
-        for part in _parts(list(_clean_params(params, known).items()), BATCH_PARAMS):
+        for part in _parts(list(_clean_params(params, self._known_secrets).items()), BATCH_PARAMS):
             await self.client.post("runs/log-batch", {"run_id": run_id, "params": _pairs(part)})
 
     async def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
@@ -618,7 +622,8 @@ class RunTree:
                 RUN_KEY_TAG: key.value,
                 OPENING_TAG: opening,
                 "mlflow.runName": name,
-            }
+            },
+            known=self._known_secrets,
         )
         body = {
             "experiment_id": experiment_id,
@@ -641,13 +646,17 @@ class RunTree:
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def _log_new_params(self, run: Run, params: Mapping[str, object]) -> None:
-        wanted = _clean_params(params)
+        wanted = _clean_params(params, self._known_secrets)
         changed = {key: value for key, value in wanted.items() if run.params.get(key, value) != value}
         await self.log_params(
             run.run_id, {key: value for key, value in wanted.items() if key not in run.params}
         )
         if changed:
             await self.set_tags(run.run_id, {CHANGED_PARAMS_TAG: json.dumps(changed, sort_keys=True)})
+
+    @property
+    def _known_secrets(self) -> tuple[str | None, ...]:
+        return self.client.config.password, self.client.config.token
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
