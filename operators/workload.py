@@ -352,6 +352,7 @@ class WorkloadOperator(BaseOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             self.log.error("Timed out: cancelling the workload")
+            hints.forget(context, self.log.debug)
             started, _ = self._remembered(context)
             tracked = self._tracked(context, Prepared())
             self._waiting_out(lambda: run_sync(tracked.cancel(started)))
@@ -488,6 +489,9 @@ class WorkloadOperator(BaseOperator):
 
     def _settle(self, underway: _Underway, outcome: Outcome) -> dict[str, Any]:
         context, tracked, facts = underway.context, underway.tracked, underway.facts
+        if not outcome.succeeded:
+            # First: closing may remove the Job, and a crash right after it should not be told as a loss.
+            hints.forget(context, self.log.debug)
         started = run_sync(tracked.close(underway.started, outcome))
         self._remember(context, started, facts)
         if not outcome.succeeded:
