@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import NighttrainError
@@ -75,6 +76,7 @@ def _show(findings: list[Finding], options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nighttrain", description="nighttrain's maintenance commands.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('nighttrain')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     reap = commands.add_parser(
         "reap",
