@@ -1,5 +1,7 @@
 """Every night: train on the latest flights, compare with the champion, promote what is better.
 
+A run that is asked for by hand is about the last night that is over by then, or about the one that it names.
+
 The image, the connections and the schedule are all that ties this DAG to a place: set the Airflow variable
 ``airline_delay_image`` and the connections ``kubernetes_default`` and ``mlflow_default``.
 """
@@ -7,8 +9,10 @@ The image, the connections and the schedule are all that ties this DAG to a plac
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
 
-from airflow.sdk import DAG, CronDataIntervalTimetable
+from airflow.sdk import DAG, CronDataIntervalTimetable, Param
 
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
@@ -16,8 +20,20 @@ from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOper
 MODEL = "airline-delay"
 IMAGE = "{{ var.value.get('airline_delay_image', 'localhost/airline-delay:1') }}"
 RESOURCES = {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "3Gi"}}
-# A night ends at four in the morning in New York; its flights have landed by then. The data are of 2013.
-NIGHT = "{{ data_interval_start | ds }}"
+# A night ends at four in the morning in New York; its flights have landed by then. The data are of 2013, and
+# this is its last night that has three days after it to be judged on.
+NIGHT_ENDS, NEW_YORK, LAST_NIGHT = timedelta(hours=4), ZoneInfo("America/New_York"), "2013-12-28"
+NIGHT = "{{ night(dag_run, params) }}"
+
+
+def night(dag_run: Any, params: Any) -> str:
+    """The night that a run is about, however it was started: without a date there is no data interval."""
+    if params["night"]:
+        return str(params["night"])
+    moment = dag_run.data_interval_end or dag_run.run_after
+    day = (moment.astimezone(NEW_YORK) - NIGHT_ENDS).date() - timedelta(days=1)
+    return min(day.isoformat(), LAST_NIGHT)
+
 
 with DAG(
     dag_id="nightly_retraining",
@@ -27,6 +43,15 @@ with DAG(
     end_date=datetime(2013, 12, 28),
     catchup=False,
     max_active_runs=1,
+    params={
+        "night": Param(
+            None,
+            type=["null", "string"],
+            format="date",
+            description="a day of 2013; if left out, the last night that is over when the run is asked for",
+        )
+    },
+    user_defined_macros={"night": night},
     default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
     tags=["nighttrain", MODEL],
 ) as dag:

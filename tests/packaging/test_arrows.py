@@ -44,7 +44,7 @@ def lint(tree: Path) -> subprocess.CompletedProcess[str]:
     package = tree / "path" / "nighttrain"
     package.mkdir(parents=True, exist_ok=True)
     links = {package / folder: tree / folder for folder in FOLDERS}
-    links[package / "__init__.py"] = tree / "nighttrain" / "__init__.py"
+    links[package / "__init__.py"] = tree / "package" / "__init__.py"
     links[tree / "path" / "pyproject.toml"] = tree / "pyproject.toml"
     for link, target in links.items():
         if not link.exists():

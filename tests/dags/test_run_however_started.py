@@ -1,0 +1,153 @@
+"""The shipped DAGs' templates render however a run is started, and the nightly one is about the right night.
+
+That Airflow starts such runs is in ``tests/pipeline/test_manual_runs.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, XComArg
+from airflow.sdk.api.datamodels._generated import DagRun, TaskInstance, TIRunContext
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+DAGS = ("nightly_retraining", "deploy_on_stage_transition", "reap_workloads")
+
+
+def at(*moment: int) -> datetime:
+    return datetime(*moment, tzinfo=UTC)  # type: ignore[arg-type, misc]
+
+
+def dag(name: str) -> DAG:
+    made = importlib.import_module(f"nighttrain.dags.{name}").dag
+    assert isinstance(made, DAG)
+    return made
+
+
+def rendered(task: Any, run: dict[str, Any], **params: Any) -> Any:
+    """The task as its process has it, with the context that Airflow makes of what its API sends."""
+    given = {"logical_date": None, "data_interval_start": None, "data_interval_end": None, **run}
+    dag_run = DagRun.model_validate(
+        {
+            "dag_id": task.dag_id,
+            "run_id": "r",
+            "start_date": given["run_after"],
+            "end_date": None,
+            "state": "running",
+            "consumed_asset_events": [],
+            "partition_key": None,
+            "conf": params,
+            **given,
+        }
+    )
+    ti = RuntimeTaskInstance.model_construct(
+        **TaskInstance(
+            id=uuid.uuid4(),
+            task_id=task.task_id,
+            dag_id=task.dag_id,
+            run_id="r",
+            try_number=1,
+            dag_version_id=uuid.uuid4(),
+            pool_slots=1,
+            queue="default",
+            priority_weight=1,
+        ).model_dump(),
+        task=task,
+        max_tries=1,
+        _ti_context_from_server=TIRunContext(dag_run=dag_run, max_tries=1),
+        start_date=given["run_after"],
+        state="running",
+        is_mapped=False,
+    )
+    context = ti.get_template_context()
+    task = task.prepare_for_execution()
+    for field in task.template_fields:
+        if isinstance(getattr(task, field), XComArg):
+            setattr(task, field, "from another task")
+    task.render_template_fields(context)
+    return task
+
+
+# What Airflow 3.3 sends for each way to start a run.
+WITHOUT_A_DATE = {"run_type": "manual", "run_after": at(2026, 11, 26, 4)}
+WITH_TODAYS_DATE = {
+    "run_type": "manual",
+    "run_after": at(2026, 11, 26, 4),
+    "logical_date": at(2026, 11, 26, 4),
+    "data_interval_start": at(2026, 11, 24, 9),
+    "data_interval_end": at(2026, 11, 25, 9),
+}
+BY_AN_ASSET = {"run_type": "asset_triggered", "run_after": at(2013, 9, 5, 12)}
+SCHEDULED = {
+    "run_type": "scheduled",
+    "run_after": at(2013, 9, 5, 8),
+    "logical_date": at(2013, 9, 4, 8),
+    "data_interval_start": at(2013, 9, 4, 8),
+    "data_interval_end": at(2013, 9, 5, 8),
+}
+BACKFILLED = {**SCHEDULED, "run_type": "backfill"}
+WITH_A_DATE = {
+    **SCHEDULED,
+    "run_type": "manual",
+    "run_after": at(2013, 9, 5, 20),
+    "logical_date": at(2013, 9, 5, 20),
+}
+EVERY_WAY = [WITHOUT_A_DATE, WITH_TODAYS_DATE, BY_AN_ASSET, SCHEDULED, BACKFILLED, WITH_A_DATE]
+
+
+@pytest.fixture(autouse=True)
+def _image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_AIRLINE_DELAY_IMAGE", "registry.example.com/airline-delay:2")
+
+
+@pytest.mark.parametrize("run", EVERY_WAY, ids=lambda run: f"{run['run_type']} {run.get('logical_date')}")
+@pytest.mark.parametrize("name", DAGS)
+def test_every_template_of_a_shipped_dag_renders(name: str, run: dict[str, Any]) -> None:
+    for task in dag(name).tasks:
+        fields = [getattr(rendered(task, run), field) for field in task.template_fields]
+        assert "{{" not in str(fields)
+
+
+@pytest.mark.parametrize(
+    ("run", "night"),
+    [
+        pytest.param(SCHEDULED, "2013-09-04", id="scheduled"),
+        pytest.param(BACKFILLED, "2013-09-04", id="backfill"),
+        pytest.param(WITH_A_DATE, "2013-09-04", id="manual with a date"),
+        pytest.param(WITH_TODAYS_DATE, "2013-12-28", id="manual with today's date, after the data's end"),
+        pytest.param(WITHOUT_A_DATE, "2013-12-28", id="manual without a date, after the data's end"),
+        pytest.param(BY_AN_ASSET, "2013-09-04", id="asset"),
+        pytest.param(
+            {"run_type": "manual", "run_after": at(2013, 9, 5, 7, 59)}, "2013-09-03", id="before it is over"
+        ),
+        pytest.param({"run_type": "manual", "run_after": at(2013, 9, 5, 8)}, "2013-09-04", id="once it is"),
+        pytest.param({"run_type": "manual", "run_after": at(2013, 3, 10, 8)}, "2013-03-09", id="summer time"),
+        pytest.param({"run_type": "manual", "run_after": at(2013, 3, 10, 7, 59)}, "2013-03-08", id="not yet"),
+        pytest.param({"run_type": "manual", "run_after": at(2013, 11, 3, 9)}, "2013-11-02", id="winter time"),
+        pytest.param(
+            {"run_type": "manual", "run_after": at(2013, 11, 3, 8, 59)}, "2013-11-01", id="too soon"
+        ),
+    ],
+)
+def test_which_night_a_run_is_about(run: dict[str, Any], night: str) -> None:
+    task = rendered(dag("nightly_retraining").get_task("train"), run)
+    assert task.arguments == ["--as-of", night]
+    assert task.parameters == {"night": night}
+
+
+@pytest.mark.parametrize("run", EVERY_WAY, ids=lambda run: f"{run['run_type']} {run.get('logical_date')}")
+def test_a_run_that_names_its_night_is_about_that_one(run: dict[str, Any]) -> None:
+    task = rendered(dag("nightly_retraining").get_task("train"), run, night="2013-07-04")
+    assert task.arguments == ["--as-of", "2013-07-04"]
+
+
+def test_a_night_that_is_no_date_is_refused() -> None:
+    params = dag("nightly_retraining").params
+    params["night"] = "2013-07-04"
+    with pytest.raises(Exception, match="is not a 'date'"):
+        params["night"] = "last night"
+    params["night"] = None
