@@ -27,6 +27,7 @@ from nighttrain.sensors.connections import (
     get_mlflow,
 )
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -168,6 +169,7 @@ class WorkloadOperator(BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
+    _resumed = False
 
     def __init__(
         self,
@@ -315,6 +317,8 @@ class WorkloadOperator(BaseOperator):
                 self._tell_what_was_lost(context, started)
                 self._remember(context, started, prepared.facts)
             if self.deferrable:
+                if not self._resumed:
+                    warn_without_triggerer(self.log.warning)
                 self._defer(started, tracked)
             with failing_clearly():
                 outcome = run_sync(self._follow(tracked, started, context["ti"]))
@@ -328,6 +332,7 @@ class WorkloadOperator(BaseOperator):
         """Take over the outcome that the trigger saw."""
         from nighttrain.providers.kubernetes.outcome import Outcome
 
+        self._resumed = True  # by a triggerer, so there is one
         if "error" in event:
             raise ClusterError(event["error"])
         if "tracking_error" in event:
