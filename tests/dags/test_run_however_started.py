@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,29 +75,30 @@ def rendered(task: Any, run: dict[str, Any], **params: Any) -> Any:
 
 # What Airflow 3.3 sends for each way to start a run.
 WITHOUT_A_DATE = {"run_type": "manual", "run_after": at(2026, 11, 26, 4)}
-WITH_TODAYS_DATE = {
-    "run_type": "manual",
-    "run_after": at(2026, 11, 26, 4),
-    "logical_date": at(2026, 11, 26, 4),
-    "data_interval_start": at(2026, 11, 24, 9),
-    "data_interval_end": at(2026, 11, 25, 9),
-}
 BY_AN_ASSET = {"run_type": "asset_triggered", "run_after": at(2013, 9, 5, 12)}
-SCHEDULED = {
-    "run_type": "scheduled",
-    "run_after": at(2013, 9, 5, 8),
-    "logical_date": at(2013, 9, 4, 8),
-    "data_interval_start": at(2013, 9, 4, 8),
-    "data_interval_end": at(2013, 9, 5, 8),
-}
-BACKFILLED = {**SCHEDULED, "run_type": "backfill"}
-WITH_A_DATE = {
-    **SCHEDULED,
-    "run_type": "manual",
-    "run_after": at(2013, 9, 5, 20),
-    "logical_date": at(2013, 9, 5, 20),
-}
-EVERY_WAY = [WITHOUT_A_DATE, WITH_TODAYS_DATE, BY_AN_ASSET, SCHEDULED, BACKFILLED, WITH_A_DATE]
+
+
+def dated(run_type: str, start: datetime, end: datetime) -> dict[str, Any]:
+    interval = {"data_interval_start": start, "data_interval_end": end}
+    return {"run_type": run_type, "run_after": end, "logical_date": start, **interval}
+
+
+NOW, NIGHTS_END = at(2026, 11, 26, 4), at(2013, 9, 5, 8)
+WITH_TODAYS_DATE = dated("manual", NOW, NOW)
+SCHEDULED = dated("scheduled", NIGHTS_END, NIGHTS_END)
+BACKFILLED = dated("backfill", NIGHTS_END, NIGHTS_END)
+WITH_A_DATE = dated("manual", at(2013, 9, 5, 20), at(2013, 9, 5, 20))
+# As a copy with a cron expression for data intervals has it.
+OF_AN_INTERVAL = dated("scheduled", at(2013, 9, 4, 8), NIGHTS_END)
+EVERY_WAY = [
+    WITHOUT_A_DATE,
+    WITH_TODAYS_DATE,
+    BY_AN_ASSET,
+    SCHEDULED,
+    BACKFILLED,
+    WITH_A_DATE,
+    OF_AN_INTERVAL,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +119,7 @@ def test_every_template_of_a_shipped_dag_renders(name: str, run: dict[str, Any])
     [
         pytest.param(SCHEDULED, "2013-09-04", id="scheduled"),
         pytest.param(BACKFILLED, "2013-09-04", id="backfill"),
+        pytest.param(OF_AN_INTERVAL, "2013-09-04", id="a copy's interval"),
         pytest.param(WITH_A_DATE, "2013-09-04", id="manual with a date"),
         pytest.param(WITH_TODAYS_DATE, "2013-12-28", id="manual with today's date, after the data's end"),
         pytest.param(WITHOUT_A_DATE, "2013-12-28", id="manual without a date, after the data's end"),
@@ -151,3 +154,21 @@ def test_a_night_that_is_no_date_is_refused() -> None:
     with pytest.raises(Exception, match="is not a 'date'"):
         params["night"] = "last night"
     params["night"] = None
+
+
+def test_the_schedule_has_an_end_for_each_night_and_no_task_has_a_last_date() -> None:
+    """Airflow leaves a task out of a run whose date is after the task's end date."""
+    nightly = importlib.import_module("nighttrain.dags.nightly_retraining")
+    moments = [moment.astimezone(UTC) for moment in nightly.ENDS]
+    nights = [nightly.night(DagRunOf(moment), {"night": None}) for moment in moments]
+    first = nightly.FIRST_NIGHT
+    assert nights == [(first + timedelta(days=days)).isoformat() for days in range(len(moments))]
+    assert (nights[0], nights[-1]) == ("2013-01-29", "2013-12-28")
+    for name in DAGS:
+        assert [task.end_date for task in dag(name).tasks if task.end_date] == []
+        assert dag(name).end_date is None
+
+
+class DagRunOf(SimpleNamespace):
+    def __init__(self, moment: datetime) -> None:
+        super().__init__(data_interval_end=moment, run_after=moment)

@@ -280,6 +280,18 @@ def test_dags_in_the_documents_can_be_built(tmp_path: Path) -> None:
     assert built >= 4
 
 
+def test_the_definitions_in_the_documents_load_in_dagster(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dagster as dg
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    (block,) = code_blocks(ROOT / "docs" / "how-to" / "dagster.md", "python")
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102
+    dg.Definitions.validate_loadable(names["defs"])
+    keys = {key.to_user_string() for key in names["defs"].resolve_all_asset_keys()}
+    assert keys == {"airline_delay", "airline_delay_production"}
+
+
 # Gates and outcomes.
 
 

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nighttrain.sensors.triggerer_health import triggerer_health
+
 if TYPE_CHECKING:
     from conftest import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(420)]
 
 DAG_ID = "nightly_retraining"
+ENDED = {"success", "failed"}
 
 
 def night_of(pipeline: Pipeline, run_id: str) -> str:
@@ -20,8 +23,8 @@ def night_of(pipeline: Pipeline, run_id: str) -> str:
     path = f"/dags/{DAG_ID}/dagRuns/{run_id}"
     try:
         pipeline.until(
-            lambda: pipeline.task(DAG_ID, run_id, "train")["state"] in {"success", "failed", "up_for_retry"},
-            150,
+            lambda: pipeline.task(DAG_ID, run_id, "train").get("state") in {*ENDED, "up_for_retry"},
+            120,
             f"the training of {run_id}",
         )
         assert pipeline.task(DAG_ID, run_id, "train")["state"] == "success", pipeline.log(
@@ -50,3 +53,9 @@ def test_a_run_that_is_asked_for_by_hand_is_about_the_last_night_there_is(pipeli
     assert night_of(pipeline, answer.json()["dag_run_id"]) == "2013-12-28"
 
     assert night_of(pipeline, pipeline.trigger(DAG_ID, night="2013-09-04")) == "2013-09-04"
+
+
+def test_airflows_health_page_is_shown_to_tasks_and_speaks_of_the_triggerer(pipeline: Pipeline) -> None:
+    health = triggerer_health([pipeline.stack.airflow_uri], seconds=30)
+    assert health is not None
+    assert health["status"] == "healthy"
