@@ -8,11 +8,13 @@ The image, the connections and the schedule are all that ties this DAG to a plac
 
 from __future__ import annotations
 
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from airflow.sdk import DAG, EventsTimetable, Param
+import pendulum
+from airflow.sdk import DAG, Param
+from airflow.timetables.events import EventsTimetable  # 3.3 cannot read what it wrote of airflow.sdk's own
 
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
@@ -22,13 +24,11 @@ IMAGE = "{{ var.value.get('airline_delay_image', 'localhost/airline-delay:1') }}
 RESOURCES = {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "3Gi"}}
 # A night ends at four in the morning in New York; its flights have landed by then. The first has four weeks
 # before it to learn from, the last has three days after it to be judged on.
-NEW_YORK = ZoneInfo("America/New_York")
+NEW_YORK = "America/New_York"
 NIGHT_ENDS = timedelta(hours=4)
 FIRST_NIGHT, LAST_NIGHT = date(2013, 1, 29), date(2013, 12, 28)
-ENDS = [
-    datetime.combine(FIRST_NIGHT, time(), NEW_YORK) + NIGHT_ENDS + timedelta(days=days)
-    for days in range(1, (LAST_NIGHT - FIRST_NIGHT).days + 2)
-]
+FIRST_END = pendulum.datetime(2013, 1, 30, 4, tz=NEW_YORK)
+ENDS = [FIRST_END.add(days=days) for days in range((LAST_NIGHT - FIRST_NIGHT).days + 1)]
 NIGHT = "{{ night(dag_run, params) }}"
 
 
@@ -37,7 +37,7 @@ def night(dag_run: Any, params: Any) -> str:
     if params["night"]:
         return str(params["night"])
     moment = dag_run.data_interval_end or dag_run.run_after
-    day = (moment.astimezone(NEW_YORK) - NIGHT_ENDS).date() - timedelta(days=1)
+    day: date = (moment.astimezone(ZoneInfo(NEW_YORK)) - NIGHT_ENDS).date() - timedelta(days=1)
     return min(day, LAST_NIGHT).isoformat()
 
 

@@ -169,6 +169,14 @@ def test_the_schedule_has_an_end_for_each_night_and_no_task_has_a_last_date() ->
         assert dag(name).end_date is None
 
 
+@pytest.mark.parametrize("name", DAGS)
+def test_airflow_can_store_a_shipped_dag_and_read_it_again(name: str) -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    stored = DagSerialization.from_dict(DagSerialization.to_dict(dag(name)))
+    assert {task.task_id: task.end_date for task in stored.tasks} == dict.fromkeys(dag(name).task_ids)
+
+
 class DagRunOf(SimpleNamespace):
     def __init__(self, moment: datetime) -> None:
         super().__init__(data_interval_end=moment, run_after=moment)
