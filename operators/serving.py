@@ -24,6 +24,7 @@ from nighttrain.sensors.connections import (
     get_mlflow,
 )
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -159,6 +160,7 @@ class RolloutModelOperator(BaseOperator):
             namespace = self.namespace or self._cluster.namespace or "default"
             remember_links(context, endpoint=f"http://{self.endpoint}.{namespace}.svc:{self.port}")
         if changed and self.deferrable:
+            warn_without_triggerer(self.log.warning)
             self._defer(pinned)
         with failing_clearly():
             return self._complete(context, pinned, wait=changed)

@@ -33,6 +33,7 @@ from nighttrain.sensors.connections import (
     get_mlflow,
 )
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -182,6 +183,7 @@ class WorkloadOperator(BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
     text_fields: ClassVar[tuple[str, ...]] = ("experiment_name", "run_name", "kubernetes_conn_id")
+    _resumed = False
 
     def __init__(
         self,
@@ -338,6 +340,8 @@ class WorkloadOperator(BaseOperator):
                 self._tell_what_was_lost(context, started)
                 self._remember(context, started, prepared.facts)
             if self.deferrable:
+                if not self._resumed:
+                    warn_without_triggerer(self.log.warning)
                 self._defer(started, tracked)
             with failing_clearly():
                 outcome = run_sync(self._follow(tracked, started, context["ti"]))
@@ -351,6 +355,7 @@ class WorkloadOperator(BaseOperator):
         """Take over the outcome that the trigger saw."""
         from nighttrain.providers.kubernetes.outcome import Outcome
 
+        self._resumed = True  # by a triggerer, so there is one
         if "error" in event:
             raise ClusterError(event["error"])
         if "tracking_error" in event:
@@ -376,6 +381,7 @@ class WorkloadOperator(BaseOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             self.log.error("Timed out: cancelling the workload")
+            hints.forget(context, self.log.debug)
             started, _ = self._remembered(context)
             tracked = self._tracked(context, Prepared())
             self._waiting_out(lambda: run_sync(tracked.cancel(started)))
@@ -520,6 +526,9 @@ class WorkloadOperator(BaseOperator):
 
     def _settle(self, underway: _Underway, outcome: Outcome) -> dict[str, Any]:
         context, tracked, facts = underway.context, underway.tracked, underway.facts
+        if not outcome.succeeded:
+            # First: closing may remove the Job, and a crash right after it should not be told as a loss.
+            hints.forget(context, self.log.debug)
         started = run_sync(tracked.close(underway.started, outcome))
         self._remember(context, started, facts)
         if not outcome.succeeded:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +44,20 @@ class _Settling:
     that wait longer lose nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         from airflow.configuration import conf
 
         interval = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
-        self._until = time.monotonic() + interval + REPORT_SECONDS
+        self._clock, self._sleep = clock, sleep
+        self._until = clock() + interval + REPORT_SECONDS
 
     async def wait(self) -> None:
-        await asyncio.sleep(max(0.0, self._until - time.monotonic()))
+        await self._sleep(max(0.0, self._until - self._clock()))
 
 
 _endings: set[asyncio.Task[None]] = set()

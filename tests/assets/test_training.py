@@ -179,6 +179,37 @@ def test_a_run_that_was_killed_is_taken_over_by_its_re_execution(
     assert version["run_id"] == run["info"]["run_id"]
 
 
+@pytest.mark.parametrize(("moment", "materializations"), [("registered", 0), ("stored", 1)])
+def test_a_run_that_dies_once_it_has_its_result_trains_no_second_time(
+    mlflow_server: MLflowServer,
+    cluster: EmbeddedCluster,
+    jobs: Jobs,
+    tmp_path: Path,
+    moment: str,
+    materializations: int,
+) -> None:
+    """Between the version and Dagster's word of it, and between that word and the note on the Job."""
+    model = unique("model")
+    command = [sys.executable, str(NIGHTLY), str(tmp_path), model, mlflow_server.uri, str(cluster.kubeconfig)]
+    first = subprocess.run(
+        command, env={**os.environ, "DIES_AT": moment}, capture_output=True, text=True, timeout=120
+    )
+    assert first.returncode == -signal.SIGKILL, first.stderr[-4000:]
+    assert first.stderr.count("ASSET_MATERIALIZATION - ") == materializations
+    (version,) = mlflow_server.versions(model)
+    (job,) = jobs()
+    assert "nighttrain.dev/consumed" not in job["metadata"]["annotations"]
+
+    again = subprocess.run([*command, "again"], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert "Adopted Job" in again.stderr
+    assert [each["version"] for each in mlflow_server.versions(model)] == [version["version"]]
+    (job,) = jobs()
+    assert "nighttrain.dev/consumed" in job["metadata"]["annotations"]
+    (run,) = runs_of(mlflow_server, model)
+    assert run["info"]["status"] == "FINISHED"
+
+
 def test_a_training_that_logs_no_model_says_so_and_can_be_executed_anew(
     mlflow_server: MLflowServer,
     resources: dict[str, Any],
