@@ -1,4 +1,4 @@
-"""What passes nighttrain's checks and not the API server's: told by its words, once, and nothing is created."""
+"""What passes nighttrain's checks and not the API server's: told in its words, and nothing is created."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from nighttrain.providers.errors import ObjectInvalidError
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.manifests import build_job
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.workload import submit
 from nighttrain.providers.local.server import EmbeddedCluster
@@ -19,11 +20,11 @@ async def test_a_job_that_the_api_server_refuses_is_refused_for_good(dry_run: bo
     spec.validate()
     with EmbeddedCluster(containers=False) as cluster:
         async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+            asking = (
+                client.create(JOBS, "default", build_job(spec, identity, 1), dry_run=True)
+                if dry_run
+                else submit(client, spec, identity, namespace="default")
+            )
             with pytest.raises(ObjectInvalidError, match=r"tolerations\[0\]\.operator.*Nope"):
-                if dry_run:
-                    from nighttrain.providers.kubernetes.manifests import build_job
-
-                    await client.create(JOBS, "default", build_job(spec, identity, 1), dry_run=True)
-                else:
-                    await submit(client, spec, identity, namespace="default")
+                await asking
             assert (await client.list(JOBS, "default"))["items"] == []
