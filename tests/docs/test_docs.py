@@ -321,6 +321,7 @@ def test_every_outcome_is_explained() -> None:
 
 VERBS = {"create": "create", "get": "get", "list": "list", "watch": "watch", "patch": "patch"} | {
     "replace": "update",
+    "pages": "list",
     "delete": "delete",
 }
 TRAINING_CODE = [
@@ -401,7 +402,7 @@ def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE}
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, "providers/kubernetes/client.py"}
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):
             path = file.relative_to(ROOT).as_posix()
