@@ -10,6 +10,7 @@ from pydantic import Field
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterConfig
+    from nighttrain.providers.pod_access import PodAccess
     from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 
@@ -51,6 +52,7 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         default=None, description="the registry's URI, where it is another server"
     )
     ca_certificate: str | None = Field(default=None, description="path of a PEM file")
+    verify_ssl: bool = Field(default=True, description="check the server's certificate")
     cluster_uri: str | None = Field(default=None, description="the tracking URI as pods see it")
     credentials_secret: str | None = Field(
         default=None, description="Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods"
@@ -72,6 +74,7 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             password=self.password,
             registry_uri=self.registry_uri,
             ca_certificate=self.ca_certificate,
+            verify_ssl=self.verify_ssl,
             retry_seconds=self.retry_seconds,
         )
 
@@ -83,7 +86,15 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def uri_for_pods(self) -> str:
         """MLflow's address as the pods reach it, without credentials: those belong into a Secret."""
-        return (self.cluster_uri or self.tracking_config().uri).rstrip("/")
+        from nighttrain.providers.tracking.client import address_for_pods
+
+        return address_for_pods("cluster_uri", self.cluster_uri or self.tracking_config().uri)
+
+    def pods(self) -> PodAccess:
+        """What pods are told to reach MLflow."""
+        from nighttrain.providers.pod_access import pod_access
+
+        return pod_access(self.tracking_config(), uri=self.uri_for_pods(), secret=self.credentials_secret)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""

@@ -17,7 +17,6 @@ from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
-    credentials_from,
     get_cluster,
     get_cluster_config,
     get_mlflow,
@@ -273,7 +272,7 @@ class RolloutModelOperator(BaseOperator):
     def _spec(self, context: Context, client: ClusterClient, pinned: Mapping[str, str]) -> ServingSpec:
         from nighttrain.providers.serving.spec import ServingSpec
 
-        credentials = credentials_from(self.mlflow_secret or self._mlflow.secret)
+        access = self._mlflow.pods().with_secret(self.mlflow_secret)
         return ServingSpec(
             endpoint=self.endpoint,
             namespace=self.namespace or client.namespace,
@@ -281,11 +280,12 @@ class RolloutModelOperator(BaseOperator):
             model_name=self.model_name,
             version=pinned["version"],
             artifact_digest=pinned["digest"],
-            tracking_uri=self._mlflow.cluster_uri,
+            tracking_uri=access.uri,
+            mlflow_env=access.serving_environment(),
             replicas=self.replicas,
             container_resources=self.container_resources,
             env_vars=dict(self.env_vars or {}),
-            env_from=[*(self.env_from or []), *credentials],
+            env_from=[*(self.env_from or []), *access.sources()],
             node_selector=dict(self.node_selector or {}),
             tolerations=list(self.tolerations or []),
             affinity=self.affinity,

@@ -21,8 +21,10 @@ NighttrainError
 │       └── RejectedByNode          also a Rejected
 ├── AirflowError                    Airflow's API said no, or could not be asked
 ├── TrackingError                   MLflow said no, or could not be asked
-│   ├── TrackingUnreachableError
-│   ├── TrackingUnauthorizedError   401 or 403
+│   ├── TrackingUnreachableError    an outage: refused, timed out, overloaded; waiting may mend it
+│   │   └── TrackingBusyError       429 or 5xx; also a TrackingRequestError
+│   ├── TrackingMisconfiguredError  a mistake: unknown host, certificate, not MLflow; waiting mends nothing
+│   │   └── TrackingUnauthorizedError   401 or 403
 │   ├── TrackingNotFoundError       RESOURCE_DOES_NOT_EXIST
 │   └── TrackingRequestError        any other refusal
 ├── RegistryError                   the registry's content does not allow the step
@@ -200,10 +202,18 @@ class TrackingError(NighttrainError):
 
 
 class TrackingUnreachableError(TrackingError):
-    """No answer from MLflow, after the retries."""
+    """No answer from MLflow, after the retries: an outage, which waiting may mend."""
 
 
-class TrackingUnauthorizedError(TrackingError):
+class TrackingMisconfiguredError(TrackingError):
+    """How MLflow is reached is wrong, and stays wrong until somebody changes it: no outage, a mistake.
+
+    An unknown host, a certificate that is not trusted, credentials that are not accepted, or something at the
+    address that is not MLflow.
+    """
+
+
+class TrackingUnauthorizedError(TrackingMisconfiguredError):
     """401 or 403 from MLflow."""
 
 
@@ -218,6 +228,15 @@ class TrackingRequestError(TrackingError):
         super().__init__(message)
         self.status = status
         self.error_code = error_code
+
+
+class TrackingBusyError(TrackingUnreachableError, TrackingRequestError):
+    """429 or 5xx: MLflow, or what stands before it, cannot answer now.
+
+    ``retry_after`` is the pause in seconds that it asks for, if it does.
+    """
+
+    retry_after: float | None = None
 
 
 class RegistryError(NighttrainError):
@@ -269,6 +288,23 @@ class MissingExtraError(NighttrainError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: pip install 'nighttrain[{extra}]'")
+
+
+PERMANENT: tuple[type[NighttrainError], ...] = (
+    ArtifactDigestMismatchError,
+    ConfigurationError,
+    GateError,
+    RunWithoutModelError,
+    TrackingMisconfiguredError,
+    WorkloadConflictError,
+)
+"""Trying these again would give the same answer: the input, the registered artifact, the recorded
+measurements or the way to MLflow have to change first."""
+
+
+MLFLOW_NOT_REACHED = (TrackingUnreachableError, TrackingMisconfiguredError)
+"""An outage or a mistake: what has ended meanwhile is kept and written down later. Before anything starts
+only the outage is borne."""
 
 
 def clip(text: str, length: int) -> str:

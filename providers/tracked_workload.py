@@ -19,8 +19,10 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
+    MLFLOW_NOT_REACHED,
     ObjectExistsError,
     TrackingError,
+    TrackingMisconfiguredError,
     TrackingUnreachableError,
 )
 
@@ -123,6 +125,7 @@ class TrackedWorkload:
 
         :raises ConfigurationError: the cluster refuses the Job as it is written
         :raises ClusterError: the cluster cannot be reached, or forbids it
+        :raises TrackingMisconfiguredError: MLflow can never be reached like this; nothing was created
         :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
         """
         from nighttrain.providers.kubernetes.client import shared_client
@@ -156,7 +159,7 @@ class TrackedWorkload:
             # A container that was started without a run may be opening its own: that one is taken over at
             # the end, and none is opened beside it.
             if workload.adopted and workload.run_id is not None:
-                runs = await self._open_runs_if_possible(tree, log)
+                runs = await self._open_runs_if_possible(tree, log, started=True)
             elif workload.adopted:
                 runs = None
             done = "Adopted" if workload.adopted else "Created"
@@ -276,15 +279,22 @@ class TrackedWorkload:
         parent, run = runs
         try:
             await tree.set_tags(run.run_id, self._tags(started.workload))
-        except TrackingUnreachableError as error:
+        except MLFLOW_NOT_REACHED as error:
             _log.warning("The run's tags follow at the end: %s", error)
         return replace(
             started, run_id=run.run_id, experiment_id=run.experiment_id, parent_run_id=parent.run_id
         )
 
-    async def _open_runs_if_possible(self, tree: RunTree, log: Say) -> tuple[Run, Run] | None:
+    async def _open_runs_if_possible(
+        self, tree: RunTree, log: Say, *, started: bool = False
+    ) -> tuple[Run, Run] | None:
         try:
             return await self._open_runs(tree)
+        except TrackingMisconfiguredError as error:
+            if not started:
+                raise
+            log(f"The training runs already and goes on; its run follows: {error}")
+            return None
         except TrackingUnreachableError as error:
             log(f"MLflow does not answer; the training starts without it and its run follows: {error}")
             return None

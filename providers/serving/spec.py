@@ -48,6 +48,8 @@ class ServingSpec:
     :param version: a pinned version number, never an alias or a stage
     :param artifact_digest: sha256 of the artifact's manifest, as recorded at registration
     :param tracking_uri: MLflow's address as the pods reach it; credentials come by ``env_from`` from a Secret
+    :param mlflow_env: how pods reach MLflow, beside its address; see
+        :meth:`nighttrain.providers.pod_access.PodAccess.serving_environment`
     :param annotations: kept on the Deployment, e.g. the identity of the DAG run that asked
     :param port: where the scoring server listens; 8080 is what MLflow's containers use
     :param workers: processes in a pod; more replicas are the usual way to more throughput
@@ -69,6 +71,7 @@ class ServingSpec:
     version: str
     artifact_digest: str
     tracking_uri: str
+    mlflow_env: Mapping[str, str] = field(default_factory=dict)
     replicas: int = 1
     container_resources: Any = None
     env_vars: Mapping[str, str] | Sequence[Any] = field(default_factory=dict)

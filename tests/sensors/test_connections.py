@@ -220,6 +220,13 @@ def test_a_host_that_is_no_address(host: str, says: str) -> None:
         mlflow_connection(mlflow(host))
 
 
+@pytest.mark.parametrize("uri", ["mlflow.ml.svc:5000", "file:///mlruns", "http://me:mlflow-secret@mlflow"])
+def test_an_address_for_pods_that_is_none(uri: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^cluster_uri") as caught:
+        mlflow_connection(mlflow(extra={"cluster_uri": uri}))
+    assert "mlflow-secret" not in str(caught.value)
+
+
 def test_a_certificate_that_is_not_there() -> None:
     with pytest.raises(ConfigurationError, match="no such file"):
         mlflow_connection(mlflow(extra={"ca_certificate": "/no/such/ca.pem"}))
