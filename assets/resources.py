@@ -51,6 +51,13 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     registry_uri: str | None = Field(
         default=None, description="the registry's URI, where it is another server"
     )
+    workspace: str | None = Field(
+        default=None, description="MLflow's workspace; the server's default if left out"
+    )
+    auth: str | None = Field(
+        default=None,
+        description="kubernetes or kubernetes-namespaced: a service account's token, as MLFLOW_TRACKING_AUTH",
+    )
     ca_certificate: str | None = Field(default=None, description="path of a PEM file")
     verify_ssl: bool = Field(default=True, description="check the server's certificate")
     cluster_uri: str | None = Field(default=None, description="the tracking URI as pods see it")
@@ -73,6 +80,8 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             username=self.username,
             password=self.password,
             registry_uri=self.registry_uri,
+            workspace=self.workspace,
+            auth=self.auth,
             ca_certificate=self.ca_certificate,
             verify_ssl=self.verify_ssl,
             retry_seconds=self.retry_seconds,
@@ -98,10 +107,15 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""
-        return f"{self.tracking_config().uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+        from nighttrain.providers.tracking.service_account import page
+
+        config = self.tracking_config()
+        return page(config.uri, f"experiments/{experiment_id}/runs/{run_id}", config)
 
     def version_url(self, model_name: str, version: str) -> str:
         """The version's page."""
+        from nighttrain.providers.tracking.service_account import page
+
         config = self.tracking_config()
-        server = (config.registry_uri or config.uri).rstrip("/")
-        return f"{server}/#/models/{quote(model_name, safe='')}/versions/{version}"
+        place = f"models/{quote(model_name, safe='')}/versions/{version}"
+        return page(config.registry_uri or config.uri, place, config)

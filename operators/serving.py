@@ -290,6 +290,7 @@ class RolloutModelOperator(BaseOperator):
             tolerations=list(self.tolerations or []),
             affinity=self.affinity,
             service_account_name=self.service_account_name,
+            automount_service_account_token=True if access.auth else None,
             image_pull_secrets=list(self.image_pull_secrets or []),
             image_pull_policy=self.image_pull_policy,
             labels=dict(self.labels or {}),

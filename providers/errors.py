@@ -214,7 +214,9 @@ class TrackingMisconfiguredError(TrackingError):
 
 
 class TrackingUnauthorizedError(TrackingMisconfiguredError):
-    """401 or 403 from MLflow."""
+    """401 or 403 from MLflow; ``error_code`` is MLflow's own, if it gives one."""
+
+    error_code: str = ""
 
 
 class TrackingNotFoundError(TrackingError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.tracking.service_account import AUTH_VARIABLE, WORKSPACE_VARIABLE, workspace_of
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
@@ -36,12 +37,16 @@ class PodAccess:
     :param secret: the Kubernetes Secret with their MLFLOW_TRACKING_* credentials
     :param certificates: PEM text of the CA that signed the server's certificate
     :param insecure: any certificate will do
+    :param workspace: MLflow's workspace
+    :param auth: how MLflow's client authenticates with the pod's service account
     """
 
     uri: str
     secret: str | None = None
     certificates: str | None = None
     insecure: bool = False
+    workspace: str | None = None
+    auth: str | None = None
 
     def with_secret(self, secret: str | None) -> PodAccess:
         """The same with another Secret, if one is given."""
@@ -49,7 +54,12 @@ class PodAccess:
 
     def environment(self) -> dict[str, str]:
         """Plain variables, for any pod."""
-        return {INSECURE_VARIABLE: "true"} if self.insecure else {}
+        given = {
+            INSECURE_VARIABLE: "true" if self.insecure else None,
+            WORKSPACE_VARIABLE: self.workspace,
+            AUTH_VARIABLE: self.auth,
+        }
+        return {name: value for name, value in given.items() if value}
 
     def sources(self) -> list[dict[str, Any]]:
         """The ``env_from`` entry with the credentials."""
@@ -66,14 +76,17 @@ def pod_access(config: TrackingConfig, *, uri: str, secret: str | None = None) -
 
     :param uri: MLflow's address as pods see it
     :raises ConfigurationError: the CA file holds no certificate, or too many
+    :raises TrackingMisconfiguredError: the workspace is this process's namespace, and it has none
     """
-    if not uri.startswith("https://"):
-        return PodAccess(uri=uri, secret=secret)
+    tls = uri.startswith("https://")
     return PodAccess(
         uri=uri,
         secret=secret,
-        certificates=_certificates(config.ca_certificate) if config.verify_ssl else None,
-        insecure=not config.verify_ssl,
+        certificates=_certificates(config.ca_certificate) if tls and config.verify_ssl else None,
+        insecure=tls and not config.verify_ssl,
+        # Said also where it is the namespace: the pods' own namespace may be another one.
+        workspace=workspace_of(config),
+        auth=config.auth,
     )
 
 
@@ -91,7 +104,13 @@ def with_access(spec: WorkloadSpec, access: PodAccess) -> WorkloadSpec:
     elif access.certificates:
         files[CA_FILE] = access.certificates
         environment[CA_PATH_VARIABLE] = f"{FOLDER}/{CA_FILE}"
-    spec = replace(spec, env_from=[*(spec.env_from or []), *access.sources()], files=files or None)
+    token = spec.automount_service_account_token
+    spec = replace(
+        spec,
+        env_from=[*(spec.env_from or []), *access.sources()],
+        files=files or None,
+        automount_service_account_token=True if token is None and access.auth else token,
+    )
     return with_env(spec, environment)
 
 

@@ -42,13 +42,18 @@ class MLflowConnection:
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""
-        return f"{self.ui_uri}/#/experiments/{experiment_id}/runs/{run_id}"
+        return self._page(f"experiments/{experiment_id}/runs/{run_id}")
 
     def version_url(self, model_name: str, version: str) -> str:
         """The model version's page."""
         from urllib.parse import quote
 
-        return f"{self.ui_uri}/#/models/{quote(model_name, safe='')}/versions/{version}"
+        return self._page(f"models/{quote(model_name, safe='')}/versions/{version}")
+
+    def _page(self, place: str) -> str:
+        from nighttrain.providers.tracking.service_account import page
+
+        return page(self.ui_uri, place, self.config)
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,8 @@ def mlflow_connection(conn: Connection) -> MLflowConnection:
         username=conn.login or None,
         password=conn.password or None,
         registry_uri=extra.get("registry_uri") or None,
+        workspace=extra.get("workspace") or None,
+        auth=extra.get("auth") or None,
         ca_certificate=extra.get("ca_certificate") or None,
         verify_ssl=not _is_true(extra.get("disable_verify_ssl")),
     )

@@ -20,15 +20,17 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from nighttrain.providers.errors import ArtifactDigestMismatchError, RegistryError, clip
+from nighttrain.providers.tracking.presigned import artifact
 from nighttrain.providers.tracking.tags import PREFIX, redact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
     from nighttrain.providers.tracking.client import MLflowClient
@@ -40,6 +42,9 @@ EXCLUDED_FILES = frozenset({"registered_model_meta"})
 """At the root of the model: MLflow's downloader adds this file to its copy, and in place where the store
 is local."""
 
+
+VERSION_FILE = "/model-versions/get-artifact"
+RUN_FILE = "/get-artifact"
 
 MAX_FILES = 100_000
 """A model with more files is a mistake (a data set logged as a model), and the walk has to end."""
@@ -112,11 +117,12 @@ async def artifact_manifest(client: MLflowClient, version: ModelVersion) -> Arti
     about = f"version {version.version} of {version.name!r}"
 
     async def read(path: str) -> str:
-        if isinstance(place, _RunFiles):
-            # The server cannot resolve a runs:/ source by itself.
-            return await _hash(client, "/get-artifact", place.query(path))
         query = {"name": version.name, "version": version.version, "path": path}
-        return await _hash(registry, "/model-versions/get-artifact", query)
+        signed = partial(registry.get, VERSION_FILE, {**query, "presigned": "true"})
+        if isinstance(place, _RunFiles):
+            # The server cannot resolve a runs:/ source by itself, except to sign its address.
+            return await _hash(client, RUN_FILE, place.query(path), signed)
+        return await _hash(registry, VERSION_FILE, query, signed)
 
     return await _manifest(place, read, about)
 
@@ -126,7 +132,8 @@ async def logged_model_manifest(client: MLflowClient, model_id: str) -> Artifact
 
     async def read(path: str) -> str:
         route = f"/ajax-api/2.0/mlflow/logged-models/{quote(model_id, safe='')}/artifacts/files"
-        return await _hash(client, route, {"artifact_file_path": path})
+        query = {"artifact_file_path": path}
+        return await _hash(client, route, query, partial(client.get, route, {**query, "presigned": "true"}))
 
     return await _manifest(_LoggedModelFiles(client, model_id), read, f"logged model {model_id}")
 
@@ -298,11 +305,16 @@ async def _walk(place: _Place) -> AsyncIterator[str]:
                 break
 
 
-async def _hash(client: MLflowClient, route: str, query: Mapping[str, str]) -> str:
+async def _hash(
+    client: MLflowClient,
+    route: str,
+    query: Mapping[str, str],
+    signed: Callable[[], Awaitable[Mapping[str, Any]]],
+) -> str:
     async def whole() -> str:
         # Begins anew on every try: a digest cannot take bytes back.
         digest = hashlib.sha256()
-        async for piece in client.stream(route, query):
+        async for piece in artifact(client, route, query, signed):
             digest.update(piece)
         return digest.hexdigest()
 

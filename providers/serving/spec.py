@@ -84,6 +84,7 @@ class ServingSpec:
     image_pull_policy: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    automount_service_account_token: bool | None = None
     pod_annotations: Mapping[str, str] = field(default_factory=dict)
     port: int = 8080
     workers: int = 1
@@ -186,6 +187,7 @@ class ServingSpec:
             affinity=self.affinity,
             tolerations=self.tolerations,
             service_account_name=self.service_account_name,
+            automount_service_account_token=self.automount_service_account_token,
             image_pull_secrets=self.image_pull_secrets,
             image_pull_policy=self.image_pull_policy,
             annotations=self.pod_annotations,

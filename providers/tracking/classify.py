@@ -25,6 +25,7 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
     clip,
 )
+from nighttrain.providers.tracking import service_account
 from nighttrain.providers.tracking.tags import redact
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ def of_answer(config: TrackingConfig, response: httpx.Response, path: str) -> Tr
             f"{about}: {_credentials_hint(config)}. The server says: {message or 'nothing'}"
         )
     if status == 403:
-        return TrackingUnauthorizedError(f"{about}: {_forbidden_hint(config.uri, message)}")
+        forbidden = TrackingUnauthorizedError(f"{about}: {_forbidden_hint(config.uri, message)}")
+        forbidden.error_code = code
+        return forbidden
+    if workspace := _workspace_hint(config, code, message):
+        return TrackingMisconfiguredError(f"{about}: {workspace}. The server says: {message}")
     if status == 404 and code == "RESOURCE_DOES_NOT_EXIST":
         return TrackingNotFoundError(f"{about}: {message}")
     if response.is_redirect:
@@ -213,7 +218,18 @@ def _credentials_hint(config: TrackingConfig) -> str:
         return f"the password of user {config.username!r} is not accepted"
     if config.token:
         return "the token is not accepted"
+    if config.auth:
+        return "the service account's token is not accepted"
     return "credentials are required: set username and password, or token"
+
+
+def _workspace_hint(config: TrackingConfig, code: str, message: str) -> str | None:
+    named = config.workspace is not None or config.auth == service_account.NAMESPACED
+    if named and code == "FEATURE_DISABLED":
+        return "this server has no workspaces: leave workspace out, or start it with --enable-workspaces"
+    if code == "RESOURCE_DOES_NOT_EXIST" and message.lower().startswith("workspace "):
+        return f"make the workspace, or name another in workspace = {config.workspace!r}"
+    return None
 
 
 def _forbidden_hint(uri: str, message: str) -> str:

@@ -6,6 +6,7 @@ Paths are relative to ``api/2.0/mlflow/``; a path that starts with ``/`` is rela
 from __future__ import annotations
 
 import dataclasses
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from nighttrain.providers.errors import ConfigurationError, TrackingBusyError, TrackingUnreachableError
 from nighttrain.providers.retries import say_retries_plainly
+from nighttrain.providers.tracking import service_account
 from nighttrain.providers.tracking.classify import of_answer, of_missing_field, of_no_json, of_transport
 from nighttrain.providers.tracking.tags import redact
 
@@ -39,6 +41,9 @@ RETRY_ATTEMPTS = 10
 _RETRY_AFTER_MAX = 10.0
 """A server that asks for more than this gets asked earlier: the retry budget is 45 seconds."""
 
+_WORKSPACE = re.compile(r"[a-z0-9][-a-z0-9]{0,61}[a-z0-9]")
+"""MLflow's own rule."""
+
 _LOOPBACK = ("localhost", "127.", "::1")
 
 T = TypeVar("T")
@@ -53,6 +58,11 @@ class TrackingConfig:
     :param token: bearer token. Basic authentication wins when both are given, as it does in MLflow's own
         client.
     :param registry_uri: a second address for the model registry; the credentials are the same
+    :param workspace: MLflow's workspace for every call; the server's default if left out
+    :param auth: ``kubernetes``: the service account's token of the pod that this runs in, where no other
+        credentials are given; ``kubernetes-namespaced``: also its namespace as the workspace, where none is
+        named. As MLflow's own client does with MLFLOW_TRACKING_AUTH
+    :param service_account_folder: where that token is
     :param ca_certificate: path of a PEM file that signs the server's certificate
     :param timeout_seconds: for one answer
     :param retry_seconds: how long an unanswered or refused call is repeated; 0 asks once
@@ -64,6 +74,9 @@ class TrackingConfig:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     registry_uri: str | None = None
+    workspace: str | None = None
+    auth: str | None = None
+    service_account_folder: str = service_account.FOLDER
     ca_certificate: str | None = None
     verify_ssl: bool = True
     timeout_seconds: float = TIMEOUT_SECONDS
@@ -84,6 +97,16 @@ class TrackingConfig:
                     "give the user and password in username and password, not in the address",
                 )
             object.__setattr__(self, "registry_uri", registry_uri)
+        if self.workspace is not None and not _WORKSPACE.fullmatch(self.workspace):
+            raise ConfigurationError(
+                "workspace",
+                self.workspace,
+                "a workspace has 2 to 63 lower-case letters, digits and '-'",
+            )
+        if self.auth is not None and self.auth not in service_account.MODES:
+            raise ConfigurationError(
+                "auth", self.auth, f"must be {' or '.join(map(repr, service_account.MODES))}, or left out"
+            )
         if self.token and not (self.token.isascii() and self.token.isprintable()):
             raise ConfigurationError(
                 "token", None, "it has a character that no HTTP header takes: a line break at its end?"
@@ -314,16 +337,23 @@ class MLflowClient:
             auth = httpx.BasicAuth(config.username, config.password or "") if config.username else None
             if auth is None and config.token:
                 headers["Authorization"] = f"Bearer {config.token}"
+            if workspace := service_account.workspace_of(config):
+                headers[service_account.WORKSPACE_HEADER] = workspace
             host = urlsplit(config.uri).hostname or ""
             self._http = httpx.AsyncClient(
                 auth=auth,
                 headers=headers,
                 timeout=httpx.Timeout(config.timeout_seconds, connect=min(10.0, config.timeout_seconds)),
+                event_hooks={"request": [self._authorize]},
                 verify=self._verification(),
                 # A proxy for the outside world must not take the calls to this very machine.
                 trust_env=not host.startswith(_LOOPBACK),
             )
         return self._http
+
+    async def _authorize(self, request: httpx.Request) -> None:
+        if self.config.auth and "Authorization" not in request.headers:
+            request.headers["Authorization"] = service_account.authorization(self.config)
 
     def _verification(self) -> ssl.SSLContext | bool:
         if not self.config.verify_ssl or self.config.uri.startswith("http://"):
