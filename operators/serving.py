@@ -281,6 +281,7 @@ class RolloutModelOperator(BaseOperator):
             version=pinned["version"],
             artifact_digest=pinned["digest"],
             tracking_uri=access.uri,
+            known_secrets=access.known_secrets,
             mlflow_env=access.serving_environment(),
             replicas=self.replicas,
             container_resources=self.container_resources,

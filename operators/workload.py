@@ -62,7 +62,7 @@ DEFAULT_TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
 
 # Fields of a WorkloadSpec that are no parameters: retries are Airflow's, nothing varies between them, and
 # files are what @task.train makes.
-_NOT_PARAMETERS = frozenset({"backoff_limit", "volatile_env", "files"})
+_NOT_PARAMETERS = frozenset({"backoff_limit", "volatile_env", "files", "own_env", "known_secrets"})
 
 
 @dataclass(frozen=True)
@@ -397,6 +397,7 @@ class WorkloadOperator(BaseOperator):
     # The common part.
 
     def _tracked(self, context: Context, prepared: Prepared) -> TrackedWorkload:
+        from nighttrain.providers.kubernetes.plain_secrets import check_no_known_secret
         from nighttrain.providers.tracked_workload import TrackedWorkload
 
         mlflow = get_mlflow(self.mlflow_conn_id)
@@ -404,6 +405,8 @@ class WorkloadOperator(BaseOperator):
         spec = self._spec(prepared.environment, cluster, mlflow)
         spec.validate()
         ti = context["ti"]
+        shown = {"experiment_name": self.experiment_name or "", "run_name": self.run_name or ""}
+        check_no_known_secret({**shown, **prepared.params}, "what MLflow's page shows", spec.known_secrets)
         return TrackedWorkload(
             cluster=cluster.config,
             tracking=mlflow.config,

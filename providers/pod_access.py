@@ -7,7 +7,7 @@ a serving pod has nothing beside its Deployment, so its launcher writes the file
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class PodAccess:
     :param certificates: PEM text of the CA that signed the server's certificate
     :param insecure: any certificate will do
     :param workspace: MLflow's workspace
+    :param known_secrets: this process's own credentials, in every form that must not stand in a manifest
     :param auth: how MLflow's client authenticates with the pod's service account
     """
 
@@ -47,6 +48,7 @@ class PodAccess:
     insecure: bool = False
     workspace: str | None = None
     auth: str | None = None
+    known_secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def with_secret(self, secret: str | None) -> PodAccess:
         """The same with another Secret, if one is given."""
@@ -78,6 +80,8 @@ def pod_access(config: TrackingConfig, *, uri: str, secret: str | None = None) -
     :raises ConfigurationError: the CA file holds no certificate, or too many
     :raises TrackingMisconfiguredError: the workspace is this process's namespace, and it has none
     """
+    from nighttrain.providers.kubernetes.plain_secrets import known_forms
+
     tls = uri.startswith("https://")
     return PodAccess(
         uri=uri,
@@ -87,6 +91,7 @@ def pod_access(config: TrackingConfig, *, uri: str, secret: str | None = None) -
         # Said also where it is the namespace: the pods' own namespace may be another one.
         workspace=workspace_of(config),
         auth=config.auth,
+        known_secrets=known_forms((config.token, config.password), config.username),
     )
 
 
@@ -109,6 +114,7 @@ def with_access(spec: WorkloadSpec, access: PodAccess) -> WorkloadSpec:
         spec,
         env_from=[*(spec.env_from or []), *access.sources()],
         files=files or None,
+        known_secrets=[*spec.known_secrets, *access.known_secrets],
         automount_service_account_token=True if token is None and access.auth else token,
     )
     return with_env(spec, environment)

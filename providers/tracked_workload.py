@@ -373,10 +373,7 @@ class TrackedWorkload:
 
 def with_env(spec: WorkloadSpec, environment: Mapping[str, str]) -> WorkloadSpec:
     """``spec`` with further environment variables; those that the user set stay as they are."""
-    given = spec.env()
-    names = {variable["name"] for variable in given}
-    added = [{"name": name, "value": value} for name, value in environment.items() if name not in names]
-    return replace(spec, env_vars=[*given, *added])
+    return replace(spec, own_env={**spec.own_env, **environment})
 
 
 def run_status(outcome: Outcome) -> RunStatus:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.identity import PREFIX
 from nighttrain.providers.kubernetes.names import check_annotations, check_dns_label, check_labels
+from nighttrain.providers.kubernetes.plain_secrets import check_no_known_secret
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 
 ENDPOINT_LABEL = PREFIX + "endpoint"
@@ -34,7 +35,6 @@ RESERVED_KEYS = frozenset(
 
 _ENDPOINT = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_SECRET_VARIABLE = re.compile(r"(PASSWORD|TOKEN|SECRET|SECRET_ACCESS_KEY)$", re.IGNORECASE)
 
 # A Deployment's name adds "-v<version>", a pod's name 17 characters more, and 63 is a host name's limit.
 _MAX_ENDPOINT = 40
@@ -61,6 +61,7 @@ class ServingSpec:
     :param connection_seconds: after this time an answer ends its connection, so that clients with open
         connections follow a switch; half a minute costs such a client one reconnect in thousands of requests
     :param termination_grace_period: seconds from SIGTERM to SIGKILL: the drain time, and 25 to finish
+    :param known_secrets: credentials that must stand nowhere in the Deployment
     :param startup_timeout_seconds: from the start to ready: pulling an image of gigabytes takes minutes
     """
 
@@ -96,6 +97,7 @@ class ServingSpec:
     connection_seconds: float = 30.0
     termination_grace_period: int = 30
     startup_timeout_seconds: float = 600.0
+    known_secrets: Sequence[str] = field(default=(), repr=False)
 
     def validate(self) -> None:
         """Find every mistake that can be found without the cluster.
@@ -167,14 +169,8 @@ class ServingSpec:
             key = min(reserved)
             raise ConfigurationError(f"labels[{key!r}]", None, "nighttrain sets this one itself")
         self.workload().validate()
-        for variable in self.workload().env():
-            name = variable.get("name", "")
-            if _SECRET_VARIABLE.search(name) and variable.get("value"):
-                raise ConfigurationError(
-                    f"env_vars.{name}",
-                    None,
-                    "a secret must not stand in a manifest; use env_from with a Secret",
-                )
+        for name in ("labels", "annotations"):
+            check_no_known_secret(getattr(self, name), name, self.known_secrets)
 
     def workload(self) -> WorkloadSpec:
         """The part that a serving pod shares with a training pod, in the shape that checks and builds it."""
@@ -193,4 +189,5 @@ class ServingSpec:
             annotations=self.pod_annotations,
             termination_grace_period=self.termination_grace_period,
             pod_security=self.pod_security,
+            known_secrets=self.known_secrets,
         )

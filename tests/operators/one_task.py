@@ -23,12 +23,12 @@ class Task:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, code: str, **options: Any) -> None:
         self._environment = monkeypatch
-        stored: dict[str, Any] = {}
+        self.xcoms: dict[str, str] = {}
         self.ti: Any = SimpleNamespace(
             dag_id=unique("outage"), run_id="r", task_id="train", map_index=-1, try_number=1, max_tries=0
         )
-        self.ti.xcom_push = lambda key, value: stored.update({key: json.dumps(value)})
-        self.ti.xcom_pull = lambda key, **_: json.loads(stored[key])
+        self.ti.xcom_push = lambda key, value: self.xcoms.update({key: json.dumps(value)})
+        self.ti.xcom_pull = lambda key, **_: json.loads(self.xcoms[key])
         self.context: Any = {"ti": self.ti, "dag_run": SimpleNamespace(start_date=datetime.now(UTC))}
         self.operator = TrainingJobOperator(
             task_id="train", image="py", cmds=["python", "-S", "-c", code], **options

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
 from front import Authority, Front
 from one_task import Task
 
-from nighttrain.providers.local.resources import CONFIGMAPS, PODS
+from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.resources import SECRETS
+from nighttrain.providers.local.resources import CONFIGMAPS, EVENTS, JOBS, PODS
 from nighttrain.providers.local.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -97,6 +100,77 @@ async def test_a_server_whose_certificate_is_not_checked(
     assert {name: value for name, value in environment.items() if "TLS" in name or "CERT" in name} == expected
 
 
-def _named(cluster: EmbeddedCluster, resource: Any, name: str) -> list[dict[str, Any]]:
+def _all(cluster: EmbeddedCluster, resource: Any) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = cluster.call(lambda store: store.list(resource)[0])
-    return [each for each in found if each["metadata"]["name"].startswith(name)]
+    return found
+
+
+def _named(cluster: EmbeddedCluster, resource: Any, name: str) -> list[dict[str, Any]]:
+    return [each for each in _all(cluster, resource) if each["metadata"]["name"].startswith(name)]
+
+
+OF_THE_WORKER, OF_THE_POD = "w0rker-s3cret", "p0d-s3cret"
+
+
+async def test_no_secret_in_any_object_xcom_template_or_tag(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "credentials", "namespace": "default"},
+        "stringData": {"MLFLOW_TRACKING_USERNAME": "pod", "MLFLOW_TRACKING_PASSWORD": OF_THE_POD},
+    }
+    config = ClusterConfig(kubeconfig=str(cluster.kubeconfig))
+    async with await ClusterClient.open(config) as client:
+        await client.create(SECRETS, "default", secret)
+    code = "import os; raise SystemExit(os.environ['MLFLOW_TRACKING_PASSWORD'][:4] != 'p0d-')"
+    task = Task(monkeypatch, code, deferrable=False, mlflow_secret="credentials")
+    task.mlflow_is(mlflow_server.uri, login="me", password=OF_THE_WORKER, extra={"token": OF_THE_WORKER})
+    result = await asyncio.to_thread(task.execute)
+    assert result is not None
+    name = result["job"].partition("/")[2]
+    for resource in (JOBS, PODS):
+        assert _named(cluster, resource, name)
+    objects = [each for resource in (JOBS, PODS, CONFIGMAPS, EVENTS) for each in _all(cluster, resource)]
+    run = mlflow_server.call("GET", "runs/get", run_id=result["run_id"])
+    fields = {field: getattr(task.operator, field) for field in task.operator.template_fields}
+    for shown in (objects, task.xcoms, fields, run):
+        assert OF_THE_WORKER not in repr(shown)
+        assert OF_THE_POD not in repr(shown)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"env_vars": {"MLFLOW_TRACKING_PASSWORD": "x"}},
+        {"env_vars": {"SETTING": OF_THE_WORKER}},
+        {"arguments": [f"--password={OF_THE_WORKER}"]},
+        {"parameters": {"setting": OF_THE_WORKER}},
+        {"run_name": f"as {OF_THE_WORKER}"},
+        {"init_containers": [{"name": "i", "image": "py", "env": [{"name": "HF_TOKEN", "value": "x"}]}]},
+    ],
+)
+def test_a_secret_that_would_be_shown_is_refused_before_anything_is_made(
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+) -> None:
+    task = Task(monkeypatch, "print(1)", deferrable=False, **given)
+    task.mlflow_is(mlflow_server.uri, login="me", password=OF_THE_WORKER)
+    with pytest.raises(AirflowFailException, match="Secret") as caught:
+        task.execute()
+    assert OF_THE_WORKER not in str(caught.value)
+    assert task.jobs(cluster) == []
+    found = mlflow_server.call("POST", "experiments/search", max_results=1000)["experiments"]
+    assert task.ti.dag_id not in [experiment["name"] for experiment in found]
+
+
+def test_a_variable_that_refers_to_the_run_is_replaced(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os; raise SystemExit(os.environ['OUT'] != '/out/' + os.environ['MLFLOW_RUN_ID'])"
+    task = Task(monkeypatch, code, deferrable=False, env_vars={"OUT": "/out/$(MLFLOW_RUN_ID)"})
+    task.mlflow_is(mlflow_server.uri)
+    assert task.execute()
