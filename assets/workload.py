@@ -16,6 +16,7 @@ from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import TrackingMisconfiguredError
 from nighttrain.providers.pod_access import with_access
 from nighttrain.providers.tracked_workload import TrackedWorkload, with_env
+from nighttrain.providers.training_advice import advised
 
 if TYPE_CHECKING:
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
@@ -114,6 +115,7 @@ def run_workload(
     except TrackingMisconfiguredError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
     started = run_sync(tracked.close(started, outcome))
+    outcome = advised(outcome, experiment_name=experiment_name, run_id=started.run_id)
     finished = FinishedWorkload(tracked, started, outcome)
     if not outcome.succeeded:
         consume(finished)

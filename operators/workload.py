@@ -538,9 +538,12 @@ class WorkloadOperator(BaseOperator):
         return self._waiting_out(lambda: self._settle(underway, outcome))
 
     def _settle(self, underway: _Underway, outcome: Outcome) -> dict[str, Any]:
+        from nighttrain.providers.training_advice import advised
+
         context, tracked, facts = underway.context, underway.tracked, underway.facts
         started = run_sync(tracked.close(underway.started, outcome))
         self._remember(context, started, facts)
+        outcome = advised(outcome, experiment_name=tracked.experiment_name, run_id=started.run_id)
         if not outcome.succeeded:
             run_sync(tracked.mark_consumed(started, outcome))
             failures = started.workload.infrastructure_failures

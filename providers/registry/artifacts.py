@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
     from nighttrain.providers.tracking.client import MLflowClient
+    from nighttrain.providers.tracking.runs import Run
 
 DIGEST_TAG = f"{PREFIX}artifact.sha256"
 FILES_TAG = f"{PREFIX}artifact.files"
@@ -136,6 +137,25 @@ async def logged_model_manifest(client: MLflowClient, model_id: str) -> Artifact
         return await _hash(client, route, query, partial(client.get, route, {**query, "presigned": "true"}))
 
     return await _manifest(_LoggedModelFiles(client, model_id), read, f"logged model {model_id}")
+
+
+async def run_files_manifest(client: MLflowClient, run: Run, path: str) -> ArtifactManifest:
+    """The same for a folder of a run's files."""
+    files = _RunFiles(client, run.run_id, path)
+
+    async def read(name: str) -> str:
+        query = files.query(name)
+        return await _hash(client, RUN_FILE, query, partial(_signed_run_file, client, run, query["path"]))
+
+    return await _manifest(files, read, f"the folder {path!r} of run {run.run_id}")
+
+
+async def _signed_run_file(client: MLflowClient, run: Run, path: str) -> dict[str, Any]:
+    location = urlsplit(run.artifact_uri)
+    if location.scheme == "mlflow-artifacts":
+        place = quote(f"{location.path.strip('/')}/{path}")
+        return await client.get(f"/api/2.0/mlflow-artifacts/presigned/{place}")
+    return await client.post("artifacts/presigned-download-url", {"run_id": run.run_id, "path": path})
 
 
 async def verify(client: MLflowClient, version: ModelVersion) -> None:
@@ -259,7 +279,7 @@ async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
     if version.run_id:
         run = await client.get("runs/get", {"run_id": version.run_id})
         root = str(run["run"]["info"].get("artifact_uri", "")).rstrip("/")
-        if root and location.startswith(f"{root}/"):
+        if root and f"{location.rstrip('/')}/".startswith(f"{root}/"):
             return _RunFiles(client, version.run_id, location[len(root) + 1 :])
     if urlsplit(location).scheme == "mlflow-artifacts":
         return _ProxyFiles(client.for_registry(), urlsplit(location).path)

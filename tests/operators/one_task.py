@@ -31,7 +31,7 @@ class Task:
         self.ti.xcom_pull = lambda key, **_: json.loads(self.xcoms[key])
         self.context: Any = {"ti": self.ti, "dag_run": SimpleNamespace(start_date=datetime.now(UTC))}
         self.operator = TrainingJobOperator(
-            task_id="train", image="py", cmds=["python", "-S", "-c", code], **options
+            task_id="train", image="py", **{"cmds": ["python", "-S", "-c", code], **options}
         )
 
     def mlflow_is(self, host: str, **fields: Any) -> None:

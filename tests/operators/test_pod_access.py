@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from front import Authority, Front
 from one_task import Task
 
+from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.resources import SECRETS
 from nighttrain.providers.local.resources import CONFIGMAPS, EVENTS, JOBS, PODS
@@ -174,3 +175,24 @@ def test_a_variable_that_refers_to_the_run_is_replaced(
     task = Task(monkeypatch, code, deferrable=False, env_vars={"OUT": "/out/$(MLFLOW_RUN_ID)"})
     task.mlflow_is(mlflow_server.uri)
     assert task.execute()
+
+
+@pytest.mark.parametrize("experiment_name", [None, "the team's"])
+def test_training_code_that_sets_its_experiment(
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    experiment_name: str | None,
+) -> None:
+    """MLflow's own client, in plain code: it works where the operator has the same name, else it is told."""
+    code = 'import mlflow; mlflow.set_experiment("the team\'s"); mlflow.log_metric("rmse", 1.5)'
+    given: dict[str, Any] = {"cmds": ["python", "-c", code], "experiment_name": experiment_name}
+    task = Task(monkeypatch, code, deferrable=False, **given)
+    task.mlflow_is(mlflow_server.uri)
+    if experiment_name:
+        assert task.execute()
+        return
+    with pytest.raises(ApplicationError, match=r"calls mlflow\.set_experiment") as caught:
+        task.execute()
+    assert repr(task.ti.dag_id) in str(caught.value)
+    assert "give experiment_name" in str(caught.value)
