@@ -18,7 +18,6 @@ from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
-    credentials_from,
     get_cluster,
     get_cluster_config,
     get_mlflow,
@@ -281,7 +280,7 @@ class RolloutModelOperator(BaseOperator):
     def _spec(self, context: Context, client: ClusterClient, pinned: Mapping[str, str]) -> ServingSpec:
         from nighttrain.providers.serving.spec import ServingSpec
 
-        credentials = credentials_from(self.mlflow_secret or self._mlflow.secret)
+        access = self._mlflow.pods().with_secret(self.mlflow_secret)
         return ServingSpec(
             endpoint=self.endpoint,
             namespace=self.namespace or client.namespace,
@@ -289,15 +288,18 @@ class RolloutModelOperator(BaseOperator):
             model_name=self.model_name,
             version=pinned["version"],
             artifact_digest=pinned["digest"],
-            tracking_uri=self._mlflow.cluster_uri,
+            tracking_uri=access.uri,
+            known_secrets=access.known_secrets,
+            mlflow_env=access.serving_environment(),
             replicas=self.replicas,
             container_resources=self.container_resources,
             env_vars=dict(self.env_vars or {}),
-            env_from=[*(self.env_from or []), *credentials],
+            env_from=[*(self.env_from or []), *access.sources()],
             node_selector=dict(self.node_selector or {}),
             tolerations=list(self.tolerations or []),
             affinity=self.affinity,
             service_account_name=self.service_account_name,
+            automount_service_account_token=True if access.auth else None,
             image_pull_secrets=list(self.image_pull_secrets or []),
             image_pull_policy=self.image_pull_policy,
             labels=dict(self.labels or {}),

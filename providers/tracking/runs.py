@@ -136,13 +136,18 @@ class Run:
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """A model that a run logged (MLflow 3). ``status`` is PENDING, READY or UPLOAD_FAILED."""
+    """A model that a run logged (MLflow 3). ``status`` is PENDING, READY or UPLOAD_FAILED.
+
+    Without a ``model_id`` it is a folder of the run's files, at ``path``.
+    """
 
     model_id: str
     name: str
     status: str
     source: str
     created: int = 0
+    run_id: str = ""
+    path: str | None = None
 
     @property
     def ready(self) -> bool:
@@ -158,6 +163,7 @@ class LoggedModel:
             status=str(info.get("status", "")).removeprefix("LOGGED_MODEL_"),
             source=f"models:/{model_id}",
             created=int(info.get("creation_timestamp_ms", 0)),
+            run_id=info.get("source_run_id", ""),
         )
 
 
@@ -593,6 +599,8 @@ class RunTree:
         candidate = known or await make()
         try:
             elected = await election.stand(candidate.run_id)
+        except TrackingUnreachableError:
+            raise
         except (TrackingRequestError, TrackingUnauthorizedError) as error:
             # A server that lets these credentials make runs but no experiments. No task fails for that.
             _log.warning("MLflow elects no run, so that several may stand side by side: %s", error)

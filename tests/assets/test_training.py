@@ -33,6 +33,7 @@ from nighttrain.providers.registry.models import ModelRegistry
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
+    from scripted_http import Scripted
 
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
     from nighttrain.providers.local.server import EmbeddedCluster
@@ -92,6 +93,27 @@ def test_exit_code_3_fails_the_step_and_leaves_no_version(
     (run,) = runs_of(mlflow_server, model)
     assert run["info"]["status"] == "FAILED"
     assert mlflow_server.versions(model) == []
+
+
+def test_a_mistake_on_the_way_to_mlflow_is_not_tried_again(
+    kubernetes: KubernetesResource,
+    instance: dg.DagsterInstance,
+    small: Small,
+    jobs: Jobs,
+    scripted: Scripted,
+) -> None:
+    scripted.says(401)
+    model = unique("model")
+    wrong = asset(model, small("train", "3.5"), retry_policy=dg.RetryPolicy(max_retries=2))
+    resources = {"kubernetes": kubernetes, "mlflow": MLflowResource(tracking_uri=scripted.uri)}
+    before = len(jobs())
+    result = dg.materialize([wrong], instance=instance, resources=resources, raise_on_error=False)
+    (event,) = result.get_step_failure_events()
+    error = event.step_failure_data.error
+    assert error is not None
+    assert "TrackingUnauthorizedError" in str(error)
+    assert len(scripted.requests) == 1
+    assert len(jobs()) == before
 
 
 def test_a_step_retry_makes_another_attempt_under_the_same_run(
