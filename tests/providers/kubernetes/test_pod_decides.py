@@ -6,17 +6,20 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from nighttrain.providers.kubernetes import logs, reaper, workload
 from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.endings import ended_by_itself, told_to_go
+from nighttrain.providers.kubernetes.hub import Hub
 from nighttrain.providers.kubernetes.kinds import JOB
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.outcome import OutcomeKind, Phase, decide
 from nighttrain.providers.kubernetes.reaper import TaskState
 from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.trimming import trim_pod
 from nighttrain.providers.local.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -130,6 +133,21 @@ def test_a_second_pod_that_lives_decides_nothing() -> None:
     other["status"] = {"phase": "Running"}
     assert decide(job(), [pod(0), other]).phase is not Phase.FINISHED
     assert decide(job(), [other, pod(0)]).phase is not Phase.FINISHED
+
+
+async def test_when_a_pod_was_told_to_go_outlasts_the_last_step_of_its_deletion(recordings: Any) -> None:
+    """It writes another time and a grace period of 0: by it alone the pod may have ended by itself."""
+    kept = Hub(cast("ClusterClient", None), "rec")
+    changes = [each for each in recordings.records("job-pod-deleted") if each["from"] == "pods"]
+    uid = changes[0]["object"]["metadata"]["uid"]
+    seen = [trim_pod(each["object"]) for each in changes if each["object"]["metadata"]["uid"] == uid]
+    assert told_to_go(trim_pod(changes[0]["object"])) is None
+    for each in seen:
+        owner = kept.put_pod(each)
+    last = kept.pods[owner][uid]
+    assert last["status"]["phase"] == "Succeeded"
+    assert last["metadata"]["deletionGracePeriodSeconds"] == 5
+    assert ended_by_itself(last) is None
 
 
 # A cluster whose Job controller never comes: the kubelet's word is all there is.
