@@ -341,7 +341,9 @@ def held(alias: str | None, stage: str | None) -> str:
     return " and ".join(part for part in parts if part)
 
 
-def _texts(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+def _texts(field: str, given: Any) -> Any:
+    if given is not None and not isinstance(given, Mapping):
+        return given  # read_tags says what it should be
     return {
         text_of(f"{field} key", name): text_of(f"{field}[{name!r}]", value)
         for name, value in (given or {}).items()

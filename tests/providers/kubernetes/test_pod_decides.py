@@ -196,14 +196,15 @@ async def test_a_job_whose_pod_has_decided_is_ended_for_all_who_ask(client: Clus
         outcome = await waiting
         await reading  # it waits for no Job controller either
         assert (outcome.kind, outcome.exit_code) == (K.APPLICATION_ERROR, 3)
-        # Closing leaves the Job, a crash adopts it as it is, and the reaper passes it by.
+        # Closing leaves the Job, a crash adopts it as it is, and the reaper leaves it.
         await workload.cancel_if_live(client, first)
         version = (await client.get(JOBS, NAMESPACE, first.name))["metadata"]["resourceVersion"]
         again = await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
         assert (again.uid, again.adopted) == (first.uid, True)
-        assert await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0) == []
-        found = await client.get(JOBS, NAMESPACE, first.name)
-        assert found["metadata"]["resourceVersion"] == version  # no fence: what has ended needs none
+        (found,) = await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0)
+        assert found.verdict is reaper.Verdict.CLOSE  # only its run is to be closed, as it ended
+        job = await client.get(JOBS, NAMESPACE, first.name)
+        assert job["metadata"]["resourceVersion"] == version  # no fence: what has ended needs none
         # The next attempt waits for nothing and removes nothing.
         await workload.mark_consumed(client, first, "0", outcome=outcome)
         second = await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
