@@ -45,9 +45,9 @@ async def find_model(
     run = await tree.get(run_id)
     if run.deleted:
         raise RunWithoutModelError(
-            f"run {run_id} is in MLflow's trash, and its model with it. To have it back: mlflow runs restore "
-            f"--run-id {run_id}, or, if its experiment was deleted, mlflow experiments restore --experiment-id "
-            f"{run.experiment_id}; then clear this task"
+            f"run {run_id} is in MLflow's trash, and its model with it. To have it back: "
+            f"mlflow runs restore --run-id {run_id}, or, if its experiment was deleted, "
+            f"mlflow experiments restore --experiment-id {run.experiment_id}; then clear this task"
         )
     own = await tree.logged_models(run)
 
