@@ -166,7 +166,19 @@ def test_every_module_and_class_named_exists() -> None:
 
 
 # Names of tags in MLflow begin like the package.
-TAG_PREFIXES = tuple(f"nighttrain.{name}" for name in ("gate", "promotion", "attempt", "outcome", "region"))
+TAG_PREFIXES = tuple(
+    f"nighttrain.{name}"
+    for name in (
+        "gate",
+        "promotion",
+        "attempt",
+        "outcome",
+        "region",
+        "superseded_by",
+        "run_number",
+        "run_key",
+    )
+)
 
 
 def test_every_test_that_a_guarantee_names_exists() -> None:

@@ -147,7 +147,6 @@ async def test_no_secret_in_any_object_xcom_template_or_tag(
         {"env_vars": {"MLFLOW_TRACKING_PASSWORD": "x"}},
         {"env_vars": {"SETTING": OF_THE_WORKER}},
         {"arguments": [f"--password={OF_THE_WORKER}"]},
-        {"parameters": {"setting": OF_THE_WORKER}},
         {"run_name": f"as {OF_THE_WORKER}"},
         {"init_containers": [{"name": "i", "image": "py", "env": [{"name": "HF_TOKEN", "value": "x"}]}]},
     ],
