@@ -19,5 +19,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kill at every step")
     group.addoption("--kill-seed", type=int, help="replay one random schedule")
     group.addoption("--kill-seeds", type=int, help="how many random schedules (8 by default)")
+    group.addoption("--kill-plan", help="run this plan, as a failed test printed it")
     group.addoption("--kill-every", action="store_true", help="every fault at every boundary, not a sample")
     group.addoption("--kill-rounds", type=int, help="how often a real worker is killed (1 by default)")

@@ -1,0 +1,23 @@
+"""Plans that once broke a promise, or seemed to. Written out: what a seed means changes with every new call."""
+
+from __future__ import annotations
+
+from kill.calls import Fault
+from kill.flow import Plan
+
+FOUND = {
+    "a training that started without MLflow, and was marked afterwards (87)": Plan(
+        (Fault("mlflow *", 2, "timeout_done", 12),), cancel="marked"
+    ),
+    "the run was made, its answer never came, the task was marked (103)": Plan(
+        (
+            Fault("mlflow POST runs/search", 1, "timeout_done", 12),
+            Fault("k8s GET pods all", 1, "500"),
+            Fault("k8s PATCH jobs one", 1, "crash_after"),
+        ),
+        cancel="marked",
+    ),
+    "a try dies after it has noted its training's failure (366)": Plan(
+        (Fault("k8s PATCH jobs one", 1, "crash_after"),), codes=(3, 3)
+    ),
+}

@@ -1,0 +1,122 @@
+"""Plans: every boundary of every recorded flow, a sample in which every fault strikes every class of call, and
+random ones.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from kill.calls import Fault, class_of, kinds_for
+from kill.flow import PROCESSES, Flow, Plan
+
+SHAPES = {
+    "train": Plan(),
+    "train in the worker": Plan(deferrable=False),
+    "train, failing once": Plan(codes=(3, 0)),
+    "train, failing for good": Plan(codes=(3, 3)),
+    "train, cleared": Plan(clears=1),
+    "train, evicted": Plan(evicted=True),
+    "train, evicted in the worker": Plan(evicted=True, deferrable=False),
+    "train, beside a zombie": Plan(zombie=True),
+    "train, failing beside a zombie": Plan(zombie=True, codes=(3, 0), deferrable=False),
+    "train, evicted beside a zombie": Plan(zombie=True, evicted=True, deferrable=False),
+    "train, marked while deferred": Plan(cancel="marked"),
+    "train, marked in the worker": Plan(cancel="marked", deferrable=False),
+    "train, timed out while deferred": Plan(cancel="timed out"),
+    "train, timed out in the worker": Plan(cancel="timed out", deferrable=False),
+    "train, last try": Plan(last=True),
+    "train, last try in the worker": Plan(last=True, deferrable=False),
+    "judge": Plan(flow="judge"),
+    "judge, worse": Plan(flow="judge", worse=True, deferrable=False),
+    "roll out": Plan(flow="rollout"),
+    "roll out in the worker": Plan(flow="rollout", deferrable=False),
+    "roll out, marked while deferred": Plan(flow="rollout", cancel="marked"),
+    "roll out, marked in the worker": Plan(flow="rollout", cancel="marked", deferrable=False),
+    "roll out, timed out while deferred": Plan(flow="rollout", cancel="timed out"),
+}
+"""What runs, without anything going wrong."""
+
+# A poll or a watch that comes again and again is the same boundary.
+SAME_CALL = 4
+
+Call = tuple[str, str]
+"""The process, and the label."""
+
+
+def calls_of(flows: Sequence[Flow]) -> dict[Call, int]:
+    """How often each call was made, in every one of some flows of one shape."""
+    counts = [
+        Counter((process, label) for process in PROCESSES for label in flow.schedules[process].calls)
+        for flow in flows
+    ]
+    common = set.intersection(*map(set, counts))
+    return {call: min(count[call] for count in counts) for call in sorted(common)}
+
+
+def boundaries(shape: Plan, calls: Mapping[Call, int]) -> list[Plan]:
+    """One plan for each call and each fault that it can meet."""
+    return [
+        replace(shape, faults=(Fault(label, nth, kind, process=process),))
+        for (process, label), count in calls.items()
+        for nth in range(1, min(count, SAME_CALL) + 1)
+        for kind in kinds_for(label)
+    ]
+
+
+Strike = tuple[str, str]
+"""A class of call, and the kind of fault that meets it."""
+
+
+def strikes_of(faults: Iterable[tuple[Fault, str]]) -> set[Strike]:
+    """Which kinds struck which classes."""
+    return {(class_of(label), fault.kind) for fault, label in faults}
+
+
+def all_strikes(recorded: Mapping[str, Mapping[Call, int]]) -> set[Strike]:
+    """Every kind that can meet a class of which there are calls."""
+    return {
+        (class_of(label), kind) for calls in recorded.values() for _, label in calls for kind in kinds_for(label)
+    }
+
+
+def sample(recorded: Mapping[str, Mapping[Call, int]]) -> list[tuple[str, Plan]]:
+    """One boundary for each kind of fault at each class of call, of all shapes and labels in turn."""
+    found: dict[Strike, list[tuple[str, Plan]]] = defaultdict(list)
+    for name, calls in recorded.items():
+        for plan in boundaries(SHAPES[name], calls):
+            (fault,) = plan.faults
+            found[class_of(fault.label), fault.kind].append((name, plan))
+    used: Counter[str] = Counter()
+    chosen = []
+    for strike in sorted(found):
+        dice = random.Random(str(strike))
+        dice.shuffle(found[strike])
+
+        def taken(candidate: tuple[str, Plan]) -> tuple[int, int]:
+            name, plan = candidate
+            return used[name], used[plan.faults[0].label]
+
+        name, plan = min(found[strike], key=taken)
+        used[name] += 1
+        used[plan.faults[0].label] += 1
+        chosen.append((name, plan))
+    return chosen
+
+
+def random_plan(seed: int, recorded: Mapping[str, Mapping[Call, int]]) -> Plan:
+    """The plan of a seed: some shape, with up to four faults at calls of it. Another call makes it another plan."""
+    dice = random.Random(seed)
+    name = dice.choice(sorted(recorded))
+    calls = recorded[name]
+    faults = []
+    for _ in range(dice.randint(1, 4)):
+        process, label = dice.choice(sorted(calls))
+        kind = dice.choice(kinds_for(label))
+        # A dozen in a row is more than a client tries again: the task's try fails.
+        times = 1 if kind.startswith("crash") else dice.choice((1, 1, 12))
+        nth = dice.randint(1, calls[process, label])
+        faults.append(Fault(label, nth, kind, times, process))
+    return replace(SHAPES[name], faults=tuple(faults))
