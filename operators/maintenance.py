@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.kubernetes.identity import WorkloadIdentity
     from nighttrain.providers.kubernetes.reaper import Finding, TaskState
+    from nighttrain.providers.reaping import ForgottenRun
 
 # See nighttrain.providers.kubernetes.reaper.MINIMUM_AGE_SECONDS; repeated, since that module is not imported
 # while a DAG is parsed.
@@ -33,7 +35,7 @@ class ReapWorkloadsOperator(BaseOperator):
     :param only_show: only show what would be removed (templated)
     :param minimum_age_seconds: younger workloads are kept
     :param kubernetes_conn_id: connection of type ``kubernetes``
-    :param mlflow_conn_id: connection of type ``mlflow``: also close the runs of what was removed as KILLED
+    :param mlflow_conn_id: connection of type ``mlflow``: also close the runs that nobody will come back for
     """
 
     template_fields: Sequence[str] = ("namespace", "only_show")
@@ -60,32 +62,41 @@ class ReapWorkloadsOperator(BaseOperator):
         from nighttrain.providers.kubernetes.reaper import table
 
         with failing_clearly():
-            findings = run_sync(self._reap(_OwnTasks(context["ti"])))
+            findings, forgotten = run_sync(self._reap(_OwnTasks(context["ti"])))
         self.log.info("%s", table(findings) if findings else "No workload is running.")
-        return [finding.to_dict() for finding in findings]
+        for each in forgotten:
+            self.log.info("%s %s", "To close:" if self._only_shows else "Closed", each.described)
+        return [*(finding.to_dict() for finding in findings), *(each.to_dict() for each in forgotten)]
 
-    async def _reap(self, states: _OwnTasks) -> list[Finding]:
+    @property
+    def _only_shows(self) -> bool:
+        return str(self.only_show).strip().lower() in {"true", "1", "yes"}
+
+    async def _reap(self, states: _OwnTasks) -> tuple[list[Finding], list[ForgottenRun]]:
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.providers.kubernetes.reaper import find
-        from nighttrain.providers.reaping import reap_all
+        from nighttrain.providers.reaping import close_forgotten, find_forgotten, reap_all
         from nighttrain.providers.tracking.client import MLflowClient
 
         async with AsyncExitStack() as stack:
             config = get_cluster_config(self.kubernetes_conn_id)
             client = await stack.enter_async_context(shared_client(config))
-            findings = await find(
-                client,
-                self.namespace or client.namespace,
-                states,
-                minimum_age_seconds=self.minimum_age_seconds,
-            )
-            if str(self.only_show).strip().lower() in {"true", "1", "yes"}:
-                return findings
-            mlflow = None
+            namespace = self.namespace or client.namespace
+            age = self.minimum_age_seconds
+            findings = await find(client, namespace, states, minimum_age_seconds=age)
+            mlflow, forgotten = None, []
             if self.mlflow_conn_id is not None:
                 tracking = get_mlflow(self.mlflow_conn_id).config
                 mlflow = await stack.enter_async_context(MLflowClient(tracking))
-            return await reap_all(client, findings, states, mlflow=mlflow, warn=self.log.warning)
+                forgotten = await find_forgotten(
+                    client, mlflow, namespace, states, minimum_age_seconds=age, now=time.time()
+                )
+            if self._only_shows:
+                return findings, forgotten
+            findings = await reap_all(client, findings, states, mlflow=mlflow, warn=self.log.warning)
+            if mlflow is not None:
+                await close_forgotten(mlflow, forgotten, warn=self.log.warning)
+            return findings, forgotten
 
 
 class _OwnTasks:

@@ -434,7 +434,7 @@ class WorkloadOperator(BaseOperator):
                 get_logs=self.get_logs,
                 mlflow_conn_id=self.mlflow_conn_id,
                 run=started.run_ids(),
-                unknown_run=None if started.run_id else tracked.described_run(),
+                unknown_run=None if started.run_id else tracked.described_run(started),
             ),
             method_name="execute_complete",
             timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,

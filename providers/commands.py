@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from nighttrain.providers.errors import NighttrainError
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.reaper import Finding
+    from nighttrain.providers.reaping import ForgottenRun
 
 DONE, FAILED, MISUSED = 0, 1, 2
 
@@ -22,20 +24,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 misused."""
     options = _parser().parse_args(arguments)
     try:
-        findings = asyncio.run(reap_workloads(options))
+        findings, forgotten = asyncio.run(reap_workloads(options))
     except NighttrainError as error:
         _warn(str(error))
         return FAILED
-    _show(findings, options)
+    _show(findings, forgotten, options)
     return DONE
 
 
-async def reap_workloads(options: argparse.Namespace) -> list[Finding]:
-    """Find, and with ``--yes`` remove, the workloads whose task is over."""
+async def reap_workloads(options: argparse.Namespace) -> tuple[list[Finding], list[ForgottenRun]]:
+    """Find, and with ``--yes`` remove, the workloads whose task is over; close the runs nobody will close."""
     from nighttrain.providers.airflow_api import AirflowAPI
     from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
     from nighttrain.providers.kubernetes.reaper import find
-    from nighttrain.providers.reaping import reap_all
+    from nighttrain.providers.reaping import close_forgotten, find_forgotten, reap_all
     from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
     config = ClusterConfig(
@@ -46,29 +48,34 @@ async def reap_workloads(options: argparse.Namespace) -> list[Finding]:
         client = await stack.enter_async_context(await ClusterClient.open(config))
         namespace = options.namespace or client.namespace
         findings = await find(client, namespace, states, minimum_age_seconds=options.minimum_age)
-        if not options.yes:
-            return findings
         mlflow = None
+        forgotten: list[ForgottenRun] = []
         if options.mlflow_uri:
             mlflow = await stack.enter_async_context(MLflowClient(TrackingConfig(uri=options.mlflow_uri)))
-        return await reap_all(client, findings, states, mlflow=mlflow, warn=_warn)
+            forgotten = await find_forgotten(
+                client, mlflow, namespace, states, minimum_age_seconds=options.minimum_age, now=time.time()
+            )
+        if options.yes:
+            findings = await reap_all(client, findings, states, mlflow=mlflow, warn=_warn)
+        if options.yes and mlflow is not None:
+            await close_forgotten(mlflow, forgotten, warn=_warn)
+        return findings, forgotten
 
 
 def _warn(message: str) -> None:
     print(f"nighttrain: {message}", file=sys.stderr)
 
 
-def _show(findings: list[Finding], options: argparse.Namespace) -> None:
+def _show(findings: list[Finding], forgotten: list[ForgottenRun], options: argparse.Namespace) -> None:
     from nighttrain.providers.kubernetes.reaper import Verdict, table
 
     if options.output == "json":
-        print(json.dumps([finding.to_dict() for finding in findings], indent=2))
+        print(json.dumps([*(each.to_dict() for each in findings), *(each.to_dict() for each in forgotten)]))
         return
-    if not findings:
-        print("No workload is running.")
-        return
-    print(table(findings))
-    waiting = sum(finding.verdict is Verdict.REAP for finding in findings)
+    print(table(findings) if findings else "No workload is running.")
+    for each in forgotten:
+        print(f"{'Closed' if options.yes else 'To close:'} {each.described}")
+    waiting = sum(finding.verdict in (Verdict.REAP, Verdict.CLOSE) for finding in findings) + len(forgotten)
     if waiting and not options.yes:
         print(f"\nDry run: nothing was deleted. {waiting} to reap: run it again with --yes.")
 
@@ -87,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     reap.add_argument("-n", "--namespace", help="the workloads' namespace; the kubeconfig's, if left out")
     reap.add_argument("--kubeconfig", help="path of a kubeconfig file; KUBECONFIG or ~/.kube/config")
     reap.add_argument("--context", help="the kubeconfig's context")
-    reap.add_argument("--mlflow-uri", help="also close the runs of what was removed as KILLED")
+    reap.add_argument("--mlflow-uri", help="also close the runs that nobody will come back for")
     reap.add_argument(
         "--minimum-age", type=float, default=300.0, metavar="SECONDS", help="younger ones are kept (300)"
     )

@@ -25,6 +25,7 @@ NighttrainError
 │   ├── TrackingUnauthorizedError   401 or 403
 │   ├── TrackingNotFoundError       RESOURCE_DOES_NOT_EXIST
 │   └── TrackingRequestError        any other refusal
+│       └── TrackingTrashError      the run or its experiment was put into MLflow's trash
 ├── RegistryError                   the registry's content does not allow the step
 │   ├── ModelNotFoundError
 │   ├── ModelVersionNotFoundError   no such version, alias or stage holder
@@ -218,6 +219,10 @@ class TrackingRequestError(TrackingError):
         super().__init__(message)
         self.status = status
         self.error_code = error_code
+
+
+class TrackingTrashError(TrackingRequestError):
+    """The run, or its experiment, is in MLflow's trash: it takes no writes before it is restored."""
 
 
 class RegistryError(NighttrainError):

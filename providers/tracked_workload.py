@@ -5,6 +5,10 @@ admission), then the runs are opened, then the Job is created: bad input leaves 
 place. At the end the run is closed from the workload's outcome, never from what the training code said of
 itself.
 
+Each attempt has a run of its own, opened before its Job and named in it: of several processes that open one,
+the Job's name decides whose counts. The DAG run's parent run holds them together and is never what a task
+fails for.
+
 MLflow's outage stops none of this. A container that starts without a run is told the run's key, which marks
 whatever run its own code opens; the run tree is completed at the end.
 """
@@ -13,14 +17,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
+    ConfigurationError,
     ObjectExistsError,
     TrackingError,
+    TrackingNotFoundError,
+    TrackingTrashError,
     TrackingUnreachableError,
 )
 
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.tracking.runs import Lineage, LoggedModel, Run, RunKey, RunStatus, RunTree
 
 Say = Callable[[str], None]
+PREVIOUS_RUN_VARIABLE = "NIGHTTRAIN_PREVIOUS_RUN_ID"
 _log = logging.getLogger(__name__)
 
 
@@ -88,9 +97,9 @@ class TrackedWorkload:
     :param identity: the task; attempts derive their names from it
     :param epoch: changes when the task was cleared by a person, stays over automatic retries
     :param experiment_name: MLflow experiment, made if missing
-    :param run_name: the child run's name
+    :param run_name: the name of the task's runs
     :param parent_key: key of the DAG run's parent run
-    :param run_key: key of this task's child run
+    :param run_key: key of this task's runs, one for each attempt
     :param params: parameters to log on the run before the container starts
     :param lineage: gives the lineage tags from what is known so far
     :param adopts_earlier_epochs: see :func:`nighttrain.providers.kubernetes.workload.submit`
@@ -112,11 +121,12 @@ class TrackedWorkload:
     adopts_earlier_epochs: bool = False
     kind: str = "Job"
 
-    def described_run(self) -> dict[str, Any]:
-        """What finds this task's run again while nobody knows its id."""
-        from nighttrain.providers.tracking.killed_runs import described
+    def described_run(self, started: StartedWorkload) -> dict[str, Any]:
+        """What finds this attempt's run again while nobody knows its id."""
+        from nighttrain.providers.tracking.killed_runs import described, opening_of
 
-        return described(self.experiment_name, self.run_name, self.run_key)
+        opening = opening_of(started.workload.run_context)
+        return described(self.experiment_name, self.run_name, self.run_key, opening)
 
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
@@ -136,12 +146,14 @@ class TrackedWorkload:
             namespace = self.spec.namespace or client.namespace
             await self._rehearse(client, namespace, kind)
             tree = RunTree(mlflow)
-            runs: tuple[Run, Run] | None = None
+            candidate: Run | None = None
 
             async def complete() -> WorkloadSpec:
-                nonlocal runs
-                runs = await self._open_runs_if_possible(tree, log)
-                return with_env(self.spec, self._environment(runs[1] if runs else None))
+                nonlocal candidate
+                opening = uuid.uuid4().hex
+                candidate = await self._open_attempt_if_possible(tree, opening, log)
+                previous = await self._run_to_resume(tree, candidate) if candidate else None
+                return with_env(self.spec, self._environment(candidate, opening, previous))
 
             workload = await submit(
                 client,
@@ -153,20 +165,18 @@ class TrackedWorkload:
                 adopts_earlier_epochs=self.adopts_earlier_epochs,
                 kind=kind,
             )
-            # A container that was started without a run may be opening its own: that one is taken over at
-            # the end, and none is opened beside it.
-            if workload.adopted and workload.run_id is not None:
-                runs = await self._open_runs_if_possible(tree, log)
-            elif workload.adopted:
-                runs = None
             done = "Adopted" if workload.adopted else "Created"
-            run = f"MLflow run {runs[1].run_id if runs else 'to follow'}"
-            log(f"{done} {kind.name} {namespace}/{workload.name} (attempt {workload.attempt}), {run}")
+            log(
+                f"{done} {kind.name} {namespace}/{workload.name} (attempt {workload.attempt}), "
+                f"MLflow run {workload.run_id or 'to follow'}"
+            )
             started = StartedWorkload(
                 workload=workload,
                 workload_url=f"{client.server}{kind.resource.path(workload.namespace, workload.name)}",
+                run_id=workload.run_id or "",
+                experiment_id=workload.experiment_id or "",
             )
-            return await self._with_runs(tree, started, runs) if runs else started
+            return await self._with_run(tree, started, candidate, client.server)
 
     async def follow(
         self,
@@ -213,19 +223,29 @@ class TrackedWorkload:
         return await self._close_runs(started, run_status(outcome), outcome)
 
     async def logged_models(self, started: StartedWorkload) -> list[LoggedModel]:
-        """The models that the run logged."""
+        """The models that the run logged; none where its experiment is in MLflow's trash."""
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.runs import RunTree
 
+        if not started.run_id:
+            return []
         async with MLflowClient(self.tracking) as mlflow:
             tree = RunTree(mlflow)
             return await tree.logged_models(await tree.get(started.run_id))
 
     async def run(self, started: StartedWorkload) -> Run:
-        """The run as MLflow has it now."""
+        """The run as MLflow has it now, also in the trash.
+
+        :raises TrackingNotFoundError: the attempt started without one, and none could be made at its end
+        """
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.runs import RunTree
 
+        if not started.run_id:
+            raise TrackingNotFoundError(
+                f"the workload has no run in experiment {self.experiment_name!r}: restore the experiment "
+                "from MLflow's trash, then clear the task"
+            )
         async with MLflowClient(self.tracking) as mlflow:
             return await RunTree(mlflow).get(started.run_id)
 
@@ -258,36 +278,139 @@ class TrackedWorkload:
 
         async with MLflowClient(self.tracking) as mlflow:
             tree = RunTree(mlflow)
-            if not started.run_id:
-                experiment_id = await tree.ensure_experiment(self.experiment_name)
-                await tree.prefer_container_run(experiment_id, self.run_key)
-                parent, run = await self._open_runs(tree)
-                started = replace(
-                    started, run_id=run.run_id, experiment_id=run.experiment_id, parent_run_id=parent.run_id
+            try:
+                started = await self._with_known_run(tree, started)
+                await tree.set_tags(started.run_id, self._tags(started.workload, outcome))
+                await tree.close(started.run_id, status)
+                await tree.supersede(await tree.get(started.run_id))
+            except (TrackingTrashError, TrackingNotFoundError, ConfigurationError) as error:
+                _log.warning(
+                    "The workload has ended and its run could not be written: %s",
+                    restoring(error, run_id=started.run_id, experiment_id=started.experiment_id),
                 )
-            await tree.set_tags(started.run_id, self._tags(started.workload, outcome))
-            await tree.close(started.run_id, status)
-            await tree.settle_parent(started.parent_run_id)
+            await self._tell_parent(tree.settle_parent, started.parent_run_id)
             return started
 
-    async def _with_runs(
-        self, tree: RunTree, started: StartedWorkload, runs: tuple[Run, Run]
-    ) -> StartedWorkload:
-        parent, run = runs
-        try:
-            await tree.set_tags(run.run_id, self._tags(started.workload))
-        except TrackingUnreachableError as error:
-            _log.warning("The run's tags follow at the end: %s", error)
+    async def _with_known_run(self, tree: RunTree, started: StartedWorkload) -> StartedWorkload:
+        """Where the attempt started while MLflow was away: its run as it is in the tree by now."""
+        from nighttrain.providers.tracking.killed_runs import opening_of
+        from nighttrain.providers.tracking.runs import PARENT_TAG
+
+        if started.run_id and started.parent_run_id:
+            return started
+        if started.run_id:
+            run = await tree.get(started.run_id)
+        else:
+            experiment_id = await tree.ensure_experiment(self.experiment_name)
+            run = await tree.take_over(
+                experiment_id,
+                self.run_key,
+                name=self.run_name,
+                opening=opening_of(started.workload.run_context),
+                parent_run_id=await self._parent(tree, experiment_id),
+                tags=self._new_tags(),
+                params=dict(self.params),
+            )
         return replace(
-            started, run_id=run.run_id, experiment_id=run.experiment_id, parent_run_id=parent.run_id
+            started,
+            run_id=run.run_id,
+            experiment_id=run.experiment_id,
+            parent_run_id=run.tags.get(PARENT_TAG, ""),
         )
 
-    async def _open_runs_if_possible(self, tree: RunTree, log: Say) -> tuple[Run, Run] | None:
+    async def _with_run(
+        self, tree: RunTree, started: StartedWorkload, candidate: Run | None, cluster: str
+    ) -> StartedWorkload:
+        """Complete the run that the Job was created with; another one that was opened for it goes.
+
+        What cannot be written now is written at the end.
+        """
+        from nighttrain.providers.tracking.runs import PARENT_TAG
+
         try:
-            return await self._open_runs(tree)
+            if candidate is not None and candidate.run_id != started.run_id:
+                await tree.discard(candidate.run_id)
+                candidate = None
+            if not started.run_id:  # the container may be opening its own, which is taken over at the end
+                return started
+            run = candidate or await tree.get(started.run_id)
+            parent_run_id = (
+                run.tags.get(PARENT_TAG, "") if candidate else await self._parent(tree, run.experiment_id)
+            )
+            started = replace(started, experiment_id=run.experiment_id, parent_run_id=parent_run_id)
+            tags = self._tags(started.workload, cluster=cluster)
+            await tree.set_tags(run.run_id, {**tags, PARENT_TAG: parent_run_id or None})
+            if run.number > 1:
+                await tree.supersede(run)
+            if candidate is None:
+                await tree.reopen(run.run_id)
+            await self._tell_parent(tree.reopen, parent_run_id)
+        except TrackingUnreachableError as error:
+            _log.warning("The run's tags follow at the end: %s", error)
+        except (TrackingTrashError, TrackingNotFoundError) as error:
+            _log.warning(
+                "The workload goes on; its run cannot be written: %s",
+                restoring(error, run_id=started.run_id, experiment_id=started.experiment_id),
+            )
+        return started
+
+    async def _open_attempt_if_possible(self, tree: RunTree, opening: str, log: Say) -> Run | None:
+        try:
+            experiment_id = await tree.ensure_experiment(self.experiment_name)
+            return await tree.open_attempt(
+                experiment_id,
+                self.run_key,
+                name=self.run_name,
+                parent_run_id=await self._parent(tree, experiment_id),
+                tags=self._new_tags(),
+                params=dict(self.params),
+                opening=opening,
+            )
         except TrackingUnreachableError as error:
             log(f"MLflow does not answer; the training starts without it and its run follows: {error}")
             return None
+
+    async def _parent(self, tree: RunTree, experiment_id: str) -> str:
+        """The id of the DAG run's run; empty where MLflow refuses one, which no task fails for."""
+        from nighttrain.providers.tracking.runs import Lineage
+
+        key = self.parent_key
+        whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
+        try:
+            parent = await tree.open_parent(
+                experiment_id, key, name=f"{key.dag_id} {key.run_id}", tags=whole.tags()
+            )
+        except TrackingUnreachableError:
+            raise
+        except TrackingError as error:
+            _log.warning("The task's run stands alone, without one of its DAG run: %s", error)
+            return ""
+        return parent.run_id
+
+    async def _tell_parent(self, tell: Callable[[str], Awaitable[None]], parent_run_id: str) -> None:
+        """Have the DAG run's run say how its tasks stand, which no task fails for."""
+        if not parent_run_id:
+            return
+        try:
+            await tell(parent_run_id)
+        except TrackingUnreachableError:
+            raise
+        except TrackingError as error:
+            said = restoring(error, run_id=parent_run_id)
+            _log.warning("The status of the DAG run's run could not be written: %s", said)
+
+    async def _run_to_resume(self, tree: RunTree, run: Run) -> str | None:
+        """The attempt before, if it belongs to the same wish: what a clear asks for starts anew."""
+        from nighttrain.providers.tracking.runs import EPOCH_TAG, PREVIOUS_TAG, RunStatus
+
+        if PREVIOUS_TAG not in run.tags:
+            return None
+        try:
+            previous = await tree.get(run.tags[PREVIOUS_TAG])
+        except TrackingError:  # it would have been a help, no more
+            return None
+        same = previous.tags.get(EPOCH_TAG) == run.tags.get(EPOCH_TAG)
+        return previous.run_id if same and previous.status != RunStatus.FINISHED.value else None
 
     async def _rehearse(self, client: ClusterClient, namespace: str, kind: WorkloadKind) -> None:
         try:
@@ -297,36 +420,36 @@ class TrackedWorkload:
         except ObjectExistsError:
             return  # an earlier try was here: submit() decides what that means
 
-    async def _open_runs(self, tree: RunTree) -> tuple[Run, Run]:
-        from nighttrain.providers.tracking.runs import Lineage
+    def _new_tags(self) -> dict[str, str]:
+        from nighttrain.providers.tracking.runs import EPOCH_TAG
 
-        experiment_id = await tree.ensure_experiment(self.experiment_name)
-        tags = self.lineage(image=self.spec.image).tags()
-        key = self.parent_key
-        whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
-        parent = await tree.open_parent(
-            experiment_id, key, name=f"{key.dag_id} {key.run_id}", tags=whole.tags()
-        )
-        run = await tree.open_child(
-            parent, self.run_key, name=self.run_name, tags=tags, params=dict(self.params)
-        )
-        return parent, run
+        return {**self.lineage(image=self.spec.image).tags(), EPOCH_TAG: self.epoch}
 
-    def _environment(self, run: Run | None) -> dict[str, str]:
+    def _environment(self, run: Run | None, opening: str, previous: str | None) -> dict[str, str]:
         environment = {
             "MLFLOW_TRACKING_URI": self.tracking_uri_for_pods,
             # Lines arrive as they are printed, and in the order in which they were.
             "PYTHONUNBUFFERED": "1",
         }
+        if previous is not None:
+            environment[PREVIOUS_RUN_VARIABLE] = previous
         if run is None:
-            from nighttrain.providers.tracking.runs import OPENED_BY_CONTAINER, OPENED_BY_TAG, RUN_KEY_TAG
+            from nighttrain.providers.tracking.runs import (
+                OPENED_BY_CONTAINER,
+                OPENED_BY_TAG,
+                OPENING_TAG,
+                RUN_KEY_TAG,
+            )
 
+            marks = {
+                RUN_KEY_TAG: self.run_key.value,
+                OPENED_BY_TAG: OPENED_BY_CONTAINER,
+                OPENING_TAG: opening,
+            }
             return environment | {
                 "MLFLOW_EXPERIMENT_NAME": self.experiment_name,
                 # MLflow puts these tags on every run that the container opens: so it is found at the end.
-                "MLFLOW_RUN_CONTEXT": json.dumps(
-                    {RUN_KEY_TAG: self.run_key.value, OPENED_BY_TAG: OPENED_BY_CONTAINER}
-                ),
+                "MLFLOW_RUN_CONTEXT": json.dumps(marks),
             }
         return environment | {
             "MLFLOW_RUN_ID": run.run_id,
@@ -334,8 +457,11 @@ class TrackedWorkload:
             "MLFLOW_EXPERIMENT_ID": run.experiment_id,
         }
 
-    def _tags(self, workload: Workload, outcome: Outcome | None = None) -> dict[str, str]:
+    def _tags(
+        self, workload: Workload, outcome: Outcome | None = None, cluster: str | None = None
+    ) -> dict[str, str]:
         known: dict[str, Any] = {
+            "cluster": cluster,
             "image": self.spec.image,
             "attempt": workload.attempt,
             "namespace": workload.namespace,
@@ -359,6 +485,18 @@ class TrackedWorkload:
 
         async with shared_client(self.cluster) as client:
             await cancel(client, started.workload)
+
+
+def restoring(error: Exception, *, run_id: str, experiment_id: str = "") -> str:
+    """What MLflow said, and how to have back what is in its trash."""
+    if not isinstance(error, TrackingTrashError):
+        return str(error)
+    commands = [f"mlflow runs restore --run-id {run_id}"] if run_id else []
+    if experiment_id:
+        commands.append(
+            f"if its experiment was deleted, mlflow experiments restore --experiment-id {experiment_id}"
+        )
+    return f"it is in MLflow's trash. To have it back: {'; '.join(commands)}. MLflow says: {error}"
 
 
 def with_env(spec: WorkloadSpec, environment: Mapping[str, str]) -> WorkloadSpec:

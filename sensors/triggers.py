@@ -186,7 +186,7 @@ class WorkloadTrigger(BaseTrigger):
         if self.mlflow_conn_id is None or not (self.run_ids or self.unknown_run):
             return
         from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.killed_runs import close_killed
+        from nighttrain.providers.tracking.killed_runs import close_with_parent, take_over_described
         from nighttrain.providers.tracking.runs import RunStatus, RunTree
 
         mlflow = await aget_mlflow(self.mlflow_conn_id)
@@ -194,10 +194,10 @@ class WorkloadTrigger(BaseTrigger):
             async with MLflowClient(mlflow.config) as client:
                 tree = RunTree(client)
                 if self.run_ids:
-                    await tree.close(self.run_ids["run_id"], RunStatus.KILLED)
-                    await tree.settle_parent(self.run_ids["parent_run_id"])
-                elif self.unknown_run:
-                    await close_killed(tree, self.unknown_run)
+                    run = await tree.get(self.run_ids["run_id"])
+                else:
+                    run = await take_over_described(tree, self.unknown_run or {})
+                await close_with_parent(tree, run, RunStatus.KILLED)
         except TrackingError as error:
             self.log.warning("The workload is removed; its run could not be closed: %s", error)
 

@@ -23,6 +23,8 @@ class Scripted:
     upstream: str = ""
     lose: str = ""
     """Forward everything to ``upstream``, but lose the first answer to this path, after it was acted upon."""
+    refuse: str = ""
+    """Forward everything to ``upstream``, but forbid this path."""
     uri: str = ""
 
     def says(self, status: int, body: bytes | str = b"{}", **headers: str) -> None:
@@ -43,7 +45,9 @@ def scripted() -> Iterator[Scripted]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             script.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
-            if script.upstream:
+            if script.refuse and script.refuse in self.path:
+                answer = (403, {"content-type": "application/json"}, b'{"error_code": "PERMISSION_DENIED"}')
+            elif script.upstream:
                 reply = httpx.request(
                     self.command,
                     script.upstream + self.path,

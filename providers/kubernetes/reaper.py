@@ -1,5 +1,7 @@
 """Removing workloads whose task is over: what a crash, a deleted DAG run or a triggerer that was down left.
 
+One that has ended, and whose end nobody took over, stays as it is; its end is still to be written down.
+
 The fence: the Job is read first, its task's state is asked then, and the Job is deleted only as it was read.
 A task that came back to life in between has adopted the Job, which changed it, and the deletion is refused.
 """
@@ -67,15 +69,18 @@ class Verdict(Enum):
 
     REAP = "reap"
     REAPED = "reaped"
+    CLOSE = "close"
+    CLOSED = "closed"
     TAKEN_OVER = "taken over"
     KEEP = "keep"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A live workload and what its task's state says of it.
+    """A workload that lives, or whose end nobody took over, and what its task's state says of it.
 
     :param age_seconds: since its Job was created
+    :param epoch: the epoch that it was submitted in
     :param environment: the plain variables of its container, which tell its run
     """
 
@@ -86,6 +91,7 @@ class Finding:
     state: TaskState
     verdict: Verdict
     environment: dict[str, str] = field(default_factory=dict)
+    epoch: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for tables and machines."""
@@ -110,7 +116,8 @@ async def find(
     minimum_age_seconds: float = MINIMUM_AGE_SECONDS,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[Finding]:
-    """Every live workload of the namespace, and whether to reap it.
+    """Every live workload of the namespace, and whether to reap it; and those that ended on the last try of a
+    task whose worker died, so that nobody took over their end.
 
     :param minimum_age_seconds: younger ones are kept whatever their task's state
     :raises ConfigurationError: a negative age
@@ -125,12 +132,14 @@ async def find(
     found = []
     for kind, obj in listed:
         identity = _identity_of(obj)
-        if identity is None or identity.orchestrator != orchestrator or not _is_live(obj, kind):
+        if identity is None or identity.orchestrator != orchestrator or _is_settled(obj, kind):
             continue
         # Whole seconds of two clocks of the cluster: a new object can seem to be from the future.
         age = max(0.0, moment - _created(obj))
         state = await states.state(identity) if age >= minimum_age_seconds else TaskState.UNKNOWN
-        found.append(_finding(obj, kind, identity, namespace, age, state))
+        finding = _finding(obj, kind, identity, namespace, age, state)
+        if finding.verdict is not Verdict.KEEP or _is_live(obj, kind):
+            found.append(finding)
     return found
 
 
@@ -200,14 +209,17 @@ def table(findings: Sequence[Finding]) -> str:
 def _finding(
     obj: Json, kind: WorkloadKind, identity: WorkloadIdentity, namespace: str, age: float, state: TaskState
 ) -> Finding:
+    waited_for = state not in (TaskState.OVER, TaskState.GONE)
+    unwanted = Verdict.REAP if _is_live(obj, kind) else Verdict.CLOSE
     return Finding(
         workload=Workload(namespace, name_of(obj), uid_of(obj), history_of(obj).attempt, kind=kind.name),
         identity=identity,
         resource_version=text(metadata(obj).get("resourceVersion")),
         age_seconds=age,
         state=state,
-        verdict=Verdict.REAP if state in (TaskState.OVER, TaskState.GONE) else Verdict.KEEP,
+        verdict=Verdict.KEEP if waited_for else unwanted,
         environment=environment_of(obj, kind),
+        epoch=history_of(obj).epoch or "",
     )
 
 
@@ -233,6 +245,11 @@ def _identity_of(obj: Json) -> WorkloadIdentity | None:
 
 def _is_live(obj: Json, kind: WorkloadKind) -> bool:
     return not kind.has_ended(obj) and not is_deleting(obj)
+
+
+def _is_settled(obj: Json, kind: WorkloadKind) -> bool:
+    """Whether there is nothing left to do: it goes already, or its end was taken over."""
+    return is_deleting(obj) or (kind.has_ended(obj) and history_of(obj).consumed is not None)
 
 
 def _created(obj: Json) -> float:

@@ -60,6 +60,8 @@ CONFLICT_ROUNDS = 5
 # Several workers of one task may adopt at once; in each round one of them gets through.
 FENCE_ROUNDS = 20
 RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
+EXPERIMENT_ID_VARIABLE = "MLFLOW_EXPERIMENT_ID"
+RUN_CONTEXT_VARIABLE = "MLFLOW_RUN_CONTEXT"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Workload:
     :param adopted: it existed already when it was submitted
     :param infrastructure_failures: attempts before this one that the cluster ended, since the last clear
     :param run_id: the MLflow run that the container was started with
+    :param experiment_id: that run's experiment
+    :param run_context: the tags, as JSON, of a run that the container opens because it was started without
     :param kind: which of :data:`~nighttrain.providers.kubernetes.kinds.KINDS` it is
     """
 
@@ -80,6 +84,8 @@ class Workload:
     infrastructure_failures: int = 0
     run_id: str | None = None
     kind: str = JOB.name
+    experiment_id: str | None = None
+    run_context: str | None = None
 
     @property
     def described(self) -> str:
@@ -102,6 +108,8 @@ class Workload:
             infrastructure_failures=int(value.get("infrastructure_failures", 0)),
             run_id=value.get("run_id"),
             kind=value.get("kind", JOB.name),
+            experiment_id=value.get("experiment_id"),
+            run_context=value.get("run_context"),
         )
 
 
@@ -118,10 +126,10 @@ async def submit(
 ) -> Workload:
     """Make sure that this identity has its workload: adopt the one there is, or create the next attempt.
 
-    An attempt of the same ``epoch`` whose result nobody has consumed is adopted, running or ended. A consumed
-    one is adopted only if it succeeded: then the worker died after the result was stored. Otherwise the next
-    attempt is created, once nothing of the last one runs any more; one that still lives, because it belongs
-    to an earlier epoch or runs another spec, is cancelled first.
+    An attempt of the same ``epoch`` and spec whose result nobody has consumed is adopted, running or ended. A
+    consumed one is adopted only if it succeeded: then the worker died after the result was stored. Otherwise
+    the next attempt is created, once nothing of the last one runs any more; one that still lives, because it
+    belongs to an earlier epoch or runs another spec, is cancelled first.
 
     :param epoch: changes when a person asks for the task anew (clears it), and not over automatic retries;
         later ones compare greater
@@ -179,11 +187,14 @@ async def _completed(
     """The workload of an object that was created or adopted, with all that belongs to it."""
     kind = kind_named(workload.kind)
     await ensure_files(client, spec, obj, kind, adopted=adopted)
+    environment = environment_of(obj, kind)
     return replace(
         workload,
         adopted=adopted,
         infrastructure_failures=history_of(obj).infrastructure_failures,
-        run_id=environment_of(obj, kind).get(RUN_ID_VARIABLE),
+        run_id=environment.get(RUN_ID_VARIABLE),
+        experiment_id=environment.get(EXPERIMENT_ID_VARIABLE),
+        run_context=environment.get(RUN_CONTEXT_VARIABLE),
     )
 
 
@@ -350,10 +361,11 @@ async def _until_strays_ended(
 
 
 def _is_wanted(obj: Json, history: History, wanted_hash: str, epoch: str) -> bool:
+    if _annotation(obj, SPEC_HASH_ANNOTATION) != wanted_hash:
+        return False
     if history.consumed is not None:
         return history.consumed == OutcomeKind.SUCCEEDED.value and history.consumed_epoch == epoch
-    same_epoch = history.epoch is None or history.epoch == epoch
-    return same_epoch and _annotation(obj, SPEC_HASH_ANNOTATION) == wanted_hash
+    return history.epoch is None or history.epoch == epoch
 
 
 def _why_unwanted(history: History, epoch: str) -> str:

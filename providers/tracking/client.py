@@ -6,6 +6,7 @@ Paths are relative to ``api/2.0/mlflow/``; a path that starts with ``/`` is rela
 from __future__ import annotations
 
 import dataclasses
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from nighttrain.providers.errors import (
     TrackingError,
     TrackingNotFoundError,
     TrackingRequestError,
+    TrackingTrashError,
     TrackingUnauthorizedError,
     TrackingUnreachableError,
     clip,
@@ -46,6 +48,9 @@ RETRY_ATTEMPTS = 10
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _RETRY_AFTER_MAX = 10.0
 """A server that asks for more than this gets asked earlier: the retry budget is 45 seconds."""
+
+_IN_TRASH = re.compile(r"must be in the 'active' state")
+"""What MLflow says to a write to a run or an experiment that was deleted: it has no code of its own."""
 
 _LOOPBACK = ("localhost", "127.", "::1")
 
@@ -360,6 +365,8 @@ class MLflowClient:
                 f"redirected to {target}: give the address that answers MLflow's API itself, "
                 "without a login page"
             )
+        if _IN_TRASH.search(message):
+            return TrackingTrashError(f"{about}: {message}", status=status, error_code=code)
         # A database that is away answers 503; INTERNAL_ERROR is a fault in MLflow that waiting does not mend.
         if status in _RETRY_STATUSES and code != "INTERNAL_ERROR":
             transient = _TransientError(f"{about}: {message}", status=status, error_code=code)

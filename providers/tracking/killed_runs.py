@@ -3,18 +3,22 @@ while MLflow was away, and opened one of its own or none."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.tracking.runs import PARENT_TAG, Lineage, RunKey, RunStatus
+from nighttrain.providers.tracking.runs import OPENING_TAG, PARENT_TAG, Lineage, RunKey, RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nighttrain.providers.tracking.runs import RunTree
+    from nighttrain.providers.tracking.runs import Run, RunTree
 
 
-def described(experiment_name: str, run_name: str, key: RunKey) -> dict[str, Any]:
-    """What finds the run again, as plain JSON values."""
+def described(experiment_name: str, run_name: str, key: RunKey, opening: str) -> dict[str, Any]:
+    """What finds the run again, as plain JSON values.
+
+    :param opening: the token that the container was given
+    """
     return {
         "experiment_name": experiment_name,
         "run_name": run_name,
@@ -23,14 +27,21 @@ def described(experiment_name: str, run_name: str, key: RunKey) -> dict[str, Any
         "run_id": key.run_id,
         "task_id": key.task_id,
         "map_index": key.map_index,
+        "opening": opening,
     }
 
 
-async def close_killed(tree: RunTree, run: Mapping[str, Any]) -> None:
-    """Close it as KILLED, and settle the DAG run's. Call it after the container is gone.
+def opening_of(run_context: str | None) -> str:
+    """The token in what a container was told of the run that it is to open; empty if there is none."""
+    try:
+        told = json.loads(run_context or "{}")
+    except ValueError:  # the user's own
+        return ""
+    return str(told.get(OPENING_TAG, "")) if isinstance(told, dict) else ""
 
-    The container may have opened a run of its own. Where it did not, one is made: a task that ran is in the
-    tree.
+
+async def take_over_described(tree: RunTree, run: Mapping[str, Any]) -> Run:
+    """The run that its container opened. Where it opened none, one is made: a task that ran is in the tree.
 
     :param run: from :func:`described`
     :raises TrackingError: MLflow does not answer, or refuses
@@ -38,26 +49,43 @@ async def close_killed(tree: RunTree, run: Mapping[str, Any]) -> None:
     fields = {name: run[name] for name in ("orchestrator", "dag_id", "run_id", "task_id", "map_index")}
     key = RunKey(**fields)
     experiment_id = await tree.ensure_experiment(run["experiment_name"])
-    await tree.prefer_container_run(experiment_id, key)
     whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
     parent = await tree.open_parent(experiment_id, key, name=f"{key.dag_id} {key.run_id}", tags=whole.tags())
-    child = await tree.open_child(parent, key, name=run["run_name"])
-    await tree.close(child.run_id, RunStatus.KILLED)
-    await tree.settle_parent(parent.run_id)
+    return await tree.take_over(
+        experiment_id,
+        key,
+        name=run["run_name"],
+        opening=run.get("opening", ""),
+        parent_run_id=parent.run_id,
+    )
 
 
-async def close_run_of_container(tree: RunTree, key: RunKey, environment: Mapping[str, str]) -> None:
-    """Close the run that a container wrote to as KILLED. Call it after the container is gone.
+async def close_with_parent(tree: RunTree, run: Run, status: RunStatus) -> None:
+    """Close it, and settle the DAG run's. Call it after the container is gone.
+
+    :raises TrackingError: MLflow does not answer, or refuses
+    """
+    await tree.close(run.run_id, status)
+    if run.tags.get(PARENT_TAG):
+        await tree.settle_parent(run.tags[PARENT_TAG])
+
+
+async def close_run_of_container(
+    tree: RunTree, key: RunKey, environment: Mapping[str, str], status: RunStatus = RunStatus.KILLED
+) -> None:
+    """Close the run that a container wrote to. Call it after the container is gone.
 
     :param key: of the container's task
     :param environment: what the container was started with. It names the run, or the experiment in which the
         container was to open one; where it names neither there is nothing to close
+    :param status: how the container ended
     :raises TrackingError: MLflow does not answer, or refuses
     """
     if run_id := environment.get("MLFLOW_RUN_ID"):
         run = await tree.get(run_id)
-        await tree.close(run.run_id, RunStatus.KILLED)
-        if run.tags.get(PARENT_TAG):
-            await tree.settle_parent(run.tags[PARENT_TAG])
-    elif key.value in environment.get("MLFLOW_RUN_CONTEXT", ""):
-        await close_killed(tree, described(environment["MLFLOW_EXPERIMENT_NAME"], str(key.task_id), key))
+    elif opening := opening_of(environment.get("MLFLOW_RUN_CONTEXT")):
+        experiment_name = environment["MLFLOW_EXPERIMENT_NAME"]
+        run = await take_over_described(tree, described(experiment_name, str(key.task_id), key, opening))
+    else:
+        return
+    await close_with_parent(tree, run, status)

@@ -1,16 +1,20 @@
-"""The run tree of a DAG run: one parent, one child for each training task, found again instead of doubled.
+"""The run tree of a DAG run: one parent, and under it a run for each attempt of each task.
 
-MLflow has no request tokens: a run is found by the tag ``nighttrain.run_key`` before one is created and again
-afterwards, and of several the oldest is kept. Statuses are written from the workload's outcome, because the
-status the training process leaves behind cannot be trusted.
+The parent is elected (see :mod:`~nighttrain.providers.tracking.election`). Which run is an attempt's is
+decided by the cluster: it is the one that the attempt's Job was created with. MLflow has no request tokens,
+so each call that makes a run writes a token of its own, by which the run is found when the answer was lost.
+Statuses are written from the workload's outcome, because the status the training process leaves behind cannot
+be trusted.
 """
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import json
+import logging
 import math
 import time
+import uuid
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,33 +24,49 @@ from nighttrain.providers.errors import (
     ConfigurationError,
     TrackingNotFoundError,
     TrackingRequestError,
+    TrackingUnauthorizedError,
     TrackingUnreachableError,
     clip,
 )
+from nighttrain.providers.tracking.election import Election
 from nighttrain.providers.tracking.tags import MAX_PARAM, PREFIX, clean_key, clean_tags, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from nighttrain.providers.tracking.client import MLflowClient
 
+_log = logging.getLogger(__name__)
+
 RUN_KEY_TAG = f"{PREFIX}run_key"
+"""Whose run it is: the same for all attempts of a task."""
+
+RUN_NUMBER_TAG = f"{PREFIX}run_number"
+"""How many runs the task has had up to this one."""
+
+OPENING_TAG = f"{PREFIX}opening"
+"""A token of the call that made the run, and of what a container that got no run opened instead."""
+
+PREVIOUS_TAG = f"{PREFIX}previous_run"
+SUPERSEDED_TAG = f"{PREFIX}superseded_by"
+EPOCH_TAG = f"{PREFIX}epoch"
 PARENT_TAG = "mlflow.parentRunId"
 OPENED_BY_TAG = f"{PREFIX}opened_by"
 OPENED_BY_CONTAINER = "container"
 CHANGED_PARAMS_TAG = f"{PREFIX}changed_params"
-"""Params that a retry wanted to log with another value: MLflow keeps a param's first value for ever."""
+"""Params that the training had logged with another value: MLflow keeps a param's first value for ever."""
 
 CREATE_ATTEMPTS = 3
-"""How often a run is looked for and created while the answers get lost. Each round already bridges a
-restart."""
+"""How often a run is created while the answers get lost. Each round already bridges a restart."""
 
-SETTLE_SECONDS = 0.3
-"""Before looking who else created the same run: thirty times what a create takes on an idle server, for a
-handful of openers that queue up behind one another."""
+GENERATIONS = 100
+"""So many parents of one DAG run in the trash, one after the other, are no person's doing."""
 
-SETTLE_TIMES = 3.0
-"""The same, in terms of our own create: a busy server holds up the others' as well."""
+SETTLE_ROUNDS = 20
+"""Tasks that end at once look at each other's writes: each round one of them is the last."""
+
+PAGE = 1_000
+"""The most that MLflow gives at once."""
 
 BATCH_METRICS = 1_000
 BATCH_PARAMS = 100
@@ -81,6 +101,8 @@ class Run:
     artifact_uri: str = ""
     start_time: int | None = None
     end_time: int | None = None
+    deleted: bool = False
+    """It is in MLflow's trash: it can be read, and takes no writes before it is restored."""
 
     @classmethod
     def from_api(cls, run: Mapping[str, Any]) -> Run:
@@ -96,7 +118,19 @@ class Run:
             artifact_uri=info.get("artifact_uri", ""),
             start_time=int(info["start_time"]) if info.get("start_time") else None,
             end_time=int(info["end_time"]) if info.get("end_time") else None,
+            deleted=info.get("lifecycle_stage") == "deleted",
         )
+
+    @property
+    def number(self) -> int:
+        """How many runs its task has had up to this one; 0 for a run that nighttrain did not make."""
+        given = self.tags.get(RUN_NUMBER_TAG, "")
+        return int(given) if given.isascii() and given.isdigit() else 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it says that it goes on."""
+        return self.status in (RunStatus.RUNNING.value, RunStatus.SCHEDULED.value)
 
 
 @dataclass(frozen=True)
@@ -163,6 +197,8 @@ class Lineage:
     try_number: int | None = None
     """The orchestrator's count of tries; several tries may share one attempt."""
     attempt: int | None = None
+    cluster: str | None = None
+    """The API server's address."""
     namespace: str | None = None
     job_name: str | None = None
     job_uid: str | None = None
@@ -230,33 +266,153 @@ class RunTree:
     async def open_parent(
         self, experiment_id: str, identity: RunKey, *, name: str, tags: Mapping[str, object] | None = None
     ) -> Run:
-        """The run of the whole DAG run, open. ``identity`` may be that of any of its tasks."""
-        return await self._open(experiment_id, identity.parent, name=name, tags=dict(tags or {}))
+        """The run of the whole DAG run: one for all who ask, whenever they do.
 
-    async def open_child(
+        One that a person put into the trash is followed by another. It is left as it is if it was closed:
+        :meth:`reopen` it once it has a child that goes on.
+
+        :param identity: may be that of any of its tasks
+        """
+        key = identity.parent
+        for generation in range(GENERATIONS):
+            election = Election(self.client, experiment_id, key.value, f"parent {generation}")
+            elected = await election.elected()
+            if elected is not None:
+                run = await self._get_or_none(elected)
+            else:
+                known = await self.find(experiment_id, key)
+                run = await self._elect(
+                    election,
+                    known,
+                    lambda: self._create(experiment_id, key, name=name, tags=dict(tags or {})),
+                )
+            if run is not None and not run.deleted:
+                return run
+        raise TrackingRequestError(
+            f"{GENERATIONS} parent runs of {key.value} are in MLflow's trash: does something delete them?"
+        )
+
+    async def reopen(self, run_id: str) -> None:
+        """Have the run say that it goes on, if it does not. One in the trash is left there."""
+        run = await self.get(run_id)
+        if not run.deleted and (run.status != RunStatus.RUNNING.value or run.end_time is not None):
+            # An end time of 0 is how MLflow's REST API spells "none": the field cannot be cleared otherwise.
+            await self.client.post(
+                "runs/update", {"run_id": run_id, "status": RunStatus.RUNNING.value, "end_time": 0}
+            )
+
+    async def open_attempt(
         self,
-        parent: Run,
+        experiment_id: str,
         key: RunKey,
         *,
         name: str,
+        parent_run_id: str = "",
         tags: Mapping[str, object] | None = None,
         params: Mapping[str, object] | None = None,
+        opening: str | None = None,
     ) -> Run:
-        """The run of one task under ``parent``, open; a retry gets the same one.
+        """A new run for the next attempt of a task. Each call makes one.
 
+        It counts only once a Job was created with it. If another one was, :meth:`discard` it; if this one,
+        :meth:`supersede` those before it.
+
+        :param parent_run_id: the DAG run's; empty where it has none
+        :param opening: finds the run again where the answer was lost: a fresh token by default
         :raises ConfigurationError: a key without a task
         """
         if key.task_id is None:
             raise ConfigurationError(
-                "task_id", key.value, "a child run belongs to a task: set task_id in its RunKey"
+                "task_id", key.value, "an attempt belongs to a task: set task_id in its RunKey"
             )
-        run = await self._open(
-            parent.experiment_id, key, name=name, tags={**(tags or {}), PARENT_TAG: parent.run_id}
+        earlier = await self.attempts(experiment_id, key)
+        number = max((run.number for run in earlier), default=0) + 1
+        run = await self._create(
+            experiment_id,
+            key,
+            # MLflow's page shows the names side by side.
+            name=name if number == 1 else f"{name} #{number}",
+            tags={
+                **(tags or {}),
+                RUN_NUMBER_TAG: number,
+                PARENT_TAG: parent_run_id or None,
+                PREVIOUS_TAG: earlier[-1].run_id if earlier else None,
+            },
+            opening=opening,
+        )
+        if params:
+            await self.log_params(run.run_id, params)
+        return run
+
+    async def take_over(
+        self,
+        experiment_id: str,
+        key: RunKey,
+        *,
+        name: str,
+        opening: str,
+        parent_run_id: str,
+        tags: Mapping[str, object] | None = None,
+        params: Mapping[str, object] | None = None,
+    ) -> Run:
+        """The run of an attempt that started while MLflow was away: the one that its container opened, or
+        else a new one, the same for all who ask.
+
+        :param opening: the token that the container was given
+        """
+        made = await self._made_with(experiment_id, opening)
+        own = [run for run in made if OPENED_BY_TAG in run.tags]
+        run = own[0] if own else None
+        if run is None:
+            election = Election(self.client, experiment_id, key.value, f"opening {opening}")
+            elected = await election.elected()
+            run = await self._get_or_none(elected) if elected else None
+        if run is None:
+            run = await self._elect(
+                election,
+                made[0] if made else None,
+                lambda: self.open_attempt(experiment_id, key, name=name, opening=opening),
+            ) or await self.open_attempt(experiment_id, key, name=name)
+        others = [each for each in await self.attempts(experiment_id, key) if each.run_id != run.run_id]
+        number = run.number or max((each.number for each in others), default=0) + 1
+        await self.set_tags(
+            run.run_id, {**(tags or {}), RUN_NUMBER_TAG: number, PARENT_TAG: parent_run_id or None}
         )
         if params:
             await self._log_new_params(run, params)
-            run = await self.get(run.run_id)
-        return run
+        return await self.get(run.run_id)
+
+    async def attempts(self, experiment_id: str, key: RunKey) -> list[Run]:
+        """The runs of a task that are not in the trash, in the order of its attempts."""
+        return sorted(
+            await self._tagged(experiment_id, RUN_KEY_TAG, key.value),
+            key=lambda run: (run.number, run.start_time or 0, run.run_id),
+        )
+
+    async def supersede(self, run: Run) -> None:
+        """Say on the runs of the task's earlier attempts that this one followed, and close what nobody did:
+        the run of a process that died before it had created its Job.
+
+        What the same opening made twice, since an answer was lost, goes into the trash.
+        """
+        key, opening = run.tags.get(RUN_KEY_TAG, ""), run.tags.get(OPENING_TAG)
+        for earlier in await self._tagged(run.experiment_id, RUN_KEY_TAG, key):
+            if earlier.run_id == run.run_id:
+                continue
+            if opening and earlier.tags.get(OPENING_TAG) == opening:
+                if OPENED_BY_TAG not in earlier.tags:  # a container may open several
+                    await self.discard(earlier.run_id)
+                continue
+            if earlier.number >= run.number:
+                continue
+            if earlier.is_open:
+                await self.close(earlier.run_id, RunStatus.KILLED)
+            if SUPERSEDED_TAG not in earlier.tags:
+                await self.set_tags(earlier.run_id, {SUPERSEDED_TAG: run.run_id})
+
+    async def discard(self, run_id: str) -> None:
+        """Put a run into the trash that nothing refers to: one whose Job was not created with it, say."""
+        await self.client.post("runs/delete", {"run_id": run_id})
 
     async def close(self, run_id: str, status: RunStatus | str, *, end_time: int | None = None) -> None:
         """Write the final status. The last writer wins: call it after the training process is gone.
@@ -267,62 +423,100 @@ class RunTree:
         await self.client.post("runs/update", body)
 
     async def settle_parent(self, parent_run_id: str) -> None:
-        """Close the parent run once no child is open: FAILED if a child failed, else KILLED if one was
-        killed, else FINISHED. A child that opens later opens it again.
+        """Have the parent run say how its tasks stand, each by its last attempt: RUNNING while one goes on,
+        else FAILED if one failed, KILLED if one was killed, or FINISHED.
+
+        Whoever writes looks again afterwards: of several that settle at once the last one sees the others.
         """
         parent = await self.get(parent_run_id)
-        answer = await self.client.post(
-            "runs/search",
-            {
-                "experiment_ids": [parent.experiment_id],
-                "filter": f"tags.`{PARENT_TAG}` = {quoted(parent_run_id)}",
-                "max_results": 1000,
-            },
+        for _ in range(SETTLE_ROUNDS):
+            wanted = await self._status_of_children(parent)
+            parent = await self.get(parent_run_id)
+            if wanted is None or parent.deleted or parent.status == wanted.value:
+                return
+            if wanted is RunStatus.RUNNING:
+                await self.reopen(parent_run_id)
+            else:
+                await self._discard_losers(parent)
+                await self.close(parent_run_id, wanted)
+
+    async def _status_of_children(self, parent: Run) -> RunStatus | None:
+        of_parent = f"tags.`{PARENT_TAG}` = {quoted(parent.run_id)}"
+        # Asked first, since of a thousand mapped tasks all but the last need to know no more than this.
+        running = await self._search(
+            parent.experiment_id, f"{of_parent} AND attributes.status = 'RUNNING'", at_most=10
         )
-        statuses = {Run.from_api(run).status for run in answer.get("runs", ())}
-        if not statuses or statuses & {RunStatus.RUNNING.value, RunStatus.SCHEDULED.value}:
-            return
+        if any(SUPERSEDED_TAG not in run.tags for run in running):
+            return RunStatus.RUNNING
+        last: dict[str, Run] = {}
+        for run in sorted(
+            await self._search(parent.experiment_id, of_parent),
+            key=lambda run: (SUPERSEDED_TAG not in run.tags, run.number, run.start_time or 0),
+        ):
+            last[run.tags.get(RUN_KEY_TAG, run.run_id)] = run
+        if not last:
+            return None
+        if any(run.is_open for run in last.values()):
+            return RunStatus.RUNNING
+        statuses = {run.status for run in last.values()}
         worst = (status for status in (RunStatus.FAILED, RunStatus.KILLED) if status.value in statuses)
-        await self.close(parent_run_id, next(worst, RunStatus.FINISHED))
+        return next(worst, RunStatus.FINISHED)
+
+    async def _discard_losers(self, parent: Run) -> None:
+        """Those that stood beside the elected parent, and whose makers died before they could."""
+        key = parent.tags.get(RUN_KEY_TAG)
+        if key is None:
+            return
+        for run in await self._tagged(parent.experiment_id, RUN_KEY_TAG, key):
+            if run.run_id != parent.run_id and run.is_open and OPENING_TAG in run.tags:
+                await self.discard(run.run_id)
 
     async def get(self, run_id: str) -> Run:
         """:raises TrackingNotFoundError: no such run"""
         return Run.from_api((await self.client.get("runs/get", {"run_id": run_id}))["run"])
 
+    async def _get_or_none(self, run_id: str) -> Run | None:
+        try:
+            return await self.get(run_id)
+        except TrackingNotFoundError:  # removed for good
+            return None
+
     async def find(self, experiment_id: str, key: RunKey) -> Run | None:
         """The oldest run with this key that is not in the trash."""
         return min(
-            await self._all(experiment_id, key),
+            await self._tagged(experiment_id, RUN_KEY_TAG, key.value),
             key=lambda run: (run.start_time or 0, run.run_id),
             default=None,
         )
 
-    async def prefer_container_run(self, experiment_id: str, key: RunKey) -> None:
-        """Where a container opened a run of its own, put what was opened for it beside that into the trash.
-
-        It opens one only if it was started without: MLflow did not answer then, and a run that it had made
-        all the same, without its answer getting through, is still empty.
-        """
-        runs = await self._all(experiment_id, key)
-        if any(run.tags.get(OPENED_BY_TAG) == OPENED_BY_CONTAINER for run in runs):
-            for run in runs:
-                if OPENED_BY_TAG not in run.tags:
-                    await self.client.post("runs/delete", {"run_id": run.run_id})
-
-    async def _all(self, experiment_id: str, key: RunKey) -> list[Run]:
-        wanted = quoted(key.value)
-        answer = await self.client.post(
-            "runs/search",
-            {
-                "experiment_ids": [experiment_id],
-                "filter": f"tags.`{RUN_KEY_TAG}` = {wanted}",
-                "order_by": ["attributes.start_time ASC"],
-                "max_results": 100,
-            },
-        )
-        runs = [Run.from_api(run) for run in answer.get("runs", ())]
+    async def _tagged(self, experiment_id: str, tag: str, value: str) -> list[Run]:
+        found = await self._search(experiment_id, f"tags.`{tag}` = {quoted(value)}")
         # Some databases compare without regard to case.
-        return [run for run in runs if run.tags.get(RUN_KEY_TAG) == key.value]
+        return [run for run in found if run.tags.get(tag) == value]
+
+    async def _made_with(self, experiment_id: str, opening: str) -> list[Run]:
+        """What one opening made, oldest first."""
+        found = await self._tagged(experiment_id, OPENING_TAG, opening)
+        return sorted(found, key=lambda run: (run.start_time or 0, run.run_id))
+
+    async def _search(self, experiment_id: str, filter_: str, *, at_most: int | None = None) -> list[Run]:
+        """Every run that a filter finds, however many pages they take; some of them with ``at_most``."""
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            answer = await self.client.post(
+                "runs/search",
+                {
+                    "experiment_ids": [experiment_id],
+                    "filter": filter_,
+                    "max_results": at_most or PAGE,
+                    "page_token": token,
+                },
+            )
+            found += [Run.from_api(run) for run in answer.get("runs", ())]
+            token = answer.get("next_page_token")
+            if not token or at_most is not None:
+                return found
 
     async def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
         """Set tags, redacted and clipped; ``None`` values are left out."""
@@ -365,68 +559,66 @@ class RunTree:
             if not token:
                 return sorted(found, key=lambda model: (model.created, model.model_id))
 
-    async def _open(self, experiment_id: str, key: RunKey, *, name: str, tags: dict[str, object]) -> Run:
-        tags = {
-            "mlflow.source.name": key.dag_id if key.task_id is None else f"{key.dag_id}.{key.task_id}",
-            "mlflow.source.type": "JOB",
-            **tags,
-            RUN_KEY_TAG: key.value,
-            "mlflow.runName": name,
-        }
-        run = await self.find(experiment_id, key)
-        if run is None:
-            return await self._create(experiment_id, key, name=name, tags=clean_tags(tags))
-        return await self._reopen(run, clean_tags(tags))
+    async def _elect(
+        self, election: Election, known: Run | None, make: Callable[[], Awaitable[Run]]
+    ) -> Run | None:
+        """The elected run, where there was none; ``None`` if it is gone for good.
 
-    async def _create(self, experiment_id: str, key: RunKey, *, name: str, tags: dict[str, str]) -> Run:
-        """Create, then look again: an answer may have been lost, or another worker may have been faster."""
+        :param known: stands, where there is one; otherwise one is made, which goes if it loses
+        """
+        candidate = known or await make()
+        try:
+            elected = await election.stand(candidate.run_id)
+        except (TrackingRequestError, TrackingUnauthorizedError) as error:
+            # A server that lets these credentials make runs but no experiments. No task fails for that.
+            _log.warning("MLflow elects no run, so that several may stand side by side: %s", error)
+            return candidate
+        if elected == candidate.run_id:
+            return candidate
+        if candidate is not known:
+            await self.discard(candidate.run_id)
+        return await self._get_or_none(elected)
+
+    async def _create(
+        self,
+        experiment_id: str,
+        key: RunKey,
+        *,
+        name: str,
+        tags: Mapping[str, object],
+        opening: str | None = None,
+    ) -> Run:
+        """One run, also where the answer to the first call is lost."""
+        opening = opening or uuid.uuid4().hex
+        cleaned = clean_tags(
+            {
+                "mlflow.source.name": key.dag_id if key.task_id is None else f"{key.dag_id}.{key.task_id}",
+                "mlflow.source.type": "JOB",
+                **tags,
+                RUN_KEY_TAG: key.value,
+                OPENING_TAG: opening,
+                "mlflow.runName": name,
+            }
+        )
         body = {
             "experiment_id": experiment_id,
             "run_name": name,
             "start_time": self._now(),
-            "tags": _pairs(tags.items()),
+            "tags": _pairs(cleaned.items()),
         }
-        created: Run | None = None
-        asked = time.monotonic()
-        for attempt in range(1, CREATE_ATTEMPTS + 1):
+        for attempt in itertools.count(1):
             try:
                 answer = await self.client.post("runs/create", body, idempotent=False)
-                created = Run.from_api(answer["run"])
+                return Run.from_api(answer["run"])
             except (TrackingUnreachableError, TrackingRequestError) as error:
                 if isinstance(error, TrackingRequestError) and error.status < 500 and error.status != 408:
                     raise
-                run = await self.find(experiment_id, key)
-                if run is not None:
-                    return run
+                made = await self._made_with(experiment_id, opening)
+                if made:
+                    return made[0]
                 if attempt == CREATE_ATTEMPTS:
                     raise
-                continue
-            break
-        # One that began earlier than ours may be stored later. It takes about as long as ours took.
-        await asyncio.sleep(max(SETTLE_SECONDS, SETTLE_TIMES * (time.monotonic() - asked)))
-        if created is None:
-            raise AssertionError("unreachable")  # pragma: no cover
-        try:
-            run = await self.find(experiment_id, key)
-        except TrackingUnreachableError:
-            return created  # it exists: to say otherwise would make the container open another beside it
-        if run is None or run.run_id == created.run_id:
-            return run or await self.get(created.run_id)
-        # Somebody was faster: ours is the double. MLflow keeps it in the trash.
-        await self.client.post("runs/delete", {"run_id": created.run_id})
-        return run
-
-    async def _reopen(self, run: Run, tags: dict[str, str]) -> Run:
-        changed = {key: value for key, value in tags.items() if run.tags.get(key) != value}
-        if changed:
-            await self.set_tags(run.run_id, changed)
-        if run.status != RunStatus.RUNNING.value or run.end_time is not None:
-            # An end time of 0 is how MLflow's REST API spells "none": the field cannot be cleared otherwise.
-            await self.client.post(
-                "runs/update", {"run_id": run.run_id, "status": RunStatus.RUNNING.value, "end_time": 0}
-            )
-            return await self.get(run.run_id)
-        return await self.get(run.run_id) if changed else run
+        raise AssertionError("unreachable")  # pragma: no cover
 
     async def _log_new_params(self, run: Run, params: Mapping[str, object]) -> None:
         wanted = _clean_params(params)

@@ -22,3 +22,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kill-plan", help="run this plan, as a failed test printed it")
     group.addoption("--kill-every", action="store_true", help="every fault at every boundary, not a sample")
     group.addoption("--kill-rounds", type=int, help="how often a real worker is killed (1 by default)")
+    group.addoption("--dag-runs", type=int, help="how many DAG runs open their parents (4 by default)")

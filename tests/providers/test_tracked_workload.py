@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,10 +17,10 @@ import pytest
 
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
-from nighttrain.providers.kubernetes.reaper import TaskState, Verdict, find
+from nighttrain.providers.kubernetes.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.local.server import EmbeddedCluster
-from nighttrain.providers.reaping import reap_all
+from nighttrain.providers.reaping import ForgottenRun, close_forgotten, find_forgotten, reap_all
 from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey, RunTree
@@ -64,6 +66,17 @@ if run_id is None:
     run_id = run["run"]["info"]["run_id"]
 call("runs/log-metric", run_id=run_id, key="rmse", value=1.5, timestamp=int(time.time() * 1000))
 """
+
+# What trainings log that differs from pod to pod; the first attempt fails.
+FAILS_ONCE = (
+    TRAINING
+    + """
+call("runs/log-parameter", run_id=run_id, key="host", value=os.environ["HOSTNAME"])
+previous = os.environ.get("NIGHTTRAIN_PREVIOUS_RUN_ID")
+call("runs/log-parameter", run_id=run_id, key="resumed", value=str(previous))
+raise SystemExit(0 if previous else 3)
+"""
+)
 
 GOES_ON = "\nimport time; time.sleep(60)"
 
@@ -138,7 +151,9 @@ def tracked(cluster: EmbeddedCluster, mlflow: Outage, code: str, number: int) ->
         run_name="train",
         parent_key=key.parent,
         run_key=key,
-        lineage=lambda **known: Lineage(orchestrator="airflow", dag_id="nightly", **known),
+        lineage=lambda **known: Lineage(
+            orchestrator="airflow", dag_id=key.dag_id, run_id=key.run_id, task_id="train", **known
+        ),
     )
 
 
@@ -200,7 +215,8 @@ async def test_a_run_whose_making_was_never_confirmed_gives_way_to_the_container
             tree = RunTree(client)
             experiment = await tree.ensure_experiment(work.experiment_name)
             parent = await tree.open_parent(experiment, work.parent_key, name="night")
-            empty = await tree.open_child(parent, work.run_key, name="train")
+            opening = work.described_run(started)["opening"]
+            empty = await tree.open_attempt(experiment, work.run_key, name="train", opening=opening)
         await mlflow.end()
         outcome = await finish(work, started)
         closed = await work.close(started, outcome)
@@ -208,6 +224,133 @@ async def test_a_run_whose_making_was_never_confirmed_gives_way_to_the_container
     assert closed.run_id != empty.run_id
     assert {run.run_id for run in runs} == {closed.run_id, parent.run_id}
     assert {run.status for run in runs} == {"FINISHED"}
+
+
+async def test_two_who_take_over_a_training_that_opened_no_run_agree_on_one(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server) as mlflow:
+        work = tracked(cluster, mlflow, "pass", next(_numbers))
+        started = await work.start()
+        outcome = await finish(work, started)
+        await mlflow.end()
+        closed = await asyncio.gather(*(work.close(started, outcome) for _ in range(3)))
+        assert len({each.run_id for each in closed}) == 1
+        assert len(await runs_of(mlflow_server, work)) == 2
+
+
+async def test_a_retry_has_a_run_of_its_own_and_is_told_the_one_before(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, FAILS_ONCE, next(_numbers))
+        first, second = [await to_the_end(work) for _ in range(2)]
+        runs = {run.run_id: run for run in await runs_of(mlflow_server, work)}
+    assert len(runs) == 3
+    assert (runs[first.run_id].status, runs[second.run_id].status) == ("FAILED", "FINISHED")
+    assert runs[first.run_id].tags["nighttrain.superseded_by"] == second.run_id
+    assert runs[first.run_id].params["resumed"] == "None"
+    assert runs[second.run_id].params["resumed"] == first.run_id
+    assert runs[first.run_id].params["host"] != runs[second.run_id].params["host"]
+    assert runs[second.parent_run_id].status == "FINISHED"
+    assert second.parent_run_id == first.parent_run_id
+
+
+async def test_a_training_that_is_asked_for_anew_is_not_told_what_was_before(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, FAILS_ONCE, next(_numbers))
+        first = await to_the_end(work)
+        cleared = await to_the_end(replace(work, epoch="1"))
+        runs = {run.run_id: run for run in await runs_of(mlflow_server, work)}
+    assert runs[cleared.run_id].params["resumed"] == "None"
+    assert runs[cleared.run_id].tags["nighttrain.previous_run"] == first.run_id
+
+
+async def test_processes_that_start_at_once_have_one_job_and_one_run(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        started = await asyncio.gather(*(work.start() for _ in range(4)))
+        assert len({each.workload.uid for each in started}) == 1
+        (run_id,) = {each.run_id for each in started}
+        outcome = await finish(work, started[0])
+        await work.close(started[0], outcome)
+        runs = await runs_of(mlflow_server, work)
+    assert {run.run_id for run in runs} == {run_id, started[0].parent_run_id}
+    assert {run.status for run in runs} == {"FINISHED"}
+
+
+async def test_a_success_is_not_taken_for_another_spec(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        first = await to_the_end(work)
+        again = await work.start()
+        assert (again.workload.uid, again.run_id) == (first.workload.uid, first.run_id)
+        other = replace(work, spec=replace(work.spec, arguments=["--rate", "0.2"]))
+        second = await to_the_end(other)
+    assert second.workload.uid != first.workload.uid
+    assert second.run_id != first.run_id
+
+
+@pytest.mark.parametrize("deleted", ["run", "parent", "experiment", "experiment of an unknown run"])
+async def test_a_finished_training_is_not_failed_for_what_lies_in_the_trash(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, deleted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = deleted.endswith("unknown run")
+    async with outage(mlflow_server, begun=unknown) as mlflow:
+        work = tracked(cluster, mlflow, "pass" if unknown else TRAINING, next(_numbers))
+        experiment = mlflow_server.experiment(work.experiment_name)
+        started = await work.start()
+        if unknown:
+            await mlflow.end()
+        outcome = await finish(work, started)
+        if deleted.startswith("experiment"):
+            mlflow_server.call("POST", "experiments/delete", experiment_id=experiment)
+        else:
+            gone = started.run_id if deleted == "run" else started.parent_run_id
+            mlflow_server.call("POST", "runs/delete", run_id=gone)
+        closed = await work.close(started, outcome)
+        assert await work.logged_models(closed) == []
+        await work.mark_consumed(closed, outcome)
+    if deleted != "parent":
+        assert "restore --" in caplog.text
+        return
+    (child,) = await runs_of(mlflow_server, work)
+    assert child.status == "FINISHED"
+
+
+async def test_a_parent_in_the_trash_is_followed_by_another(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        first = await work.start()
+        mlflow_server.call("POST", "runs/delete", run_id=first.parent_run_id)
+        second = await work.start()
+        assert second.run_id == first.run_id
+        assert second.parent_run_id != first.parent_run_id
+        outcome = await finish(work, second)
+        await work.close(second, outcome)
+        child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)
+    assert (child.tags["mlflow.parentRunId"], child.status, parent.status) == (
+        parent.run_id,
+        "FINISHED",
+        "FINISHED",
+    )
+
+
+async def to_the_end(work: TrackedWorkload) -> StartedWorkload:
+    """One attempt, as an operator makes it."""
+    started = await work.start()
+    outcome = await finish(work, started)
+    closed = await work.close(started, outcome)
+    await work.mark_consumed(closed, outcome)
+    return closed
 
 
 async def test_an_outage_at_the_end_loses_nothing(
@@ -239,14 +382,26 @@ async def test_cancelling_during_an_outage_removes_the_workload(
     assert outcome.reason == "JobDeleted"
 
 
-class EveryTaskIsOver:
-    """An Airflow in which nobody waits any more."""
+class EveryTaskIs:
+    """An Airflow that says the same of each task."""
+
+    def __init__(self, state: TaskState) -> None:
+        self._state = state
 
     async def state(self, identity: WorkloadIdentity) -> TaskState:
-        return TaskState.OVER
+        return self._state
 
 
-async def reap_everything(work: TrackedWorkload, mlflow_uri: str) -> list[str]:
+class EveryTaskIsOver(EveryTaskIs):
+    """An Airflow in which nobody waits any more."""
+
+    def __init__(self) -> None:
+        super().__init__(TaskState.OVER)
+
+
+async def reap_everything(
+    work: TrackedWorkload, mlflow_uri: str, *, expected: Verdict = Verdict.REAPED
+) -> list[str]:
     """Reap as the command does; returns the warnings."""
     warnings: list[str] = []
     config = TrackingConfig(uri=mlflow_uri, retry_seconds=0.2)
@@ -255,7 +410,9 @@ async def reap_everything(work: TrackedWorkload, mlflow_uri: str) -> list[str]:
         found = await find(client, "default", tasks, minimum_age_seconds=0)
         (mine,) = (finding for finding in found if finding.identity == work.identity)
         (done,) = await reap_all(client, [mine], tasks, mlflow=mlflow, warn=warnings.append)
-        assert done.verdict is Verdict.REAPED
+        assert done.verdict is expected
+        if expected is not Verdict.REAPED:
+            return warnings
         left = await client.list(JOBS, "default", label_selector=f"{ATTEMPT_KEY_LABEL}={work.identity.key}")
         assert left["items"] == []
     return warnings
@@ -293,6 +450,72 @@ async def test_reaping_closes_the_run_of_a_workload_that_started_during_an_outag
     assert child.metrics == ({"rmse": 1.5} if opens_a_run else {})
     assert child.tags["mlflow.parentRunId"] == parent.run_id
     assert parent.status != "RUNNING"
+
+
+@pytest.mark.parametrize(("code", "status"), [("pass", "FINISHED"), ("raise SystemExit(3)", "FAILED")])
+@pytest.mark.parametrize("knows_its_run", [True, False])
+async def test_what_ended_after_its_worker_died_on_the_last_try_is_closed_as_it_ended(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, code: str, status: str, knows_its_run: bool
+) -> None:
+    async with outage(mlflow_server, begun=not knows_its_run) as mlflow:
+        work = tracked(cluster, mlflow, code, next(_numbers))
+        await finish(work, await work.start())  # and here the worker dies: nobody closes
+    assert await reap_everything(work, mlflow_server.uri, expected=Verdict.CLOSED) == []
+    child, parent = await child_and_parent(mlflow_server, work)
+    assert (child.status, parent.status) == (status, status)
+    async with await ClusterClient.open(work.cluster) as client:
+        assert not [
+            finding
+            for finding in await find(client, "default", EveryTaskIsOver(), minimum_age_seconds=0)
+            if finding.identity == work.identity
+        ]
+        kept = await client.list(JOBS, "default", label_selector=f"{ATTEMPT_KEY_LABEL}={work.identity.key}")
+        assert len(kept["items"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("died", "status"), [("before its Job", "KILLED"), ("before its Job went", "FAILED")]
+)
+async def test_a_run_that_nobody_will_close_is_closed(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, died: str, status: str
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, "pass", next(_numbers))
+        if died == "before its Job":
+            async with MLflowClient(work.tracking) as opened:
+                await work._open_attempt_if_possible(RunTree(opened), "token", lambda _: None)
+        else:
+            started = await work.start()
+            await finish(work, started)
+    async with (
+        await ClusterClient.open(work.cluster) as client,
+        MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as opened,
+    ):
+        if died != "before its Job":
+            await client.delete(JOBS, "default", started.workload.name, propagation="Background")
+
+        async def forgotten(tasks: TaskStates, server: ClusterClient = client) -> list[ForgottenRun]:
+            found = await find_forgotten(
+                server, opened, "default", tasks, minimum_age_seconds=0, now=time.time() + 60
+            )
+            return [each for each in found if each.identity == work.identity]
+
+        assert await forgotten(EveryTaskIs(TaskState.ALIVE)) == []
+        assert await forgotten(EveryTaskIs(TaskState.GONE)) == []  # perhaps another Airflow's
+        (mine,) = await forgotten(EveryTaskIsOver())
+        await close_forgotten(opened, [mine], warn=pytest.fail)
+        assert await forgotten(EveryTaskIsOver()) == []
+    child, parent = await child_and_parent(mlflow_server, work)
+    assert (child.status, parent.status) == (status, status)
+    assert child.tags["nighttrain.outcome"] == "unknown"
+
+
+async def child_and_parent(server: MLflowServer, work: TrackedWorkload) -> tuple[Run, Run]:
+    runs = await runs_of(server, work)
+    (child,) = (run for run in runs if run.tags["nighttrain.run_key"] == work.run_key.value)
+    (parent,) = (run for run in runs if run is not child)
+    assert child.tags["mlflow.parentRunId"] == parent.run_id
+    return child, parent
 
 
 async def test_reaping_while_mlflow_is_away_removes_the_workload_and_says_so(

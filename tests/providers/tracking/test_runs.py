@@ -10,12 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow_server import unique
 
-from nighttrain.providers.errors import ConfigurationError, TrackingNotFoundError
+from nighttrain.providers.errors import ConfigurationError, TrackingNotFoundError, TrackingTrashError
+from nighttrain.providers.tracking import runs
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+from nighttrain.providers.tracking.election import Election
 from nighttrain.providers.tracking.runs import (
-    CHANGED_PARAMS_TAG,
     PARENT_TAG,
+    PREVIOUS_TAG,
     RUN_KEY_TAG,
+    SUPERSEDED_TAG,
     Lineage,
     RunKey,
     RunStatus,
@@ -97,45 +100,88 @@ async def test_experiments(tree: RunTree, mlflow_server: MLflowServer) -> None:
 
 
 @pytest.mark.mlflow
-async def test_a_retry_reopens_the_same_runs(tree: RunTree, mlflow_server: MLflowServer) -> None:
+async def test_each_attempt_has_a_run_of_its_own(tree: RunTree, mlflow_server: MLflowServer) -> None:
     experiment = mlflow_server.experiment()
-    parent = await tree.open_parent(experiment, KEY, name="nightly 2013-06-01", tags={"token": "abc"})
-    child = await tree.open_child(
-        parent, KEY, name="train", tags={"nighttrain.attempt": 1}, params={"depth": 3}
+    parent = await tree.open_parent(experiment, KEY, name="nightly 2013-06-01", tags={"note": "abc"})
+    first = await tree.open_attempt(
+        experiment, KEY, name="train", parent_run_id=parent.run_id, params={"depth": 3}
     )
-    assert (child.status, child.end_time, child.tags[PARENT_TAG]) == ("RUNNING", None, parent.run_id)
-    assert (child.tags["mlflow.source.name"], child.params) == ("nightly.train", {"depth": "3"})
-    assert parent.tags["token"] == "***"
-    await tree.close(child.run_id, RunStatus.FAILED)
-    await tree.close(parent.run_id, "FAILED", end_time=1_800_000_000_123)
-    assert (await tree.get(parent.run_id)).end_time == 1_800_000_000_123
-    assert (await tree.get(child.run_id)).end_time == 1_800_000_000_000
+    assert (first.status, first.end_time, first.tags[PARENT_TAG]) == ("RUNNING", None, parent.run_id)
+    assert (first.tags["mlflow.source.name"], first.name) == ("nightly.train", "train")
+    await tree.close(first.run_id, RunStatus.FAILED)
 
-    parent_again = await tree.open_parent(experiment, KEY, name="nightly 2013-06-01")
-    child_again = await tree.open_child(
-        parent_again, KEY, name="train", tags={"nighttrain.attempt": 2}, params={"depth": 4, "seed": 1}
+    second = await tree.open_attempt(
+        experiment, KEY, name="train", parent_run_id=parent.run_id, params={"depth": 4}
     )
-    assert (parent_again.run_id, child_again.run_id) == (parent.run_id, child.run_id)
-    assert (child_again.status, child_again.end_time) == ("RUNNING", None)
-    assert (parent_again.status, parent_again.end_time) == ("RUNNING", None)
-    assert child_again.tags["nighttrain.attempt"] == "2"
-    assert child_again.params == {"depth": "3", "seed": "1"}
-    assert child_again.tags[CHANGED_PARAMS_TAG] == '{"depth": "4"}'
-    assert runs_of(mlflow_server, experiment) == 2
+    await tree.supersede(second)
+    assert second.run_id != first.run_id
+    assert (second.name, second.tags[PREVIOUS_TAG], second.number) == ("train #2", first.run_id, 2)
+    first, second = await tree.attempts(experiment, KEY)
+    assert (first.status, first.tags[SUPERSEDED_TAG]) == ("FAILED", second.run_id)
+    assert (first.params, second.params) == ({"depth": "3"}, {"depth": "4"})
+    assert SUPERSEDED_TAG not in second.tags
 
 
 @pytest.mark.mlflow
-async def test_runs_opened_at_once_become_one(tree: RunTree, mlflow_server: MLflowServer) -> None:
+async def test_a_run_whose_maker_died_before_its_job_is_closed_by_the_next(
+    tree: RunTree, mlflow_server: MLflowServer
+) -> None:
+    experiment = mlflow_server.experiment()
+    left = await tree.open_attempt(experiment, KEY, name="train")
+    await tree.supersede(await tree.open_attempt(experiment, KEY, name="train"))
+    assert (await tree.get(left.run_id)).status == "KILLED"
+
+
+@pytest.mark.mlflow
+async def test_parents_opened_at_once_are_one(tree: RunTree, mlflow_server: MLflowServer) -> None:
     experiment = mlflow_server.experiment()
     parents = await asyncio.gather(*(tree.open_parent(experiment, KEY, name="p") for _ in range(5)))
-    # The oldest is kept: of runs with one start time, the same one for everybody who looks afterwards.
-    kept = await tree.open_parent(experiment, KEY, name="p")
-    assert kept.run_id in {parent.run_id for parent in parents}
+    assert len({parent.run_id for parent in parents}) == 1
     assert runs_of(mlflow_server, experiment) == 1
+    shown = mlflow_server.call("GET", "experiments/search", max_results=1000)["experiments"]
+    assert not [each for each in shown if each["name"].startswith("nighttrain election")]
 
 
 @pytest.mark.mlflow
-@pytest.mark.parametrize("lose", ["runs/create", "runs/search"])
+async def test_a_slower_opener_is_told_who_was_elected(tree: RunTree, mlflow_server: MLflowServer) -> None:
+    """One that began first, and stands last: no start time and no pause decides."""
+    experiment = mlflow_server.experiment()
+    slow = mlflow_server.call("POST", "runs/create", experiment_id=experiment, start_time=1)["run"]["info"]
+    fast = await tree.open_parent(experiment, KEY, name="p")
+    election = Election(tree.client, experiment, KEY.parent.value, "parent 0")
+    assert await election.stand(slow["run_id"]) == fast.run_id
+    assert await election.elected() == fast.run_id
+
+
+@pytest.mark.mlflow
+async def test_a_candidate_whose_maker_died_goes_when_the_parent_is_settled(
+    tree: RunTree, mlflow_server: MLflowServer
+) -> None:
+    experiment = mlflow_server.experiment()
+    parent = await tree.open_parent(experiment, KEY, name="p")
+    left = await tree._create(experiment, KEY.parent, name="p", tags={})
+    child = await tree.open_attempt(experiment, KEY, name="c", parent_run_id=parent.run_id)
+    await tree.close(child.run_id, "FINISHED")
+    await tree.settle_parent(parent.run_id)
+    assert (await tree.get(left.run_id)).deleted
+    assert (await tree.get(parent.run_id)).status == "FINISHED"
+
+
+@pytest.mark.mlflow
+async def test_credentials_that_may_make_no_experiments_still_get_a_parent(
+    mlflow_server: MLflowServer, scripted: Scripted
+) -> None:
+    scripted.upstream, scripted.refuse = mlflow_server.uri, "experiments/create"
+    experiment = mlflow_server.experiment()
+    async with MLflowClient(TrackingConfig(scripted.uri)) as client:
+        parents = [await RunTree(client).open_parent(experiment, KEY, name="p") for _ in range(2)]
+    assert parents[0].run_id == parents[1].run_id
+
+
+@pytest.mark.mlflow
+@pytest.mark.parametrize(
+    "lose", ["runs/create", "runs/search", "experiments/create", "experiments/delete", "get-by-name"]
+)
 async def test_a_lost_answer_makes_no_double(
     mlflow_server: MLflowServer, scripted: Scripted, lose: str
 ) -> None:
@@ -153,7 +199,9 @@ async def test_a_run_in_the_trash_is_not_reopened(tree: RunTree, mlflow_server: 
     experiment = mlflow_server.experiment()
     first = await tree.open_parent(experiment, KEY, name="p")
     mlflow_server.call("POST", "runs/delete", run_id=first.run_id)
-    assert (await tree.open_parent(experiment, KEY, name="p")).run_id != first.run_id
+    second = await tree.open_parent(experiment, KEY, name="p")
+    assert second.run_id != first.run_id
+    assert (await tree.open_parent(experiment, KEY, name="p")).run_id == second.run_id
 
 
 @pytest.mark.mlflow
@@ -187,10 +235,13 @@ async def test_logged_models(tree: RunTree, make_model: MakeModel, mlflow_server
 
 
 @pytest.mark.mlflow
-async def test_the_parent_ends_as_its_worst_child(tree: RunTree, mlflow_server: MLflowServer) -> None:
-    parent = await tree.open_parent(mlflow_server.experiment(), KEY, name="p")
+async def test_the_parent_ends_as_its_worst_task(tree: RunTree, mlflow_server: MLflowServer) -> None:
+    experiment = mlflow_server.experiment()
+    parent = await tree.open_parent(experiment, KEY, name="p")
     children = [
-        await tree.open_child(parent, dataclasses.replace(KEY, map_index=index), name="c")
+        await tree.open_attempt(
+            experiment, dataclasses.replace(KEY, map_index=index), name="c", parent_run_id=parent.run_id
+        )
         for index in range(2)
     ]
     for child, status, expected in zip(children, ("KILLED", "FINISHED"), ("RUNNING", "KILLED"), strict=True):
@@ -200,11 +251,56 @@ async def test_the_parent_ends_as_its_worst_child(tree: RunTree, mlflow_server: 
 
 
 @pytest.mark.mlflow
+async def test_the_parent_follows_each_tasks_last_attempt(tree: RunTree, mlflow_server: MLflowServer) -> None:
+    experiment = mlflow_server.experiment()
+    parent = await tree.open_parent(experiment, KEY, name="p")
+    for ends, expected in (("FAILED", "FAILED"), ("KILLED", "KILLED"), ("FINISHED", "FINISHED")):
+        run = await tree.open_attempt(experiment, KEY, name="c", parent_run_id=parent.run_id)
+        await tree.settle_parent(parent.run_id)
+        assert (await tree.get(parent.run_id)).status == "RUNNING"
+        await tree.supersede(run)
+        await tree.close(run.run_id, ends)
+        await tree.settle_parent(parent.run_id)
+        assert (await tree.get(parent.run_id)).status == expected
+
+
+@pytest.mark.mlflow
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED", "KILLED"])
+async def test_the_parent_counts_children_beyond_the_first_page(
+    tree: RunTree, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    monkeypatch.setattr(runs, "PAGE", 3)
+    experiment = mlflow_server.experiment()
+    parent = await tree.open_parent(experiment, KEY, name="p")
+    children = [
+        await tree.open_attempt(
+            experiment, dataclasses.replace(KEY, map_index=index), name="c", parent_run_id=parent.run_id
+        )
+        for index in range(8)
+    ]
+    # A search gives the newest first: the oldest is on the last page.
+    for child, end in zip(children, [status, *["FINISHED"] * 7], strict=True):
+        await tree.close(child.run_id, end)
+    await tree.settle_parent(parent.run_id)
+    assert (await tree.get(parent.run_id)).status == status
+
+
+@pytest.mark.mlflow
+async def test_a_run_in_the_trash_takes_no_writes(tree: RunTree, mlflow_server: MLflowServer) -> None:
+    run = await tree.open_attempt(mlflow_server.experiment(), KEY, name="train")
+    await tree.discard(run.run_id)
+    assert (await tree.get(run.run_id)).deleted
+    for write in (tree.set_tags(run.run_id, {"a": 1}), tree.close(run.run_id, "FINISHED")):
+        with pytest.raises(TrackingTrashError):
+            await write
+
+
+@pytest.mark.mlflow
 async def test_bad_input(tree: RunTree, mlflow_server: MLflowServer) -> None:
     run = await tree.get(mlflow_server.run(mlflow_server.experiment()))
     with pytest.raises(ConfigurationError, match="MLflow knows RUNNING, FINISHED"):
         await tree.close(run.run_id, "DONE")
     with pytest.raises(ConfigurationError, match="task_id"):
-        await tree.open_child(run, KEY.parent, name="x")
+        await tree.open_attempt(run.experiment_id, KEY.parent, name="x")
     with pytest.raises(TrackingNotFoundError):
         await tree.get("0" * 32)
