@@ -35,6 +35,8 @@ if not run:
     made = call("POST", api + "runs/create", body)
     run = made["run"]["info"]["run_id"]
 print("epoch 1", flush=True)
+# Another value in every attempt: MLflow refuses it where two of them share a run.
+call("POST", api + "runs/log-parameter", {{"run_id": run, "key": "host", "value": os.environ["HOSTNAME"]}})
 """
 
 _LOG_MODEL = """

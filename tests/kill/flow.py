@@ -137,7 +137,7 @@ class Flow:
         prepare()
         with self._as_process(TASK) as airflow, over.serving(self.run_id, self._ask):
             {"train": self._train, "judge": self._judge, "rollout": self._rollout}[self.plan.flow](airflow)
-        if self.workload_task and (self.plan.cancel or self.plan.last):
+        if self.workload_task and (self.plan.cancel or self.plan.last or self.plan.zombie):
             self._reaper()
         return self
 
