@@ -21,10 +21,15 @@ from typing import Any
 from unittest.mock import patch
 
 from airflow.sdk.bases.operator import ExecutorSafeguard
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferralTimeout, TaskDeferred
+from airflow.sdk.exceptions import (
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferralTimeout,
+    TaskDeferred,
+)
+
 from kill.calls import ASK, Schedule, current
 from kill.people import Interference, TaskIsOver, TimingOut
-
 from nighttrain.sensors import triggers
 
 # More than any schedule's faults can use up: a task that fails for good was failed by its training.
@@ -74,9 +79,7 @@ class _Over:
         with patch(target, staticmethod(self._answer)):
             yield
 
-    def _answer(
-        self, *, task_ids: list[str], run_ids: list[str], **_: Any
-    ) -> dict[str, dict[str, str]]:
+    def _answer(self, *, task_ids: list[str], run_ids: list[str], **_: Any) -> dict[str, dict[str, str]]:
         (task_id,), (run_id,) = task_ids, run_ids
         schedule, states = self._flows[run_id]
         # It is asked in a thread: a crash of the process shows there as no answer.
@@ -182,9 +185,7 @@ class Task:
             try_number=number,
             max_tries=self.max_tries,
         )
-        dag_run = SimpleNamespace(
-            start_date=airflow.begun, data_interval_start=None, data_interval_end=None
-        )
+        dag_run = SimpleNamespace(start_date=airflow.begun, data_interval_start=None, data_interval_end=None)
         return {"ti": ti, "dag_run": dag_run}
 
     def _try(self, context: dict[str, Any]) -> tuple[str, Any]:

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+
 from kill.airflow import DEADLINE_SECONDS
-from kill.calls import Fault
 from kill.checks import violations
 from kill.cluster import DEPLOYMENTS, JOBS, SERVICES, Cluster
 from kill.flow import Flow, Place, Plan
 from kill.history import JobHistory
-
 from nighttrain.providers.kubernetes.client import ClusterConfig
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
+
+    from kill.calls import Fault
 
 # Containers are processes of this machine: with more at once, two cores only queue them.
 AT_ONCE = 6

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import httpx
-from kill.cluster import DEPLOYMENTS, SERVICES, is_live
-from kill.flow import Flow
-from kill.history import JobHistory
-from kill.runs import run_violations
 
+from kill.cluster import DEPLOYMENTS, SERVICES, is_live
+from kill.runs import run_violations
 from nighttrain.providers.registry.promotion import PROMOTION_TAG
 from nighttrain.providers.serving.spec import (
     CANDIDATE_ANNOTATION,
@@ -18,6 +17,10 @@ from nighttrain.providers.serving.spec import (
     STABLE_ANNOTATION,
     VERSION_LABEL,
 )
+
+if TYPE_CHECKING:
+    from kill.flow import Flow
+    from kill.history import JobHistory
 
 
 def violations(flow: Flow, history: JobHistory) -> list[str]:
@@ -85,7 +88,9 @@ def _promoted(flow: Flow) -> Iterator[str]:
         number: {tag["key"]: tag["value"] for tag in version.get("tags", ())}
         for number, version in versions.items()
     }
-    records = {number: json.loads(each[PROMOTION_TAG]) for number, each in tags.items() if PROMOTION_TAG in each}
+    records = {
+        number: json.loads(each[PROMOTION_TAG]) for number, each in tags.items() if PROMOTION_TAG in each
+    }
     if flow.plan.worse:
         if (aliases, records) != ({"champion": "1"}, {}) or stages["2"] == "Production":
             yield f"a rejected version was promoted: {aliases}, {stages}, {records}"

@@ -17,7 +17,6 @@ from kill.airflow import TRIES, Airflow, over
 from kill.calls import TASK, Fault, Schedule, current
 from kill.cluster import DEPLOYMENTS, Cluster, is_live
 from kill.people import Interference, Marking, TimingOut
-
 from nighttrain.operators.maintenance import ReapWorkloadsOperator
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.serving import RolloutModelOperator
@@ -66,7 +65,9 @@ class Plan:
         """How many containers are called for at most."""
         if 0 not in self.codes:
             return max(len(self.codes), 2)
-        return self.codes.index(0) + 1 + self.clears + self.evicted
+        # A worker that dies while it ends what has timed out is followed by another try, which starts anew.
+        again = len(self.faults) if self.cancel == "timed out" else 0
+        return self.codes.index(0) + 1 + self.clears + self.evicted + again
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ class Flow:
             finally:
                 drain.join(60)
         elif self.plan.cancel:
-            follows = "pods all" if self.plan.flow == "rollout" else " watch"
+            follows = "pods all" if self.plan.flow == "rollout" else "pods log"
             kind = Marking if self.plan.cancel == "marked" else TimingOut
             interference = kind(self._runs, follows, self.trail)
             yield interference
@@ -375,9 +376,7 @@ class Flow:
 
     @staticmethod
     def _reaping() -> ReapWorkloadsOperator:
-        return ReapWorkloadsOperator(
-            task_id="reap", minimum_age_seconds=0, mlflow_conn_id="mlflow_default"
-        )
+        return ReapWorkloadsOperator(task_id="reap", minimum_age_seconds=0, mlflow_conn_id="mlflow_default")
 
     def _states_for_reaper(self, run_id: str, task_id: str) -> str:
         """Other flows' tasks run while this one is over."""

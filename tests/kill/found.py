@@ -1,4 +1,4 @@
-"""Plans that once broke a promise, or seemed to. Written out: what a seed means changes with every new call."""
+"""Plans that once broke a promise, or seemed to. Written out: a new call makes another plan of a seed."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 from airflow.sdk.exceptions import AirflowTaskTimeout
+
 from kill.calls import NO_ANSWER, Crash, Schedule
 
 
@@ -42,7 +43,12 @@ class Interference:
         raise NotImplementedError
 
     def in_worker(self, operator: Any, context: dict[str, Any], schedule: Schedule) -> Any:
-        """``execute``, while the end comes from outside."""
+        """``execute``, while the end comes from outside, if the operator waits there."""
+        if operator.deferrable:
+            return operator.execute(context)
+        return self._in_worker(operator, context, schedule)
+
+    def _in_worker(self, operator: Any, context: dict[str, Any], schedule: Schedule) -> Any:
         raise NotImplementedError
 
     def in_triggerer(
@@ -75,6 +81,7 @@ class _Outside(threading.Thread):
         super().__init__(name="outside")
         self._owner, self._schedule, self._come = owner, schedule, come
         self._ended = threading.Event()
+        self._before = len(schedule.calls)
 
     def __enter__(self) -> None:
         self.start()
@@ -85,7 +92,8 @@ class _Outside(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.02):
-            follows = any(call.endswith(self._owner._follows) for call in self._schedule.calls)
+            calls = self._schedule.calls[self._before :]
+            follows = any(call.endswith(self._owner._follows) for call in calls)
             if follows and self._owner._runs() and self._schedule.loop is not None:
                 break
         else:
@@ -108,7 +116,7 @@ class Marking(Interference):
     def is_over(self) -> bool:
         return self.came
 
-    def in_worker(self, operator: Any, context: dict[str, Any], schedule: Schedule) -> Any:
+    def _in_worker(self, operator: Any, context: dict[str, Any], schedule: Schedule) -> Any:
         def told() -> None:
             try:
                 operator.on_kill()
@@ -167,7 +175,7 @@ class TimingOut(Interference):
         """The resumed task has done what there is to do."""
         self.done = True
 
-    def in_worker(self, operator: Any, context: dict[str, Any], schedule: Schedule) -> Any:
+    def _in_worker(self, operator: Any, context: dict[str, Any], schedule: Schedule) -> Any:
         timed_out = False
 
         def ring() -> None:

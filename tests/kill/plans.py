@@ -1,5 +1,5 @@
-"""Plans: every boundary of every recorded flow, a sample in which every fault strikes every class of call, and
-random ones.
+"""Plans: every boundary of every recorded flow, a sample of them in which every fault strikes every class of
+call, and random ones.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ SHAPES = {
     "roll out, marked while deferred": Plan(flow="rollout", cancel="marked"),
     "roll out, marked in the worker": Plan(flow="rollout", cancel="marked", deferrable=False),
     "roll out, timed out while deferred": Plan(flow="rollout", cancel="timed out"),
+    "roll out, timed out in the worker": Plan(flow="rollout", cancel="timed out", deferrable=False),
 }
 """What runs, without anything going wrong."""
 
@@ -78,7 +79,10 @@ def strikes_of(faults: Iterable[tuple[Fault, str]]) -> set[Strike]:
 def all_strikes(recorded: Mapping[str, Mapping[Call, int]]) -> set[Strike]:
     """Every kind that can meet a class of which there are calls."""
     return {
-        (class_of(label), kind) for calls in recorded.values() for _, label in calls for kind in kinds_for(label)
+        (class_of(label), kind)
+        for calls in recorded.values()
+        for _, label in calls
+        for kind in kinds_for(label)
     }
 
 
@@ -107,7 +111,7 @@ def sample(recorded: Mapping[str, Mapping[Call, int]]) -> list[tuple[str, Plan]]
 
 
 def random_plan(seed: int, recorded: Mapping[str, Mapping[Call, int]]) -> Plan:
-    """The plan of a seed: some shape, with up to four faults at calls of it. Another call makes it another plan."""
+    """The plan of a seed: some shape, with up to four faults at its calls. A new call makes another plan."""
     dice = random.Random(seed)
     name = dice.choice(sorted(recorded))
     calls = recorded[name]

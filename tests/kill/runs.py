@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from kill.flow import DAG, Flow
-
 from nighttrain.providers.tracking.runs import (
     OPENED_BY_TAG,
     PARENT_TAG,
@@ -52,7 +51,7 @@ def _attempts(children: list[Json], given: list[str], attempts: int) -> Iterator
     for place, child in enumerate(children):
         without_job = child["info"]["run_id"] not in given and child not in own
         if without_job and len(given) + len(own) >= attempts and child["info"]["status"] != "KILLED":
-            yield f"run {_number(child)} of the task, for which there was no Job, is {child['info']['status']}"
+            yield f"run {_number(child)} of the task, that had no Job, is {child['info']['status']}"
         if place < len(children) - 1 and _tags(child).get(SUPERSEDED_TAG) not in ids[place + 1 :]:
             yield f"run {_number(child)} of the task does not name its successor"
 

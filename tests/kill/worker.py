@@ -17,9 +17,10 @@ from pathlib import Path
 def serve() -> None:
     """Serve orders until standard input ends."""
     import httpx
+    from mlflow_server import MLflowServer
+
     from kill.cluster import Cluster
     from kill.flow import Flow, Place, Plan
-    from mlflow_server import MLflowServer
 
     print("ready", flush=True)
     for line in sys.stdin:

@@ -188,15 +188,19 @@ async def test_a_training_starts_while_mlflow_is_down_and_its_own_run_is_taken_o
     assert parent.status == "FINISHED"
 
 
-async def test_a_retry_during_the_outage_opens_no_second_run(
-    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+@pytest.mark.parametrize("retry", ["during the outage", "after the outage"])
+async def test_a_retry_of_what_started_during_the_outage_opens_no_second_run(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, retry: str
 ) -> None:
     async with outage(mlflow_server) as mlflow:
         work = tracked(cluster, mlflow, TRAINING + "time.sleep(2)", next(_numbers))
         first = await work.start()
-        await mlflow.end()
+        if retry == "after the outage":
+            await mlflow.end()
         second = await work.start()
         assert (second.workload.uid, second.run_id) == (first.workload.uid, "")
+        if retry == "during the outage":
+            await mlflow.end()
         outcome = await finish(work, second)
         await work.close(second, outcome)
         await work.close(second, outcome)
