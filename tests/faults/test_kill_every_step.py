@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import kill.worker
 import pytest
 import stamina
-from kill.airflow import over
 from kill.arena import Arena, Verdict, arena
 from kill.calls import Fault, injecting
 from kill.flow import Flow, Plan
@@ -29,12 +28,13 @@ from kill.plans import (
     SHAPES,
     Call,
     all_strikes,
-    boundaries,
     calls_of,
+    every_boundary,
     random_plan,
     sample,
     strikes_of,
 )
+from kill.tasks import over
 
 from nighttrain.operators import outages
 from nighttrain.providers.local.server import EmbeddedCluster
@@ -96,7 +96,7 @@ def no_promise_is_broken(verdicts: list[Verdict]) -> None:
 def test_every_fault_at_every_boundary_breaks_no_promise(
     place: Arena, recorded: Recorded, request: pytest.FixtureRequest
 ) -> None:
-    every = [(name, plan) for name, calls in recorded.items() for plan in boundaries(SHAPES[name], calls)]
+    every = every_boundary(recorded)
     part, parts = map(int, request.config.getoption("--kill-part", default="1/1").split("/"))
     chosen = sample(recorded)
     if request.config.getoption("--kill-every", default=False):

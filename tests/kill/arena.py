@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from kill.airflow import DEADLINE_SECONDS
 from kill.checks import violations
 from kill.cluster import DEPLOYMENTS, JOBS, SERVICES, Cluster
 from kill.flow import Flow, Place, Plan
 from kill.history import JobHistory
+from kill.tasks import DEADLINE_SECONDS
 from nighttrain.providers.kubernetes.client import ClusterConfig
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kill import containers
-from kill.airflow import TRIES, Airflow, over
 from kill.calls import TASK, Fault, Schedule, current
 from kill.cluster import DEPLOYMENTS, Cluster, is_live
 from kill.people import Interference, Marking, TimingOut
+from kill.tasks import TRIES, Airflow, over
 from nighttrain.operators.maintenance import ReapWorkloadsOperator
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.serving import RolloutModelOperator

@@ -5,7 +5,7 @@ call, and random ones.
 from __future__ import annotations
 
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -86,28 +86,34 @@ def all_strikes(recorded: Mapping[str, Mapping[Call, int]]) -> set[Strike]:
     }
 
 
+def every_boundary(recorded: Mapping[str, Mapping[Call, int]]) -> list[tuple[str, Plan]]:
+    """All of them, with the names of their flows."""
+    return [(name, plan) for name, calls in recorded.items() for plan in boundaries(SHAPES[name], calls)]
+
+
 def sample(recorded: Mapping[str, Mapping[Call, int]]) -> list[tuple[str, Plan]]:
-    """One boundary for each kind of fault at each class of call, of all shapes and labels in turn."""
-    found: dict[Strike, list[tuple[str, Plan]]] = defaultdict(list)
-    for name, calls in recorded.items():
-        for plan in boundaries(SHAPES[name], calls):
-            (fault,) = plan.faults
-            found[class_of(fault.label), fault.kind].append((name, plan))
-    used: Counter[str] = Counter()
+    """Few boundaries in which every kind of fault strikes every class of call, every call of the servers is
+    struck, and so is every flow.
+    """
+    candidates = [
+        (name, plan) for name, calls in recorded.items() for plan in boundaries(SHAPES[name], calls)
+    ]
+    random.Random(0).shuffle(candidates)
+    goals = [_shown_by(name, plan) for name, plan in candidates]
+    missing = set().union(*goals)
     chosen = []
-    for strike in sorted(found):
-        dice = random.Random(str(strike))
-        dice.shuffle(found[strike])
-
-        def taken(candidate: tuple[str, Plan]) -> tuple[int, int]:
-            name, plan = candidate
-            return used[name], used[plan.faults[0].label]
-
-        name, plan = min(found[strike], key=taken)
-        used[name] += 1
-        used[plan.faults[0].label] += 1
-        chosen.append((name, plan))
+    while missing:
+        best = max(range(len(goals)), key=lambda place: len(goals[place] & missing))
+        missing -= goals[best]
+        chosen.append(candidates[best])
     return chosen
+
+
+def _shown_by(name: str, plan: Plan) -> set[tuple[str, ...]]:
+    (fault,) = plan.faults
+    shown = {("flow", name), (class_of(fault.label), fault.kind)}
+    # What Airflow stores differs in its name only.
+    return shown if fault.label.startswith("airflow") else {*shown, ("call", fault.label)}
 
 
 def random_plan(seed: int, recorded: Mapping[str, Mapping[Call, int]]) -> Plan:
