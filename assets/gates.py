@@ -53,6 +53,7 @@ def model_gate_check(
     no_champion: Literal["accept", "reject", "inconclusive"] = "accept",
     experiment_name: str | None = None,
     name: str = "gate",
+    fail_if_over_quota: bool = True,
 ) -> dg.AssetChecksDefinition:
     """A blocking check that scores the asset's newest version and the champion on the same held-out data.
 
@@ -73,6 +74,8 @@ def model_gate_check(
     :param champion_alias: no such alias, or an alias on the candidate itself: there is no champion yet
     :param no_champion: what rules against the champion say then; by default the first model has nobody to
         beat
+    :param fail_if_over_quota: fail at once if scoring asks for more than the whole of today's quota (the
+        default); false waits in the queue for a larger one
     :raises ConfigurationError: no rules, a rule that cannot be read, a name or alias that MLflow refuses
     """
     from nighttrain.providers.registry.gates import NO_CHAMPION, judge, parse_rules
@@ -111,6 +114,7 @@ def model_gate_check(
             experiment_name=experiment_name or model_name,
             environment=environment,
             params=params,
+            fail_if_over_quota=fail_if_over_quota,
         )
         measured = run_sync(_measurements(finished))
         verdict = judge(
@@ -153,7 +157,7 @@ async def _champion(mlflow: MLflowResource, model_name: str, alias: str, candida
     return None if champion.version == candidate else champion.version
 
 
-async def _measurements(finished: FinishedWorkload) -> dict[str, dict[str, float]]:
+async def _measurements(finished: FinishedWorkload) -> dict[str, dict[str, float | str]]:
     from nighttrain.providers.registry.evaluation import group_measurements
 
     return group_measurements((await finished.tracked.run(finished.started)).metrics)

@@ -40,6 +40,7 @@ def training_asset(
     key_prefix: Sequence[str] | None = None,
     deps: Sequence[dg.AssetKey | str] = (),
     retry_policy: dg.RetryPolicy | None = None,
+    fail_if_over_quota: bool = True,
 ) -> dg.AssetsDefinition:
     """An asset whose materialization trains a model and registers it.
 
@@ -56,6 +57,8 @@ def training_asset(
         example ``lambda context: ["--as-of", context.partition_key]``
     :param parameters: recorded as the run's parameters before the container starts; or a function, as above
     :param experiment_name: MLflow experiment; the model's name if left out
+    :param fail_if_over_quota: fail at once if it asks for more than the whole of today's quota (the default);
+        false waits in the queue for a larger one
     :raises ConfigurationError: the model's name is one that MLflow refuses
     """
     from nighttrain.providers.registry.models import check_name
@@ -84,6 +87,7 @@ def training_asset(
             mlflow=mlflow,
             experiment_name=experiment_name or model_name,
             params=params_for(context, parameters or {}),
+            fail_if_over_quota=fail_if_over_quota,
         )
         try:
             version = run_sync(_register(mlflow, model_name, step, finished))
@@ -104,6 +108,7 @@ async def _register(
     mlflow: MLflowResource, model_name: str, step: Step, finished: FinishedWorkload
 ) -> "ModelVersion":
     from nighttrain.providers.registry.models import ModelRegistry
+    from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
     from nighttrain.providers.tracking.runs import RunTree
 
     async with mlflow.client() as client:
@@ -114,7 +119,7 @@ async def _register(
             model_name,
             run_id=run.run_id,
             tags=lineage,
-            description=f"Trained by Dagster: {step.name}{of} in run {step.run_id}",
+            description=fit(f"Trained by Dagster: {step.name}{of} in run {step.run_id}", MAX_DESCRIPTION),
         )
 
 

@@ -13,6 +13,7 @@ import dagster as dg
 
 from nighttrain.assets.interruptible import Say, run_interruptibly
 from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.tracked_workload import TrackedWorkload, with_env
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def run_workload(
     experiment_name: str,
     environment: Mapping[str, str] | None = None,
     params: Mapping[str, str] | None = None,
+    fail_if_over_quota: bool = True,
 ) -> FinishedWorkload:
     """Submit or adopt, wait with live lines, close the run.
 
@@ -106,7 +108,8 @@ def run_workload(
     """
     tracked = _tracked(step, spec, kubernetes, mlflow, experiment_name, environment or {}, params or {})
     tracked.spec.validate()
-    started, outcome = run_interruptibly(partial(_start_and_follow, tracked), context.log.info)
+    follow = partial(_start_and_follow, tracked, fail_if_over_quota)
+    started, outcome = run_interruptibly(follow, context.log.info)
     started = run_sync(tracked.close(started, outcome))
     finished = FinishedWorkload(tracked, started, outcome)
     if not outcome.succeeded:
@@ -131,19 +134,25 @@ def spec_for(subject: Any, spec: WorkloadSpec, arguments: Arguments) -> Workload
 
 
 def params_for(context: Context, parameters: Parameters) -> dict[str, str]:
-    """The MLflow run's parameters for this execution."""
-    given = parameters(context) if callable(parameters) else parameters
-    return {str(name): str(value) for name, value in given.items()}
+    """The MLflow run's parameters for this execution.
+
+    :raises ConfigurationError: a name that MLflow refuses, or a value that does not fit
+    """
+    from nighttrain.providers.tracking.names import read_params
+
+    return read_params(parameters(context) if callable(parameters) else parameters)
 
 
-async def _start_and_follow(tracked: TrackedWorkload, say: Say) -> tuple[StartedWorkload, Outcome]:
+async def _start_and_follow(
+    tracked: TrackedWorkload, fail_if_over_quota: bool, say: Say
+) -> tuple[StartedWorkload, Outcome]:
     # Not cancelled in the middle: what was created has to be known before it can be removed.
     starting = asyncio.ensure_future(tracked.start(log=say))
     try:
         started = await asyncio.shield(starting)
         outcome = await tracked.follow(
             started,
-            startup_timeout_seconds=STARTUP_TIMEOUT_SECONDS,
+            timeouts=Timeouts(STARTUP_TIMEOUT_SECONDS, fail_if_over_quota=fail_if_over_quota),
             on_observation=lambda observation: say(observation.detail),
             on_line=lambda line: say(f"[pod] {line}"),
         )
@@ -179,6 +188,7 @@ def _tracked(
     params: Mapping[str, str],
 ) -> TrackedWorkload:
     from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.tracking.names import fit_run_name
     from nighttrain.providers.tracking.runs import Lineage, RunKey
 
     identity = WorkloadIdentity(
@@ -198,7 +208,7 @@ def _tracked(
         # A re-execution is another run of Dagster's: what the run before left behind is its own.
         adopts_earlier_epochs=True,
         experiment_name=experiment_name,
-        run_name=step.name,
+        run_name=fit_run_name(step.name),
         parent_key=run_key.parent,
         run_key=run_key,
         params=params,

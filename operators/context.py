@@ -6,6 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow.sdk import Context
 
     from nighttrain.providers.kubernetes.identity import WorkloadIdentity
@@ -26,6 +28,7 @@ def workload_identity(context: Context) -> WorkloadIdentity:
         run_id=ti.run_id,
         task_id=ti.task_id,
         map_index=_map_index(ti),
+        region=_region(context),
     )
 
 
@@ -40,6 +43,7 @@ def run_key(context: Context, *, task: bool = True) -> RunKey:
         run_id=ti.run_id,
         task_id=ti.task_id if task else None,
         map_index=_map_index(ti) if task else -1,
+        region=_region(context) if task else "",
     )
 
 
@@ -69,6 +73,7 @@ def lineage(context: Context, **known: Any) -> Lineage:
         run_id=ti.run_id,
         task_id=ti.task_id,
         map_index=_map_index(ti),
+        region=_region(context),
         try_number=ti.try_number,
         commit=commit(context),
         data_interval_start=_iso(getattr(dag_run, "data_interval_start", None)),
@@ -94,8 +99,31 @@ def actor(context: Context) -> str:
     return f"airflow:{ti.dag_id}/{ti.task_id}/{ti.run_id}"
 
 
+def without_secrets(params: Mapping[str, str]) -> dict[str, str]:
+    """``params`` without the secrets that Airflow knows: of connections, variables and ``mask_secret``.
+
+    Names decide nothing here: Airflow's own rule goes by letters in them.
+    """
+    from airflow.sdk.log import redact  # type: ignore[attr-defined]
+
+    return {name: str(redact(value)) for name, value in params.items()}
+
+
 def _map_index(ti: Any) -> int:
     return -1 if ti.map_index is None else int(ti.map_index)
+
+
+def _region(context: Context) -> str:
+    """The iteration of a loop.
+
+    Since Airflow 3.4 a mapped task outside of loops has one too: its map index says the same, and did before.
+    """
+    from nighttrain.providers.airflow_regions import region_of
+
+    ti = context["ti"]
+    if _map_index(ti) >= 0 and context.get("loop") is None:
+        return ""
+    return region_of(ti)
 
 
 def _iso(moment: Any) -> str | None:

@@ -109,6 +109,8 @@ class _OwnTasks:
         from nighttrain.providers.airflow_api import task_state
         from nighttrain.providers.kubernetes.reaper import TaskState
 
+        if identity.region:
+            return self._state_in_loop(identity)
         mapped = identity.map_index >= 0
         found = self._ti.get_task_states(
             dag_id=identity.dag_id,
@@ -119,3 +121,17 @@ class _OwnTasks:
         states = found.get(identity.run_id, {})
         name = f"{identity.task_id}_{identity.map_index}" if mapped else identity.task_id
         return task_state(states[name]) if name in states else TaskState.GONE
+
+    def _state_in_loop(self, identity: WorkloadIdentity) -> TaskState:
+        """Of one iteration Airflow tells a task only that it has ended; that it was replaced or is gone shows
+        when its DAG run ends."""
+        from nighttrain.providers.airflow_regions import has_ended
+        from nighttrain.providers.kubernetes.reaper import TaskState
+
+        dag_id, run_id, task_id = identity.dag_id, identity.run_id, identity.task_id
+        if not self._ti.get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=[run_id]).get(run_id):
+            return TaskState.GONE
+        if has_ended(self._ti.get_task_breadcrumbs(dag_id, run_id), task_id, identity.region):
+            return TaskState.OVER
+        run_state = self._ti.get_dagrun_state(dag_id, run_id)
+        return TaskState.OVER if run_state in ("success", "failed") else TaskState.ALIVE

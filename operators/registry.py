@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk import BaseOperator
 
@@ -16,6 +16,7 @@ from nighttrain.providers.errors import (
     GateInconclusiveError,
     GateRejectedError,
 )
+from nighttrain.providers.texts import as_texts, text_of
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
 from nighttrain.sensors.failures import failing_clearly
 
@@ -37,6 +38,7 @@ class _RegistryOperator(BaseOperator):
 
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(),)
     ui_color = "#e8f1fb"
+    text_fields: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID, **kwargs: Any) -> None:
         # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
@@ -46,6 +48,7 @@ class _RegistryOperator(BaseOperator):
 
     def _connect(self) -> None:
         """Read the connection, before any event loop runs."""
+        as_texts(self, *self.text_fields)
         self._mlflow = get_mlflow(self.mlflow_conn_id)
 
     def _link(self, context: Context, model_name: str, version: str) -> None:
@@ -61,12 +64,13 @@ class RegisterModelOperator(_RegistryOperator):
     :param model_name: the registered model, made if missing (templated)
     :param run_id: the run that logged the model, usually ``train.output["run_id"]`` (templated)
     :param logged_model_name: the name given to ``log_model``; needed only where a run logged several
-    :param description: the version's description (templated)
-    :param tags: tags for the version, beside the lineage (templated)
+    :param description: the version's description, at most 5,000 characters (templated)
+    :param tags: tags for the version, beside the lineage (templated); at most 5,000 characters each
     :param mlflow_conn_id: connection of type ``mlflow``
     """
 
     template_fields: Sequence[str] = ("model_name", "run_id", "logged_model_name", "description", "tags")
+    text_fields = ("model_name", "run_id", "logged_model_name", "description")
 
     def __init__(
         self,
@@ -89,8 +93,9 @@ class RegisterModelOperator(_RegistryOperator):
         from nighttrain.providers.registry.artifacts import DIGEST_TAG
 
         with failing_clearly():
+            tags, description = self._checked_texts()
             self._connect()
-            version = run_sync(self._register())
+            version = run_sync(self._register(tags, description))
         self._link(context, version.name, version.version)
         self.log.info("%s version %s, from run %s", version.name, version.version, version.run_id)
         return {
@@ -100,7 +105,15 @@ class RegisterModelOperator(_RegistryOperator):
             "artifact_digest": version.tags.get(DIGEST_TAG),
         }
 
-    async def _register(self) -> ModelVersion:
+    def _checked_texts(self) -> tuple[dict[str, str], str]:
+        from nighttrain.providers.tracking.names import check_description, read_tags
+
+        description = check_description(self.description or "")
+        tags = read_tags(_texts("tags", self.tags))
+        secretless = task_context.without_secrets({**tags, "": description})
+        return secretless, secretless.pop("")
+
+    async def _register(self, tags: Mapping[str, str], description: str) -> ModelVersion:
         from nighttrain.providers.tracking.runs import RunTree
 
         async with open_registry(self._mlflow) as registry:
@@ -109,8 +122,8 @@ class RegisterModelOperator(_RegistryOperator):
                 self.model_name,
                 run_id=self.run_id,
                 model_name=self.logged_model_name,
-                tags={**_lineage_tags(run.tags), **(self.tags or {})},
-                description=self.description or "",
+                tags={**_lineage_tags(run.tags), **tags},
+                description=description,
             )
 
 
@@ -182,10 +195,12 @@ class ModelGateOperator(_RegistryOperator):
         from nighttrain.providers.registry.gates import judge, parse_rule
 
         measurements = evaluation["measurements"]
+        # An evaluation written by hand may measure a champion without saying which version it is.
+        compared = evaluation.get("champion_version", "champion" in measurements)
         return judge(
             [parse_rule(rule) if isinstance(rule, str) else rule for rule in self.rules],
             measurements.get("candidate", {}),
-            measurements.get("champion", {}) if evaluation.get("champion_version") else None,
+            measurements.get("champion", {}) if compared else None,
             no_champion=self.no_champion,
         )
 
@@ -234,6 +249,7 @@ class PromoteModelOperator(_RegistryOperator):
     """
 
     template_fields: Sequence[str] = ("model_name", "version", "alias", "stage", "verdict", "reason")
+    text_fields = ("model_name", "version", "alias", "stage", "reason")
 
     def __init__(
         self,
@@ -321,6 +337,13 @@ def held(alias: str | None, stage: str | None) -> str:
     return " and ".join(part for part in parts if part)
 
 
+def _texts(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+    return {
+        text_of(f"{field} key", name): text_of(f"{field}[{name!r}]", value)
+        for name, value in (given or {}).items()
+    }
+
+
 def _lineage_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """What the version inherits from its run: where it comes from."""
     return {name: value for name, value in tags.items() if name.startswith("nighttrain.")}
@@ -331,5 +354,11 @@ def _evaluation(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not needed <= set(value):
         raise ConfigurationError(
             "evaluation", value, f"must be what EvaluateModelOperator returns: {', '.join(sorted(needed))}"
+        )
+    if not isinstance(value["measurements"], Mapping):
+        raise ConfigurationError(
+            "evaluation.measurements",
+            value["measurements"],
+            "give a mapping of groups, {'candidate': {...}, 'champion': {...}}",
         )
     return value

@@ -14,6 +14,7 @@ from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_
 from nighttrain.operators.registry import held
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
+from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
@@ -43,8 +44,9 @@ class RolloutModelOperator(BaseOperator):
     """Brings a version up beside the one that serves, switches when it is ready, keeps the old one.
 
     The version is pinned first and its artifact's sha256 manifest verified, before anything is created; the
-    pod verifies it again before it loads anything. A version that serves already is left as it is. When the
-    candidate does not become ready it is removed, and the old version goes on serving. Returns
+    pod verifies it again before it loads anything. A version that answers already is left as it is; one that
+    somebody scaled to zero is scaled up. When the candidate does not become ready it is removed, and the old
+    version goes on serving. Returns
     ``{"endpoint", "model_name", "version", "previous_version", "url", "cluster_ip_url"}``.
 
     :param endpoint: name of the endpoint, which is the Service's name (templated)
@@ -54,7 +56,8 @@ class RolloutModelOperator(BaseOperator):
     :param alias: serve what this alias points to when the task runs (templated)
     :param image: an image with MLflow and the model's libraries (templated)
     :param namespace: the connection's, if left out (templated)
-    :param replicas: pods for each version
+    :param replicas: pods of a version that is brought up; as many as the one that serves has, if left out.
+        Those of a version that is up already are left to autoscalers and people
     :param port: the Service's and the scoring server's port; 8080 is what MLflow's containers use
     :param mlflow_secret: name of a Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods
     :param startup_timeout_seconds: how long the candidate may take to become ready
@@ -79,6 +82,7 @@ class RolloutModelOperator(BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
     ui_color = "#fdf0d9"
+    _under_way: tuple[Context, Mapping[str, str]] | None = None
 
     def __init__(
         self,
@@ -90,7 +94,7 @@ class RolloutModelOperator(BaseOperator):
         stage: str | None = None,
         alias: str | None = None,
         namespace: str | None = None,
-        replicas: int = 1,
+        replicas: int | None = None,
         port: int = 8080,
         container_resources: Any = None,
         env_vars: Mapping[str, str] | None = None,
@@ -150,6 +154,7 @@ class RolloutModelOperator(BaseOperator):
             pinned = run_sync(self._pin())
             context["ti"].xcom_push(key=PINNED_KEY, value=pinned)
             remember_links(context, version=self._mlflow.version_url(self.model_name, pinned["version"]))
+            self._under_way = (context, pinned)
             changed = run_sync(self._start(context, pinned))
             namespace = self.namespace or self._cluster.namespace or "default"
             remember_links(context, endpoint=f"http://{self.endpoint}.{namespace}.svc:{self.port}")
@@ -169,10 +174,9 @@ class RolloutModelOperator(BaseOperator):
             return self._complete(context, pinned, wait=False)
 
     def on_kill(self) -> None:
-        """The task was killed while it waited in the worker: no half-started candidate remains."""
-        waiting = getattr(self, "_waiting", None)
-        if waiting is not None:
-            run_sync(self._abort(*waiting))
+        """The task was killed in the worker: no half-started candidate remains."""
+        if self._under_way is not None:
+            run_sync(self._abort(*self._under_way))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow does, and when the deferral timed out no half-started candidate remains."""
@@ -188,6 +192,7 @@ class RolloutModelOperator(BaseOperator):
 
     def _connect(self) -> None:
         """Read the connections, before any event loop runs."""
+        as_texts(self, "endpoint", "model_name", "version", "stage", "alias", "image", "namespace")
         cluster = get_cluster(self.kubernetes_conn_id)
         self._cluster, self._pod_security = cluster.config, cluster.pod_security
         self._mlflow = get_mlflow(self.mlflow_conn_id)
@@ -246,14 +251,15 @@ class RolloutModelOperator(BaseOperator):
         async with open_rollout(self._cluster) as (client, rollout):
             spec = self._spec(context, client, pinned)
             try:
+                self._under_way = (context, pinned)
                 if wait:
-                    self._waiting: tuple[Context, Mapping[str, str]] | None = (context, pinned)
                     await rollout.wait_ready(spec, on_progress=self.log.info)
-                    self._waiting = None
-                return await rollout.finish(spec, on_progress=self.log.info)
+                status = await rollout.finish(spec, on_progress=self.log.info)
             except RolloutFailedError:
                 await rollout.abort(spec)
                 raise
+            self._under_way = None
+            return status
 
     def _defer(self, pinned: Mapping[str, str]) -> None:
         from nighttrain.sensors.triggers import EndpointTrigger
@@ -344,6 +350,7 @@ class RollbackModelOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         with failing_clearly():
+            as_texts(self, *self.template_fields)
             self._cluster = get_cluster_config(self.kubernetes_conn_id)
             self._mlflow = get_mlflow(self.mlflow_conn_id)
             status = run_sync(self._roll_back())

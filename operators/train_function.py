@@ -50,14 +50,14 @@ class _TrainDecoratedOperator(DecoratedOperator, TrainingJobOperator):
     def _prepare(self, context: Context) -> Prepared:
         if self.parameters is not None:
             return super()._prepare(context)
-        return Prepared(params=self._scalars())
+        return Prepared(params=self._recorded(self._scalars()))
 
-    def _scalars(self) -> dict[str, str]:
+    def _scalars(self) -> dict[str, Any]:
         """The arguments to compare runs by, also those that were left at their defaults."""
         args, kwargs = self._arguments()
         arguments = shipped_code.bind(self.python_callable, args, kwargs, defaults=True)
         return {
-            name: str(value)
+            name: value
             for name, value in arguments.items()
             if isinstance(value, str | int | float) and len(str(value)) <= MAX_PARAMETER_LENGTH
         }

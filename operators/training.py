@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nighttrain.operators import context as task_context
 from nighttrain.operators.clients import open_registry
 from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, WorkloadLink, remember_links
 from nighttrain.operators.workload import Prepared, WorkloadOperator
@@ -37,7 +38,8 @@ class TrainingJobOperator(WorkloadOperator):
 
     Takes every parameter of :class:`WorkloadOperator`, and:
 
-    :param parameters: recorded as the run's parameters before the container starts (templated)
+    :param parameters: recorded as the run's parameters before the container starts (templated). Names are
+        recorded as they are; one that MLflow refuses fails the task before anything is made
     """
 
     template_fields: Sequence[str] = (*WorkloadOperator.template_fields, "parameters")
@@ -48,7 +50,13 @@ class TrainingJobOperator(WorkloadOperator):
         self.parameters = parameters
 
     def _prepare(self, context: Context) -> Prepared:
-        return Prepared(params={str(name): str(value) for name, value in (self.parameters or {}).items()})
+        return Prepared(params=self._recorded(self.parameters))
+
+    def _recorded(self, parameters: Any) -> dict[str, str]:
+        """Parameters as they go to MLflow. :raises ConfigurationError: a name or value that does not fit"""
+        from nighttrain.providers.tracking.names import read_params
+
+        return task_context.without_secrets(read_params(parameters))
 
     async def _collect(
         self, tracked: TrackedWorkload, started: StartedWorkload, facts: dict[str, Any]
@@ -80,6 +88,7 @@ class EvaluateModelOperator(WorkloadOperator):
         "version",
         "champion_alias",
     )
+    text_fields = (*WorkloadOperator.text_fields, "model_name", "version", "champion_alias")
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), ModelVersionLink(), WorkloadLink())
     ui_color = "#dff3e4"
 

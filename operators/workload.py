@@ -19,6 +19,12 @@ from nighttrain.operators.outages import waiting_out
 from nighttrain.operators.templating import attributes_of_model
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ClusterError, ConfigurationError, TrackingUnreachableError
+from nighttrain.providers.kubernetes.timeouts import (
+    DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
+    DEFAULT_SIDECAR_GRACE_SECONDS,
+    Timeouts,
+)
+from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
@@ -129,6 +135,13 @@ class WorkloadOperator(BaseOperator):
     :param schedule_timeout_seconds: how long it may wait for a node; ``startup_timeout_seconds`` if left out
     :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use; without bound
         if left out
+    :param fail_if_over_quota: fail at once if it asks for more than the whole of today's quota (the default);
+        false waits in the queue for a larger one
+    :param sidecar_grace_seconds: how long other containers of the pod may go on after the training's end
+    :param node_lost_timeout_seconds: how long it may be unknown whether the training still runs, because its
+        node does not answer
+    :param replace_on_lost_node: start the next attempt although an earlier one may still run, on a node that
+        does not answer: two trainings may run at once then
     :param cluster_outage_timeout_seconds: how long a try bears it that the API server does not answer when
         the workload is to be started or settled; 0 fails at once. Waits bear an hour
     :param get_logs: show the container's lines in the task's log while it runs
@@ -168,6 +181,7 @@ class WorkloadOperator(BaseOperator):
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
+    text_fields: ClassVar[tuple[str, ...]] = ("experiment_name", "run_name", "kubernetes_conn_id")
 
     def __init__(
         self,
@@ -228,6 +242,10 @@ class WorkloadOperator(BaseOperator):
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,
+        fail_if_over_quota: bool = True,
+        sidecar_grace_seconds: float = DEFAULT_SIDECAR_GRACE_SECONDS,
+        node_lost_timeout_seconds: float = DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
+        replace_on_lost_node: bool = False,
         cluster_outage_timeout_seconds: float = DEFAULT_CLUSTER_OUTAGE_TIMEOUT_SECONDS,
         get_logs: bool = True,
         deferrable: bool = True,
@@ -292,6 +310,10 @@ class WorkloadOperator(BaseOperator):
         self.startup_timeout_seconds = startup_timeout_seconds
         self.schedule_timeout_seconds = schedule_timeout_seconds
         self.queue_timeout_seconds = queue_timeout_seconds
+        self.fail_if_over_quota = fail_if_over_quota
+        self.sidecar_grace_seconds = sidecar_grace_seconds
+        self.node_lost_timeout_seconds = node_lost_timeout_seconds
+        self.replace_on_lost_node = replace_on_lost_node
         self.cluster_outage_timeout_seconds = cluster_outage_timeout_seconds
         self.get_logs = get_logs
         self.deferrable = deferrable
@@ -309,6 +331,7 @@ class WorkloadOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         while True:
             with failing_clearly():
+                as_texts(self, *self.text_fields)
                 prepared = self._prepare(context)
                 tracked = self._tracked(context, prepared)
                 started = self._start(tracked)
@@ -333,6 +356,7 @@ class WorkloadOperator(BaseOperator):
         if "tracking_error" in event:
             raise TrackingUnreachableError(event["tracking_error"])
         with failing_clearly():
+            as_texts(self, *self.text_fields)
             tracked = self._tracked(context, Prepared())
             underway = _Underway(context, tracked, *self._remembered(context))
             try:
@@ -388,6 +412,7 @@ class WorkloadOperator(BaseOperator):
 
     def _tracked(self, context: Context, prepared: Prepared) -> TrackedWorkload:
         from nighttrain.providers.tracked_workload import TrackedWorkload
+        from nighttrain.providers.tracking.names import check_run_name, fit_run_name
 
         mlflow = get_mlflow(self.mlflow_conn_id)
         cluster = get_cluster(self.kubernetes_conn_id)
@@ -402,11 +427,12 @@ class WorkloadOperator(BaseOperator):
             identity=task_context.workload_identity(context),
             epoch=task_context.epoch(context),
             experiment_name=self.experiment_name or ti.dag_id,
-            run_name=self.run_name or ti.task_id,
+            run_name=check_run_name(self.run_name) if self.run_name else fit_run_name(ti.task_id),
             parent_key=task_context.run_key(context, task=False),
             run_key=task_context.run_key(context),
             params=prepared.params,
             lineage=partial(task_context.lineage, context),
+            replace_on_lost_node=self.replace_on_lost_node,
         )
 
     def _spec(
@@ -428,9 +454,7 @@ class WorkloadOperator(BaseOperator):
             trigger=WorkloadTrigger(
                 kubernetes_conn_id=self.kubernetes_conn_id,
                 workload=started.workload.to_dict(),
-                startup_timeout_seconds=self.startup_timeout_seconds,
-                schedule_timeout_seconds=self.schedule_timeout_seconds,
-                queue_timeout_seconds=self.queue_timeout_seconds,
+                timeouts=self._timeouts().to_dict(),
                 get_logs=self.get_logs,
                 mlflow_conn_id=self.mlflow_conn_id,
                 run=started.run_ids(),
@@ -464,13 +488,21 @@ class WorkloadOperator(BaseOperator):
     def _waiting_out(self, work: Callable[[], T]) -> T:
         return waiting_out(work, seconds=self.cluster_outage_timeout_seconds, warn=self.log.warning)
 
+    def _timeouts(self) -> Timeouts:
+        return Timeouts(
+            startup=self.startup_timeout_seconds,
+            schedule=self.schedule_timeout_seconds,
+            queue=self.queue_timeout_seconds,
+            sidecar_grace=self.sidecar_grace_seconds,
+            node_lost=self.node_lost_timeout_seconds,
+            fail_if_over_quota=self.fail_if_over_quota,
+        )
+
     async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload, ti: Any) -> Outcome:
         self._following: tuple[TrackedWorkload, StartedWorkload, Any] | None = (tracked, started, ti)
         outcome = await tracked.follow(
             started,
-            startup_timeout_seconds=self.startup_timeout_seconds,
-            schedule_timeout_seconds=self.schedule_timeout_seconds,
-            queue_timeout_seconds=self.queue_timeout_seconds,
+            timeouts=self._timeouts(),
             on_observation=self._say,
             on_line=self._log_line if self.get_logs else None,
         )

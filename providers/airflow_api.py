@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
+from nighttrain.providers.airflow_regions import as_parameters
 from nighttrain.providers.errors import AirflowError, ConfigurationError
 from nighttrain.providers.kubernetes.reaper import TaskState
 
@@ -77,7 +78,7 @@ class AirflowAPI:
         if identity.map_index >= 0:
             parts.append(str(identity.map_index))
         path = "/".join(quote(part, safe="") for part in parts)
-        answer = await self._ask("GET", f"/api/v2/dags/{path}")
+        answer = await self._ask("GET", f"/api/v2/dags/{path}", params=as_parameters(identity.region))
         if answer.status_code in (401, 403):
             raise AirflowError(
                 f"{self._url} refuses the credentials ({answer.status_code}): set {TOKEN_VARIABLE}, or "
@@ -89,7 +90,7 @@ class AirflowAPI:
         # A path that the server does not know is answered "Not Found"; an object that is gone is named.
         detail = body.get("detail")
         gone = answer.status_code == 404 and detail not in (None, "Not Found")
-        return TaskState.GONE if gone and "was not found" in str(detail) else TaskState.UNKNOWN
+        return TaskState.GONE if gone and "not found" in str(detail) else TaskState.UNKNOWN
 
     @property
     def _client(self) -> httpx.AsyncClient:

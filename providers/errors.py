@@ -10,10 +10,12 @@ NighttrainError
 │   ├── ObjectExistsError           409 AlreadyExists
 │   ├── ObjectConflictError         409 Conflict: the object changed since it was read
 │   ├── WatchExpiredError           410: list again
-│   ├── ClusterRequestError         any other refusal: 400, 413, 415, 422, 429 or 5xx after the retries
+│   ├── ClusterRequestError         any other refusal: 400, 413, 415, 429 or 5xx after the retries
+│   │   └── ObjectInvalidError      422, or 400 to a write: never accepted as it is
 │   └── WorkloadConflictError       the attempt's name is taken by an object that is not this attempt
+│       └── LostNodeError           an earlier attempt may still run on a node that does not answer
 ├── WorkloadFailedError             an attempt ended without success; one subclass for each kind of outcome
-│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  DeadlineExceeded
+│   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  StartTimeout  DeadlineExceeded
 │   ├── ApplicationError  Cancelled  Rejected  UnknownOutcome
 │   └── InfrastructureError         the cluster's doing, not the training code's
 │       ├── Evicted  Preempted  NodeLost
@@ -45,10 +47,13 @@ the cause of one of these.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.outcome import Outcome
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class NighttrainError(Exception):
@@ -64,7 +69,7 @@ class ConfigurationError(NighttrainError, ValueError):
     """
 
     def __init__(self, field: str, value: object, fix: str) -> None:
-        shown = "" if value is None else f" = {clip(repr(value), 120)}"
+        shown = "" if value is None else f" = {clip(_repr(value), 120)}"
         super().__init__(f"{field}{shown}: {fix}")
         self.field = field
         self.value = value
@@ -120,8 +125,16 @@ class ClusterRequestError(ClusterError):
         self.reason = reason
 
 
+class ObjectInvalidError(ClusterRequestError):
+    """422, or 400 to a write: the API server will not take this object however often it is asked."""
+
+
 class WorkloadConflictError(ClusterError):
     """The attempt's name is taken by an object that is not this attempt."""
+
+
+class LostNodeError(WorkloadConflictError):
+    """An earlier attempt may still run on a node that does not answer: a second one would run beside it."""
 
 
 class WorkloadFailedError(NighttrainError):
@@ -146,6 +159,10 @@ class Unschedulable(WorkloadFailedError):
 
 class QuotaWait(WorkloadFailedError):
     """The quota or queue can never give what is asked for, as it is set up now."""
+
+
+class StartTimeout(WorkloadFailedError):
+    """The container did not start within the start-up time-out, and nothing says why it never could."""
 
 
 class InfrastructureError(WorkloadFailedError):
@@ -276,6 +293,22 @@ class MissingExtraError(NighttrainError, ImportError):
         super().__init__(f"{package} is not installed: pip install 'nighttrain[{extra}]'")
 
 
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"a value of type {type(value).__name__} that has no text"
+
+
 def clip(text: str, length: int) -> str:
-    """Shorten ``text`` to ``length`` characters, saying so with an ellipsis."""
+    """Shorten ``text`` to ``length`` characters, saying so with an ellipsis, and make it :func:`storable`."""
+    text = storable(text)
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def storable(text: str) -> str:
+    """``text`` as every database takes it: NUL and halves of surrogate pairs become U+FFFD.
+
+    PostgreSQL refuses them, in MLflow's columns as in Airflow's XComs and triggers.
+    """
+    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)

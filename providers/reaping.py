@@ -157,7 +157,7 @@ async def _close_run(mlflow: MLflowClient, finding: Finding, status: RunStatus, 
 
 def _identity_of(run: Run, orchestrator: str) -> WorkloadIdentity | None:
     """Whose run it is; ``None`` if its tags do not say so in full: long values are cut there."""
-    tags = {name: run.tags.get(f"{PREFIX}{name}", "") for name in ("dag_id", "run_id", "task_id")}
+    tags = {name: run.tags.get(f"{PREFIX}{name}", "") for name in ("dag_id", "run_id", "task_id", "region")}
     try:
         index = int(run.tags.get(f"{PREFIX}map_index", "-1"))
         identity = WorkloadIdentity(orchestrator=orchestrator, map_index=index, **tags)
@@ -173,6 +173,7 @@ def _key_of(identity: WorkloadIdentity) -> RunKey:
         run_id=identity.run_id,
         task_id=identity.task_id,
         map_index=identity.map_index,
+        region=identity.region,
     )
 
 

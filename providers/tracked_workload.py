@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.outcome import Observation, Outcome
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.timeouts import Timeouts
     from nighttrain.providers.kubernetes.workload import Workload
     from nighttrain.providers.tracking.client import TrackingConfig
     from nighttrain.providers.tracking.runs import Lineage, LoggedModel, Run, RunKey, RunStatus, RunTree
@@ -103,6 +104,7 @@ class TrackedWorkload:
     :param params: parameters to log on the run before the container starts
     :param lineage: gives the lineage tags from what is known so far
     :param adopts_earlier_epochs: see :func:`nighttrain.providers.kubernetes.workload.submit`
+    :param replace_on_lost_node: see there
     :param kind: which of the kinds in :mod:`nighttrain.providers.kubernetes.kinds` the workload is
     """
 
@@ -120,6 +122,7 @@ class TrackedWorkload:
     lineage: Callable[..., Lineage]
     adopts_earlier_epochs: bool = False
     kind: str = "Job"
+    replace_on_lost_node: bool = False
 
     def described_run(self, started: StartedWorkload) -> dict[str, Any]:
         """What finds this attempt's run again while nobody knows its id."""
@@ -131,7 +134,8 @@ class TrackedWorkload:
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
 
-        :raises ConfigurationError: the cluster refuses the Job as it is written
+        :raises ConfigurationError: the cluster refuses the Job as it is written, or MLflow a name; nothing
+            was created
         :raises ClusterError: the cluster cannot be reached, or forbids it
         :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
         """
@@ -141,6 +145,7 @@ class TrackedWorkload:
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.runs import RunTree
 
+        self._check_names()
         kind = kind_named(self.kind)
         async with shared_client(self.cluster) as client, MLflowClient(self.tracking) as mlflow:
             namespace = self.spec.namespace or client.namespace
@@ -164,6 +169,7 @@ class TrackedWorkload:
                 complete=complete,
                 adopts_earlier_epochs=self.adopts_earlier_epochs,
                 kind=kind,
+                replace_on_lost_node=self.replace_on_lost_node,
             )
             done = "Adopted" if workload.adopted else "Created"
             log(
@@ -182,9 +188,7 @@ class TrackedWorkload:
         self,
         started: StartedWorkload,
         *,
-        startup_timeout_seconds: float,
-        schedule_timeout_seconds: float | None = None,
-        queue_timeout_seconds: float | None = None,
+        timeouts: Timeouts,
         on_observation: Callable[[Observation], None] | None = None,
         on_line: Say | None = None,
     ) -> Outcome:
@@ -202,9 +206,7 @@ class TrackedWorkload:
             return await follow_to_end(
                 client,
                 started.workload,
-                startup_timeout_seconds=startup_timeout_seconds,
-                schedule_timeout_seconds=schedule_timeout_seconds,
-                queue_timeout_seconds=queue_timeout_seconds,
+                timeouts=timeouts,
                 on_observation=on_observation,
                 on_line=on_line,
                 narrow=True,
@@ -411,6 +413,13 @@ class TrackedWorkload:
             return None
         same = previous.tags.get(EPOCH_TAG) == run.tags.get(EPOCH_TAG)
         return previous.run_id if same and previous.status != RunStatus.FINISHED.value else None
+
+    def _check_names(self) -> None:
+        from nighttrain.providers.tracking.names import check_experiment_name, check_run_name, read_params
+
+        check_experiment_name(self.experiment_name)
+        check_run_name(self.run_name)
+        read_params(self.params)
 
     async def _rehearse(self, client: ClusterClient, namespace: str, kind: WorkloadKind) -> None:
         try:

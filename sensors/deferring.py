@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
+from nighttrain.providers.errors import NighttrainError
 from nighttrain.sensors.failures import failing_clearly
 
 if TYPE_CHECKING:
@@ -41,3 +42,14 @@ class DeferringSensor(BaseSensorOperator):
         return self.defer(
             trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
         )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """As Airflow does, which takes only errors of its own for failures that ``soft_fail`` skips."""
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except NighttrainError as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise

@@ -94,11 +94,9 @@ def serves(status: EndpointStatus | None, version: str | None) -> bool:
     """Whether the endpoint serves the version from all the replicas it should have."""
     if status is None or (version is not None and status.stable_version != str(version)):
         return False
-    return 0 < status.replicas <= status.ready_replicas
+    return status.answers and status.replicas <= status.ready_replicas
 
 
 def describe(status: EndpointStatus | None) -> str:
     """One line for people who wait."""
-    if status is None:
-        return "nothing was rolled out yet"
-    return f"version {status.stable_version} serves from {status.ready_replicas}/{status.replicas} replicas"
+    return status.describe() if status else "nothing was rolled out yet"

@@ -9,6 +9,7 @@ from nighttrain.providers.errors import (
     ArtifactDigestMismatchError,
     ConfigurationError,
     GateError,
+    ObjectInvalidError,
     RunWithoutModelError,
     WorkloadConflictError,
 )
@@ -19,6 +20,7 @@ PERMANENT = (
     ArtifactDigestMismatchError,
     ConfigurationError,
     GateError,
+    ObjectInvalidError,
     RunWithoutModelError,
     WorkloadConflictError,
 )

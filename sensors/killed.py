@@ -24,9 +24,8 @@ def task_is_over(states: Mapping[str, Any], *, run_id: str, task_id: str, map_in
 
     A task that is gone (its DAG run was deleted) and one without a state (it was cleared) are over.
     """
-    key = f"{task_id}_{map_index}" if map_index >= 0 else task_id
-    state = (states.get(run_id) or {}).get(key)
-    return state is None or str(getattr(state, "value", state)) in OVER
+    state = _state(states, run_id, task_id, map_index)
+    return state is None or state in OVER
 
 
 def cancelled_by_user(ti: Any, *, timeout_seconds: float = ASK_TIMEOUT_SECONDS) -> bool:
@@ -58,6 +57,13 @@ async def trigger_cancelled_by_user(ti: Any, *, timeout_seconds: float = TRIGGER
     """The same for a trigger's ``on_kill``, in the triggerer's event loop."""
     import asyncio
 
+    from nighttrain.providers.airflow_regions import region_of
+
+    if region_of(ti):
+        # A triggerer cannot ask for one iteration of a loop. It need not: Airflow has regions since 3.4, and
+        # since then calls ``on_kill`` only where the task waits for its trigger no more.
+        return True
+
     from asgiref.sync import sync_to_async
 
     try:
@@ -69,8 +75,25 @@ async def trigger_cancelled_by_user(ti: Any, *, timeout_seconds: float = TRIGGER
 def _ask(ti: Any) -> bool:
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
+    from nighttrain.providers.airflow_regions import has_ended, region_of
+
     map_index = -1 if ti.map_index is None else ti.map_index
     states = RuntimeTaskInstance.get_task_states(
         dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
     )
-    return task_is_over(states, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index)
+    over = task_is_over(states, run_id=ti.run_id, task_id=ti.task_id, map_index=map_index)
+    region = region_of(ti)
+    if not region or not states.get(ti.run_id):
+        return over
+    # The states are those of a loop's latest iteration, which may have ended long ago where an earlier one
+    # was cleared and runs again. That this one has ended is told elsewhere; that a process which still runs
+    # is to end ("restarting"), of the latest one only.
+    if _state(states, ti.run_id, ti.task_id, map_index) == "restarting":
+        return True
+    return has_ended(RuntimeTaskInstance.get_task_breadcrumbs(ti.dag_id, ti.run_id), ti.task_id, region)
+
+
+def _state(states: Mapping[str, Any], run_id: str, task_id: str, map_index: int) -> str | None:
+    key = f"{task_id}_{map_index}" if map_index >= 0 else task_id
+    state = (states.get(run_id) or {}).get(key)
+    return None if state is None else str(getattr(state, "value", state))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import PokeReturnValue
 
 from nighttrain.providers.errors import TrackingError
+from nighttrain.providers.texts import text_of
 from nighttrain.sensors.conditions import Awaited, RegistryCondition
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
 from nighttrain.sensors.deferring import DeferringSensor
@@ -47,9 +48,9 @@ class _RegistrySensor(DeferringSensor):
 
     def _build(self, awaited: Awaited, key: str = "") -> RegistryCondition:
         return RegistryCondition(
-            model_name=self.model_name,
+            model_name=text_of("model_name", self.model_name),
             awaited=awaited,
-            key=key,
+            key=text_of(awaited.name.lower(), key),
             version=_number(self.version),
             newer_than=_number(self.newer_than),
         )

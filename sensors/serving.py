@@ -9,6 +9,7 @@ from airflow.sdk import PokeReturnValue
 
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import RolloutFailedError
+from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config
 from nighttrain.sensors.deferring import DeferringSensor
 from nighttrain.sensors.triggers import EndpointTrigger
@@ -55,6 +56,7 @@ class EndpointReadySensor(DeferringSensor):
         return None if self.version in (None, "") else str(self.version)
 
     def _trigger(self) -> EndpointTrigger:
+        as_texts(self, "endpoint", "namespace")
         return EndpointTrigger(
             kubernetes_conn_id=self.kubernetes_conn_id,
             namespace=self.namespace,
@@ -68,6 +70,7 @@ class EndpointReadySensor(DeferringSensor):
         """One look at the endpoint."""
         from nighttrain.sensors.endpoints import describe, serves
 
+        as_texts(self, "endpoint", "namespace")
         status = run_sync(self._look())
         if serves(status, self._version):
             return PokeReturnValue(is_done=True, xcom_value=status.to_dict() if status else {})

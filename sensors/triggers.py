@@ -73,6 +73,10 @@ class WorkloadTrigger(BaseTrigger):
     """Waits for a workload's end and passes its lines on to the task's log while it runs.
 
     The event is ``{"outcome": {...}}``, or ``{"error": sentence}`` when the cluster could not be asked.
+
+    :param timeouts: those of :class:`~nighttrain.providers.kubernetes.timeouts.Timeouts`, as plain values
+    :param startup_timeout_seconds: retired, like the two that follow: triggers that an earlier version stored
+        have them in the place of ``timeouts``
     """
 
     def __init__(
@@ -80,7 +84,8 @@ class WorkloadTrigger(BaseTrigger):
         *,
         kubernetes_conn_id: str,
         workload: dict[str, Any],
-        startup_timeout_seconds: float,
+        timeouts: dict[str, Any] | None = None,
+        startup_timeout_seconds: float | None = None,
         schedule_timeout_seconds: float | None = None,
         queue_timeout_seconds: float | None = None,
         get_logs: bool = True,
@@ -92,9 +97,11 @@ class WorkloadTrigger(BaseTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.kubernetes_conn_id = kubernetes_conn_id
         self.workload = workload
-        self.startup_timeout_seconds = startup_timeout_seconds
-        self.schedule_timeout_seconds = schedule_timeout_seconds
-        self.queue_timeout_seconds = queue_timeout_seconds
+        self.timeouts = timeouts or {
+            "startup": startup_timeout_seconds,
+            "schedule": schedule_timeout_seconds,
+            "queue": queue_timeout_seconds,
+        }
         self.get_logs = get_logs
         self.cancel_on_kill = cancel_on_kill
         self.mlflow_conn_id = mlflow_conn_id
@@ -107,9 +114,7 @@ class WorkloadTrigger(BaseTrigger):
             {
                 "kubernetes_conn_id": self.kubernetes_conn_id,
                 "workload": self.workload,
-                "startup_timeout_seconds": self.startup_timeout_seconds,
-                "schedule_timeout_seconds": self.schedule_timeout_seconds,
-                "queue_timeout_seconds": self.queue_timeout_seconds,
+                "timeouts": self.timeouts,
                 "get_logs": self.get_logs,
                 "cancel_on_kill": self.cancel_on_kill,
                 "mlflow_conn_id": self.mlflow_conn_id,
@@ -121,6 +126,7 @@ class WorkloadTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.providers.kubernetes.follow import follow_to_end
+        from nighttrain.providers.kubernetes.timeouts import Timeouts
         from nighttrain.providers.kubernetes.workload import Workload
 
         settling = _Settling()
@@ -131,9 +137,7 @@ class WorkloadTrigger(BaseTrigger):
                 outcome = await follow_to_end(
                     client,
                     Workload.from_dict(self.workload),
-                    startup_timeout_seconds=self.startup_timeout_seconds,
-                    schedule_timeout_seconds=self.schedule_timeout_seconds,
-                    queue_timeout_seconds=self.queue_timeout_seconds,
+                    timeouts=Timeouts.from_dict(self.timeouts),
                     on_observation=self._say,
                     on_line=self._log_line if self.get_logs else None,
                 )
@@ -174,12 +178,17 @@ class WorkloadTrigger(BaseTrigger):
         if self.task_instance is not None and not await trigger_cancelled_by_user(self.task_instance):
             self.log.warning("The task still waits: Job %s goes on", self.workload["name"])
             return
+        from nighttrain.providers.airflow_regions import region_of
         from nighttrain.providers.kubernetes.client import shared_client
-        from nighttrain.providers.kubernetes.workload import Workload, cancel
+        from nighttrain.providers.kubernetes.workload import Workload, cancel, cancel_if_live
 
         config = await aget_cluster_config(self.kubernetes_conn_id)
+        workload = Workload.from_dict(self.workload)
         async with shared_client(config) as client:
-            await cancel(client, Workload.from_dict(self.workload))
+            if not region_of(self.task_instance):
+                await cancel(client, workload)
+            elif not await cancel_if_live(client, workload):
+                return  # in a region the task may have been resumed elsewhere: an end is its to settle
         await self._close_run()
 
     async def _close_run(self) -> None:
@@ -260,11 +269,19 @@ class EndpointTrigger(BaseTrigger):
         yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
-        """Somebody marked or cleared the rollout: its candidate goes, what serves stays."""
+        """Somebody marked or cleared the rollout: its candidate goes, what serves stays.
+
+        A triggerer whose triggers another one took over is told the same: what still waits is left alone.
+        """
         if not self.serving_only and self.version is not None:
             await _to_the_end(self._remove(self.version))
 
     async def _remove(self, version: str) -> None:
+        from nighttrain.sensors.killed import trigger_cancelled_by_user
+
+        if self.task_instance is not None and not await trigger_cancelled_by_user(self.task_instance):
+            self.log.warning("The task still waits: version %s of %s goes on", version, self.endpoint)
+            return
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.sensors.endpoints import remove_candidate
 

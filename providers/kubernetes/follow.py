@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
     from nighttrain.providers.kubernetes.outcome import Observation, Outcome
+    from nighttrain.providers.kubernetes.timeouts import Timeouts
     from nighttrain.providers.kubernetes.workload import Workload
 
 # After the end the last lines are a matter of one request; a log server that stalls longer than this is not
@@ -21,37 +22,35 @@ async def follow_to_end(
     client: ClusterClient,
     workload: Workload,
     *,
-    startup_timeout_seconds: float,
-    schedule_timeout_seconds: float | None = None,
-    queue_timeout_seconds: float | None = None,
+    timeouts: Timeouts,
     on_observation: Callable[[Observation], None] | None = None,
     on_line: Callable[[str], None] | None = None,
     narrow: bool = False,
 ) -> Outcome:
     """Wait for the outcome; pass each line of the log to ``on_line`` once, while the pod runs.
 
-    The time-outs and ``narrow`` are those of :func:`~nighttrain.providers.kubernetes.waiting.wait`.
+    ``timeouts`` and ``narrow`` are those of :func:`~nighttrain.providers.kubernetes.waiting.wait`.
 
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
-    from nighttrain.providers.kubernetes.logs import follow
+    from nighttrain.providers.kubernetes.logs import End, follow
     from nighttrain.providers.kubernetes.waiting import wait
 
     lines: asyncio.Task[None] | None = None
+    end = End()
     if on_line is not None:
         lines = asyncio.create_task(
-            follow(client, workload, on_line, narrow=narrow), name=f"logs of {workload.name}"
+            follow(client, workload, on_line, narrow=narrow, end=end), name=f"logs of {workload.name}"
         )
     try:
         outcome = await wait(
             client,
             workload,
-            startup_timeout_seconds=startup_timeout_seconds,
-            schedule_timeout_seconds=schedule_timeout_seconds,
-            queue_timeout_seconds=queue_timeout_seconds,
+            timeouts=timeouts,
             on_observation=on_observation,
             narrow=narrow,
         )
+        end.say()
         if lines is not None and on_line is not None:
             _, unread = await asyncio.wait({lines}, timeout=LAST_LINES_SECONDS)
             if unread:

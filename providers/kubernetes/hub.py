@@ -31,7 +31,7 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.kubernetes.explanations import Explanations
 from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL
 from nighttrain.providers.kubernetes.kinds import JOB
-from nighttrain.providers.kubernetes.objects import mapping, metadata, text, uid_of
+from nighttrain.providers.kubernetes.objects import is_deleting, mapping, metadata, text, uid_of
 from nighttrain.providers.kubernetes.resources import PODS
 from nighttrain.providers.kubernetes.trimming import trim_pod, trim_workload
 from nighttrain.providers.kubernetes.watch import Feed, Selection, Sleep
@@ -149,6 +149,13 @@ class Subscription:
         self._dirty = False
         if self.error is not None:
             raise self.error.with_traceback(None)
+
+
+def _keep_first_told(before: Json | None, pod: Json) -> None:
+    """Keep when a pod's deletion was asked for: its last step overwrites that, with a grace period of 0."""
+    for field in ("deletionTimestamp", "deletionGracePeriodSeconds"):
+        if before is not None and is_deleting(before) and field in metadata(before):
+            pod["metadata"][field] = before["metadata"][field]
 
 
 class Hub:
@@ -279,6 +286,7 @@ class Hub:
         """Store a pod; the key of the workload it belongs to, empty if it belongs to none."""
         owner, uid = self._owner(pod), uid_of(pod)
         if owner:
+            _keep_first_told(self.pods.get(owner, {}).get(uid), pod)
             self.pods.setdefault(owner, {})[uid] = pod
             self._owners[uid] = owner
         return owner
@@ -288,7 +296,7 @@ class Hub:
         owner, uid = self._owner(pod), uid_of(pod)
         self._owners.pop(uid, None)
         pods = self.pods.get(owner, {})
-        pods.pop(uid, None)
+        _keep_first_told(pods.pop(uid, None), pod)
         if not pods:
             self.pods.pop(owner, None)
         for subscription in self.subscribers(owner):

@@ -19,12 +19,17 @@ DAG_ANNOTATION = PREFIX + "dag-id"
 RUN_ANNOTATION = PREFIX + "run-id"
 TASK_ANNOTATION = PREFIX + "task-id"
 MAP_INDEX_ANNOTATION = PREFIX + "map-index"
+REGION_ANNOTATION = PREFIX + "region"
 SPEC_HASH_ANNOTATION = PREFIX + "spec-hash"
 CONSUMED_ANNOTATION = PREFIX + "consumed"
 ADOPTED_ANNOTATION = PREFIX + "adopted"
 EPOCH_ANNOTATION = PREFIX + "epoch"
 INFRASTRUCTURE_ANNOTATION = PREFIX + "infrastructure-failures"
 MEMORY_ANNOTATION = PREFIX + "memory"
+# On pods: which container decides. Nobody's injector rewrites it.
+MAIN_CONTAINER_ANNOTATION = PREFIX + "main-container"
+# On workloads: how the attempt ended, where the object's own status would tell it otherwise.
+OUTCOME_ANNOTATION = PREFIX + "outcome"
 # A pod's name adds six characters to its Job's, and other controllers that run Jobs add up to five:
 # 52 keeps all of them inside the 63 of a DNS label.
 NAME_LENGTH = 52
@@ -36,6 +41,7 @@ class WorkloadIdentity:
 
     :param orchestrator: ``airflow`` or ``dagster``
     :param map_index: the index of a mapped task; -1 for one that is not mapped
+    :param region: the iteration of a loop, in the orchestrator's words; empty outside of one
     """
 
     orchestrator: str
@@ -43,6 +49,7 @@ class WorkloadIdentity:
     run_id: str
     task_id: str
     map_index: int = -1
+    region: str = ""
 
     def __post_init__(self) -> None:
         for field in ("orchestrator", "dag_id", "run_id", "task_id"):
@@ -54,6 +61,8 @@ class WorkloadIdentity:
     def key(self) -> str:
         """Ten hexadecimal digits that stand for this identity in names and labels."""
         fields = [self.orchestrator, self.dag_id, self.run_id, self.task_id, self.map_index]
+        if self.region:  # left out where there is none: Jobs from before there were regions keep their names
+            fields.append(self.region)
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:10]
 
     def name(self, attempt: int) -> str:
@@ -76,10 +85,13 @@ class WorkloadIdentity:
 
     def annotations(self) -> dict[str, str]:
         """The identity in full, by which an adopted workload is verified."""
-        return {
+        written = {
             ORCHESTRATOR_ANNOTATION: self.orchestrator,
             DAG_ANNOTATION: self.dag_id,
             RUN_ANNOTATION: self.run_id,
             TASK_ANNOTATION: self.task_id,
             MAP_INDEX_ANNOTATION: str(self.map_index),
         }
+        if self.region:
+            written[REGION_ANNOTATION] = self.region
+        return written

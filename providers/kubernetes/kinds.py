@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.manifests import build_job
 from nighttrain.providers.kubernetes.objects import condition, items, mapping, metadata, text
-from nighttrain.providers.kubernetes.outcome import Observation, decide
+from nighttrain.providers.kubernetes.outcome import Observation, decide, is_decided
 from nighttrain.providers.kubernetes.resources import JOBS, Resource
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class WorkloadKind:
         annotations and the annotation with the spec's hash, its pods the same labels and annotations. Raises
         ConfigurationError if the spec cannot become a valid object
     :param read: how an attempt stands, from its status
-    :param has_ended: whether its status is final and nothing of it will run any more
+    :param has_ended: whether its own status is final and nothing of it will run any more
+    :param is_decided: whether it has ended by what its pods show, or by what is written on it, although its
+        own status does not say so yet: never, if not given
     :param is_suspended: whether it waits in a queue
     :param pod_template: the template of the pod that trains, in a manifest or an object
     :param pod_label: the label of its pods that holds its name
@@ -67,11 +69,16 @@ class WorkloadKind:
     pod_label: str
     owner_of: Callable[[Json], str]
     spec_kept: tuple[str, ...]
+    is_decided: Callable[[object, Sequence[object]], bool] = lambda obj, pods: False
 
     @property
     def name(self) -> str:
         """How stored workloads name it."""
         return self.resource.kind
+
+    def ended(self, obj: object, pods: Sequence[object]) -> bool:
+        """Whether the attempt is over: nothing of it trains any more, and its outcome will not change."""
+        return self.has_ended(obj) or self.is_decided(obj, pods)
 
     def owns(self, pod: Json, uid: str) -> bool:
         """Whether a pod with this kind's label belongs to the workload of this uid."""
@@ -107,7 +114,15 @@ JOB = WorkloadKind(
     pod_template=_job_pod_template,
     pod_label=JOB_NAME_LABEL,
     owner_of=_job_of_pod,
-    spec_kept=("suspend", "parallelism", "completions", "backoffLimit", "activeDeadlineSeconds"),
+    spec_kept=(
+        "suspend",
+        "parallelism",
+        "completions",
+        "backoffLimit",
+        "podFailurePolicy",
+        "activeDeadlineSeconds",
+    ),
+    is_decided=is_decided,
 )
 
 KINDS: dict[str, WorkloadKind] = {JOB.name: JOB}

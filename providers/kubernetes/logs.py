@@ -97,12 +97,31 @@ class Bars:
             self._sink(held)
 
 
+class End:
+    """Tells whoever reads a log that the attempt has ended: what has begun to be read is read to its end."""
+
+    def __init__(self) -> None:
+        self.said = False
+        self._wake: Callable[[], None] | None = None
+
+    def say(self) -> None:
+        """No further pod is to be read."""
+        self.said = True
+        if self._wake is not None:
+            self._wake()
+
+    def wakes(self, wake: Callable[[], None]) -> None:
+        """Have :meth:`say` call ``wake``."""
+        self._wake = wake
+
+
 async def follow(
     client: ClusterClient,
     workload: Workload,
     sink: Callable[[str], None],
     *,
     narrow: bool = False,
+    end: End | None = None,
     sleep: Sleep = asyncio.sleep,
 ) -> None:
     """Pass each line of the workload's main container to ``sink``, once, until it has ended.
@@ -112,18 +131,20 @@ async def follow(
     ``sink`` are the caller's.
 
     :param narrow: as for :func:`~nighttrain.providers.kubernetes.waiting.wait`, whose watch it shares
+    :param end: said where the attempt's end is known before its object says so
     """
     done: set[str] = set()
     namespace, name, uid = workload.namespace, workload.name, workload.uid
-    kind = kind_named(workload.kind)
+    kind, end = kind_named(workload.kind), end or End()
     try:
         async with subscribe(client, namespace, name, uid, kind=kind, narrow=narrow, sleep=sleep) as view:
+            end.wakes(view.wake)
             while True:
                 await view.change()
                 while (pod := _next(view, done)) is not None:
                     done.add(uid_of(pod))
                     await _Reader(client, workload, view, pod, sink).follow()
-                if view.synced and _ended(view, kind):
+                if end.said or (view.synced and _ended(view, kind)):
                     return
     except ClusterError as error:
         _log.debug("the log of %s ends here: %s", workload.name, error)
@@ -132,13 +153,13 @@ async def follow(
 def _next(view: Subscription, done: set[str]) -> Json | None:
     for pod in by_age(view.live_pods):
         container = main_container(pod)
-        if uid_of(pod) not in done and container is not None and container.state in ("running", "terminated"):
+        if uid_of(pod) not in done and container is not None and container.began:
             return pod
     return None
 
 
 def _ended(view: Subscription, kind: WorkloadKind) -> bool:
-    return view.object is None or kind.has_ended(view.object)
+    return view.object is None or kind.ended(view.object, view.pods)
 
 
 class _Reader:
@@ -226,4 +247,4 @@ class _Reader:
     def _over(self) -> bool:
         pod = next((live for live in self._view.live_pods if uid_of(live) == self._uid), None)
         container = main_container(pod) if pod is not None else None
-        return container is None or container.state == "terminated"
+        return container is None or container.over

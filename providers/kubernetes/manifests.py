@@ -16,11 +16,13 @@ from nighttrain.providers.kubernetes.identity import (
     ATTEMPT_KEY_LABEL,
     ATTEMPT_LABEL,
     CONSUMED_ANNOTATION,
+    MAIN_CONTAINER_ANNOTATION,
     PREFIX,
     SPEC_HASH_ANNOTATION,
     WorkloadIdentity,
 )
 from nighttrain.providers.kubernetes.names import check_dns_label, check_object_name
+from nighttrain.providers.kubernetes.objects import DEFAULT_CONTAINER_ANNOTATION
 from nighttrain.providers.kubernetes.security import check_restricted, harden
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 
@@ -37,8 +39,6 @@ __all__ = [
 ]
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-# kubectl's own convention: the container that ``kubectl logs`` shows, and the one that decides here.
-MAIN_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
 MAIN_CONTAINER = "main"
 
 Json = dict[str, Any]
@@ -54,8 +54,8 @@ def build_job(spec: WorkloadSpec, identity: WorkloadIdentity, attempt: int) -> J
     """
     spec.validate()
     template = build_pod_template(spec)
-    labels = {**_strings(spec.labels), **identity.labels(attempt)}
-    annotations = {**_strings(spec.annotations), **identity.annotations()}
+    labels = {**_strings("labels", spec.labels), **identity.labels(attempt)}
+    annotations = {**_strings("annotations", spec.annotations), **identity.annotations()}
     template["metadata"]["labels"] = {**template["metadata"].get("labels", {}), **labels}
     template["metadata"]["annotations"] = {**template["metadata"].get("annotations", {}), **annotations}
     attach_files(spec, template["spec"], identity.name(attempt))
@@ -136,7 +136,9 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
         check_restricted(pod_spec)
     metadata = base.get("metadata") or {}
     kept: Json = {kind: dict(metadata[kind]) for kind in ("labels", "annotations") if metadata.get(kind)}
-    kept.setdefault("annotations", {})[MAIN_CONTAINER_ANNOTATION] = containers[0]["name"]
+    # Ours says which container decides, kubectl's what ``kubectl logs`` shows: an injector may rewrite that.
+    for annotation in (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION):
+        kept.setdefault("annotations", {})[annotation] = containers[0]["name"]
     return {"metadata": kept, "spec": pod_spec}
 
 
@@ -164,7 +166,7 @@ def _explicit_pod(spec: WorkloadSpec) -> Json:
     return _given(
         volumes=plain(spec.volumes, "list[V1Volume]", "volumes"),
         initContainers=plain(spec.init_containers, "list[V1Container]", "init_containers"),
-        nodeSelector=_strings(spec.node_selector),
+        nodeSelector=_strings("node_selector", spec.node_selector),
         affinity=plain(spec.affinity, "V1Affinity", "affinity"),
         tolerations=plain(spec.tolerations, "list[V1Toleration]", "tolerations"),
         serviceAccountName=spec.service_account_name,
@@ -340,5 +342,5 @@ def _containers(pod_spec: Json) -> list[Json]:
     return [*(pod_spec.get("initContainers") or []), *(pod_spec.get("containers") or [])]
 
 
-def _strings(given: Mapping[str, str] | None) -> dict[str, str]:
-    return {str(key): str(value) for key, value in (given or {}).items()}
+def _strings(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+    return plain(given or {}, "dict(str, str)", field) or {}

@@ -1,34 +1,37 @@
 """How an attempt stands and how it ended: one total function over a Job, its pods and events.
 
-The Job's conditions decide; pods and events explain. Success is the condition ``Complete``, not the earlier
-``SuccessCriteriaMet``: between the two the Job's pods may still be terminating, and a workload that is still
-alive must not be followed by the next attempt. A pod's phase alone never decides: a pod deleted or evicted
-in mid-training that ends with 0 inside its grace period says Succeeded too.
+The end of the main container decides, where nobody brought it about; else the Job's conditions do, and pods
+and events explain. Of the Job's conditions success is ``Complete``, not the earlier ``SuccessCriteriaMet``:
+between the two the Job's pods may still be terminating, and a workload that is still alive must not be
+followed by the next attempt. A pod's phase alone never decides, see
+:mod:`~nighttrain.providers.kubernetes.endings`.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers import errors
 from nighttrain.providers.errors import clip
-from nighttrain.providers.kubernetes import waits
+from nighttrain.providers.kubernetes import endings, nodes, waits
+from nighttrain.providers.kubernetes.identity import OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.objects import (
+    NEVER_SEEN,
     TERMINAL_PHASES,
     Container,
     Json,
     by_age,
     condition,
-    containers,
     culprit,
     is_deleting,
     main_container,
     mapping,
     metadata,
+    moment,
     name_of,
     status,
     text,
@@ -60,6 +63,8 @@ class WaitFor(Enum):
     QUOTA = "quota"
     NODE = "node"
     START = "start"
+    SIDECARS = "sidecars"
+    NODE_BACK = "node back"
 
 
 class OutcomeKind(Enum):
@@ -70,6 +75,7 @@ class OutcomeKind(Enum):
     IMAGE_PULL = "image_pull"
     UNSCHEDULABLE = "unschedulable"
     QUOTA_WAIT = "quota_wait"
+    START_TIMEOUT = "start_timeout"
     EVICTED = "evicted"
     PREEMPTED = "preempted"
     NODE_LOST = "node_lost"
@@ -100,6 +106,10 @@ _WORDS: dict[OutcomeKind, tuple[str, str]] = {
         "got no quota",
         "ask for less than the quota's maximum, correct queue_name, or have the quota raised",
     ),
+    OutcomeKind.START_TIMEOUT: (
+        "did not start in time, and was removed",
+        "raise startup_timeout_seconds, or shorten what the message names, such as an init container",
+    ),
     OutcomeKind.EVICTED: (
         "was evicted from its node",
         "retry: it was not the training code. If it recurs, request the memory and disk it really uses",
@@ -110,7 +120,8 @@ _WORDS: dict[OutcomeKind, tuple[str, str]] = {
     ),
     OutcomeKind.NODE_LOST: (
         "lost its node",
-        "retry: it was not the training code. Checkpoints shorten what a retry repeats",
+        "retry when the node is back or its Node object is gone: it was not the training code. Checkpoints "
+        "shorten what a retry repeats",
     ),
     OutcomeKind.DEADLINE_EXCEEDED: (
         "ran longer than active_deadline_seconds",
@@ -138,6 +149,7 @@ _ERRORS: dict[OutcomeKind, type[errors.WorkloadFailedError]] = {
     OutcomeKind.IMAGE_PULL: errors.ImagePullFailed,
     OutcomeKind.UNSCHEDULABLE: errors.Unschedulable,
     OutcomeKind.QUOTA_WAIT: errors.QuotaWait,
+    OutcomeKind.START_TIMEOUT: errors.StartTimeout,
     OutcomeKind.EVICTED: errors.Evicted,
     OutcomeKind.PREEMPTED: errors.Preempted,
     OutcomeKind.NODE_LOST: errors.NodeLost,
@@ -226,6 +238,20 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Lingering:
+    """The main container has ended, and other containers hold its pod up.
+
+    :param outcome: what it is by the main container's end; ``None`` if the Job replaces the pod
+    :param going: the pod was told to go already
+    """
+
+    outcome: Outcome | None
+    pod_name: str
+    pod_uid: str
+    going: bool = False
+
+
+@dataclass(frozen=True)
 class Observation:
     """How an attempt stands.
 
@@ -236,6 +262,7 @@ class Observation:
     :param waiting_for: what a wait is for
     :param since: when the wait began, RFC 3339 by the cluster's clock, if it says so
     :param grace_seconds: time the cluster itself has granted on top, such as a terminating pod's grace period
+    :param lingering: set where the rest of a pod outlives its main container, and is to be told to go
     """
 
     phase: Phase
@@ -246,12 +273,16 @@ class Observation:
     grace_seconds: int = 0
     waiting_for: WaitFor | None = None
     since: str | None = None
+    lingering: Lingering | None = None
 
 
 def decide(
     job: object, pods: Sequence[object], events: Iterable[object] = (), *, queue: object = None
 ) -> Observation:
     """Say how an attempt stands. Total: whatever the objects hold, it returns; in doubt it is not success.
+
+    First what is written on the Job decides, then a single pod's own terminal status, see
+    :func:`~nighttrain.providers.kubernetes.endings.decisive_pod`, then the Job's conditions.
 
     :param job: the Job, or ``None`` when it was deleted
     :param pods: its pods; those already deleted may be among them as last seen, and then explain more
@@ -261,30 +292,94 @@ def decide(
     known = by_age(pods)
     if not isinstance(job, dict):
         return _finished(_outcome(OutcomeKind.CANCELLED, "JobDeleted", "The Job is gone.", _latest(known)))
+    noted = noted_outcome(job)
+    if noted is not None:
+        return _noted(noted, known)
     complete, failed = condition(job, "Complete"), condition(job, "Failed")
     if complete is not None and failed is not None:
         message = "The Job says Complete and Failed at once."
         return _finished(_outcome(OutcomeKind.UNKNOWN, "Contradiction", message, _latest(known)))
+    decisive = _decisive(job, known)
+    if decisive is not None:
+        return _finished(_by_main(decisive))
     if complete is not None:
         return _finished(_completed(job, known, events))
     if failed is not None:
         return _finished(_failed(failed, known))
+    lingering = _lingering(job, known)
+    if lingering is not None:
+        return lingering
     if is_deleting(job):
         return Observation(
             Phase.RUNNING,
             "the Job is being deleted",
             permanent_wait=OutcomeKind.CANCELLED,
-            grace_seconds=_grace(_latest(known)),
+            grace_seconds=endings.grace(_latest(known)),
         )
     if condition(job, "FailureTarget") or condition(job, "SuccessCriteriaMet"):
         return Observation(Phase.RUNNING, "the Job is finishing", pod_name=_name(_latest(known)))
     return _unfinished(job, known, [event for event in events if isinstance(event, dict)], queue)
 
 
+def noted_outcome(obj: object) -> Outcome | None:
+    """The outcome that is written on a workload: it holds whatever becomes of the workload afterwards."""
+    written = text(mapping(metadata(obj).get("annotations")).get(OUTCOME_ANNOTATION))
+    try:
+        outcome = Outcome.from_dict(json.loads(written)) if '"kind"' in written else None
+        return outcome if outcome is not None and outcome.explain() else None
+    except (AttributeError, TypeError, ValueError):  # not of our making
+        return None
+
+
+def is_decided(job: object, pods: Sequence[object]) -> bool:
+    """Whether a Job has ended by what is written on it or by its pod, although its conditions do not say so.
+
+    Its controller writes twenty times a second for all Jobs of a cluster: after many ends at once it is late.
+    """
+    noted, known = noted_outcome(job), by_age(pods)
+    if noted is not None:
+        return _noted(noted, known).phase is Phase.FINISHED
+    return isinstance(job, dict) and _decisive(job, known) is not None
+
+
+def _decisive(job: Json, pods: list[Json]) -> Json | None:
+    """The pod that decides; a Job that is deleted or suspended before it has ended decides itself."""
+    ended = condition(job, "Complete") is not None or condition(job, "Failed") is not None
+    if not ended and (is_deleting(job) or _is_suspended(job)):
+        return None
+    return endings.decisive_pod(job, pods)
+
+
+def outcome_note(outcome: Outcome) -> str:
+    """What is written of it."""
+    held = {name: value for name, value in outcome.to_dict().items() if value is not None}
+    return json.dumps(held, separators=(",", ":"))
+
+
+def _noted(outcome: Outcome, pods: list[Json]) -> Observation:
+    alive = next((pod for pod in reversed(pods) if endings.is_staying(pod)), None)
+    if alive is None:
+        return _finished(outcome)
+    detail = f"the attempt has ended ({outcome.kind.value}), its pod is to go"
+    return _held_up(detail, alive, outcome)
+
+
+def _held_up(detail: str, pod: Json, outcome: Outcome | None) -> Observation:
+    main = main_container(pod)
+    return Observation(
+        Phase.RUNNING,
+        detail,
+        name_of(pod),
+        waiting_for=WaitFor.SIDECARS,
+        since=main.finished_at if main is not None else None,
+        lingering=Lingering(outcome, name_of(pod), uid_of(pod), is_deleting(pod)),
+    )
+
+
 def timed_out(observation: Observation, pods: Sequence[object], seconds: float) -> Outcome:
     """The outcome of a wait that lasted beyond the start-up time-out."""
     waited_for = observation.waiting_for or WaitFor.START
-    kind = observation.permanent_wait or _TIMED_OUT.get(waited_for, OutcomeKind.UNKNOWN)
+    kind = observation.permanent_wait or _TIMED_OUT.get(waited_for, OutcomeKind.START_TIMEOUT)
     what, reason = _TIME_OUTS[waited_for]
     message = f"{observation.detail} (for longer than the {what} time-out of {seconds:g} s)"
     return _outcome(
@@ -298,8 +393,33 @@ def timed_out(observation: Observation, pods: Sequence[object], seconds: float) 
     )
 
 
+def stopped_after_all(observation: Observation, pod: Json, seconds: float) -> Outcome:
+    """The outcome of a wait that was given up, where the container had begun before its pod's end."""
+    what, reason = _TIME_OUTS[observation.waiting_for or WaitFor.START]
+    main = main_container(pod)
+    begun = f" at {main.started_at}" if main is not None and main.started_at else ""
+    message = (
+        f"It had begun{begun}, when the {what} time-out of {seconds:g} s was over and its pod was removed: "
+        "it was stopped in its first moments."
+    )
+    return _outcome(OutcomeKind.CANCELLED, reason, message, pod, with_exit=False)
+
+
+def until_quota_grows(observation: Observation) -> Observation:
+    """The same for who waits for a larger quota: a request above today's is a wait in the queue, no end."""
+    outcome = observation.outcome
+    if outcome is None or outcome.reason != _NEVER_FITS:
+        return observation
+    detail = f"it asks for more than the whole quota and waits for a larger one: {outcome.message}"
+    return replace(observation, phase=Phase.WAITING, detail=detail, outcome=None, waiting_for=WaitFor.QUOTA)
+
+
+# The outcome's reason where a request is above the whole quota, however much of it is free.
+_NEVER_FITS = "NeverFits"
 _TIMED_OUT = {WaitFor.QUOTA: OutcomeKind.QUOTA_WAIT, WaitFor.NODE: OutcomeKind.UNSCHEDULABLE}
 _TIME_OUTS = {
+    WaitFor.NODE_BACK: ("lost-node", "NodeLostTimeout"),
+    WaitFor.SIDECARS: ("sidecars'", "SidecarTimeout"),
     WaitFor.QUOTA: ("queue", "QueueTimeout"),
     WaitFor.NODE: ("scheduling", "ScheduleTimeout"),
     WaitFor.START: ("start-up", "StartupTimeout"),
@@ -313,32 +433,70 @@ _REGISTRY_AWAY = re.compile(
 )
 
 
+def _lingering(job: Json, pods: list[Json]) -> Observation | None:
+    """How it stands while the main container has ended by itself and its pod has not."""
+    pod = _latest(pods)
+    if pod is None or endings.is_terminal(pod) or is_deleting(job) or _is_suspended(job):
+        return None
+    main, others = endings.ended_by_itself(pod), endings.others_left(pod)
+    if main is None or not (others or is_deleting(pod)):
+        return None
+    ended = f"the main container {main.name!r} has ended with exit code {main.exit_code}"
+    if not endings.is_single(job) or not endings.controls(job, pod):
+        return None if is_deleting(pod) else Observation(Phase.RUNNING, ended, name_of(pod))
+    replaced = main.exit_code != 0 and endings.replaces_failed_pods(job)
+    if is_deleting(pod) and replaced:
+        return None
+    names = ", ".join(repr(name) for name in others)
+    detail = f"{ended} at {main.finished_at}; waiting for {names}" if names else f"{ended}; its pod goes"
+    return _held_up(detail, pod, None if replaced else _by_main(pod))
+
+
+def _is_suspended(job: Json) -> bool:
+    return mapping(job.get("spec")).get("suspend") is True
+
+
+def _by_main(pod: Json) -> Outcome:
+    """What the main container's own end says."""
+    main = main_container(pod)
+    reason = main.reason if main is not None else ""
+    if main is not None and main.exit_code == 0:
+        return _outcome(OutcomeKind.SUCCEEDED, reason, _sentence(endings.of_others(pod)), pod)
+    return _ended_badly(pod, main, reason, _sentence(endings.of_others(pod)))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}." if words else ""
+
+
 def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) -> Observation:
-    if mapping(job.get("spec")).get("suspend") is True:
+    if _is_suspended(job):
         return _waiting(waits.suspended(job, queue))
     current = next(
         (pod for pod in reversed(pods) if text(status(pod).get("phase")) not in TERMINAL_PHASES), None
     )
     if current is None:
         return _without_pod(job, pods, events)
+    lost = _on_a_silent_node(current)
+    if lost is not None:
+        return lost
     if is_deleting(current):
         return _terminating(current)
     phase = text(status(current).get("phase"))
     permanent = _permanent(current)
     if permanent is not None:
         return permanent
-    if phase == "Running":
+    main = main_container(current)
+    # A pod of which one container cannot start is Pending, whatever the others do.
+    if phase == "Running" or (main is not None and main.state in ("running", "terminated")):
         return Observation(Phase.RUNNING, waits.running(current), pod_name=name_of(current))
-    if phase == "Unknown":
-        detail = "the node does not report the pod's state"
-        return Observation(Phase.RUNNING, detail, name_of(current), permanent_wait=OutcomeKind.NODE_LOST)
     return _waiting(waits.pending(current, events), current)
 
 
 def _waiting(wait: waits.Wait, pod: Json | None = None) -> Observation:
     kind = OutcomeKind(wait.kind) if wait.kind else None
     if wait.never and kind is not None:
-        return _finished(_outcome(kind, "NeverFits", wait.detail, pod))
+        return replace(_finished(_outcome(kind, _NEVER_FITS, wait.detail, pod)), since=wait.since)
     return Observation(
         Phase.WAITING,
         wait.detail,
@@ -351,7 +509,7 @@ def _waiting(wait: waits.Wait, pod: Json | None = None) -> Observation:
 
 def _permanent(pod: Json) -> Observation | None:
     """What no waiting mends ends at once."""
-    for container in containers(pod):
+    for container in waits.needed(pod):
         if container.state == "waiting" and container.reason in waits.PERMANENT_IMAGE:
             return _finished(_outcome(OutcomeKind.IMAGE_PULL, container.reason, container.message, pod))
         if container.state == "terminated" and container.reason in waits.CANNOT_START:
@@ -359,14 +517,37 @@ def _permanent(pod: Json) -> Observation | None:
     return None
 
 
+def _on_a_silent_node(pod: Json) -> Observation | None:
+    """How it stands while nobody knows whether the pod still runs."""
+    silent, removed = nodes.silent_since(pod), nodes.removed_for_its_node(pod)
+    if silent is None and removed is None:
+        return None
+    detail = nodes.of_lost(pod)
+    if silent is None:  # its kubelet may yet end it: a taint has other reasons too
+        detail = f"the pod is being removed from node {nodes.node_of(pod)}, which is tainted"
+    return Observation(
+        Phase.RUNNING,
+        _said(detail),
+        name_of(pod),
+        permanent_wait=OutcomeKind.NODE_LOST,
+        grace_seconds=endings.grace(pod),
+        waiting_for=WaitFor.NODE_BACK,
+        since=silent or removed,
+    )
+
+
+def _said(words: str) -> str:
+    return clip(redact(words), MESSAGE_LENGTH)
+
+
 def _terminating(pod: Json) -> Observation:
     disruption = condition(pod, "DisruptionTarget")
     reason = text(disruption.get("reason")) if disruption else ""
-    detail = (
-        f"the pod is being removed{f' ({reason})' if reason else ''}; a replacement follows when it has ended"
-    )
+    detail = f"the pod is being removed{f' ({reason})' if reason else ''}, and waited for until it has ended"
     kind = _DISRUPTIONS.get(reason, OutcomeKind.CANCELLED)
-    return Observation(Phase.RUNNING, detail, name_of(pod), permanent_wait=kind, grace_seconds=_grace(pod))
+    return Observation(
+        Phase.RUNNING, detail, name_of(pod), permanent_wait=kind, grace_seconds=endings.grace(pod)
+    )
 
 
 def _without_pod(job: Json, pods: list[Json], events: list[Json]) -> Observation:
@@ -375,7 +556,7 @@ def _without_pod(job: Json, pods: list[Json], events: list[Json]) -> Observation
         return _waiting(wait)
     latest = _latest(pods)
     if latest is None:
-        return Observation(Phase.WAITING, "the Job has no pod yet", permanent_wait=OutcomeKind.UNKNOWN)
+        return Observation(Phase.WAITING, "the Job has no pod yet", permanent_wait=OutcomeKind.START_TIMEOUT)
     if text(status(latest).get("phase")) == "Succeeded" and not is_deleting(latest):
         return Observation(Phase.RUNNING, "the pod has ended, the Job is finishing", name_of(latest))
     # The Job controller delays replacements up to six minutes after repeated failures; the start-up time-out
@@ -409,13 +590,15 @@ def _removed_before_its_end(job: Json, pod: Json) -> Outcome | None:
     A program that catches SIGTERM, saves what it has and exits with 0 looks to the Job like one that is done.
     Which of the two it was cannot be seen, so it is not called a success.
     """
+    if endings.ended_by_itself(pod) is not None:
+        return None
     container = main_container(pod)
     disruption = condition(pod, "DisruptionTarget")
     if disruption is not None:
         why = text(disruption.get("reason"))
         message = "The pod was told to go and ended with 0, which may be half of the training."
         return _outcome(_DISRUPTIONS.get(why, OutcomeKind.EVICTED), why, message, pod, with_exit=False)
-    asked, ended = _deletion_asked(pod), _moment(container.finished_at if container else "")
+    asked, ended = endings.deletion_asked(pod), moment(container.finished_at if container else "")
     # The stamps are whole seconds. A Job that is done and goes takes its pods with it.
     if asked is None or ended is None or ended < asked or (ended == asked and is_deleting(job)):
         return None
@@ -435,19 +618,6 @@ def _tells_of_a_kill(event: object, job: Json) -> bool:
         and text(about.get("fieldPath")).startswith("spec.containers{")
         and text(mapping(event).get("firstTimestamp")) >= text(metadata(job).get("creationTimestamp"))
     )
-
-
-def _deletion_asked(pod: Json) -> float | None:
-    """When the deletion was asked for: the time stamp is that of the end of the grace period."""
-    stamp = _moment(text(metadata(pod).get("deletionTimestamp")))
-    return None if stamp is None else stamp - _grace(pod)
-
-
-def _moment(stamp: str) -> float | None:
-    try:
-        return datetime.fromisoformat(stamp).timestamp() if stamp else None
-    except ValueError:
-        return None
 
 
 # The reasons of the DisruptionTarget condition.
@@ -518,22 +688,28 @@ def _failed_pod(pod: Json, job_reason: str, job_message: str) -> Outcome:
         kind = _DISRUPTIONS.get(why, OutcomeKind.EVICTED)
         return _outcome(kind, why, text(disruption.get("message")), pod)
     container = culprit(pod)
-    if container is not None and container.reason == "OOMKilled":
-        return _outcome(OutcomeKind.OUT_OF_MEMORY, container.reason, job_message, pod)
-    if container is not None and container.reason in waits.CANNOT_START:
-        return _outcome(OutcomeKind.REJECTED, container.reason, container.message, pod)
     code = container.exit_code if container else None
-    never_ran = container is None or container.reason == "ContainerStatusUnknown"
+    never_ran = container is None or container.reason == NEVER_SEEN
     if is_deleting(pod) and (never_ran or code in _REMOVAL_EXITS):
         return _outcome(OutcomeKind.CANCELLED, "PodDeleted", f"The pod was deleted. {job_message}", pod)
-    if never_ran or code is None:
+    if never_ran or code is None or code == 0:
         return _outcome(OutcomeKind.UNKNOWN, own or job_reason, said or job_message, pod)
+    return _ended_badly(pod, container, job_reason, job_message)
+
+
+def _ended_badly(pod: Json, container: Container | None, reason: str, message: str) -> Outcome:
+    """What a container's own end without success says."""
+    if container is not None and container.reason == "OOMKilled":
+        return _outcome(OutcomeKind.OUT_OF_MEMORY, container.reason, message, pod)
+    if container is not None and container.reason in waits.CANNOT_START:
+        return _outcome(OutcomeKind.REJECTED, container.reason, container.message, pod)
     where = f"init container {container.name!r}: " if container and container.init else ""
-    return _outcome(OutcomeKind.APPLICATION_ERROR, job_reason, where + job_message, pod)
+    return _outcome(OutcomeKind.APPLICATION_ERROR, reason, where + message, pod)
 
 
 def _has_failed(pod: Json) -> bool:
-    return any(container.failed for container in containers(pod))
+    container = culprit(pod)
+    return container is not None and container.failed
 
 
 def _finished(outcome: Outcome) -> Observation:
@@ -553,7 +729,7 @@ def _outcome(
     container = None
     if pod is not None:
         container = main_container(pod) if kind is OutcomeKind.SUCCEEDED else culprit(pod)
-    ran = container is not None and container.reason != "ContainerStatusUnknown"
+    ran = container is not None and container.reason != NEVER_SEEN
     return Outcome(
         kind=kind,
         reason=clip(reason, 100),
@@ -574,7 +750,7 @@ def _outcome(
 def _last_lines(container: Container | None, message: str) -> tuple[str, ...]:
     if container is None or container.state != "terminated" or container.message.strip() == message.strip():
         return ()
-    if container.reason in waits.CANNOT_START or container.reason == "ContainerStatusUnknown":
+    if container.reason in waits.CANNOT_START or container.reason == NEVER_SEEN:
         return ()  # the runtime's words, not the program's
     lines = container.message.rstrip().splitlines()[-LAST_LINES:]
     return tuple(clip(redact(line), LINE_LENGTH) for line in lines)
@@ -586,7 +762,3 @@ def _latest(pods: Sequence[Json]) -> Json | None:
 
 def _name(pod: Json | None) -> str | None:
     return (name_of(pod) or None) if pod else None
-
-
-def _grace(pod: Json | None) -> int:
-    return max(0, whole(metadata(pod).get("deletionGracePeriodSeconds")) or 0)

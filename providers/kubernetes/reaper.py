@@ -8,19 +8,26 @@ A task that came back to life in between has adopted the Job, which changed it, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nighttrain.providers.errors import ConfigurationError, ObjectConflictError, ObjectNotFoundError
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    LostNodeError,
+    ObjectConflictError,
+    ObjectNotFoundError,
+)
 from nighttrain.providers.kubernetes.attempts import history_of
 from nighttrain.providers.kubernetes.identity import (
     ATTEMPT_KEY_LABEL,
     DAG_ANNOTATION,
     MAP_INDEX_ANNOTATION,
     ORCHESTRATOR_ANNOTATION,
+    REGION_ANNOTATION,
     RUN_ANNOTATION,
     TASK_ANNOTATION,
     WorkloadIdentity,
@@ -35,6 +42,8 @@ from nighttrain.providers.kubernetes.objects import (
     text,
     uid_of,
 )
+from nighttrain.providers.kubernetes.reads import list_pods
+from nighttrain.providers.kubernetes.resources import PODS
 from nighttrain.providers.kubernetes.waiting import until_gone
 from nighttrain.providers.kubernetes.workload import Workload, environment_of
 
@@ -42,6 +51,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
 
 Json = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 # Between a Job's creation and Airflow's record that its task waits for it lie seconds; a database or a
 # scheduler in need makes minutes of them.
@@ -103,6 +113,7 @@ class Finding:
             "run_id": self.identity.run_id,
             "task_id": self.identity.task_id,
             "map_index": self.identity.map_index,
+            "region": self.identity.region,
             "age_seconds": round(self.age_seconds),
         }
 
@@ -126,19 +137,24 @@ async def find(
     if minimum_age_seconds < 0:
         raise ConfigurationError("minimum_age_seconds", minimum_age_seconds, "must not be negative")
     listed = await _list_all(client, namespace)
+    labelled = await client.list(PODS, namespace, label_selector=ATTEMPT_KEY_LABEL)
+    pods = items(labelled.get("items"))
     # The cluster's own clock, where it told: objects carry its times.
     clock = client.cluster_time
     moment = now().timestamp() if clock is None else clock
     found = []
     for kind, obj in listed:
         identity = _identity_of(obj)
-        if identity is None or identity.orchestrator != orchestrator or _is_settled(obj, kind):
+        if identity is None or identity.orchestrator != orchestrator or is_deleting(obj):
+            continue
+        live = _is_live(obj, kind, pods)
+        if not live and history_of(obj).consumed is not None:  # its end was taken over
             continue
         # Whole seconds of two clocks of the cluster: a new object can seem to be from the future.
         age = max(0.0, moment - _created(obj))
         state = await states.state(identity) if age >= minimum_age_seconds else TaskState.UNKNOWN
-        finding = _finding(obj, kind, identity, namespace, age, state)
-        if finding.verdict is not Verdict.KEEP or _is_live(obj, kind):
+        finding = _finding(obj, kind, identity, namespace, age, state, live=live)
+        if finding.verdict is not Verdict.KEEP or live:
             found.append(finding)
     return found
 
@@ -168,10 +184,11 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
         obj = await client.get(kind.resource, workload.namespace, workload.name)
     except ObjectNotFoundError:
         return _with(finding, Verdict.REAPED)
-    if uid_of(obj) != workload.uid or not _is_live(obj, kind):
+    if uid_of(obj) != workload.uid or not _is_live(obj, kind, await list_pods(client, workload)):
         return _with(finding, Verdict.KEEP)
     state = await states.state(finding.identity)
-    fresh = _finding(obj, kind, finding.identity, workload.namespace, finding.age_seconds, state)
+    age = finding.age_seconds
+    fresh = _finding(obj, kind, finding.identity, workload.namespace, age, state, live=True)
     if fresh.verdict is not Verdict.REAP:
         return fresh
     try:
@@ -186,7 +203,10 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
         return _with(fresh, Verdict.TAKEN_OVER)
     except ObjectNotFoundError:
         return _with(fresh, Verdict.REAPED)
-    await until_gone(client, workload, with_object=True)
+    try:
+        await until_gone(client, workload, with_object=True)
+    except LostNodeError as error:  # nothing takes the deletion back
+        _log.warning("%s is deleted and cannot be seen to end: %s", workload.described, error)
     return _with(fresh, Verdict.REAPED)
 
 
@@ -196,6 +216,7 @@ def table(findings: Sequence[Finding]) -> str:
     for finding in findings:
         shown = finding.to_dict()
         task = shown["task_id"] + (f"[{shown['map_index']}]" if shown["map_index"] >= 0 else "")
+        task += f" in {shown['region']}" if shown["region"] else ""
         age = f"{shown['age_seconds']}s"
         rows.append(
             (shown["verdict"], shown["task"], shown["job"], shown["dag_id"], shown["run_id"], task, age)
@@ -207,10 +228,17 @@ def table(findings: Sequence[Finding]) -> str:
 
 
 def _finding(
-    obj: Json, kind: WorkloadKind, identity: WorkloadIdentity, namespace: str, age: float, state: TaskState
+    obj: Json,
+    kind: WorkloadKind,
+    identity: WorkloadIdentity,
+    namespace: str,
+    age: float,
+    state: TaskState,
+    *,
+    live: bool,
 ) -> Finding:
     waited_for = state not in (TaskState.OVER, TaskState.GONE)
-    unwanted = Verdict.REAP if _is_live(obj, kind) else Verdict.CLOSE
+    unwanted = Verdict.REAP if live else Verdict.CLOSE
     return Finding(
         workload=Workload(namespace, name_of(obj), uid_of(obj), history_of(obj).attempt, kind=kind.name),
         identity=identity,
@@ -237,19 +265,21 @@ def _identity_of(obj: Json) -> WorkloadIdentity | None:
             run_id=text(written.get(RUN_ANNOTATION)),
             task_id=text(written.get(TASK_ANNOTATION)),
             map_index=int(text(written.get(MAP_INDEX_ANNOTATION)) or -1),
+            region=text(written.get(REGION_ANNOTATION)),
         )
     except (ConfigurationError, ValueError):
         return None
     return identity if mapping(metadata(obj).get("labels")).get(ATTEMPT_KEY_LABEL) == identity.key else None
 
 
-def _is_live(obj: Json, kind: WorkloadKind) -> bool:
-    return not kind.has_ended(obj) and not is_deleting(obj)
-
-
-def _is_settled(obj: Json, kind: WorkloadKind) -> bool:
-    """Whether there is nothing left to do: it goes already, or its end was taken over."""
-    return is_deleting(obj) or (kind.has_ended(obj) and history_of(obj).consumed is not None)
+def _is_live(obj: Json, kind: WorkloadKind, pods: Sequence[Json]) -> bool:
+    own = [
+        pod
+        for pod in pods
+        if mapping(metadata(pod).get("labels")).get(kind.pod_label) == name_of(obj)
+        and kind.owns(pod, uid_of(obj))
+    ]
+    return not kind.ended(obj, own) and not is_deleting(obj)
 
 
 def _created(obj: Json) -> float:

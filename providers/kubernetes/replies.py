@@ -13,12 +13,15 @@ from nighttrain.providers.errors import (
     ClusterUnauthorizedError,
     ObjectConflictError,
     ObjectExistsError,
+    ObjectInvalidError,
     ObjectNotFoundError,
     WatchExpiredError,
     clip,
 )
 
 DOCS = "docs/use-a-real-cluster.md"
+WRITES = frozenset({"create", "update", "patch"})
+INVALID_REMEDY = "Correct the field that it names: the same object is refused however often it is sent"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def to_error(asked: Asked, code: int, status: dict[str, Any]) -> ClusterError:
         return ObjectExistsError(text) if reason == "AlreadyExists" else ObjectConflictError(text)
     if code == 410:
         return WatchExpiredError(text)
+    if code in (400, 422) and asked.verb in WRITES and status.get("kind") == "Status":
+        return ObjectInvalidError(f"{text}. {INVALID_REMEDY}", status=code, reason=reason)
     return ClusterRequestError(text, status=code, reason=reason)
 
 

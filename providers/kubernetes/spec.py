@@ -17,6 +17,7 @@ from nighttrain.providers.kubernetes.names import (
     check_object_name,
     parse_quantity,
 )
+from nighttrain.providers.texts import text_of, text_or_none
 
 POD_SECURITY_LEVELS = ("baseline", "restricted")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
@@ -114,6 +115,14 @@ class WorkloadSpec:
     oom_memory_max: str | None = None
     files: Mapping[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        # What a template gave as a number is the same text everywhere, in the manifest and in its hash. What
+        # is no text at all stays as it is, for validate() to name.
+        for name in _TEXTS:
+            given = getattr(self, name)
+            if isinstance(given, bool | int | float):
+                object.__setattr__(self, name, text_of(name, given))
+
     def validate(self) -> None:
         """Check everything that can be checked without a cluster.
 
@@ -174,7 +183,10 @@ class WorkloadSpec:
         if given is None:
             return []
         if isinstance(given, Mapping):
-            given = [{"name": name, "value": _env_text(name, value)} for name, value in given.items()]
+            given = [
+                {"name": name, "value": text_or_none(f"env_vars[{name!r}]", value)}
+                for name, value in given.items()
+            ]
         variables: list[dict[str, Any]] = plain(given, "list[V1EnvVar]", "env_vars")
         for variable in variables:
             name = variable.get("name", "")
@@ -196,14 +208,14 @@ class WorkloadSpec:
         """``arguments`` as a list."""
         if self.arguments is None:
             return None
-        given = [self.arguments] if isinstance(self.arguments, str) else self.arguments
+        given = [self.arguments] if isinstance(self.arguments, _SCALARS) else self.arguments
         return plain(given, "list[str]", "arguments") or None
 
     def command(self) -> list[str] | None:
         """``cmds`` as a list."""
         if self.cmds is None:
             return None
-        given = [self.cmds] if isinstance(self.cmds, str) else self.cmds
+        given = [self.cmds] if isinstance(self.cmds, _SCALARS) else self.cmds
         return plain(given, "list[str]", "cmds") or None
 
     def pull_secrets(self) -> list[dict[str, Any]]:
@@ -227,6 +239,14 @@ class WorkloadSpec:
         return checked
 
 
+_SCALARS = (str, bool, int, float)
+# The parameters whose value is one text.
+_TEXTS = (
+    *("image", "namespace", "hostname", "subdomain", "queue_name", "working_dir", "base_container_name"),
+    *("service_account_name", "priority_class_name", "runtime_class_name", "schedulername"),
+    *("pod_template_file", "image_pull_secrets", "oom_memory_max"),
+)
+
 _NAMES: dict[str, Callable[[str, str], None]] = {
     "namespace": check_dns_label,
     "hostname": check_dns_label,
@@ -243,11 +263,3 @@ _NAMES: dict[str, Callable[[str, str], None]] = {
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ConfigurationError(name, value, f"must be one of {', '.join(map(repr, allowed))}")
-
-
-def _env_text(name: str, value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ConfigurationError(f"env_vars[{name!r}]", value, "must be a string; for example 'true' for a flag")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nighttrain.providers.kubernetes.objects import DEFAULT_CONTAINER_ANNOTATION, mapping, metadata
+from nighttrain.providers.kubernetes.identity import MAIN_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION
+from nighttrain.providers.kubernetes.objects import DEFAULT_CONTAINER_ANNOTATION, items, mapping, metadata
 
 Json = dict[str, Any]
 
@@ -20,7 +21,10 @@ _METADATA = (
     "labels",
     "ownerReferences",
 )
-_POD_SPEC = ("nodeName", "schedulingGates", "priority", "terminationGracePeriodSeconds")
+_ANNOTATIONS = (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION)
+_POD_SPEC = ("nodeName", "schedulingGates", "priority", "terminationGracePeriodSeconds", "restartPolicy")
+# Which container is the first, and whether one that ended comes again.
+_CONTAINER = ("name", "restartPolicy", "restartPolicyRules")
 _EVENT = (
     "type",
     "reason",
@@ -47,7 +51,12 @@ def trim_workload(obj: Json, spec: tuple[str, ...]) -> Json:
 
 def trim_pod(pod: Json) -> Json:
     """A pod without what its containers are told."""
-    return _compact(_trimmed(pod, _POD_SPEC))
+    trimmed = _trimmed(pod, _POD_SPEC)
+    for field in ("initContainers", "containers"):
+        listed = items(mapping(pod.get("spec")).get(field))
+        if listed:
+            trimmed["spec"][field] = [_some(container, _CONTAINER) for container in listed]
+    return _compact(trimmed)
 
 
 def trim_queue(workload: Json) -> Json:
@@ -68,9 +77,9 @@ def trim_event(event: Json) -> Json:
 
 def _trimmed(obj: Json, spec: tuple[str, ...]) -> Json:
     meta = _some(metadata(obj), _METADATA)
-    annotation = mapping(metadata(obj).get("annotations")).get(DEFAULT_CONTAINER_ANNOTATION)
-    if annotation is not None:
-        meta["annotations"] = {DEFAULT_CONTAINER_ANNOTATION: annotation}
+    annotations = _some(mapping(metadata(obj).get("annotations")), _ANNOTATIONS)
+    if annotations:
+        meta["annotations"] = annotations
     return {"metadata": meta, "spec": _some(mapping(obj.get("spec")), spec), "status": obj.get("status")}
 
 

@@ -6,24 +6,42 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import ClusterError, ObjectNotFoundError, WorkloadConflictError
+from nighttrain.providers.errors import (
+    ClusterError,
+    LostNodeError,
+    ObjectNotFoundError,
+    WorkloadConflictError,
+)
+from nighttrain.providers.kubernetes.endings import may_run
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe, subscribe_alone
 from nighttrain.providers.kubernetes.kinds import kind_named
-from nighttrain.providers.kubernetes.objects import TERMINAL_PHASES, items, mapping, status, text, uid_of
+from nighttrain.providers.kubernetes.nodes import is_lost, of_lost
+from nighttrain.providers.kubernetes.objects import (
+    TERMINAL_PHASES,
+    items,
+    mapping,
+    moment,
+    status,
+    text,
+    uid_of,
+)
 from nighttrain.providers.kubernetes.outcome import (
     Observation,
     Outcome,
     OutcomeKind,
     Phase,
-    timed_out,
+    WaitFor,
+    until_quota_grows,
 )
-from nighttrain.providers.kubernetes.resources import EVENTS, KUEUE_WORKLOADS, PODS
+from nighttrain.providers.kubernetes.reads import list_pods, read_object
+from nighttrain.providers.kubernetes.resources import EVENTS, KUEUE_WORKLOADS
+from nighttrain.providers.kubernetes.verdicts import Look, give_up, send_away
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.timeouts import Timeouts
     from nighttrain.providers.kubernetes.watch import Sleep
     from nighttrain.providers.kubernetes.workload import Workload
 
@@ -31,6 +49,10 @@ Json = dict[str, Any]
 
 # Longer than any sensible grace period: what still terminates after it needs a person.
 GONE_SECONDS = 900.0
+# That a pod is overdue is told by the clock, and by no event.
+LOOK_FOR_LOST_SECONDS = 10.0
+# After an answer that says "it has changed meanwhile", where the watch does not show the change yet.
+LOOK_AGAIN_SECONDS = 1.0
 # A start with the image at hand is over by then and needs no explanation.
 EXPLAIN_AFTER_SECONDS = 3.0
 
@@ -39,9 +61,7 @@ async def wait(
     client: ClusterClient,
     workload: Workload,
     *,
-    startup_timeout_seconds: float,
-    schedule_timeout_seconds: float | None = None,
-    queue_timeout_seconds: float | None = None,
+    timeouts: Timeouts,
     on_observation: Callable[[Observation], None] | None = None,
     narrow: bool = False,
     sleep: Sleep = asyncio.sleep,
@@ -49,21 +69,17 @@ async def wait(
 ) -> Outcome:
     """Wait until the attempt has ended and say how.
 
-    It never deletes anything: after a time-out, or a fault that no waiting mends, it may still exist,
-    and cancelling it is the caller's decision. While the cluster does not answer no time-out ends the wait.
+    It deletes what it gives up, as the look that decided saw it: a pod that has not started within its time,
+    or the workload where there is no pod. If it changed meanwhile, the wait goes on. Where other
+    containers hold up a pod whose main container has ended, that is deleted too. Both outcomes are written on
+    the workload. A fault that no waiting mends ends the wait at once and deletes nothing: cancelling is the
+    caller's decision then. While the cluster does not answer no time-out ends the wait.
 
-    :param startup_timeout_seconds: how long the workload may go without getting nearer to running, once it
-        has quota and a node. A request above the whole quota, or a queue that does not exist, counts as well:
-        no waiting grants it.
-    :param schedule_timeout_seconds: how long it may wait for a node; as long as for its start if not given
-    :param queue_timeout_seconds: how long it may wait in a queue, or for quota that others use. Without bound
-        if not given: such a wait says how busy the cluster is, not that something is wrong, and a nightly
-        run that waits its turn until morning is healthy.
     :param on_observation: told of each change; exceptions it raises end the wait
     :param narrow: watch this one workload alone: for processes that wait for one and not for many
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
-    limits = Limits(startup_timeout_seconds, schedule_timeout_seconds, queue_timeout_seconds)
+    limits = Limits(timeouts)
     reported: Observation | None = None
     waiting_since: float | None = None
     kind = kind_named(workload.kind)
@@ -77,6 +93,7 @@ async def wait(
             now = clock()
             queue = view.queue if kind.is_suspended(view.object) else None
             observation = kind.read(view.object, view.pods, view.events, queue=queue)
+            observation = _as_wanted(observation, timeouts)
             if observation.phase is not Phase.WAITING:
                 waiting_since = None
             elif waiting_since is None:
@@ -84,11 +101,20 @@ async def wait(
             left = limits.left(observation, now, client.cluster_time)
             if left is not None and left <= 0 and not view.outage:
                 # What ends the wait is asked for once more: the stream may have been silent.
-                observation, pods = await _looked_into(client, workload)
+                look = await _looked_into(client, workload)
+                observation = _as_wanted(look.observation, timeouts)
+                look = replace(look, observation=observation)
                 left = limits.left(observation, now, client.cluster_time)
                 if observation.outcome is None and left is not None and left <= 0:
-                    return timed_out(observation, pods, limits.seconds(observation))
-            shown = _with_outage(observation) if view.outage else observation
+                    if observation.lingering is not None:
+                        ended = await send_away(client, workload, observation.lingering)
+                    else:
+                        seconds = limits.seconds(observation)
+                        ended = await give_up(client, workload, view, look, seconds, clock)
+                    if ended is not None:
+                        return ended
+                    left = LOOK_AGAIN_SECONDS
+            shown = _with_outage(observation) if view.outage else _with_grace(observation, limits)
             if on_observation is not None and shown != reported:
                 on_observation(shown)
             reported = shown
@@ -101,11 +127,22 @@ async def wait(
             await view.change(within=min(pauses, default=None))
 
 
+def _as_wanted(observation: Observation, timeouts: Timeouts) -> Observation:
+    return observation if timeouts.fail_if_over_quota else until_quota_grows(observation)
+
+
 class Limits:
     """Counts the time of each kind of wait; another kind, and any healthy state, starts it anew."""
 
-    def __init__(self, startup: float, schedule: float | None = None, queue: float | None = None) -> None:
-        self._seconds = {"START": startup, "NODE": startup if schedule is None else schedule, "QUOTA": queue}
+    def __init__(self, timeouts: Timeouts) -> None:
+        startup, schedule = timeouts.startup, timeouts.schedule
+        self._seconds = {
+            "START": startup,
+            "NODE": startup if schedule is None else schedule,
+            "QUOTA": timeouts.queue,
+            "SIDECARS": timeouts.sidecar_grace,
+            "NODE_BACK": timeouts.node_lost,
+        }
         self._kind: str | None = None
         self._since = 0.0
 
@@ -124,8 +161,11 @@ class Limits:
         seconds = self._seconds_of(kind, observation)
         if seconds is None:
             return None
+        lingering = getattr(observation, "lingering", None)
+        if lingering is not None and lingering.going:
+            return 0.0
         elapsed = now - self._since
-        began = _seconds_since_1970(getattr(observation, "since", None))
+        began = moment(getattr(observation, "since", None) or "")
         if began is not None and cluster_now is not None:
             elapsed = max(elapsed, cluster_now - began)
         return seconds + observation.grace_seconds - elapsed
@@ -153,12 +193,13 @@ def _kind(observation: Observation) -> str | None:
     return None if observation.permanent_wait is None else "START"
 
 
-def _seconds_since_1970(stamp: str | None) -> float | None:
-    try:
-        moment = datetime.fromisoformat(stamp) if stamp else None
-    except ValueError:
-        return None
-    return moment.timestamp() if moment is not None and moment.tzinfo is not None else None
+def _with_grace(observation: Observation, limits: Limits) -> Observation:
+    if observation.waiting_for is not WaitFor.SIDECARS or observation.lingering is None:
+        return observation
+    if observation.lingering.going:
+        return observation
+    words = f"for {limits.seconds(observation):g} s at most, then the pod is told to go"
+    return replace(observation, detail=f"{observation.detail} {words}")
 
 
 def _with_outage(observation: Observation) -> Observation:
@@ -166,10 +207,10 @@ def _with_outage(observation: Observation) -> Observation:
     return replace(observation, detail=f"{detail} (last seen: {observation.detail})")
 
 
-async def _looked_into(client: ClusterClient, workload: Workload) -> tuple[Observation, list[Json]]:
+async def _looked_into(client: ClusterClient, workload: Workload) -> Look:
     obj, pods = await read_object(client, workload), await list_pods(client, workload)
     events, queue = await explanations(client, workload, obj)
-    return kind_named(workload.kind).read(obj, pods, events, queue=queue), pods
+    return Look(obj, pods, kind_named(workload.kind).read(obj, pods, events, queue=queue))
 
 
 async def explanations(
@@ -238,9 +279,13 @@ def _may_change(view: Subscription, outcome: Outcome) -> bool:
     return outcome.kind is OutcomeKind.UNKNOWN or not ends or not all(ends)
 
 
-async def until_gone(client: ClusterClient, workload: Workload, *, with_object: bool) -> None:
+async def until_gone(
+    client: ClusterClient, workload: Workload, *, with_object: bool, replace_on_lost_node: bool = False
+) -> None:
     """Wait until none of the workload's pods runs, and its own object is gone if ``with_object``.
 
+    :param replace_on_lost_node: a pod on a node that does not answer counts as gone, although it may run on
+    :raises LostNodeError: a pod may still run on a node that does not answer: that can take for ever
     :raises WorkloadConflictError: it still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """
@@ -251,33 +296,16 @@ async def until_gone(client: ClusterClient, workload: Workload, *, with_object: 
             subscribe_alone(client, workload.namespace, workload.name, workload.uid, kind) as view,
         ):
             while True:
-                exists = with_object and view.object is not None
-                if view.synced and not exists and not any(map(_is_alive, view.live_pods)):
+                alive = [pod for pod in view.live_pods if may_run(pod)]
+                lost = [pod for pod in alive if is_lost(pod, client.cluster_time)]
+                if view.synced and lost and not replace_on_lost_node:
+                    raise LostNodeError(f"{workload.described} is not over: {of_lost(lost[0])}")
+                exists = with_object and view.object is not None and not lost
+                if view.synced and not exists and len(alive) == len(lost):
                     return
-                await view.change()
+                await view.change(within=LOOK_FOR_LOST_SECONDS if alive else None)
     except TimeoutError as error:
         raise WorkloadConflictError(
             f"{workload.described} still terminates after {GONE_SECONDS:g} s: look for a finalizer that "
             "nobody removes, or a pod on a node that is lost"
         ) from error
-
-
-def _is_alive(pod: Json) -> bool:
-    return text(status(pod).get("phase")) not in TERMINAL_PHASES
-
-
-async def read_object(client: ClusterClient, workload: Workload) -> Json | None:
-    """The workload's object; ``None`` when it is gone, even if another took its name."""
-    try:
-        obj = await client.get(kind_named(workload.kind).resource, workload.namespace, workload.name)
-    except ObjectNotFoundError:
-        return None
-    return obj if uid_of(obj) == workload.uid else None
-
-
-async def list_pods(client: ClusterClient, workload: Workload) -> list[Json]:
-    """The workload's pods."""
-    kind = kind_named(workload.kind)
-    selector = f"{kind.pod_label}={workload.name}"
-    listed = await client.list(PODS, workload.namespace, label_selector=selector)
-    return [pod for pod in items(listed.get("items")) if kind.owns(pod, workload.uid)]

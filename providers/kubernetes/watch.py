@@ -112,20 +112,15 @@ class Feed:
 
     async def _list(self) -> str:
         began = asyncio.get_running_loop().time()
-        selection, token, found = self._selection, None, list[Json]()
-        while True:
-            page = await self._client.list(
-                selection.resource,
-                selection.namespace,
-                label_selector=selection.label_selector,
-                field_selector=selection.field_selector,
-                limit=PAGE,
-                continue_token=token,
-            )
+        selection, found = self._selection, list[Json]()
+        async for page in self._client.pages(
+            selection.resource,
+            selection.namespace,
+            label_selector=selection.label_selector,
+            field_selector=selection.field_selector,
+            limit=PAGE,
+        ):
             found += [self._trim(obj) for obj in items(page.get("items"))]
-            token = text(metadata(page).get("continue")) or None
-            if token is None:
-                break
         self._sink.reset(found, began)
         self._healthy()
         return text(metadata(page).get("resourceVersion"))

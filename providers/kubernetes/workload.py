@@ -16,6 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
+    LostNodeError,
     ObjectConflictError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -43,8 +44,9 @@ from nighttrain.providers.kubernetes.objects import (
     uid_of,
 )
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.reads import list_pods, read_object
 from nighttrain.providers.kubernetes.resources import PODS
-from nighttrain.providers.kubernetes.waiting import explanations, kills, list_pods, read_object, until_gone
+from nighttrain.providers.kubernetes.waiting import explanations, kills, until_gone
 from nighttrain.providers.kubernetes.waiting import wait as wait
 
 if TYPE_CHECKING:
@@ -123,6 +125,7 @@ async def submit(
     complete: Callable[[], Awaitable[WorkloadSpec]] | None = None,
     adopts_earlier_epochs: bool = False,
     kind: WorkloadKind = JOB,
+    replace_on_lost_node: bool = False,
 ) -> Workload:
     """Make sure that this identity has its workload: adopt the one there is, or create the next attempt.
 
@@ -137,7 +140,10 @@ async def submit(
         have no clear, only executions that follow one another
     :param complete: asked for the final spec when an attempt is about to be created: what only a new attempt
         needs, such as a run, is prepared there. Its result counts as the same spec
+    :param replace_on_lost_node: the next attempt starts although a pod of an earlier one may still run, on a
+        node that does not answer: two trainings may run at once then
     :raises ConfigurationError: the spec cannot become a workload of this kind; nothing was created
+    :raises LostNodeError: a pod of an earlier attempt may still run, on a node that does not answer
     :raises WorkloadConflictError: the name is taken by something else, or a later epoch has begun
     :raises ClusterError: the cluster refused or cannot be asked
     """
@@ -150,13 +156,13 @@ async def submit(
         if latest is not None:
             _verify_owner(latest, identity, kind)
             found = _workload_of(latest, namespace, kind)
-            adoption = await _adopt(client, found, latest, wanted_hash, epoch)
+            adoption = await _adopt(client, found, latest, wanted_hash, epoch, replace_on_lost_node)
             if adoption is _Adoption.ADOPTED:
                 return await _completed(client, spec, found, latest, adopted=True)
             if adoption is _Adoption.CHANGED:
                 continue
             last = max(last, history.attempt)
-        await _until_strays_ended(client, identity, namespace, kind)
+        await _until_strays_ended(client, identity, namespace, kind, replace_on_lost_node)
         if final is None:
             final = spec if complete is None else await complete()
         body = kind.build(final, identity, last + 1)
@@ -218,6 +224,8 @@ async def cancel(
 ) -> None:
     """Delete the workload and wait until nothing of it runs. One that is gone already is fine.
 
+    A pod on a node that does not answer is not waited for: it is deleted, and no one can see it end.
+
     :param grace_period_seconds: between SIGTERM and SIGKILL; the pod's own if not given
     :raises WorkloadConflictError: it still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
@@ -230,17 +238,29 @@ async def cancel(
         # An owner's deletion hands no grace period down to its pods.
         for pod in await list_pods(client, workload):
             await _delete_pod(client, workload, pod, grace_period_seconds)
-    await until_gone(client, workload, with_object=True)
+    try:
+        await until_gone(client, workload, with_object=True)
+    except LostNodeError as error:
+        # Nothing takes its deletion back: it ends with its node's return, or is gone with its node.
+        _log.warning("%s is deleted and cannot be seen to end: %s", workload.described, error)
 
 
-async def cancel_if_live(client: ClusterClient, workload: Workload) -> None:
+async def cancel_if_live(client: ClusterClient, workload: Workload) -> bool:
     """Cancel a workload that was given up although it has not ended: one that can never start, say.
 
+    :return: whether it was live
     :raises ClusterError: the cluster refused or cannot be asked
     """
     obj = await read_object(client, workload)
-    if obj is not None and not kind_named(workload.kind).has_ended(obj):
-        await cancel(client, workload)
+    if obj is None or await _has_ended(client, workload, obj):
+        return False
+    await cancel(client, workload)
+    return True
+
+
+async def _has_ended(client: ClusterClient, workload: Workload, obj: Json) -> bool:
+    kind = kind_named(workload.kind)
+    return kind.has_ended(obj) or kind.ended(obj, await list_pods(client, workload))
 
 
 async def mark_consumed(
@@ -324,19 +344,19 @@ class _Adoption(Enum):
 
 
 async def _adopt(
-    client: ClusterClient, workload: Workload, obj: Json, wanted_hash: str, epoch: str
+    client: ClusterClient, workload: Workload, obj: Json, wanted_hash: str, epoch: str, replaces_lost: bool
 ) -> _Adoption:
     """Adopt the latest attempt, or see to it that nothing of it runs any more."""
     history = history_of(obj)
     if is_deleting(obj):
-        await until_gone(client, workload, with_object=True)
+        await until_gone(client, workload, with_object=True, replace_on_lost_node=replaces_lost)
         return _Adoption.ENDED
     if history.epoch is not None and history.epoch > epoch:
         raise WorkloadConflictError(
             f"{workload.described} belongs to a later clear of this task: this try is out of date and does "
             "nothing"
         )
-    ended = kind_named(workload.kind).has_ended(obj)
+    ended = await _has_ended(client, workload, obj)
     if _is_wanted(obj, history, wanted_hash, epoch):
         # What has ended needs no fence: nobody cancels what does not run.
         adopted = ended or await _fence(client, workload, obj)
@@ -344,12 +364,16 @@ async def _adopt(
     if not ended:
         _log.warning("Cancelling %s %s: %s", workload.kind, workload.name, _why_unwanted(history, epoch))
         await cancel(client, workload)
-    await until_gone(client, workload, with_object=False)
+    await until_gone(client, workload, with_object=False, replace_on_lost_node=replaces_lost)
     return _Adoption.ENDED
 
 
 async def _until_strays_ended(
-    client: ClusterClient, identity: WorkloadIdentity, namespace: str, kind: WorkloadKind
+    client: ClusterClient,
+    identity: WorkloadIdentity,
+    namespace: str,
+    kind: WorkloadKind,
+    replaces_lost: bool,
 ) -> None:
     """Wait for pods whose workload was deleted without them: they may still be training."""
     listed = await client.list(PODS, namespace, label_selector=f"{ATTEMPT_KEY_LABEL}={identity.key}")
@@ -357,7 +381,7 @@ async def _until_strays_ended(
         if text(status(pod).get("phase")) not in TERMINAL_PHASES and is_deleting(pod):
             name = text(mapping(metadata(pod).get("labels")).get(kind.pod_label))
             stray = Workload(namespace, name, kind.owner_of(pod), 0, kind=kind.name)
-            await until_gone(client, stray, with_object=False)
+            await until_gone(client, stray, with_object=False, replace_on_lost_node=replaces_lost)
 
 
 def _is_wanted(obj: Json, history: History, wanted_hash: str, epoch: str) -> bool:

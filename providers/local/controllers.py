@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.local.claims import ClaimFolders
     from nighttrain.providers.local.network import ClusterNetwork
+    from nighttrain.providers.local.pace import Pace
     from nighttrain.providers.local.store import Store
 
 # Pauses between a Job's failed pods, a real Job controller's: ten seconds, doubled up to ten minutes.
@@ -41,13 +42,14 @@ class Controllers:
         claims: ClaimFolders,
         *,
         job_back_off: BackOff = JOB_BACK_OFF,
+        job_pace: Pace | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         # Events and leases own nothing, and but for the node's Lease nobody owns them: no need to watch.
         watched = tuple(resource for resource in BUILT_IN if resource not in (EVENTS, LEASES))
         self._loop = ReconcileLoop(store, watched, sleep)
         for controller in (
-            JobController(self._loop, job_back_off),
+            JobController(self._loop, job_back_off, job_pace),
             ReplicaSetController(self._loop),
             DeploymentController(self._loop),
             EndpointsController(self._loop, network),

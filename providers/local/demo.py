@@ -236,7 +236,7 @@ class Demo:
     def _row(self, version: dict[str, Any], serving: str | None) -> Night:
         tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
         evaluation = tags.get("nighttrain.gate.evaluation_run")
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float | str] = {}
         if evaluation:
             run = self._mlflow("runs/get", run_id=evaluation)["run"]
             metrics = {m["key"]: m["value"] for m in run["data"].get("metrics", [])}
@@ -433,7 +433,9 @@ def _coloured(state: str) -> str:
     return f"[{colour}]{state}[/{colour}]" if colour else state
 
 
-def _minutes(value: float | None) -> str:
+def _minutes(value: float | str | None) -> str:
+    if isinstance(value, str):
+        return value  # "NaN"
     return "-" if value is None else f"{value:.2f}"
 
 

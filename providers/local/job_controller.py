@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.local import job_indexes, job_policy
 from nighttrain.providers.local.errors import ApiError
 from nighttrain.providers.local.events import EventRecorder
+from nighttrain.providers.local.pace import Bucket
 from nighttrain.providers.local.reconcile import (
     PODS_AT_A_TIME,
     Controller,
@@ -20,6 +21,7 @@ from nighttrain.providers.local.store import DELETED, Object, copy_object, times
 
 if TYPE_CHECKING:
     from nighttrain.providers.local.container_runner import BackOff
+    from nighttrain.providers.local.pace import Pace
     from nighttrain.providers.local.reconcile import ReconcileLoop
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
@@ -46,10 +48,17 @@ class Failures:
 
 
 class JobController(Controller):
-    """Runs Jobs. ``back_off`` is the pause after failures: 10 s doubled up to 10 min on a real cluster."""
+    """Runs Jobs.
 
-    def __init__(self, loop: ReconcileLoop, back_off: BackOff) -> None:
+    :param back_off: the pause after failures: 10 s doubled up to 10 min on a real cluster
+    :param pace: how fast it works; None: at once
+    """
+
+    def __init__(self, loop: ReconcileLoop, back_off: BackOff, pace: Pace | None = None) -> None:
         super().__init__(loop)
+        self.bucket = None if pace is None else Bucket(pace)
+        self._gather = 0.0 if pace is None else pace.gather_seconds
+        self._generations: dict[str, int] = {}
         self._back_off = back_off
         self._recorder = EventRecorder(loop.store, "job-controller")
         self._failures: dict[str, Failures] = {}
@@ -57,15 +66,19 @@ class JobController(Controller):
     def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
         if resource is JOBS:
-            self.enqueue(metadata["namespace"], metadata["name"])
+            told = self._generations.get(metadata["uid"]) == metadata["generation"]
+            self._generations[metadata["uid"]] = metadata["generation"]
+            # A new Job and another spec are looked at once; other news, as those of pods, come in swarms.
+            self.enqueue_after(metadata["namespace"], metadata["name"], self._gather if told else 0.0)
             if type_ == DELETED:
                 self._failures.pop(metadata["uid"], None)
+                self._generations.pop(metadata["uid"], None)
                 for pod in self.owned(obj, PODS):
                     self._release(pod)
         elif resource is PODS:
             owner = controller_of(obj)
             if owner is not None and owner["kind"] == "Job":
-                self.enqueue(metadata["namespace"], owner["name"])
+                self.enqueue_after(metadata["namespace"], owner["name"], self._gather)
                 if type_ != DELETED and FINALIZER in (metadata.get("finalizers") or []):
                     job = self.store.find(JOBS, metadata["namespace"], owner["name"])
                     if job is None or job["metadata"]["uid"] != owner["uid"]:

@@ -17,6 +17,7 @@ from nighttrain.providers.local.store import DELETED
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from nighttrain.providers.local.pace import Bucket
     from nighttrain.providers.local.resources import ResourceType
     from nighttrain.providers.local.store import Object, Store, Watcher
 
@@ -32,7 +33,12 @@ PODS_AT_A_TIME = 500
 
 
 class Controller:
-    """Brings the objects of one kind to what their spec says."""
+    """Brings the objects of one kind to what their spec says.
+
+    ``bucket`` limits its writes; without one they take no time.
+    """
+
+    bucket: Bucket | None = None
 
     def __init__(self, loop: ReconcileLoop) -> None:
         self._loop = loop
@@ -192,14 +198,30 @@ class ReconcileLoop:
     async def _work(self) -> None:
         while True:
             await self._wake.wait()
-            while self._queue:
-                controller, key = next(iter(self._queue))
-                del self._queue[controller, key]
-                self._reconcile(controller, key)
-                await asyncio.sleep(0)  # the kubelet's turn
             self._wake.clear()
+            while (entry := self._next()) is not None:
+                del self._queue[entry]
+                self._reconcile(*entry)
+                await asyncio.sleep(0)  # the kubelet's turn
+
+    def _next(self) -> tuple[Controller, Key] | None:
+        """Whose turn it is; those whose controller has to pause keep their place and come later."""
+        loop = asyncio.get_running_loop()
+        pauses: dict[Controller, float] = {}
+        for entry in self._queue:
+            controller = entry[0]
+            if controller.bucket is None:
+                return entry
+            if controller not in pauses:
+                pauses[controller] = controller.bucket.seconds_left(loop.time())
+            if pauses[controller] <= 0:
+                return entry
+        if pauses:
+            loop.call_later(min(pauses.values()), self._wake.set)
+        return None
 
     def _reconcile(self, controller: Controller, key: Key) -> None:
+        before = self.store.revision
         try:
             self._catch_up()
             controller.reconcile(*key)
@@ -210,3 +232,6 @@ class ReconcileLoop:
             # One object that a controller cannot digest must not stop the others.
             _log.exception("%s %s/%s", type(controller).__name__, *key)
             self.enqueue_after(controller, key, _RETRY_SECONDS)
+        finally:
+            if controller.bucket is not None:
+                controller.bucket.take(self.store.revision - before)

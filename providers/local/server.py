@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.images import ImageEnvironment
     from nighttrain.providers.local.kubelet import Kubelet
     from nighttrain.providers.local.mounts import Namespaces
+    from nighttrain.providers.local.pace import Pace
     from nighttrain.providers.local.state import StateFile
     from nighttrain.providers.local.store import Store
 
@@ -66,6 +67,8 @@ class EmbeddedCluster:
         300 unless a test cannot wait
     :param back_off: pauses between restarts of containers and tries to pull; None: a real kubelet's
     :param job_back_off: pauses between a Job's failed pods; None: a real Job controller's
+    :param job_pace: how fast Jobs are looked at and written; None: at once.
+        :data:`~nighttrain.providers.local.pace.REAL_PACE` is a real Job controller's, for measurements
     :param namespaces: how containers get mount namespaces; None: as this machine allows
     """
 
@@ -87,6 +90,7 @@ class EmbeddedCluster:
         toleration_seconds: int = 300,
         back_off: BackOff | None = None,
         job_back_off: BackOff | None = None,
+        job_pace: Pace | None = None,
         namespaces: Namespaces | None = None,
     ) -> None:
         self.token = token or ""
@@ -94,6 +98,7 @@ class EmbeddedCluster:
         self._toleration_seconds = toleration_seconds
         self._back_off = back_off
         self._job_back_off = job_back_off
+        self._job_pace = job_pace
         self._namespaces = namespaces
         self._disruptions: Disruptions
         self.faults = faults or FaultPlan()
@@ -346,7 +351,11 @@ class EmbeddedCluster:
                 namespaces=self._namespaces or Namespaces.AUTO,
             )
             controllers = Controllers(
-                store, network, kubelet.claims, job_back_off=self._job_back_off or JOB_BACK_OFF
+                store,
+                network,
+                kubelet.claims,
+                job_back_off=self._job_back_off or JOB_BACK_OFF,
+                job_pace=self._job_pace,
             )
             await controllers.start()
             stack.push_async_callback(controllers.stop)

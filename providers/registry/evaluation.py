@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.tracking.measured import to_json
+
 if TYPE_CHECKING:
     from nighttrain.providers.registry.gates import Verdict
 
 
-def group_measurements(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+def group_measurements(metrics: Mapping[str, object]) -> dict[str, dict[str, float | str]]:
     """Split ``candidate.mae``, ``champion.mae``, ``baseline.mae`` ... into a group for each prefix.
 
-    Metrics without a prefix are not about anybody and are left out.
+    Metrics without a prefix are not about anybody and are left out. What is no number is a word ("NaN",
+    "Infinity"), so that the groups can be an XCom; gates read it.
     """
-    groups: dict[str, dict[str, float]] = {}
+    groups: dict[str, dict[str, float | str]] = {}
     for name, value in metrics.items():
         who, dot, metric = name.partition(".")
         if dot and who and metric:
-            groups.setdefault(who, {})[metric] = value
+            groups.setdefault(who, {})[metric] = to_json(value)
     return groups
 
 

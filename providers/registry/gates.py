@@ -1,8 +1,8 @@
 """Rules over recorded measurements, and the verdict they give. Pure: no I/O, no clock, no state.
 
-A rule that finds no data (a missing metric, not-a-number, an infinity) is *inconclusive*: it neither
-accepts nor rejects. The verdict is rejected when any rule rejects, else inconclusive when any is, else
-accepted.
+A rule that finds no data (a missing metric, not-a-number, an infinity, for either model that it reads) is
+*inconclusive*: it neither accepts nor rejects. The verdict is rejected when any rule rejects, else
+inconclusive when any is, else accepted.
 
 One-line forms, for templates and configuration (``candidate`` is meant where nothing else is said)::
 
@@ -16,14 +16,14 @@ One-line forms, for templates and configuration (``candidate`` is meant where no
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from typing import Any, ClassVar
 
-from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.errors import ConfigurationError, clip
+from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 
 NO_CHAMPION = ("accept", "reject", "inconclusive")
 
@@ -45,12 +45,14 @@ class VerdictKind(Enum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """One rule's finding. Numbers are ``None`` where there was no data; ``limit`` is what the candidate
-    had to meet."""
+    """One rule's finding. ``limit`` is what the candidate had to meet.
+
+    Where there was no number stands ``None`` (nothing was measured) or a word such as "NaN" or "Infinity".
+    """
 
     rule: str
-    candidate: float | None
-    champion: float | None
+    candidate: float | str | None
+    champion: float | str | None
     limit: float | None
     verdict: VerdictKind
     sentence: str
@@ -93,7 +95,7 @@ class Verdict:
         """A text table, one line for each rule."""
         rows = [("rule", "candidate", "champion", "limit", "verdict")]
         for item in self.evidence:
-            numbers = ("-" if x is None else _show(x) for x in (item.candidate, item.champion, item.limit))
+            numbers = [_cell(value) for value in (item.candidate, item.champion, item.limit)]
             rows.append((item.rule, *numbers, item.verdict.value))  # type: ignore[arg-type]
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
@@ -114,7 +116,7 @@ class Rule:
         """The one-line form; :func:`parse_rule` reads it back."""
         raise NotImplementedError
 
-    def check(self, candidate: float, champion: float | None) -> Evidence:
+    def check(self, candidate: float, champion: Measured | None) -> Evidence:
         """Judge numbers that are finite. ``champion`` is one too where ``needs_champion``."""
         raise NotImplementedError
 
@@ -130,11 +132,11 @@ class Rule:
         self,
         verdict: VerdictKind,
         sentence: str,
-        candidate: float | None,
-        champion: float | None,
+        candidate: Measured | None,
+        champion: Measured | None,
         limit: float | None,
     ) -> Evidence:
-        return Evidence(self.text(), candidate, champion, limit, verdict, sentence)
+        return Evidence(self.text(), _stored(candidate), _stored(champion), limit, verdict, sentence)
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class AtMost(Rule):
     def text(self) -> str:
         return f"{self.metric} <= {self.limit!r}"
 
-    def check(self, candidate: float, champion: float | None) -> Evidence:
+    def check(self, candidate: float, champion: Measured | None) -> Evidence:
         value, limit = _pair(candidate, self.limit)
         if candidate <= self.limit:
             sentence, verdict = f"{self.metric} {value} is at most {limit}", VerdictKind.ACCEPTED
@@ -176,7 +178,7 @@ class AtLeast(Rule):
     def text(self) -> str:
         return f"{self.metric} >= {self.limit!r}"
 
-    def check(self, candidate: float, champion: float | None) -> Evidence:
+    def check(self, candidate: float, champion: Measured | None) -> Evidence:
         value, limit = _pair(candidate, self.limit)
         if candidate >= self.limit:
             sentence, verdict = f"{self.metric} {value} is at least {limit}", VerdictKind.ACCEPTED
@@ -203,7 +205,7 @@ class NotWorseThanChampion(Rule):
         operator, sign = (">=", -1) if self.higher_is_better else ("<=", 1)
         return f"{self.metric} {operator} champion.{self.metric}{_times(sign * self.tolerance)}"
 
-    def check(self, candidate: float, champion: float | None) -> Evidence:
+    def check(self, candidate: float, champion: Measured | None) -> Evidence:
         reference = _given(champion)
         sign = -1 if self.higher_is_better else 1
         limit = _moved(reference, sign * self.tolerance)
@@ -231,7 +233,7 @@ class BetterThanChampion(Rule):
         operator, sign = (">", 1) if self.higher_is_better else ("<", -1)
         return f"{self.metric} {operator} champion.{self.metric}{_times(sign * self.by)}"
 
-    def check(self, candidate: float, champion: float | None) -> Evidence:
+    def check(self, candidate: float, champion: Measured | None) -> Evidence:
         reference = _given(champion)
         sign = 1 if self.higher_is_better else -1
         limit = _moved(reference, sign * self.by)
@@ -254,12 +256,13 @@ class MinimumSamples(Rule):
         _check_metric(self.metric)
         if isinstance(self.count, bool) or not isinstance(self.count, int) or self.count < 1:
             raise ConfigurationError("count", self.count, "give a whole number from 1")
+        _check_finite("count", self.count)
 
     def text(self) -> str:
         shown = f"{self.metric} >= {self.count}"
         return shown if _counts_samples(self.metric) else f"samples({self.metric}) >= {self.count}"
 
-    def check(self, candidate: float, champion: float | None) -> Evidence:
+    def check(self, candidate: float, champion: Measured | None) -> Evidence:
         value, limit = _pair(candidate, self.count)
         if candidate >= self.count:
             sentence, verdict = f"{self.metric} {value} is enough, {limit} are needed", VerdictKind.ACCEPTED
@@ -321,6 +324,9 @@ def judge(
     """
     if no_champion not in NO_CHAMPION:
         raise ConfigurationError("no_champion", no_champion, f"one of {', '.join(NO_CHAMPION)}")
+    for name, values in (("candidate", candidate), ("champion", champion)):
+        if not isinstance(values, Mapping) and (name, values) != ("champion", None):
+            raise ConfigurationError(f"measurements.{name}", values, "give a mapping of metrics to numbers")
     evidence = tuple(_judge_one(rule, candidate, champion, no_champion) for rule in parse_rules(rules))
     kinds = {item.verdict for item in evidence}
     for kind in (VerdictKind.REJECTED, VerdictKind.INCONCLUSIVE):
@@ -332,11 +338,11 @@ def judge(
 def _judge_one(
     rule: Rule, candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, no_champion: str
 ) -> Evidence:
-    value = _measured(candidate, rule.metric)
-    reference = None if champion is None else _measured(champion, rule.metric)
-    if value is None:
-        sentence = f"the candidate has no {_no_data(candidate, rule.metric)}"
-        return rule._evidence(VerdictKind.INCONCLUSIVE, sentence, None, reference, None)
+    value = read(candidate.get(rule.metric))
+    reference = None if champion is None else read(champion.get(rule.metric))
+    if isinstance(value, NoNumber):
+        sentence = f"the candidate has no {_no_data(candidate, rule.metric, value)}"
+        return rule._evidence(VerdictKind.INCONCLUSIVE, sentence, value, reference, None)
     if rule.needs_champion and champion is None:
         verdict, said = {
             "accept": (VerdictKind.ACCEPTED, "so the rule is met"),
@@ -345,26 +351,30 @@ def _judge_one(
         }[no_champion]
         sentence = f"{rule.metric} {_show(value)}: there is no champion yet, {said}"
         return rule._evidence(verdict, sentence, value, None, None)
-    if rule.needs_champion and champion is not None and reference is None:
-        sentence = f"the champion has no {_no_data(champion, rule.metric)}"
-        return rule._evidence(VerdictKind.INCONCLUSIVE, sentence, value, None, None)
+    if rule.needs_champion and champion is not None and isinstance(reference, NoNumber):
+        sentence = f"the champion has no {_no_data(champion, rule.metric, reference)}"
+        return rule._evidence(VerdictKind.INCONCLUSIVE, sentence, value, reference, None)
     return rule.check(value, reference)
 
 
-def _measured(values: Mapping[str, Any], metric: str) -> float | None:
-    """The number, or ``None`` for no data: missing, not a number, infinite."""
-    try:
-        number = float(values[metric])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _no_data(values: Mapping[str, Any], metric: str) -> str:
+def _no_data(values: Mapping[str, Any], metric: str, found: NoNumber) -> str:
     if metric not in values:
         known = ", ".join(sorted(str(key) for key in values)[:8]) or "nothing"
         return f"{metric} (measured: {known})"
-    return f"usable {metric}: it is {values[metric]!r}"
+    if found is NoNumber.UNREADABLE:
+        return f"usable {metric}: {clip(repr(values[metric]), 60)} is no number"
+    return f"usable {metric}: it is {found.sentence}"
+
+
+def _stored(value: Measured | None) -> float | str | None:
+    if isinstance(value, NoNumber):
+        return None if value is NoNumber.MISSING else value.value
+    return value
+
+
+def _cell(value: float | str | None) -> str:
+    measured = read(value)
+    return measured.shown if isinstance(measured, NoNumber) else _show(measured)
 
 
 def _compared(
@@ -376,6 +386,10 @@ def _compared(
     share: float,
     higher_is_better: bool,
 ) -> Evidence:
+    if isinstance(read(limit), NoNumber):
+        reference = f"the champion's {_show(champion)} × {1 + share:.4g}"
+        sentence = f"{rule.metric} cannot be compared: {reference} is infinite"
+        return rule._evidence(VerdictKind.INCONCLUSIVE, sentence, candidate, champion, None)
     value, shown_limit = _pair(candidate, limit)
     reference = f"the champion's {_show(champion)}"
     if champion > 0:
@@ -410,8 +424,8 @@ def _factor(share: float) -> float:
     return round(1 + share, 12)
 
 
-def _given(champion: float | None) -> float:
-    if champion is None:
+def _given(champion: Measured | None) -> float:
+    if champion is None or isinstance(champion, NoNumber):
         raise ValueError("a rule against the champion needs its measurement")
     return champion
 
@@ -473,8 +487,8 @@ def _to_number(rule: str, text: str) -> float:
         number = float(text)
     except ValueError:
         raise ConfigurationError("rule", rule, f"{text!r} is not a number; {_FORMS}") from None
-    if not math.isfinite(number):
-        raise ConfigurationError("rule", rule, "a limit is a finite number")
+    if isinstance(read(number), NoNumber):
+        raise ConfigurationError("rule", rule, f"a limit is a finite number, and {text} is not")
     return number
 
 
@@ -499,7 +513,7 @@ def _check_metric(metric: object) -> None:
 
 
 def _check_finite(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(read(value), NoNumber):
         raise ConfigurationError(name, value, "give a finite number")
 
 

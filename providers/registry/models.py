@@ -21,8 +21,9 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
 )
 from nighttrain.providers.registry.artifacts import DIGEST_TAG, ensure_recorded, logged_model_manifest
+from nighttrain.providers.tracking.names import check_description, check_key, check_text
 from nighttrain.providers.tracking.runs import LoggedModel, Run, RunTree
-from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, clean_key, clean_tags, quoted, redact
+from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, clean_tags, quoted, redact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -129,6 +130,9 @@ def check_name(name: str) -> str:
         raise ConfigurationError("model", name, "a registered model's name has no '/' and no ':'")
     if len(name) > MAX_NAME or any(ord(character) < 32 for character in name):
         raise ConfigurationError("model", name, f"use at most {MAX_NAME} printable characters")
+    check_text("model", name, MAX_NAME)
+    if name == "." or name.startswith(".."):
+        raise ConfigurationError("model", name, "MLflow takes it for a path: begin with a letter or digit")
     if quoted(name) is None:
         raise ConfigurationError(
             "model", name, "use one sort of quote only: MLflow's filters have no escapes"
@@ -188,7 +192,8 @@ class ModelRegistry:
     async def ensure_model(self, name: str, *, description: str | None = None) -> None:
         """Create the registered model when it is missing."""
         try:
-            body = {"name": check_name(name), "description": description}
+            text = None if description is None else check_description(redact(description))
+            body = {"name": check_name(name), "description": text}
             await self._registry.post("registered-models/create", body)
         except TrackingRequestError as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -253,7 +258,7 @@ class ModelRegistry:
         terms = {"name": check_name(name)}
         if run_id is not None:
             terms["run_id"] = run_id
-        terms |= {f"tags.`{clean_key(key)}`": value for key, value in (tags or {}).items()}
+        terms |= {f"tags.`{check_key(key, field='tags')}`": value for key, value in (tags or {}).items()}
         query: dict[str, Any] = {
             "filter": " and ".join(f"{key} = {_literal(key, value)}" for key, value in terms.items()),
             "order_by": ["last_updated_timestamp DESC"],
@@ -287,20 +292,21 @@ class ModelRegistry:
         at once.
 
         :param model_name: which of the run's models, by the name it was logged under
+        :raises ConfigurationError: a tag's name or a description that MLflow refuses
         :raises RunWithoutModelError: the run logged no READY model, or several and it is not said which
         """
         check_name(name)
+        description = check_description(redact(description)) if description else None
+        wanted = clean_tags(tags, limit=MAX_VERSION_TAG)
         model = await self.logged_model(run_id, model_id=model_id, model_name=model_name)
         version = await self._existing(name, run_id, model)
         if version is None:
             manifest = await logged_model_manifest(self.client, model.model_id)
             await self.ensure_model(name)
-            wanted = clean_tags({**(tags or {}), **manifest.tags()}, limit=MAX_VERSION_TAG)
+            wanted |= clean_tags(manifest.tags(), limit=MAX_VERSION_TAG)
             return await self._create(name, run_id, model, wanted, description)
         await ensure_recorded(self, version)
-        changed = {
-            k: v for k, v in clean_tags(tags, limit=MAX_VERSION_TAG).items() if version.tags.get(k) != v
-        }
+        changed = {k: v for k, v in wanted.items() if version.tags.get(k) != v}
         if changed:
             await self.set_tags(name, version.version, changed)
         if description and description != version.description:
@@ -367,8 +373,8 @@ class ModelRegistry:
 
     async def set_description(self, name: str, version: str | int, description: str) -> None:
         """Describe a version. MLflow counts it as an update, so it is written only when it differs."""
+        text = check_description(redact(description))
         current = await self.get_version(name, version)
-        text = redact(description)
         if current.description != text:
             body = {"name": name, "version": current.version, "description": text}
             await self._registry.patch("model-versions/update", body)
@@ -417,7 +423,7 @@ class ModelRegistry:
             "run_id": run_id,
             "model_id": model.model_id,
             "tags": pairs,
-            "description": redact(description) if description else None,
+            "description": description,
         }
         try:
             await self._registry.post("model-versions/create", body, idempotent=False)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError, RegistryError, clip
 from nighttrain.providers.registry.models import check_alias, check_name, check_stage
-from nighttrain.providers.tracking.tags import PREFIX, redact
+from nighttrain.providers.tracking.measured import plain
+from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -233,9 +234,15 @@ def _json(promotion: Promotion) -> str:
     values = promotion.to_dict()
     for name in ("name", "version", "changed"):
         del values[name]
-    return json.dumps(values, ensure_ascii=False)
+    text = json.dumps(values, ensure_ascii=False)
+    # Quotes and line breaks take more room in JSON. What is cut here is whole in the tags beside it.
+    for limit in (MAX_TEXT // 2, MAX_TEXT // 4, 1):
+        if len(text) > MAX_VERSION_TAG:
+            values |= {name: clip(values[name], limit) for name in ("evidence", "reason", "actor")}
+            text = json.dumps(values, ensure_ascii=False)
+    return text
 
 
 def _text(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)
     return clip(redact(text), MAX_TEXT)

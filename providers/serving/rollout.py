@@ -21,7 +21,12 @@ from nighttrain.providers.serving.strategy import BlueGreen, Strategy, require_p
 
 if TYPE_CHECKING:
     from nighttrain.providers.registry.models import ModelRegistry
-    from nighttrain.providers.serving.backends.base import EndpointStatus, Readiness, ServingBackend
+    from nighttrain.providers.serving.backends.base import (
+        EndpointStatus,
+        Progress,
+        Readiness,
+        ServingBackend,
+    )
     from nighttrain.providers.serving.spec import ServingSpec
 
 # Two small requests a second for each rollout under way, and a switch within a second of readiness.
@@ -30,10 +35,10 @@ POLL_SECONDS = 1.0
 # Before a version that lost its requests earlier is taken down: longer than clusters need to tell every node.
 DRAIN_SECONDS = 5.0
 
-# A rollback's target is up already and ready; if it is not, a person should know soon.
+# A rollback's target is up already and ready; if it was scaled to zero it has its image, and needs a minute
+# or two. If it is not ready then, a person should know soon.
 ROLLBACK_SECONDS = 300.0
 
-Progress = Callable[[str], None]
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -76,7 +81,9 @@ class Rollout:
     ) -> bool:
         """Bring the candidate up without requests, or adopt one that is up.
 
-        :return: False if this version serves already, in this form; the later stages then do nothing
+        Replicas of what exists are left as they are; only what somebody scaled to zero is scaled up.
+
+        :return: False if this version answers already, in this form; the later stages then do nothing
         :raises ConfigurationError: the spec or the strategy cannot be; nothing was created
         :raises WorkloadConflictError: a name is taken by something that is not this endpoint's
         """
@@ -85,14 +92,20 @@ class Rollout:
         require_possible(strategy or BlueGreen(), self._backend)
         await self._backend.check(spec)
         before = await self._backend.status(spec.endpoint, spec.namespace)
-        changed = await self._backend.deploy(spec)
+        changed = await self._backend.deploy(spec, tell)
         about = f"version {spec.version} of {spec.model_name}"
         serves = before is not None and before.stable_version == spec.version
         # With a candidate of that version, an earlier start of this very rollout has changed its form.
         if before and serves and not changed and before.candidate_version != spec.version:
-            await self._backend.switch(spec.endpoint, spec.namespace, spec.version)
-            tell(f"{spec.endpoint}: {about} serves already, nothing to do")
-            return False
+            readiness = await self._backend.readiness(spec.endpoint, spec.namespace, spec.version)
+            if readiness.answers:
+                await self._backend.switch(spec.endpoint, spec.namespace, spec.version)
+                strayed = before.selected_version != spec.version
+                mended = "answers, and the Service, which somebody had changed, selects it again"
+                tell(f"{spec.endpoint}: {about} {mended if strayed else 'serves already, nothing to do'}")
+                return False
+            tell(f"{spec.endpoint}: {about} has the requests, and does not answer them: {readiness.detail}")
+            return True
         beside = f", beside version {before.stable_version}" if before and not serves else ""
         tell(f"{spec.endpoint}: {about} is {'started' if changed else 'there already'}{beside}")
         return True
@@ -123,18 +136,21 @@ class Rollout:
     async def finish(self, spec: ServingSpec, *, on_progress: Progress | None = None) -> EndpointStatus:
         """Switch to the ready candidate; the old version stays for a rollback, those before it go.
 
+        Returns only if ready pods are there for the requests after the switch.
+
         :raises RolloutFailedError: the candidate is not ready any more, or a later rollout has begun
         """
         tell = on_progress or _silent
         endpoint, namespace, version = spec.endpoint, spec.namespace, spec.version
         before = await self._backend.status(endpoint, namespace)
         if before and before.stable_version == version and before.candidate_version is None:
-            return await self._clean(endpoint, namespace, tell)
+            await self._backend.switch(endpoint, namespace, version)
+            return await self._clean(endpoint, namespace, version, tell)
         if before and before.candidate_version != version:
             later = f"of version {before.candidate_version} " if before.candidate_version else ""
             raise RolloutFailedError(
                 f"{endpoint}: another rollout or rollback {later}came after the start of this one of version "
-                f"{version}, which therefore ends; version {before.stable_version} serves"
+                f"{version}, which therefore ends; {before.describe()}"
             )
         readiness = await self._backend.readiness(endpoint, namespace, version)
         if not readiness.ready:
@@ -142,7 +158,7 @@ class Rollout:
         await self._backend.switch(endpoint, namespace, version)
         if not before or before.stable_version != version:
             tell(f"{endpoint}: all requests go to version {version}")
-        return await self._clean(endpoint, namespace, tell)
+        return await self._clean(endpoint, namespace, version, tell)
 
     async def abort(self, spec: ServingSpec) -> None:
         """Undo ``start``: the candidate goes; what serves or is kept for a rollback stays as it was."""
@@ -164,8 +180,8 @@ class Rollout:
         :raises RolloutFailedError: see :meth:`wait_ready`; the version before still serves
         """
         try:
-            await self.start(spec, strategy=strategy, on_progress=on_progress)
-            await self.wait_ready(spec, on_progress=on_progress)
+            if await self.start(spec, strategy=strategy, on_progress=on_progress):
+                await self.wait_ready(spec, on_progress=on_progress)
             return await self.finish(spec, on_progress=on_progress)
         except (RolloutFailedError, asyncio.CancelledError):
             await asyncio.shield(asyncio.ensure_future(self.abort(spec)))
@@ -181,6 +197,9 @@ class Rollout:
     ) -> EndpointStatus:
         """Switch back to the version before, which is up; the one left becomes the version before.
 
+        If somebody scaled it to zero it gets as many replicas as the version that serves has. Other replicas
+        are left as they are.
+
         :raises NothingToRollBackToError: nothing was rolled out, or no version is kept beside the serving one
         :raises RolloutFailedError: the version before is not ready; nothing was changed
         """
@@ -193,13 +212,24 @@ class Rollout:
             raise NothingToRollBackToError(
                 f"{endpoint} serves version {before.stable_version}, and no version before it is kept"
             )
-        await self.wait_version_ready(
-            endpoint, namespace, previous, timeout_seconds=timeout_seconds, on_progress=on_progress
-        )
+        replicas = max(1, before.replicas)
+        scaled_up = await self._backend.scale_up(endpoint, namespace, previous, replicas, tell)
+        try:
+            await self.wait_version_ready(
+                endpoint, namespace, previous, timeout_seconds=timeout_seconds, on_progress=on_progress
+            )
+        except (RolloutFailedError, asyncio.CancelledError) as error:
+            if not scaled_up:
+                raise
+            undoing = self._backend.revert(endpoint, namespace, previous)
+            await asyncio.shield(asyncio.ensure_future(undoing))
+            if isinstance(error, RolloutFailedError):
+                undone = "It was scaled to zero replicas; the rollback scaled it up, and has taken that back."
+                raise RolloutFailedError(f"{error}\n{undone}") from error
+            raise
         await self._backend.switch(endpoint, namespace, previous)
         tell(f"{endpoint}: rolled back from version {before.stable_version} to {previous}")
-        after = await self._backend.status(endpoint, namespace)
-        return after or before
+        return await self._answering(endpoint, namespace, previous)
 
     async def status(self, endpoint: str, namespace: str) -> EndpointStatus | None:
         """What the endpoint serves; None if nothing was ever rolled out."""
@@ -240,7 +270,9 @@ class Rollout:
         self, endpoint: str, namespace: str, version: str, readiness: Readiness, why: str
     ) -> RolloutFailedError:
         status = await self._backend.status(endpoint, namespace)
-        serving = f"version {status.stable_version} still serves" if status else "nothing serves yet"
+        serving = status.describe() if status else "nothing serves yet"
+        if status and status.answers:
+            serving = f"version {status.stable_version} still serves"
         reasons = readiness.failure or readiness.doubt or f"Last seen: {readiness.detail}."
         lines = [f"{endpoint}: version {version}: {why}; {serving}.", reasons]
         if "Last lines" not in reasons:
@@ -248,19 +280,29 @@ class Rollout:
             lines += ["Last lines of the log:", *(f"  {line}" for line in last)] if last else []
         return RolloutFailedError("\n".join(lines))
 
-    async def _clean(self, endpoint: str, namespace: str, tell: Progress) -> EndpointStatus:
+    async def _answering(self, endpoint: str, namespace: str, version: str) -> EndpointStatus:
+        """What the endpoint is after the switch, if it sends its requests to ready pods of the version."""
         status = await self._backend.status(endpoint, namespace)
         if status is None:
             raise RolloutFailedError(f"{endpoint}: somebody removed the endpoint right after the switch")
+        if status.stable_version != version or not status.answers:
+            raise RolloutFailedError(
+                f"{endpoint}: version {version} was switched to, and then something else happened to it: "
+                f"{status.describe()}. Run this again, or roll back"
+            )
+        return status
+
+    async def _clean(self, endpoint: str, namespace: str, version: str, tell: Progress) -> EndpointStatus:
+        status = await self._answering(endpoint, namespace, version)
         kept = {status.stable_version, status.previous_version, status.candidate_version}
-        old = [version.version for version in status.versions if version.version not in kept]
+        old = [each.version for each in status.versions if each.version not in kept]
         if not old:
             return status
         await self._sleep(DRAIN_SECONDS)
-        for version in old:
-            tell(f"{endpoint}: version {version} is removed")
-            await self._backend.remove(endpoint, namespace, version)
-        return await self._backend.status(endpoint, namespace) or status
+        for before in old:
+            tell(f"{endpoint}: version {before} is removed")
+            await self._backend.remove(endpoint, namespace, before)
+        return await self._answering(endpoint, namespace, version)
 
 
 def _silent(_: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.kubernetes.fields import plain
 from nighttrain.providers.kubernetes.identity import PREFIX
 from nighttrain.providers.kubernetes.names import check_annotations, check_dns_label, check_labels
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
@@ -21,6 +22,7 @@ HASH_ANNOTATION = PREFIX + "spec-hash"
 TEMPLATE_ANNOTATION = PREFIX + "template-hash"
 DEPLOYED_ANNOTATION = PREFIX + "deployed-at"
 REPLACED_ANNOTATION = PREFIX + "replaced"
+SCALED_UP_ANNOTATION = PREFIX + "scaled-up"
 STABLE_ANNOTATION = PREFIX + "stable-version"
 PREVIOUS_ANNOTATION = PREFIX + "previous-version"
 CANDIDATE_ANNOTATION = PREFIX + "candidate-version"
@@ -29,7 +31,7 @@ MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "nighttrain"
 RESERVED_KEYS = frozenset(
     {ENDPOINT_LABEL, VERSION_LABEL, MODEL_ANNOTATION, DIGEST_ANNOTATION, HASH_ANNOTATION, DEPLOYED_ANNOTATION}
     | {REPLACED_ANNOTATION, STABLE_ANNOTATION, PREVIOUS_ANNOTATION, CANDIDATE_ANNOTATION, SWITCHED_ANNOTATION}
-    | {MANAGED_BY_LABEL, TEMPLATE_ANNOTATION}
+    | {MANAGED_BY_LABEL, TEMPLATE_ANNOTATION, SCALED_UP_ANNOTATION}
 )
 
 _ENDPOINT = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -48,6 +50,7 @@ class ServingSpec:
     :param version: a pinned version number, never an alias or a stage
     :param artifact_digest: sha256 of the artifact's manifest, as recorded at registration
     :param tracking_uri: MLflow's address as the pods reach it; credentials come by ``env_from`` from a Secret
+    :param replicas: pods of a Deployment that is created; left out, as many as the version that serves has
     :param annotations: kept on the Deployment, e.g. the identity of the DAG run that asked
     :param port: where the scoring server listens; 8080 is what MLflow's containers use
     :param workers: processes in a pod; more replicas are the usual way to more throughput
@@ -69,7 +72,7 @@ class ServingSpec:
     version: str
     artifact_digest: str
     tracking_uri: str
-    replicas: int = 1
+    replicas: int | None = None
     container_resources: Any = None
     env_vars: Mapping[str, str] | Sequence[Any] = field(default_factory=dict)
     env_from: Sequence[Any] = ()
@@ -138,6 +141,8 @@ class ServingSpec:
         for name in ("replicas", "workers", "readiness_period_seconds", "readiness_timeout_seconds",
                      "readiness_failures"):  # fmt: skip
             value = getattr(self, name)
+            if name == "replicas" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigurationError(name, value, "use a whole number from 1")
         if not isinstance(self.port, int) or not 1024 <= self.port <= 65535:
@@ -157,8 +162,8 @@ class ServingSpec:
 
     def _validate_pod(self) -> None:
         for name, given in (("labels", self.labels), ("node_selector", self.node_selector)):
-            check_labels(name, {str(key): str(value) for key, value in given.items()})
-        check_annotations("annotations", dict(self.annotations))
+            check_labels(name, plain(given, "dict(str, str)", name))
+        check_annotations("annotations", plain(self.annotations, "dict(str, str)", "annotations"))
         if reserved := RESERVED_KEYS & (self.labels.keys() | self.annotations.keys()):
             key = min(reserved)
             raise ConfigurationError(f"labels[{key!r}]", None, "nighttrain sets this one itself")

@@ -27,6 +27,7 @@ def described(experiment_name: str, run_name: str, key: RunKey, opening: str) ->
         "run_id": key.run_id,
         "task_id": key.task_id,
         "map_index": key.map_index,
+        "region": key.region,
         "opening": opening,
     }
 
@@ -47,7 +48,8 @@ async def take_over_described(tree: RunTree, run: Mapping[str, Any]) -> Run:
     :raises TrackingError: MLflow does not answer, or refuses
     """
     fields = {name: run[name] for name in ("orchestrator", "dag_id", "run_id", "task_id", "map_index")}
-    key = RunKey(**fields)
+    # A trigger that an earlier version stored knows no region.
+    key = RunKey(**fields, region=run.get("region", ""))
     experiment_id = await tree.ensure_experiment(run["experiment_name"])
     whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
     parent = await tree.open_parent(experiment_id, key, name=f"{key.dag_id} {key.run_id}", tags=whole.tags())

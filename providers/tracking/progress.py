@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nighttrain.providers.errors import TrackingError
+from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ METRICS_IN_ONE_LINE = 8
 # MLflow's own measurements of the machine: a page of its own shows them better.
 SYSTEM_METRICS = "system/"
 
-Latest = dict[str, tuple[int, float]]
+Latest = dict[str, tuple[int, Measured]]
 
 
 @dataclass(eq=False)
@@ -79,12 +80,12 @@ async def saying_progress(
             await feed.stop()
 
 
-def metrics_line(latest: Mapping[str, tuple[int, float]]) -> str:
+def metrics_line(latest: Mapping[str, tuple[int, Measured]]) -> str:
     """``step 12: loss=0.31, rmse=4.2``; of many metrics the first few by name."""
     shown = sorted(latest.items())[:METRICS_IN_ONE_LINE]
     step = max(step for step, _ in latest.values())
     more = len(latest) - len(shown)
-    values = ", ".join(f"{name}={value:.6g}" for name, (_, value) in shown)
+    values = ", ".join(f"{name}={_shown(value)}" for name, (_, value) in shown)
     return f"step {step}: {values}{f' and {more} more' if more else ''}"
 
 
@@ -130,11 +131,16 @@ class _Feed:
 
 
 def _latest(run: Mapping[str, Any]) -> Latest:
-    return {
-        metric["key"]: (int(metric.get("step", 0)), float(metric.get("value", 0.0)))
+    latest = {
+        metric["key"]: (int(metric.get("step", 0)), read(metric.get("value")))
         for metric in run.get("data", {}).get("metrics", ())
         if not metric["key"].startswith(SYSTEM_METRICS)
     }
+    return {name: entry for name, entry in latest.items() if entry[1] is not NoNumber.MISSING}
+
+
+def _shown(value: Measured) -> str:
+    return value.shown if isinstance(value, NoNumber) else f"{value:.6g}"
 
 
 def _parts(followers: list[_Follower]) -> Iterable[list[_Follower]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -26,13 +25,14 @@ from nighttrain.providers.errors import (
     TrackingRequestError,
     TrackingUnauthorizedError,
     TrackingUnreachableError,
-    clip,
 )
+from nighttrain.providers.tracking import measured
 from nighttrain.providers.tracking.election import Election
-from nighttrain.providers.tracking.tags import MAX_PARAM, PREFIX, clean_key, clean_tags, quoted
+from nighttrain.providers.tracking.names import MAX_PARAM, check_key, fit_key, fit_run_name
+from nighttrain.providers.tracking.tags import PREFIX, clean_tags, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from nighttrain.providers.tracking.client import MLflowClient
 
@@ -97,6 +97,7 @@ class Run:
     status: str
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    """As logged: also NaN and infinities, whatever the store made of them."""
     params: dict[str, str] = field(default_factory=dict)
     artifact_uri: str = ""
     start_time: int | None = None
@@ -113,7 +114,7 @@ class Run:
             name=info.get("run_name", ""),
             status=info.get("status", ""),
             tags={tag["key"]: tag.get("value", "") for tag in data.get("tags", ())},
-            metrics={metric["key"]: float(metric.get("value", 0.0)) for metric in data.get("metrics", ())},
+            metrics=_metrics(data.get("metrics", ())),
             params={param["key"]: param.get("value", "") for param in data.get("params", ())},
             artifact_uri=info.get("artifact_uri", ""),
             start_time=int(info["start_time"]) if info.get("start_time") else None,
@@ -169,6 +170,7 @@ class RunKey:
     run_id: str
     task_id: str | None = None
     map_index: int = -1
+    region: str = ""
 
     @property
     def value(self) -> str:
@@ -178,7 +180,9 @@ class RunKey:
             parts.append(self.task_id)
             if self.map_index >= 0:
                 parts.append(str(self.map_index))
-        return "/".join(quote(part, safe=":+@ ~=,") for part in parts)
+            if self.region:
+                parts.append(self.region)
+        return fit_key("/".join(quote(part, safe=":+@ ~=,") for part in parts))
 
     @property
     def parent(self) -> RunKey:
@@ -194,6 +198,8 @@ class Lineage:
     run_id: str | None = None
     task_id: str | None = None
     map_index: int | None = None
+    region: str | None = None
+    """The iteration of a loop, in the orchestrator's words."""
     try_number: int | None = None
     """The orchestrator's count of tries; several tries may share one attempt."""
     attempt: int | None = None
@@ -358,9 +364,13 @@ class RunTree:
         """The run of an attempt that started while MLflow was away: the one that its container opened, or
         else a new one, the same for all who ask.
 
-        :param opening: the token that the container was given
+        :param opening: the token that the container was given; without one (a trigger that an earlier version
+            stored) it is the task's last run
         """
-        made = await self._made_with(experiment_id, opening)
+        if opening:
+            made = await self._made_with(experiment_id, opening)
+        else:
+            made = (await self.attempts(experiment_id, key))[-1:]
         own = [run for run in made if OPENED_BY_TAG in run.tags]
         run = own[0] if own else None
         if run is None:
@@ -526,16 +536,26 @@ class RunTree:
     async def log_params(self, run_id: str, params: Mapping[str, object]) -> None:
         """Log params, redacted and clipped. The same value again is fine.
 
+        :raises ConfigurationError: a name that MLflow refuses
         :raises TrackingRequestError: a param that already has another value
         """
-        for part in _parts(list(_clean_params(params).items()), BATCH_PARAMS):
+        known = (self.client.config.password, self.client.config.token)
+        for part in _parts(list(_clean_params(params, known).items()), BATCH_PARAMS):
             await self.client.post("runs/log-batch", {"run_id": run_id, "params": _pairs(part)})
 
     async def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Log metrics at one step. Not-a-number and infinities are sent in the form MLflow takes."""
+        """Log metrics at one step. Not-a-number and infinities are sent in the form MLflow takes.
+
+        :raises ConfigurationError: a name that MLflow refuses, or a value that was never measured
+        """
         now = self._now()
         entries = [
-            {"key": clean_key(key), "value": _number(value), "timestamp": now, "step": step}
+            {
+                "key": check_key(key, field="metrics", value=value),
+                "value": _number(key, value),
+                "timestamp": now,
+                "step": step,
+            }
             for key, value in metrics.items()
         ]
         for part in _parts(entries, BATCH_METRICS):
@@ -589,7 +609,7 @@ class RunTree:
         opening: str | None = None,
     ) -> Run:
         """One run, also where the answer to the first call is lost."""
-        opening = opening or uuid.uuid4().hex
+        opening, name = opening or uuid.uuid4().hex, fit_run_name(name)
         cleaned = clean_tags(
             {
                 "mlflow.source.name": key.dag_id if key.task_id is None else f"{key.dag_id}.{key.task_id}",
@@ -641,9 +661,14 @@ def _status(status: RunStatus | str) -> RunStatus:
         raise ConfigurationError("status", status, f"MLflow knows {known}") from None
 
 
-def _clean_params(params: Mapping[str, object]) -> dict[str, str]:
+def _clean_params(params: Mapping[str, object], known: Iterable[str | None] = ()) -> dict[str, str]:
     # The same rules as for tags: a param named "password" is no place for one either.
-    return {key: clip(value, MAX_PARAM) for key, value in clean_tags(params).items()}
+    return clean_tags(params, limit=MAX_PARAM, field="parameters", known=known)
+
+
+def _metrics(answered: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    values = {metric["key"]: measured.to_float(metric.get("value")) for metric in answered}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _pairs(items: Any) -> list[dict[str, str]]:
@@ -655,13 +680,12 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def _number(value: float) -> float | str:
-    value = float(value)
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "Infinity" if value > 0 else "-Infinity"
-    return value
+def _number(name: str, value: object) -> float | str:
+    if measured.read(value) in (measured.NoNumber.MISSING, measured.NoNumber.UNREADABLE):
+        raise ConfigurationError(
+            f"metrics[{name!r}]", repr(value), "give a number; leave out what was not measured"
+        )
+    return measured.to_json(value)
 
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 
 Small = Callable[..., "WorkloadSpec"]
 
-ERRORS = {"good": "3.0", "bad": "4.0", "better": "2.0"}
+ERRORS = {"good": "3.0", "bad": "4.0", "better": "2.0", "endless": "inf"}
 PARTITIONS = dg.StaticPartitionsDefinition(list(ERRORS))
 
 
@@ -125,6 +126,19 @@ def test_inconclusive_does_not_pass_and_says_so(nights: Nights) -> None:
     assert (passed, behind, said["verdict"]) == (False, False, "inconclusive")
     (evidence,) = said["measurements"]
     assert evidence["sentence"] == "the candidate has no precision (measured: mae, rows)"
+
+
+def test_an_infinite_error_is_inconclusive_and_recorded(nights: Nights, mlflow_server: MLflowServer) -> None:
+    passed, said, behind = nights.run("endless", nights.gate("mae <= 4"))
+    assert (passed, behind, said["verdict"]) == (False, False, "inconclusive")
+    (evidence,) = json.loads(json.dumps(said["measurements"], allow_nan=False))
+    assert (evidence["sentence"], evidence["candidate"]) == (
+        "the candidate has no usable mae: it is infinite",
+        "Infinity",
+    )
+    (version,) = mlflow_server.versions(nights.model)
+    tags = {tag["key"]: tag["value"] for tag in version["tags"]}
+    assert tags["nighttrain.gate.verdict"] == "inconclusive"
 
 
 def test_no_champion_may_be_reason_to_reject(nights: Nights) -> None:

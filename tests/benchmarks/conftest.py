@@ -95,11 +95,12 @@ def _mebibytes(status: str, field: str) -> float:
 
 
 @contextlib.contextmanager
-def cluster_process(directory: Path) -> Iterator[ClusterProcess]:
+def cluster_process(directory: Path, *options: str) -> Iterator[ClusterProcess]:
     """``python -m nighttrain.providers.local cluster`` whose image ``localhost/python`` is this Python."""
     command = [
         *(sys.executable, "-m", "nighttrain.providers.local", "cluster"),
         *("--directory", str(directory), "--image", f"localhost/python={sys.executable}"),
+        *options,
     ]
     began = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
@@ -116,6 +117,6 @@ def cluster_process(directory: Path) -> Iterator[ClusterProcess]:
 
 
 @pytest.fixture
-def start_cluster() -> Callable[[Path], contextlib.AbstractContextManager[ClusterProcess]]:
-    """Starts clusters, each for as long as its ``with`` block."""
+def start_cluster() -> Callable[..., contextlib.AbstractContextManager[ClusterProcess]]:
+    """Starts clusters in a directory and with options, each for as long as its ``with`` block."""
     return cluster_process

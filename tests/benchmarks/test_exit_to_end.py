@@ -39,6 +39,7 @@ from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.kinds import JOB_NAME_LABEL
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload, submit, wait
 from nighttrain.providers.local.stack import Stack
 
@@ -107,7 +108,7 @@ async def one_job(
 
 
 async def watching(client: ClusterClient, workload: Workload) -> float:
-    outcome = await wait(client, workload, startup_timeout_seconds=60)
+    outcome = await wait(client, workload, timeouts=Timeouts(60))
     ended = time.time()
     assert outcome.kind is OutcomeKind.SUCCEEDED
     return ended

@@ -99,7 +99,7 @@ def make_trigger(side: str, item: dict[str, Any], get_logs: bool) -> Any:
         return WorkloadTrigger(
             kubernetes_conn_id="kubernetes_default",
             workload=item["workload"],
-            startup_timeout_seconds=600,
+            timeouts={"startup": 600},
             get_logs=get_logs,
         )
     from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger

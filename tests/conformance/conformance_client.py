@@ -305,14 +305,20 @@ class Space:
         assert answer.status_code == 200, answer.text
         return answer.text
 
-    def event(self, reason: str, name: str) -> Object:
-        """The event of that reason about the object of that name, once there is one."""
+    def event(self, reason: str, name: str, saying: str = "") -> Object:
+        """The event of that reason about the object of that name, once there is one with these words.
+
+        Of several events the order is not promised.
+        """
         selector = f"involvedObject.name={name},reason={reason}"
+        said = []
         with self.watch("events", fieldSelector=selector) as events:
             for event in events:
                 found: Object = event["object"]
-                return found
-        raise NeverSeenError(f"no event {reason} about {name}")
+                if saying in found["message"]:
+                    return found
+                said.append(found["message"])
+        raise NeverSeenError(f"no event {reason} about {name} says {saying!r}: {said}")
 
 
 def _has_ended(pod: Object) -> bool:

@@ -434,7 +434,7 @@ def test_a_liveness_probe_that_fails_restarts_the_container(space: Space) -> Non
     space.run("one", SLEEP, container={"livenessProbe": probe}, restartPolicy="Always")
     pod = space.wait("pods", "one", lambda pod: status_of(pod).get("restartCount", 0) >= 1)
     assert status_of(pod)["lastState"]["terminated"]["exitCode"] == 137
-    assert "failed liveness probe" in space.event("Killing", "one")["message"]
+    assert space.event("Killing", "one", saying="failed liveness probe")
 
 
 def test_an_http_probe_asks_the_pod(space: Space) -> None:

@@ -145,7 +145,7 @@ def test_every_module_and_class_named_exists() -> None:
 
 
 # Names of tags in MLflow begin like the package.
-TAG_PREFIXES = ("nighttrain.gate", "nighttrain.promotion", "nighttrain.attempt", "nighttrain.outcome")
+TAG_PREFIXES = tuple(f"nighttrain.{name}" for name in ("gate", "promotion", "attempt", "outcome", "region"))
 
 
 def test_every_test_that_a_guarantee_names_exists() -> None:
@@ -294,14 +294,22 @@ TRAINING_CODE = [
     "providers/tracked_workload.py",
     *(
         f"providers/kubernetes/{n}.py"
-        for n in ("workload", "waiting", "hub", "explanations", "files", "logs", "reaper")
+        for n in (
+            "workload",
+            "waiting",
+            "reads",
+            "verdicts",
+            "hub",
+            "explanations",
+            "files",
+            "logs",
+            "reaper",
+        )
     ),
 ]
 SERVING_CODE = ["providers/serving/backends/kubernetes_deployment.py"]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
-# Reached only when a grace period is given, which no operator, sensor or asset does: see the test below.
-NEVER_ASKED = {("", "pods", "delete")}
 
 
 def calls(path: str) -> set[tuple[str, str, str]]:
@@ -354,7 +362,7 @@ def rbac() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str, str], Any]) -> None:
-    training = set().union(*map(calls, TRAINING_CODE)) - NEVER_ASKED
+    training = set().union(*map(calls, TRAINING_CODE))
     assert granted(rbac["Role", "nighttrain-training"]) == training
     assert granted(rbac["Role", "nighttrain-serving"]) == set().union(*map(calls, SERVING_CODE))
 
@@ -366,16 +374,6 @@ def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any])
             path = file.relative_to(ROOT).as_posix()
             if path not in looked_at and not path.startswith("providers/local/"):
                 assert not calls(path), path
-
-
-def test_no_caller_gives_a_grace_period() -> None:
-    """Then pods would be deleted one by one, and the Role would need that right."""
-    for folder in ("providers", "operators", "sensors", "assets"):
-        for file in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("cancel"):
-                    given = {keyword.arg for keyword in node.keywords}
-                    assert "grace_period_seconds" not in given, file
 
 
 def test_the_roles_are_for_one_namespace_and_bound(rbac: dict[tuple[str, str], Any]) -> None:

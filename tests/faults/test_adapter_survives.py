@@ -15,6 +15,7 @@ from nighttrain.providers.kubernetes import workload
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.faults import Fault, FaultPlan
 from nighttrain.providers.local.server import EmbeddedCluster
 
@@ -50,7 +51,7 @@ async def submit(client: ClusterClient, code: str, who: WorkloadIdentity) -> wor
 
 async def wait(client: ClusterClient, job: workload.Workload) -> OutcomeKind:
     async with asyncio.timeout(60):
-        return (await workload.wait(client, job, startup_timeout_seconds=30)).kind
+        return (await workload.wait(client, job, timeouts=Timeouts(30))).kind
 
 
 async def names(client: ClusterClient) -> list[str]:

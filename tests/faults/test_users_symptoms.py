@@ -21,6 +21,7 @@ from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, Cl
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind
 from nighttrain.providers.kubernetes.resources import Resource
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.faults import Fault
 from nighttrain.providers.local.resources import NAMESPACES
 from nighttrain.providers.local.server import EmbeddedCluster
@@ -82,7 +83,7 @@ async def submit(
 
 async def wait(client: ClusterClient, job: Workload, seconds: float = 30, **options: Any) -> Outcome:
     async with asyncio.timeout(60):
-        return await workload.wait(client, job, startup_timeout_seconds=seconds, **options)
+        return await workload.wait(client, job, timeouts=Timeouts(seconds), **options)
 
 
 async def pods_of(client: ClusterClient, job: Workload) -> list[dict[str, Any]]:

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from nighttrain.sensors.killed import cancelled_by_user, task_is_over
 
+REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
 TI = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1)
 
 
@@ -35,3 +37,29 @@ def test_an_execution_timeout_ends_the_workload() -> None:
         raise AirflowTaskTimeout
     except AirflowTaskTimeout:
         assert cancelled_by_user(TI)
+
+
+@pytest.mark.parametrize(
+    ("latest", "ended", "over"),
+    [
+        ("running", [], False),
+        ("success", [2], False),  # it was cleared alone: a later iteration ended long ago
+        ("running", [0, 1], True),  # somebody marked it, and the next one runs already
+        ("restarting", [0], True),
+        (None, [0], False),  # the next one was just made
+    ],
+)
+def test_of_a_loop_it_is_the_own_iteration_that_counts(
+    monkeypatch: pytest.MonkeyPatch, latest: str | None, ended: list[int], over: bool
+) -> None:
+    """Airflow 3.4 tells the states of a loop's latest iteration, and which iterations have ended."""
+    told = [{"task_id": "t", "state": "success", "region_id": REGION, "region_index": i} for i in ended]
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **_: {"r": {"t": latest}})
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_breadcrumbs", lambda dag_id, run_id: told)
+    ti = SimpleNamespace(**vars(TI), region_id=REGION, region_index=1)
+    assert cancelled_by_user(ti) is over
+
+
+def test_a_deleted_dag_run_ends_its_loops_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **_: {})
+    assert cancelled_by_user(SimpleNamespace(**vars(TI), region_id=REGION, region_index=1))

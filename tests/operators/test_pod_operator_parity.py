@@ -229,7 +229,7 @@ def test_whatever_kubernetes_pod_operator_templates_is_templated_here() -> None:
     ("given", "message"),
     [
         ({"runtime_class_name": "N V"}, "runtime_class_name"),
-        ({"schedulername": 3}, "must be a string"),
+        ({"schedulername": [3]}, "must be a string"),
         ({"hostname": "a.b"}, "hostname"),
         ({"subdomain": "A"}, "subdomain"),
         ({"dnspolicy": "clusterfirst"}, "one of 'ClusterFirst'"),
@@ -240,7 +240,7 @@ def test_whatever_kubernetes_pod_operator_templates_is_templated_here() -> None:
         ({"configmaps": "settings"}, "write a list"),
         ({"configmaps": ["Settings"]}, r"configmaps\[0\]"),
         ({"base_container_name": "Base"}, "base_container_name"),
-        ({"working_dir": 3}, "working_dir"),
+        ({"working_dir": [3]}, "working_dir"),
         ({"ttl_seconds_after_finished": -1}, "ttl_seconds_after_finished"),
         ({"skip_on_exit_code": "99"}, "an exit code, or a list"),
         ({"image": None}, "give an image"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ("demo", "test", "check", "bench", "status", "stop", "setup")
+COMMANDS = ("demo", "test", "test-airflow-next", "check", "bench", "status", "stop", "setup")
 # Answers as Python 3.9 would: to --version, and to the question whether it is new enough.
 OLD_PYTHON = """#!/bin/sh
 case "$1" in

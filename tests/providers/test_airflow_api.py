@@ -14,6 +14,7 @@ from nighttrain.providers.kubernetes.reaper import TaskState
 
 IDENTITY = WorkloadIdentity(orchestrator="airflow", dag_id="d", run_id="manual__2026+1/2", task_id="t")
 VERSION = json.dumps({"version": "3.3.2", "git_version": None})
+REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
 GONE = json.dumps(
     {"detail": "The Task Instance with dag_id: `d`, run_id: `r` and task_id: `t` was not found"}
 )
@@ -47,6 +48,10 @@ async def test_a_state_is_over_only_if_nothing_more_will_happen(
     ("status", "body", "expected"),
     [
         (404, GONE, TaskState.GONE),
+        # 3.4, of a mapped task that was expanded to fewer
+        (404, json.dumps({"detail": "Task instance not found for selected coordinates"}), TaskState.GONE),
+        # 3.4, of a task in a loop that is asked for without its iteration
+        (400, json.dumps({"detail": "Select a region and index for this task instance"}), TaskState.UNKNOWN),
         (404, json.dumps({"detail": "Not Found"}), TaskState.UNKNOWN),
         (404, "<html>a proxy's page</html>", TaskState.UNKNOWN),
         (404, json.dumps({"detail": "Task instance is mapped, add the map_index value"}), TaskState.UNKNOWN),
@@ -63,6 +68,12 @@ async def test_only_airflows_own_word_makes_a_task_gone(
 async def test_names_become_quoted_parts_of_the_path(scripted: Any) -> None:
     await asked(scripted, 404, GONE, map_index=4)
     assert scripted.requests[1][1] == "/api/v2/dags/d/dagRuns/manual__2026%2B1%2F2/taskInstances/t/4"
+
+
+async def test_an_iteration_of_a_loop_is_asked_for_by_its_region(scripted: Any) -> None:
+    assert await asked(scripted, 200, '{"state": "success"}', region=f"{REGION}:2") is TaskState.OVER
+    asked_for = scripted.requests[1][1]
+    assert asked_for.endswith(f"/taskInstances/t?region_id={REGION}&region_index=2")
 
 
 async def test_refused_credentials_and_wrong_addresses_are_told(

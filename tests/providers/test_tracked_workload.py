@@ -19,6 +19,7 @@ from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterC
 from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
 from nighttrain.providers.kubernetes.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.reaping import ForgottenRun, close_forgotten, find_forgotten, reap_all
 from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
@@ -159,7 +160,7 @@ def tracked(cluster: EmbeddedCluster, mlflow: Outage, code: str, number: int) ->
 
 async def finish(work: TrackedWorkload, started: StartedWorkload) -> Outcome:
     async with asyncio.timeout(60):
-        return await work.follow(started, startup_timeout_seconds=30)
+        return await work.follow(started, timeouts=Timeouts(30))
 
 
 async def runs_of(server: MLflowServer, work: TrackedWorkload) -> list[Run]:

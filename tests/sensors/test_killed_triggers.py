@@ -15,11 +15,17 @@ import pytest
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.resources import DEPLOYMENTS
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.workload import submit, wait
+from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.workload import Workload, submit, wait
 from nighttrain.providers.local.server import EmbeddedCluster
-from nighttrain.sensors.triggers import WorkloadTrigger
+from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
+from nighttrain.providers.serving.rollout import Rollout
+from nighttrain.providers.serving.spec import ServingSpec
+from nighttrain.sensors.triggers import EndpointTrigger, WorkloadTrigger
 
+REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
 SUPERVISOR = "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states"
 
 
@@ -61,6 +67,90 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
         finally:
             answer.set()
         async with asyncio.timeout(20):
-            outcome = await wait(client, job, startup_timeout_seconds=60)
+            outcome = await wait(client, job, timeouts=Timeouts(60))
         assert outcome.kind is OutcomeKind.CANCELLED
         assert (await client.list(JOBS, "default"))["items"] == []
+
+
+def _not_asked(**_: Any) -> dict[str, Any]:
+    raise AssertionError("Airflow answers with the state of the loop's latest iteration")
+
+
+async def test_in_a_loop_the_workload_of_the_triggers_own_iteration_goes(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one runs already: Airflow's state of the task would be that one's."""
+    monkeypatch.setattr(SUPERVISOR, staticmethod(_not_asked))
+    code = ["python", "-S", "-c", "import time; time.sleep(60)"]
+    spec = WorkloadSpec(image="py", cmds=code, termination_grace_period=1)
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        marked, lives = [
+            await submit(client, spec, _iteration(index), epoch="1", namespace="default") for index in (1, 2)
+        ]
+        await _killed(marked, index=1)
+        assert await _jobs(client) == {lives.name}
+
+
+async def test_in_a_loop_a_workload_that_has_ended_is_left_to_the_resumed_task(
+    cluster: EmbeddedCluster,
+) -> None:
+    """A triggerer that was stalled learns only that its task waits no more: it may have got its result."""
+    spec = WorkloadSpec(image="py", cmds=["python", "-S", "-c", "pass"])
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        job = await submit(client, spec, _iteration(1), epoch="1", namespace="default")
+        async with asyncio.timeout(60):
+            await wait(client, job, timeouts=Timeouts(60))
+        await _killed(job, index=1)
+        assert await _jobs(client) == {job.name}
+
+
+def _iteration(index: int) -> WorkloadIdentity:
+    return WorkloadIdentity(
+        orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train", region=f"{REGION}:{index}"
+    )
+
+
+async def _killed(job: Workload, *, index: int) -> None:
+    trigger = WorkloadTrigger(
+        kubernetes_conn_id="kubernetes_default", workload=job.to_dict(), startup_timeout_seconds=60
+    )
+    trigger.task_instance = SimpleNamespace(
+        dag_id="nightly", run_id="r", task_id="train", map_index=-1, region_id=REGION, region_index=index
+    )
+    await trigger.on_kill()
+
+
+async def _jobs(client: ClusterClient) -> set[str]:
+    return {job["metadata"]["name"] for job in (await client.list(JOBS, "default"))["items"]}
+
+
+@pytest.mark.parametrize(
+    ("state", "left"), [("failed", set()), ("success", set()), (None, set()), ("deferred", {"delay-v1"})]
+)
+async def test_a_candidate_goes_with_its_task_and_stays_while_the_task_waits(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, state: str | None, left: set[str]
+) -> None:
+    """The task was marked or cleared; or another triggerer took the trigger over, and this one is told."""
+    monkeypatch.setattr(SUPERVISOR, staticmethod(lambda **_: {"r": {"rollout": state}}))
+    spec = ServingSpec(
+        endpoint="delay",
+        namespace="default",
+        image="no-such-image",
+        model_name="airline-delay",
+        version="1",
+        artifact_digest="0" * 64,
+        tracking_uri="http://mlflow:5000",
+    )
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        await Rollout(KubernetesDeployments(client)).start(spec)
+        trigger = EndpointTrigger(
+            kubernetes_conn_id="kubernetes_default",
+            namespace=None,
+            endpoint="delay",
+            version="1",
+            timeout_seconds=60,
+        )
+        trigger.task_instance = SimpleNamespace(dag_id="deploy", run_id="r", task_id="rollout", map_index=-1)
+        await trigger.on_kill()
+        found = (await client.list(DEPLOYMENTS, "default"))["items"]
+        assert {item["metadata"]["name"] for item in found} == left

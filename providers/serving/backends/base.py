@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from nighttrain.providers.serving.spec import ServingSpec
 
+Progress = Callable[[str], None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Readiness:
     """How far a version is.
 
+    :param ready: every replica is of the present form and ready
+    :param answers: at least one is, and none of an older form is left
     :param detail: one line for people who wait
     :param failure: set once it is certain that the version will not become ready: why, and what to do
     :param doubt: what looks wrong but may pass by itself; the reason given if the time runs out
@@ -22,6 +27,7 @@ class Readiness:
     detail: str
     failure: str | None = None
     doubt: str | None = None
+    answers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,9 @@ class EndpointStatus:
     """What an endpoint serves.
 
     :param candidate_version: what the last rollout is bringing up, until it is switched to or aborted
+    :param selected_version: where the Service sends requests; not the stable version where somebody changed
+        it, and None where what it selects is no version
+    :param ready_replicas: ready pods of the stable version that get the requests
     :param url: the address inside the cluster, by name
     :param cluster_ip_url: the same by IP address, for who cannot resolve the cluster's names
     """
@@ -57,6 +66,26 @@ class EndpointStatus:
     replicas: int
     switched_at: str
     versions: tuple[VersionStatus, ...] = ()
+    selected_version: str | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether at least one pod of the stable version is there for the requests."""
+        return self.replicas > 0 and self.ready_replicas > 0
+
+    def describe(self) -> str:
+        """One line for people: what serves, or why nobody does."""
+        stable = f"version {self.stable_version}"
+        if self.selected_version != self.stable_version:
+            elsewhere = f"version {self.selected_version}" if self.selected_version else "something else"
+            return f"{stable} gets no requests: somebody changed the Service, which selects {elsewhere}"
+        if self.stable_version not in {version.version for version in self.versions}:
+            return f"nobody serves: the Deployment of {stable} is gone"
+        if self.replicas == 0:
+            return f"nobody serves: {stable} is scaled to zero replicas"
+        if self.ready_replicas == 0:
+            return f"nobody serves: 0/{self.replicas} replicas of {stable} are ready"
+        return f"{stable} serves from {self.ready_replicas}/{self.replicas} replicas"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -80,10 +109,21 @@ class ServingBackend(Protocol):
         """Raise if this spec cannot go to this endpoint; nothing is changed."""
         ...
 
-    async def deploy(self, spec: ServingSpec) -> bool:
+    async def deploy(self, spec: ServingSpec, tell: Progress) -> bool:
         """Bring the version up without traffic, or adopt it. False: it was there, just so.
 
+        Replicas of what exists are left as they are, unless there are none.
+
         :raises WorkloadConflictError: the name is taken by an object that is not this version
+        """
+        ...
+
+    async def scale_up(
+        self, endpoint: str, namespace: str, version: str, replicas: int, tell: Progress
+    ) -> bool:
+        """Give a version replicas that somebody scaled to zero, and leave any other as it is.
+
+        :return: whether it was scaled up, now or by an earlier try; ``revert`` takes that back
         """
         ...
 
@@ -100,7 +140,7 @@ class ServingBackend(Protocol):
         ...
 
     async def revert(self, endpoint: str, namespace: str, version: str) -> None:
-        """Undo ``deploy``: a new version goes; one that serves, or served last, gets its old form back."""
+        """Undo ``deploy`` and ``scale_up``: a new version goes; one in use is again as it was."""
         ...
 
     async def status(self, endpoint: str, namespace: str) -> EndpointStatus | None:

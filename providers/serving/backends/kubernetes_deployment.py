@@ -16,15 +16,16 @@ from nighttrain.providers.errors import (
     ObjectConflictError,
     ObjectExistsError,
     ObjectNotFoundError,
+    RolloutFailedError,
     ServingError,
     WorkloadConflictError,
     clip,
 )
-from nighttrain.providers.kubernetes.objects import mapping, metadata, status, whole
+from nighttrain.providers.kubernetes.objects import is_deleting, mapping, metadata, status, whole
 from nighttrain.providers.kubernetes.redaction import redact
 from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES
-from nighttrain.providers.serving.backends.base import EndpointStatus, Readiness, VersionStatus
-from nighttrain.providers.serving.backends.pods import judge
+from nighttrain.providers.serving.backends.base import EndpointStatus, Progress, Readiness, VersionStatus
+from nighttrain.providers.serving.backends.pods import desired_replicas, judge
 from nighttrain.providers.serving.spec import (
     CANDIDATE_ANNOTATION,
     DEPLOYED_ANNOTATION,
@@ -36,6 +37,7 @@ from nighttrain.providers.serving.spec import (
     MODEL_ANNOTATION,
     PREVIOUS_ANNOTATION,
     REPLACED_ANNOTATION,
+    SCALED_UP_ANNOTATION,
     STABLE_ANNOTATION,
     SWITCHED_ANNOTATION,
     VERSION_LABEL,
@@ -53,6 +55,9 @@ _WRITES = 10
 
 # What a person needs to see why a server does not come up.
 _LINES, _WIDTH = 20, 400
+
+# What a Deployment in use remembers until the rollout that changed it is over.
+_UNDO = frozenset({REPLACED_ANNOTATION, SCALED_UP_ANNOTATION})
 
 
 class KubernetesDeployments:
@@ -81,29 +86,36 @@ class KubernetesDeployments:
                     f"it serves the model {model!r}; choose another endpoint for {spec.model_name!r}",
                 )
 
-    async def deploy(self, spec: ServingSpec) -> bool:
+    async def deploy(self, spec: ServingSpec, tell: Progress) -> bool:
         """Create the version's Deployment, adopt it if it is just so, or give it its new form.
 
         :raises WorkloadConflictError: the name is taken by an object that is not this version
         """
         from nighttrain.providers.serving.backends.manifests import build_deployment
 
-        await self._mark_candidate(spec)
-        wanted = build_deployment(spec)
+        service = await self._service(spec.endpoint, spec.namespace)
+        await self._mark_candidate(spec, service)
+        wanted = build_deployment(spec, await self._as_many_as_serve(spec, service))
         try:
             await self._client.create(DEPLOYMENTS, spec.namespace, wanted)
         except ObjectExistsError:
-            return await self._adopt(spec, wanted)
+            return await self._adopt(spec, wanted, tell)
         return True
 
-    async def _mark_candidate(self, spec: ServingSpec) -> None:
-        service = await self._service(spec.endpoint, spec.namespace)
+    async def _as_many_as_serve(self, spec: ServingSpec, service: Json | None) -> int:
+        stable = _annotations(service).get(STABLE_ANNOTATION)
+        if stable is None or spec.replicas is not None:
+            return 1
+        versions = await self._versions(spec.endpoint, spec.namespace)
+        return max([1, *(version.replicas for version in versions if version.version == stable)])
+
+    async def _mark_candidate(self, spec: ServingSpec, service: Json | None) -> None:
         if service is None or _annotations(service).get(CANDIDATE_ANNOTATION) == spec.version:
             return
         change = {"metadata": {"annotations": {CANDIDATE_ANNOTATION: spec.version}}}
         await self._client.patch(SERVICES, spec.namespace, spec.endpoint, change)
 
-    async def _adopt(self, spec: ServingSpec, wanted: Json) -> bool:
+    async def _adopt(self, spec: ServingSpec, wanted: Json, tell: Progress) -> bool:
         async def attempt() -> bool:
             found = await self._deployment(spec.endpoint, spec.namespace, spec.version)
             if found is None:
@@ -114,33 +126,68 @@ class KubernetesDeployments:
                     f"{metadata(found)['name']} is being deleted; start the rollout again once it is gone"
                 )
             if _annotations(found).get(HASH_ANNOTATION) == _annotations(wanted)[HASH_ANNOTATION]:
-                return False
+                return await self._scaled_up(found, desired_replicas(wanted), tell)
             await self._client.replace(
                 DEPLOYMENTS,
                 spec.namespace,
                 metadata(found)["name"],
                 await self._new_form(spec, wanted, found),
             )
+            _tell_replicas(found, desired_replicas(wanted), tell)
             return True
 
         return await self._written(attempt)
 
     async def _new_form(self, spec: ServingSpec, wanted: Json, found: Json) -> Json:
-        """The wanted Deployment; what serves, or is kept for a rollback, remembers the form it has."""
+        """The wanted Deployment with the replicas it has, guarded: an autoscaler may write meanwhile.
+
+        What serves, or is kept for a rollback, remembers the form it has.
+        """
         annotations = dict(_annotations(wanted))
         service = await self._service(spec.endpoint, spec.namespace)
         in_use = (_annotations(service).get(key) for key in (STABLE_ANNOTATION, PREVIOUS_ANNOTATION))
         if REPLACED_ANNOTATION in _annotations(found):
             annotations[REPLACED_ANNOTATION] = _annotations(found)[REPLACED_ANNOTATION]
         elif spec.version in in_use:
-            old = {
-                "annotations": _annotations(found),
-                "labels": metadata(found).get("labels"),
-                "spec": found["spec"],
-            }
-            annotations[REPLACED_ANNOTATION] = json.dumps(old)
+            annotations[REPLACED_ANNOTATION] = json.dumps(_form(found))
+        replicas = desired_replicas(found)
+        if replicas == 0:
+            replicas = desired_replicas(wanted)
+            annotations[SCALED_UP_ANNOTATION] = str(replicas)
+        elif SCALED_UP_ANNOTATION in _annotations(found):
+            annotations[SCALED_UP_ANNOTATION] = _annotations(found)[SCALED_UP_ANNOTATION]
         guarded = {"resourceVersion": metadata(found)["resourceVersion"], "annotations": annotations}
-        return {**wanted, "metadata": {**wanted["metadata"], **guarded}}
+        return {
+            **wanted,
+            "metadata": {**wanted["metadata"], **guarded},
+            "spec": {**wanted["spec"], "replicas": replicas},
+        }
+
+    async def scale_up(
+        self, endpoint: str, namespace: str, version: str, replicas: int, tell: Progress
+    ) -> bool:
+        """Give the version replicas if it has none."""
+
+        async def attempt() -> bool:
+            found = await self._deployment(endpoint, namespace, version)
+            return found is not None and await self._scaled_up(found, replicas, tell)
+
+        return await self._written(attempt)
+
+    async def _scaled_up(self, found: Json, replicas: int, tell: Progress) -> bool:
+        if desired_replicas(found) > 0:
+            _tell_replicas(found, replicas, tell)
+            return SCALED_UP_ANNOTATION in _annotations(found)
+        held = metadata(found)
+        # Only from zero, and a person or an autoscaler who was first keeps the say.
+        guarded = {
+            "resourceVersion": held["resourceVersion"],
+            "annotations": {SCALED_UP_ANNOTATION: str(replicas)},
+        }
+        change = {"metadata": guarded, "spec": {"replicas": replicas}}
+        await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], change)
+        _tell_replicas(found, replicas, tell)
+        return True
 
     async def readiness(self, endpoint: str, namespace: str, version: str) -> Readiness:
         """How far the version is."""
@@ -175,18 +222,24 @@ class KubernetesDeployments:
 
         async def attempt() -> None:
             deployment = await self._deployment(endpoint, namespace, version)
-            if deployment is None:
-                raise ServingError(f"version {version} of {endpoint} is not there to switch to")
+            gone = deployment is None or is_deleting(deployment)
+            if deployment is None or gone or desired_replicas(deployment) == 0:
+                what = "deleted" if gone else "scaled to zero replicas"
+                raise RolloutFailedError(f"{endpoint}: version {version} was {what} just before the switch")
             service = await self._service(endpoint, namespace)
             if service is None:
                 await self._first_switch(endpoint, namespace, deployment)
             else:
                 await self._switch(endpoint, namespace, version, service)
-            if REPLACED_ANNOTATION in _annotations(deployment):
-                settled = {"metadata": {"annotations": {REPLACED_ANNOTATION: None}}}
-                await self._client.patch(DEPLOYMENTS, namespace, metadata(deployment)["name"], settled)
+            await self._settle(deployment)
 
         await self._written(attempt)
+
+    async def _settle(self, deployment: Json) -> None:
+        """Forget how it was: there is nothing to undo any more."""
+        if _UNDO & _annotations(deployment).keys():
+            held, settled = metadata(deployment), {"metadata": {"annotations": dict.fromkeys(_UNDO)}}
+            await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], settled)
 
     async def _first_switch(self, endpoint: str, namespace: str, deployment: Json) -> None:
         from nighttrain.providers.serving.backends.manifests import build_service
@@ -216,8 +269,10 @@ class KubernetesDeployments:
                 SWITCHED_ANNOTATION: now(),
             }
         guarded = {"resourceVersion": metadata(service)["resourceVersion"], "annotations": changed}
+        # A merge patch keeps the keys that it does not name, also those that somebody added.
+        whole_selector = dict.fromkeys(mapping(service["spec"].get("selector"))) | selector
         await self._client.patch(
-            SERVICES, namespace, endpoint, {"metadata": guarded, "spec": {"selector": selector}}
+            SERVICES, namespace, endpoint, {"metadata": guarded, "spec": {"selector": whole_selector}}
         )
 
     async def revert(self, endpoint: str, namespace: str, version: str) -> None:
@@ -227,7 +282,9 @@ class KubernetesDeployments:
             service = await self._service(endpoint, namespace)
             held = _annotations(service) if service else {}
             if version in (held.get(STABLE_ANNOTATION), held.get(PREVIOUS_ANNOTATION)):
-                await self._restore(endpoint, namespace, version)
+                # The patch that switches takes the mark away: whoever ended right after it left a success.
+                switched = held.get(STABLE_ANNOTATION) == version and CANDIDATE_ANNOTATION not in held
+                await self._restore(endpoint, namespace, version, switched=switched)
             else:
                 await self.remove(endpoint, namespace, version)
             if held.get(CANDIDATE_ANNOTATION) == version:
@@ -236,14 +293,23 @@ class KubernetesDeployments:
 
         await self._written(attempt)
 
-    async def _restore(self, endpoint: str, namespace: str, version: str) -> None:
+    async def _restore(self, endpoint: str, namespace: str, version: str, *, switched: bool) -> None:
         found = await self._deployment(endpoint, namespace, version)
-        text = _annotations(found).get(REPLACED_ANNOTATION) if found else None
-        if found is None or text is None:
+        if found is None or not _UNDO & _annotations(found).keys():
             return
+        if switched:
+            await self._settle(found)
+            return
+        held, replicas = _annotations(found), desired_replicas(found)
+        # Replicas go back to zero only if nobody has changed them since.
+        back = 0 if held.get(SCALED_UP_ANNOTATION) == str(replicas) else replicas
         kept = {key: metadata(found)[key] for key in ("name", "namespace", "resourceVersion")}
-        old = json.loads(text)
-        body = {"metadata": kept | {key: old[key] for key in ("annotations", "labels")}, "spec": old["spec"]}
+        old = json.loads(held[REPLACED_ANNOTATION]) if REPLACED_ANNOTATION in held else _form(found)
+        annotations = {key: value for key, value in old["annotations"].items() if key not in _UNDO}
+        body = {
+            "metadata": {**kept, "annotations": annotations, "labels": old["labels"]},
+            "spec": {**old["spec"], "replicas": back},
+        }
         await self._client.replace(
             DEPLOYMENTS, namespace, kept["name"], {"apiVersion": "apps/v1", "kind": "Deployment", **body}
         )
@@ -259,6 +325,8 @@ class KubernetesDeployments:
         serving = next((version for version in versions if version.version == stable), None)
         port = service["spec"]["ports"][0]["port"]
         address = service["spec"].get("clusterIP", "")
+        selected = _selected_version(service, endpoint)
+        ready = serving.ready_replicas if serving and selected == stable else 0
         return EndpointStatus(
             endpoint=endpoint,
             namespace=namespace,
@@ -268,10 +336,11 @@ class KubernetesDeployments:
             candidate_version=held.get(CANDIDATE_ANNOTATION),
             url=f"http://{endpoint}.{namespace}.svc:{port}",
             cluster_ip_url=f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}",
-            ready_replicas=serving.ready_replicas if serving else 0,
+            ready_replicas=ready,
             replicas=serving.replicas if serving else 0,
             switched_at=held.get(SWITCHED_ANNOTATION, ""),
             versions=tuple(versions),
+            selected_version=selected,
         )
 
     async def remove(self, endpoint: str, namespace: str, version: str) -> None:
@@ -297,7 +366,7 @@ class KubernetesDeployments:
             VersionStatus(
                 version=metadata(item)["labels"].get(VERSION_LABEL, ""),
                 ready_replicas=whole(status(item).get("readyReplicas")) or 0,
-                replicas=whole(item["spec"].get("replicas")) or 0,
+                replicas=desired_replicas(item),
                 artifact_digest=_annotations(item).get(DIGEST_ANNOTATION, ""),
                 image=item["spec"]["template"]["spec"]["containers"][0].get("image", ""),
                 deployed_at=_annotations(item).get(DEPLOYED_ANNOTATION, ""),
@@ -341,6 +410,36 @@ class KubernetesDeployments:
 
 def _annotations(found: Json | None) -> dict[str, str]:
     return mapping(metadata(found).get("annotations")) if found else {}
+
+
+def _form(found: Json) -> Json:
+    """What a new form replaces."""
+    return {
+        "annotations": _annotations(found),
+        "labels": metadata(found).get("labels"),
+        "spec": found["spec"],
+    }
+
+
+def _selected_version(service: Json, endpoint: str) -> str | None:
+    from nighttrain.providers.serving.backends.manifests import version_labels
+
+    selector = mapping(service["spec"].get("selector"))
+    version = str(selector.get(VERSION_LABEL, ""))
+    return version if version and selector == version_labels(endpoint, version) else None
+
+
+def _tell_replicas(found: Json, wanted: int, tell: Progress) -> None:
+    """Say what becomes of the replicas of a Deployment that exists, where it is not what one may expect."""
+    name, replicas = metadata(found)["name"], desired_replicas(found)
+    command = f"kubectl -n {metadata(found)['namespace']} scale deployment {name} --replicas={wanted}"
+    if replicas == 0:
+        tell(f"{name}: somebody scaled it to zero replicas; it is scaled up to {wanted}")
+    elif replicas != wanted:
+        tell(
+            f"{name}: it exists, so its {replicas} replicas are left to autoscalers and people; "
+            f"for {wanted}: {command}"
+        )
 
 
 def _ours(found: Json, wanted: dict[str, str]) -> Json:

@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from nighttrain.providers.kubernetes.fields import plain
 from nighttrain.providers.kubernetes.manifests import build_pod_template
 from nighttrain.providers.serving.spec import (
     DEPLOYED_ANNOTATION,
@@ -54,11 +55,16 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def build_deployment(spec: ServingSpec) -> Json:
-    """The Deployment of one version. Who asked is in the annotations, which the hash leaves out."""
+def build_deployment(spec: ServingSpec, replicas: int = 1) -> Json:
+    """The Deployment of one version.
+
+    Who asked is in the annotations, which the hash leaves out. It leaves replicas out too: they are an
+    autoscaler's or a person's once the Deployment exists.
+
+    :param replicas: where the spec does not say
+    """
     labels = version_labels(spec.endpoint, spec.version)
     body: Json = {
-        "replicas": spec.replicas,
         # Versions are Deployments of their own; one old form is enough for `kubectl rollout undo`.
         "revisionHistoryLimit": 1,
         "progressDeadlineSeconds": math.ceil(spec.startup_timeout_seconds),
@@ -67,12 +73,11 @@ def build_deployment(spec: ServingSpec) -> Json:
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
         "template": _template(spec, labels),
     }
-    digest = _hash(body)
     annotations = {
-        **{str(key): str(value) for key, value in spec.annotations.items()},
+        **plain(spec.annotations, "dict(str, str)", "annotations"),
         MODEL_ANNOTATION: spec.model_name,
         DIGEST_ANNOTATION: spec.artifact_digest,
-        HASH_ANNOTATION: digest,
+        HASH_ANNOTATION: _hash(body),
         DEPLOYED_ANNOTATION: now(),
     }
     return {
@@ -84,7 +89,7 @@ def build_deployment(spec: ServingSpec) -> Json:
             "labels": {**_labels(spec), **labels, MANAGED_BY_LABEL: MANAGED_BY},
             "annotations": annotations,
         },
-        "spec": body,
+        "spec": {"replicas": spec.replicas or replicas, **body},
     }
 
 
@@ -121,7 +126,8 @@ def _hash(value: Json) -> str:
 
 
 def _labels(spec: ServingSpec) -> dict[str, str]:
-    return {str(key): str(value) for key, value in spec.labels.items()}
+    labels: dict[str, str] = plain(spec.labels, "dict(str, str)", "labels")
+    return labels
 
 
 def _template(spec: ServingSpec, labels: dict[str, str]) -> Json:

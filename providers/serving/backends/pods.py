@@ -39,8 +39,7 @@ _LINES, _WIDTH = 20, 400
 
 def judge(deployment: Json, pods: Sequence[Json]) -> Readiness:
     """Say how far the version is. Total: whatever the objects hold, it returns; in doubt it is not ready."""
-    wanted = whole(mapping(deployment.get("spec")).get("replicas"))
-    wanted = 1 if wanted is None else wanted
+    wanted = desired_replicas(deployment)
     state = status(deployment)
     ready, updated = (whole(state.get(key)) or 0 for key in ("readyReplicas", "updatedReplicas"))
     available, total = (whole(state.get(key)) or 0 for key in ("availableReplicas", "replicas"))
@@ -55,7 +54,8 @@ def judge(deployment: Json, pods: Sequence[Json]) -> Readiness:
             ready=False, detail="being deleted", failure="Its Deployment is being deleted by somebody."
         )
     if seen and updated == ready == available == total == wanted:
-        return Readiness(ready=True, detail=progress)
+        return Readiness(ready=True, detail=progress, answers=True)
+    answers = seen and updated == total and min(ready, available) > 0 and not is_deleting(deployment)
     doubts = []
     for pod in pods:
         settled = is_deleting(pod) or any_condition(pod, "Ready").get("status") == "True"
@@ -63,14 +63,21 @@ def judge(deployment: Json, pods: Sequence[Json]) -> Readiness:
             continue
         failure, doubt = _pod(pod)
         if failure:
-            return Readiness(ready=False, detail=progress, failure=redact(failure))
+            return Readiness(ready=False, detail=progress, failure=redact(failure), answers=answers)
         doubts += [redact(doubt)] if doubt else []
     failure, doubt = _conditions(deployment) if seen else (None, None)
     doubts += [redact(doubt)] if doubt else []
     if failure:
-        return Readiness(ready=False, detail=progress, failure="\n".join([redact(failure), *doubts]))
+        reasons = "\n".join([redact(failure), *doubts])
+        return Readiness(ready=False, detail=progress, failure=reasons, answers=answers)
     detail = f"{progress}; {clip(doubts[0].splitlines()[0], 200)}" if doubts else progress
-    return Readiness(ready=False, detail=detail, doubt="\n".join(doubts) or None)
+    return Readiness(ready=False, detail=detail, doubt="\n".join(doubts) or None, answers=answers)
+
+
+def desired_replicas(deployment: Json) -> int:
+    """How many pods the Deployment is told to have; the API takes 1 where nobody said."""
+    wanted = whole(mapping(deployment.get("spec")).get("replicas"))
+    return 1 if wanted is None else wanted
 
 
 def _is_left_over(deployment: Json, pod: Json) -> bool:

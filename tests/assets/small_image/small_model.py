@@ -36,8 +36,12 @@ def post(path: str, method: str = "POST", **values: Any) -> dict[str, Any]:
 
 def log_metrics(**metrics: float) -> None:
     now = int(time.time() * 1000)
-    entries = [{"key": k, "value": v, "timestamp": now, "step": 0} for k, v in metrics.items()]
+    entries = [{"key": k, "value": in_json(v), "timestamp": now, "step": 0} for k, v in metrics.items()]
     post("runs/log-batch", run_id=RUN, metrics=entries)
+
+
+def in_json(value: float) -> float | str:
+    return "Infinity" if value == float("inf") else value
 
 
 def artifact(uri: str, name: str) -> str:

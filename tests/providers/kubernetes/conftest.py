@@ -13,12 +13,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-RECORDINGS = Path(__file__).resolve().parents[2] / "data" / "recordings"
+# The second one's are not replayed on the embedded cluster.
+RECORDINGS = (
+    Path(__file__).resolve().parents[2] / "data" / "recordings",
+    Path(__file__).parent / "recordings",
+)
 
 
 def records(name: str) -> list[dict[str, Any]]:
     """All lines of one recorded scenario."""
-    lines = (RECORDINGS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    paths = (folder / f"{name}.jsonl" for folder in RECORDINGS)
+    lines = next(path for path in paths if path.exists()).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 

@@ -321,3 +321,49 @@ def test_importing_the_adapter_imports_no_client_library(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+INVALID = (
+    'Job.batch "j" is invalid: spec.template.spec.tolerations[0].operator: Unsupported value: "Nope"',
+    "Invalid",
+    422,
+)
+UNKNOWN_FIELD = (
+    'Job in version "v1" cannot be handled as a Job: strict decoding error: unknown field "spec.x"',
+    "BadRequest",
+    400,
+)
+
+
+@pytest.mark.parametrize(("message", "reason", "code"), [INVALID, UNKNOWN_FIELD])
+@pytest.mark.parametrize("call", ["create", "dry run", "replace", "patch"])
+async def test_what_the_server_will_never_take_is_a_permanent_failure(
+    message: str, reason: str, code: int, call: str
+) -> None:
+    async with talking_to(refusal(code, reason, message)) as (client, server):
+        asking = {
+            "create": lambda: client.create(JOBS, "n", JOB),
+            "dry run": lambda: client.create(JOBS, "n", JOB, dry_run=True),
+            "replace": lambda: client.replace(JOBS, "n", "j", JOB),
+            "patch": lambda: client.patch(JOBS, "n", "j", {}),
+        }[call]
+        with pytest.raises(errors.ObjectInvalidError) as raised:
+            await asking()
+        assert len(server.requests) == 1
+    assert message in str(raised.value)
+    assert "refused however often it is sent" in str(raised.value)
+    from nighttrain.sensors.failures import PERMANENT
+
+    assert isinstance(raised.value, PERMANENT)
+
+
+async def test_a_bad_request_that_is_no_verdict_on_an_object_is_none() -> None:
+    """A log of a container that has not started, and what a proxy says: later it may be otherwise."""
+    async with talking_to(refusal(400, "BadRequest", "container is waiting to start")) as (client, _):
+        with pytest.raises(errors.ClusterRequestError) as raised:
+            [line async for line in client.logs("n", "p")]
+        assert not isinstance(raised.value, errors.ObjectInvalidError)
+    async with talking_to(Answer(400, "<html>bad gateway configuration</html>")) as (client, _):
+        with pytest.raises(errors.ClusterRequestError) as raised:
+            await client.create(JOBS, "n", JOB)
+        assert not isinstance(raised.value, errors.ObjectInvalidError)

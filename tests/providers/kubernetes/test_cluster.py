@@ -27,6 +27,7 @@ from nighttrain.providers.kubernetes.client import (
 )
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload
 from nighttrain.providers.local.server import EmbeddedCluster
 
@@ -76,7 +77,7 @@ async def submit(
 
 async def wait(client: ClusterClient, job: Workload, timeout: float = 30) -> Any:  # noqa: ASYNC109
     async with asyncio.timeout(60):
-        return await workload.wait(client, job, startup_timeout_seconds=timeout)
+        return await workload.wait(client, job, timeouts=Timeouts(timeout))
 
 
 async def jobs_of(client: ClusterClient, who: WorkloadIdentity) -> list[str]:
@@ -100,7 +101,7 @@ async def test_a_training_runs_to_success_and_tells_each_step(
     assert (job.name, job.attempt, job.adopted) == (identity.name(1), 1, False)
     assert Workload.from_dict(job.to_dict()) == job
     seen: list[Observation] = []
-    outcome = await workload.wait(client, job, startup_timeout_seconds=30, on_observation=seen.append)
+    outcome = await workload.wait(client, job, timeouts=Timeouts(30), on_observation=seen.append)
     assert outcome.kind is OutcomeKind.SUCCEEDED
     assert outcome.exit_code == 0
     assert outcome.pod_name
@@ -380,7 +381,9 @@ async def test_an_unknown_image_ends_after_the_start_up_time_out(
     assert 1.5 <= time.monotonic() - started < 15
     assert (outcome.kind, outcome.reason) == (OutcomeKind.IMAGE_PULL, "StartupTimeout")
     assert "start-up time-out of 1.5 s" in outcome.explain()
-    assert await jobs_of(client, identity) == [job.name]  # cancelling is the caller's decision
+    await workload.cancel_if_live(client, job)
+    assert await jobs_of(client, identity) == [job.name]  # only its pod was removed
+    assert (await workload.observe(client, job)).outcome == outcome
     await workload.cancel(client, job)
 
 
@@ -432,7 +435,7 @@ async def test_a_forbidden_namespace_names_the_right_that_is_missing(
     with pytest.raises(errors.ClusterForbiddenError, match="Grant list on jobs in namespace vault: "):
         await workload.submit(client, spec("pass"), identity, namespace="vault")
     with pytest.raises(errors.ClusterForbiddenError, match="Grant list on"):
-        await workload.wait(client, Workload("vault", "a", "b", 1), startup_timeout_seconds=5)
+        await workload.wait(client, Workload("vault", "a", "b", 1), timeouts=Timeouts(5))
     lines: list[str] = []
     await logs.follow(client, Workload("vault", "a", "b", 1), lines.append)  # logs never fail
     assert lines == []
@@ -534,7 +537,7 @@ async def main(kubeconfig, run_id, code):
     async with await ClusterClient.open(ClusterConfig(kubeconfig=kubeconfig)) as client:
         job = await workload.submit(client, what, who, epoch="0", namespace="default")
         print(job.uid, flush=True)
-        await workload.wait(client, job, startup_timeout_seconds=30)
+        await workload.wait(client, job, timeouts=Timeouts(30))
 
 asyncio.run(main(*sys.argv[1:]))
 """

@@ -21,6 +21,7 @@ from nighttrain.providers.kubernetes.manifests import build_job
 from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind, Phase
 from nighttrain.providers.kubernetes.shipped_code import ship
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload, cancel, observe, submit, wait
 from nighttrain.providers.local.server import EmbeddedCluster
 
@@ -53,7 +54,7 @@ def spec(files: dict[str, str] | None = None, **fields: Any) -> WorkloadSpec:
 
 async def end(client: ClusterClient, workload: Workload) -> Any:
     async with asyncio.timeout(30):
-        return await wait(client, workload, startup_timeout_seconds=25)
+        return await wait(client, workload, timeouts=Timeouts(25))
 
 
 async def until(holds: Callable[[], Awaitable[Any]]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,16 +16,22 @@ import stamina
 from front import Front
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import explanations, hub, waiting, watch
+from nighttrain.providers.errors import ObjectExistsError
+from nighttrain.providers.kubernetes import explanations, hub, verdicts, waiting, watch
 from nighttrain.providers.kubernetes.client import EVENTS, JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.hub import Subscription, subscribe
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
 from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind
+from nighttrain.providers.kubernetes.resources import KUEUE_WORKLOADS, Resource
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload
 from nighttrain.providers.local.faults import Fault
 from nighttrain.providers.local.server import EmbeddedCluster
 
 NAMESPACE = "default"
+DEFINITIONS = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False
+)
 _numbers = count()
 
 
@@ -88,7 +95,7 @@ async def new_pod(admin: ClusterClient, job: Workload) -> dict[str, Any]:
 
 
 def waits(client: ClusterClient, job: Workload, **options: Any) -> asyncio.Task[Any]:
-    options.setdefault("startup_timeout_seconds", 60)
+    options.setdefault("timeouts", Timeouts(60))
     return asyncio.create_task(waiting.wait(client, job, **options))
 
 
@@ -190,7 +197,7 @@ async def test_an_outage_ends_no_wait_and_is_said_once(
     monkeypatch.setattr(watch, "PAUSE_MAXIMUM_SECONDS", 0.1)
     job, seen = await new_job(admin), list[Observation]()
     # The bound of its start passes during the outage, when nobody can say whether it has started.
-    task = waits(client, job, startup_timeout_seconds=60, on_observation=seen.append)
+    task = waits(client, job, timeouts=Timeouts(60), on_observation=seen.append)
     while not seen:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     down = Fault.answer(503, count=None, resource="jobs"), Fault.answer(503, count=None, resource="pods")
@@ -293,3 +300,77 @@ async def test_a_restart_of_the_api_server_is_waited_out(
         await complete(admin, job)
         async with asyncio.timeout(30):
             assert (await task).succeeded
+
+
+KUEUE = KUEUE_WORKLOADS[0]
+ABOVE_THE_QUOTA = (
+    "couldn't assign flavors to pod set main: insufficient quota for cpu in flavor default, previously "
+    "considered podsets requests (0) + current podset request (5) > maximum capacity (1)"
+)
+
+
+async def in_kueue(admin: ClusterClient, job: Workload, message: str) -> None:
+    """As Kueue 0.19.2 writes it: a Workload that gets no quota, and why."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": KUEUE.version, "served": True, "storage": True, "subresources": {"status": {}}}
+    spec = {
+        "group": KUEUE.group,
+        "scope": "Namespaced",
+        "names": {"plural": KUEUE.plural, "singular": "workload", "kind": KUEUE.kind},
+        "versions": [{**version, "schema": {"openAPIV3Schema": anything}}],
+    }
+    meta = {"name": f"{KUEUE.plural}.{KUEUE.group}"}
+    with contextlib.suppress(ObjectExistsError):
+        await admin.create(DEFINITIONS, None, {"metadata": meta, "spec": spec})
+    labels = {explanations.QUEUE_LABEL: job.uid}
+    made = {"metadata": {"name": f"job-{job.name}", "labels": labels}, "spec": {"active": True}}
+    await admin.create(KUEUE, NAMESPACE, {"apiVersion": KUEUE.api_version, "kind": KUEUE.kind, **made})
+    await reserve(admin, job, "False", "Pending", message)
+
+
+async def reserve(admin: ClusterClient, job: Workload, status: str, reason: str, message: str) -> None:
+    now = "2026-11-26T02:00:00Z"
+    condition = {"type": "QuotaReserved", "status": status, "reason": reason, "message": message}
+    body = {"status": {"conditions": [{**condition, "lastTransitionTime": now}]}}
+    await admin.patch(KUEUE, NAMESPACE, f"job-{job.name}", body, subresource="status")
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_request_above_the_whole_quota_is_told_at_once_and_ends_or_waits_for_a_larger_one(
+    client: ClusterClient, admin: ClusterClient, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
+    job = await new_job(admin, queue_name="lq")
+    await in_kueue(admin, job, ABOVE_THE_QUOTA)
+    told = asyncio.Event()
+
+    def say(observation: Observation) -> None:
+        if "maximum capacity (1)" in observation.detail or observation.outcome is not None:
+            told.set()
+
+    # It began long ago: a bound of the start would have passed.
+    task = waits(client, job, timeouts=Timeouts(1, fail_if_over_quota=fails), on_observation=say)
+    async with asyncio.timeout(20):
+        await told.wait()
+        if not fails:
+            await reserve(admin, job, "True", "QuotaReserved", "Quota reserved in ClusterQueue cq")
+            await admin.patch(JOBS, NAMESPACE, job.name, {"spec": {"suspend": False}})
+            await complete(admin, job)
+        outcome = await task
+    assert outcome.kind is (OutcomeKind.QUOTA_WAIT if fails else OutcomeKind.SUCCEEDED)
+    await admin.delete(JOBS, NAMESPACE, job.name, propagation="Background")
+
+
+async def test_a_wait_for_a_larger_quota_has_the_bound_of_the_queue(
+    client: ClusterClient, admin: ClusterClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
+    # No controller runs here that would let the Job go.
+    monkeypatch.setattr(verdicts, "LAST_WORDS_SECONDS", 0.0)
+    job = await new_job(admin, queue_name="lq")
+    await in_kueue(admin, job, ABOVE_THE_QUOTA)
+    async with asyncio.timeout(20):
+        outcome = await waits(client, job, timeouts=Timeouts(60, queue=1, fail_if_over_quota=False))
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.QUOTA_WAIT, "QueueTimeout")
+    assert "waits for a larger one" in outcome.message
+    await admin.delete(JOBS, NAMESPACE, job.name, propagation="Background")

@@ -24,6 +24,7 @@ from nighttrain.providers.kubernetes.objects import items, main_container, mappi
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
 from nighttrain.providers.kubernetes.resources import Resource
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.server import EmbeddedCluster
 
 Json = dict[str, Any]
@@ -185,14 +186,14 @@ async def test_it_is_submitted_adopted_followed_and_settled(
     lines: list[str] = []
     async with asyncio.timeout(60):
         _, outcome = await asyncio.gather(
-            logs.follow(client, first, lines.append), workload.wait(client, first, startup_timeout_seconds=30)
+            logs.follow(client, first, lines.append), workload.wait(client, first, timeouts=Timeouts(30))
         )
     assert outcome.succeeded
     assert lines == ["line 0", "line 1", "line 2"]
     await workload.mark_consumed(client, first, "1", outcome=outcome)
     cleared = await workload.submit(client, what, identity, epoch="2", namespace=NAMESPACE, kind=kind)
     assert (cleared.attempt, cleared.adopted) == (2, False)
-    assert (await workload.wait(client, cleared, startup_timeout_seconds=30)).succeeded
+    assert (await workload.wait(client, cleared, timeouts=Timeouts(30))).succeeded
 
 
 async def test_its_failure_is_read_from_its_pods(
@@ -200,7 +201,7 @@ async def test_its_failure_is_read_from_its_pods(
 ) -> None:
     job = await workload.submit(client, spec("raise SystemExit(3)"), identity, namespace=NAMESPACE, kind=kind)
     async with asyncio.timeout(60):
-        outcome = await workload.wait(client, job, startup_timeout_seconds=30)
+        outcome = await workload.wait(client, job, timeouts=Timeouts(30))
     assert (outcome.kind, outcome.exit_code) == (OutcomeKind.APPLICATION_ERROR, 3)
 
 
@@ -213,7 +214,7 @@ async def test_cancel_leaves_nothing_of_it(
     following = asyncio.create_task(logs.follow(client, job, lambda _: began.set()))
     async with asyncio.timeout(60):
         await began.wait()
-        waiting = asyncio.create_task(workload.wait(client, job, startup_timeout_seconds=30))
+        waiting = asyncio.create_task(workload.wait(client, job, timeouts=Timeouts(30)))
         await workload.cancel(client, job)
         assert (await waiting).kind is OutcomeKind.CANCELLED
         await following
@@ -237,7 +238,7 @@ async def test_all_of_a_kind_share_one_watch_beside_that_of_jobs(
         seen: asyncio.Queue[Observation] = asyncio.Queue()
         waits = [
             asyncio.create_task(
-                workload.wait(watched, each, startup_timeout_seconds=30, on_observation=seen.put_nowait)
+                workload.wait(watched, each, timeouts=Timeouts(30), on_observation=seen.put_nowait)
             )
             for each in found
         ]

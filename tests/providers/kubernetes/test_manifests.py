@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -68,9 +70,29 @@ def test_different_identities_have_different_keys() -> None:
         {"task_id": "x"},
         {"orchestrator": "dagster"},
         {"map_index": 0},
+        {"region": "a:0"},
+        {"region": "a:1"},
+        {"region": "b:1"},
+        {"region": "a:0", "map_index": 0},
     ):
         keys.add(WorkloadIdentity(**(fields | change)).key)  # type: ignore[arg-type]
-    assert len(keys) == 6
+    assert len(keys) == 10
+
+
+@pytest.mark.parametrize(("map_index", "key"), [(-1, "0cd2c6dd61"), (3, "9dd6852770")])
+def test_keys_and_names_stay_what_they_were(map_index: int, key: str) -> None:
+    """Those of 0.1.0: the Jobs of a running installation are adopted over an upgrade."""
+    identity = WorkloadIdentity(
+        orchestrator="airflow",
+        dag_id="nightly_retraining",
+        run_id="scheduled__2026-11-26T02:00:00+00:00",
+        task_id="train",
+        map_index=map_index,
+    )
+    assert (identity.key, identity.name(1)) == (key, f"nightly-retraining-train-{key}-1")
+    assert set(identity.annotations()) == {
+        f"nighttrain.dev/{name}" for name in ("orchestrator", "dag-id", "run-id", "task-id", "map-index")
+    }
 
 
 # defaults
@@ -263,6 +285,65 @@ def test_bases_lie_beneath_explicit_parameters(tmp_path: Path) -> None:
     assert WorkloadSpec(pod_template_file=str(template)).validate() is None
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(20130105, "20130105"), (True, "true"), (False, "false"), (0.1, "0.1"), (1e-05, "1e-05"), (0, "0")],
+)
+def test_what_a_template_made_a_number_is_the_text_it_was(value: Any, text: str) -> None:
+    """As ``render_template_as_native_obj=True`` does with "{{ ds_nodash }}"."""
+    spec = WorkloadSpec(
+        image="train:1",
+        cmds=value,
+        arguments=["--as-of", value],
+        env_vars={"AS_OF": value},
+        env_from=[{"prefix": value, "secretRef": {"name": "s"}}],
+        labels={"as-of": value},
+        annotations={"as-of": value},
+        node_selector={"as-of": value},
+        working_dir=value,
+    )
+    job = build_job(spec, IDENTITY, 1)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert container["command"] == [text]
+    assert container["args"] == ["--as-of", text]
+    assert container["env"] == [{"name": "AS_OF", "value": text}]
+    assert container["envFrom"][0]["prefix"] == container["workingDir"] == text
+    assert job["spec"]["template"]["spec"]["nodeSelector"] == {"as-of": text}
+    for meta in (job["metadata"], job["spec"]["template"]["metadata"]):
+        assert meta["labels"]["as-of"] == meta["annotations"]["as-of"] == text
+    assert spec_hash(job) == spec_hash(
+        build_job(
+            WorkloadSpec(
+                image="train:1",
+                cmds=[text],
+                arguments=["--as-of", text],
+                env_vars={"AS_OF": text},
+                env_from=[{"prefix": text, "secretRef": {"name": "s"}}],
+                labels={"as-of": text},
+                annotations={"as-of": text},
+                node_selector={"as-of": text},
+                working_dir=text,
+            ),
+            IDENTITY,
+            1,
+        )
+    ), "a task whose templates become native adopts what it submitted before"
+
+
+def test_names_that_a_template_made_numbers_are_text() -> None:
+    names = ("namespace", "hostname", "subdomain", "queue_name", "service_account_name", "image")
+    spec = WorkloadSpec(**dict.fromkeys(names, 20130105), configmaps=[20130105], arguments=20130105)  # type: ignore[arg-type]
+    job = build_job(spec, IDENTITY, 1)
+    pod = job["spec"]["template"]["spec"]
+    assert (
+        job["metadata"]["namespace"] == job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "20130105"
+    )
+    assert pod["hostname"] == pod["subdomain"] == pod["serviceAccountName"] == "20130105"
+    assert pod["containers"][0]["image"] == "20130105"
+    assert pod["containers"][0]["args"] == ["20130105"]
+    assert pod["containers"][0]["envFrom"] == [{"configMapRef": {"name": "20130105"}}]
+
+
 # what is refused
 
 
@@ -286,9 +367,19 @@ def test_bases_lie_beneath_explicit_parameters(tmp_path: Path) -> None:
         ({"container_resources": "big"}, "write a mapping"),
         ({"tolerations": {"key": "gpu"}}, "write a list"),
         ({"ports": [{"containerPort": "80"}]}, "must be a whole number"),
-        ({"env_vars": {"FLAG": True}}, "must be a string"),
+        ({"env_vars": {"FLAGS": ["a"]}}, r"env_vars\['FLAGS'\] = \['a'\]: must be a string, not list"),
         ({"env_vars": {"1A": "x"}}, "variable's name"),
-        ({"env_vars": [{"name": "A", "value": 1}]}, "must be a string"),
+        ({"env_vars": [{"name": "A", "value": {}}]}, r"env_vars\[0\]\.value = \{\}: must be a string"),
+        ({"arguments": ["--as-of", None]}, r"arguments\[1\] = None: must be a string; leave the entry out"),
+        ({"arguments": ["--as-of", dt.date(2013, 1, 5)]}, r"arguments\[1\] = .*must be a string, not date"),
+        ({"arguments": [math.nan]}, r"arguments\[0\] = nan: must be a string"),
+        ({"labels": {"day": None}}, r"labels\['day'\] = None: must be a string"),
+        ({"labels": {"day": dt.date(2013, 1, 5)}}, r"labels\['day'\] = .*not date"),
+        ({"annotations": {"day": {"a": 1}}}, r"annotations\['day'\] = .*not dict"),
+        ({"hostname": [1]}, r"hostname = \[1\]: must be a string, not list"),
+        ({"namespace": {}}, r"namespace = \{\}: must be a string, not dict"),
+        ({"queue_name": ("a",)}, r"queue_name = .*not tuple"),
+        ({"image": ["a"]}, r"image = \['a'\]"),
         ({"labels": {"team": "data science!"}}, r"labels\['team'\] = 'data science!'.*'data-science'"),
         ({"labels": {"bad key": "v"}}, "labels key = 'bad key'"),
         ({"labels": {"nighttrain.dev/attempt": "9"}}, "is reserved"),

@@ -208,13 +208,84 @@ def test_a_pull_that_takes_long_is_told() -> None:
     pulling = decide(job_with(), [pod], [event("Pulling", 1)])
     assert (pulling.permanent_wait, pulling.detail) == (K.IMAGE_PULL, "Pulling: Pulling image big:1")
     pulled = decide(job_with(), [pod], [event("Pulling", 1), event("Pulled", 2)])
-    assert (pulled.permanent_wait, pulled.detail) == (K.UNKNOWN, "ContainerCreating")
+    assert (pulled.permanent_wait, pulled.detail) == (K.START_TIMEOUT, "ContainerCreating")
 
 
 def test_a_queue_without_kueue_is_told() -> None:
     job = {"metadata": {"uid": "u"}, "spec": {"suspend": True}}
     assert decide(job, [], queue={"absent": True}).permanent_wait is K.QUOTA_WAIT
     assert decide(job, []).permanent_wait is None
+
+
+def queued(reason: str, message: str = "", **spec: Any) -> dict[str, Any]:
+    reserved = {"type": "QuotaReserved", "status": "False", "reason": reason, "message": message}
+    return {"metadata": {"name": "job-k1-1"}, "spec": spec, "status": {"conditions": [reserved]}}
+
+
+ABOVE = (
+    "insufficient quota for {} in flavor {}, previously considered podsets requests (0) + current podset "
+    "request (5) > maximum capacity (1)"
+).format
+IN_USE = "insufficient unused quota for {} in flavor {}, 1 more needed".format
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "expected"),
+    [
+        # A gate of Kueue's: the reason says it all.
+        ("ExceedsMaxQuota", "", "never"),
+        ("Misconfigured", "LocalQueue lq doesn't exist", "blocked"),
+        ("NoMatchingFlavor", "", "blocked"),
+        ("Deactivated", "The workload is deactivated", "blocked"),
+        ("WaitingForQuota", f"pod set main: {ABOVE('cpu', 'a')}, {IN_USE('memory', 'a')}", "healthy"),
+        *((reason, "", "healthy") for reason in ("Suspended", "PendingEvaluation", "AdmissionGated")),
+        ("WaitingForPreemptedWorkloads", "Pending the preemption of 1 workload(s)", "healthy"),
+        # Without it the message does.
+        ("Pending", f"couldn't assign flavors to pod set main: {ABOVE('cpu', 'a')}", "never"),
+        ("Pending", "insufficient quota for cpu in flavor a, request > maximum capacity (5 > 4)", "never"),
+        ("Pending", f"pod set main: {ABOVE('cpu', 'a')}, {ABOVE('cpu', 'b')}", "never"),
+        # Of two flavors the second is large enough, but in use.
+        ("Pending", f"pod set main: {ABOVE('cpu', 'a')}, {IN_USE('cpu', 'b')}", "healthy"),
+        # One flavor, and one of its two resources is too small.
+        ("Pending", f"pod set main: {ABOVE('cpu', 'a')}, {IN_USE('memory', 'a')}", "never"),
+        # Of two pod sets one can never be placed.
+        ("Pending", f"pod set a: {IN_USE('cpu', 'x')}; pod set b: {ABOVE('cpu', 'x')}", "never"),
+        (
+            "Pending",
+            f"pod set main: {IN_USE('cpu', 'a')}. Pending the preemption of 1 workload(s)",
+            "healthy",
+        ),
+        ("Pending", "pod set main: resource nvidia.com/gpu unavailable in ClusterQueue", "blocked"),
+        ("Pending", "pod set main: untolerated taint {k v NoSchedule} in flavor a", "blocked"),
+        ("Pending", f"pod set main: untolerated taint {{}} in flavor a, {IN_USE('cpu', 'b')}", "healthy"),
+        ("Pending", f"pod set main: flavor a doesn't match node affinity, {ABOVE('cpu', 'b')}", "never"),
+        ("Inadmissible", "ClusterQueue cq doesn't exist", "blocked"),
+        ("Inadmissible", "Workload namespace doesn't match ClusterQueue selector", "blocked"),
+        ("Inadmissible", "LocalQueue lq is inactive", "healthy"),
+        # Words that nobody knows yet.
+        ("Pending", "", "healthy"),
+        ("Inadmissible", "the moon is not full", "healthy"),
+        ("WaitingForTheMoon", f"pod set main: {ABOVE('cpu', 'a')}", "healthy"),
+    ],
+)
+def test_what_kueue_says_is_read_in_both_forms_of_words(reason: str, message: str, expected: str) -> None:
+    job = {"metadata": {"uid": "u"}, "spec": {"suspend": True}}
+    seen = decide(job, [], queue=queued(reason, message))
+    if expected == "never":
+        assert seen.outcome is not None
+        assert (seen.outcome.kind, seen.outcome.reason) == (K.QUOTA_WAIT, "NeverFits")
+    else:
+        kind = K.QUOTA_WAIT if expected == "blocked" else None
+        assert (seen.phase, seen.permanent_wait) == (Phase.WAITING, kind)
+    assert (message[:60] or reason) in (seen.outcome.message if seen.outcome else seen.detail)
+
+
+def test_a_deactivated_workload_is_named_with_what_brings_it_back() -> None:
+    job = {"metadata": {"uid": "u"}, "spec": {"suspend": True}}
+    seen = decide(job, [], queue=queued("Pending", "The workload is deactivated", active=False))
+    assert seen.permanent_wait is K.QUOTA_WAIT
+    assert "job-k1-1" in seen.detail
+    assert "spec.active" in seen.detail
 
 
 @pytest.mark.parametrize("kind", [kind for kind in K if kind is not K.SUCCEEDED])
@@ -275,6 +346,11 @@ def test_ordinary_log_lines_stay_as_they_are() -> None:
         "mae = 17.2",
     ):
         assert redact(line) == line
+
+
+def test_clipped_text_holds_nothing_that_postgresql_refuses() -> None:
+    assert errors.clip("a\0b\ud800c", 10) == "a\ufffdb\ufffdc"  # Airflow's XComs and triggers are jsonb there
+    assert errors.clip("\0" * 9, 3) == "\ufffd\ufffd…"
 
 
 def test_last_lines_are_redacted_and_clipped() -> None:

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase, decide
+from nighttrain.providers.kubernetes.outcome import (
+    Observation,
+    Outcome,
+    OutcomeKind,
+    Phase,
+    WaitFor,
+    decide,
+    until_quota_grows,
+)
 
 K = OutcomeKind
 
@@ -46,14 +54,21 @@ ENDINGS = [
     ("quota", "q1", K.SUCCEEDED, 0, False),
     ("quota", "q2", K.SUCCEEDED, 0, False),
     ("restart-on-failure", None, K.SUCCEEDED, 0, False),
-    ("kueue-admitted", None, K.SUCCEEDED, 0, False),
-    ("kueue-deleted-waiting", None, K.QUOTA_WAIT, None, False),
-    ("kueue-drained", None, K.SUCCEEDED, 0, False),
-    ("kueue-never-fits", None, K.QUOTA_WAIT, None, False),
-    ("kueue-no-queue", None, K.SUCCEEDED, 0, False),
-    ("kueue-preempted", "k1", K.SUCCEEDED, 0, False),
-    ("kueue-preempted", "k2", K.SUCCEEDED, 0, False),
-    ("kueue-waits", None, K.SUCCEEDED, 0, False),
+    # Kueue's development head, and the release 0.19.2 with its other words.
+    *(
+        (f"{release}-{scenario}", job, kind, exit_code, False)
+        for release in ("kueue", "kueue-0.19")
+        for scenario, job, kind, exit_code in (
+            ("admitted", None, K.SUCCEEDED, 0),
+            ("deleted-waiting", None, K.QUOTA_WAIT, None),
+            ("drained", None, K.SUCCEEDED, 0),
+            ("never-fits", None, K.QUOTA_WAIT, None),
+            ("no-queue", None, K.SUCCEEDED, 0),
+            ("preempted", "k1", K.SUCCEEDED, 0),
+            ("preempted", "k2", K.SUCCEEDED, 0),
+            ("waits", None, K.SUCCEEDED, 0),
+        )
+    ),
 ]
 
 
@@ -82,22 +97,48 @@ def test_a_recorded_workload_ends_as_what_it_was(
     assert Outcome.from_dict(end.to_dict()) == end
 
 
+def is_complete(job: Any) -> bool:
+    return job is not None and any(
+        entry["type"] == "Complete" and entry["status"] == "True"
+        for entry in job["status"].get("conditions", [])
+    )
+
+
+def has_succeeded(pod: Any) -> bool:
+    """By its own status, with nobody having told it to go."""
+    told = "deletionTimestamp" in pod["metadata"] or any(
+        entry["type"] == "DisruptionTarget" for entry in pod["status"].get("conditions", [])
+    )
+    return pod["status"].get("phase") == "Succeeded" and not told
+
+
 @pytest.mark.parametrize(("scenario", "job"), [(name, job) for name, job, *_ in ENDINGS])
-def test_success_is_never_said_before_the_job_is_complete(
+def test_success_is_said_once_the_pod_or_the_job_shows_it_and_never_before(
     recordings: Any, scenario: str, job: str | None
 ) -> None:
-    for job_object, step in observed(recordings, scenario, job):
-        complete = job_object is not None and any(
-            entry["type"] == "Complete" and entry["status"] == "True"
-            for entry in job_object["status"].get("conditions", [])
-        )
+    for seen in recordings.replay(scenario, job):
+        step = decide(seen.job, list(seen.pods.values()), seen.events, queue=seen.queue)
         said = step.outcome is not None and step.outcome.kind is K.SUCCEEDED
-        assert said == (complete and scenario != "job-evicted-finished-in-grace")
+        shown = seen.job is not None and any(map(has_succeeded, seen.pods.values()))
+        single = scenario not in ("job-indexed", "job-pod-force-deleted")
+        assert not said or shown or is_complete(seen.job)
+        assert said or not (shown and single)
         assert (step.phase is Phase.FINISHED) == (step.outcome is not None)
 
 
+@pytest.mark.parametrize("scenario", ["job-success", "job-exit-3", "native-sidecar", "preempted"])
+def test_a_single_pods_end_is_known_before_its_job_is_told(recordings: Any, scenario: str) -> None:
+    steps = observed(recordings, scenario, "high" if scenario == "preempted" else None)
+    first = next(job_object for job_object, step in steps if step.phase is Phase.FINISHED)
+    assert not {entry["type"] for entry in first["status"].get("conditions", [])} & {"Complete", "Failed"}
+
+
 @pytest.mark.parametrize(
-    "scenario", ["job-evicted-replaced", "node-taint", "kueue-preempted", "kueue-drained"]
+    "scenario",
+    [
+        *("job-evicted-replaced", "node-taint", "kueue-preempted", "kueue-drained"),
+        *("kueue-0.19-preempted", "kueue-0.19-drained"),
+    ],
 )
 def test_a_replaced_pod_is_not_an_end(recordings: Any, scenario: str) -> None:
     steps = observed(recordings, scenario)
@@ -124,6 +165,12 @@ def waits(recordings: Any, scenario: str, job: str | None = None) -> set[K | Non
         ("kueue-waits", None, None, "suspended"),
         ("kueue-preempted", "k1", None, "WaitingForQuota"),
         ("kueue-drained", None, None, "ClusterQueue cq is inactive"),
+        ("kueue-0.19-no-queue", None, K.QUOTA_WAIT, "LocalQueue lq doesn't exist"),
+        ("kueue-0.19-waits", "k2", None, "insufficient unused quota"),
+        ("kueue-0.19-preempted", "k1", None, "Preempted to accommodate a workload"),
+        ("kueue-0.19-preempted", "k1", None, "insufficient unused quota"),
+        ("kueue-0.19-drained", None, None, "The ClusterQueue is stopped"),
+        ("kueue-0.19-drained", None, None, "ClusterQueue cq is inactive"),
         ("quota", "q2", None, "exceeded quota: one"),
     ],
 )
@@ -133,6 +180,29 @@ def test_a_wait_says_why_and_what_it_would_end_as(
     steps = observed(recordings, scenario, job)
     told = {step.permanent_wait for _, step in steps if step.phase is Phase.WAITING and words in step.detail}
     assert told == {kind}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "kind"),
+    [
+        ("kueue-indexed-job", K.SUCCEEDED),  # the quota grew
+        ("kueue-never-fits", K.CANCELLED),
+        ("kueue-0.19-never-fits", K.CANCELLED),
+        ("kueue-deleted-waiting", K.CANCELLED),
+        ("kueue-0.19-deleted-waiting", K.CANCELLED),
+    ],
+)
+def test_a_request_above_the_whole_quota_is_a_wait_for_whom_wants_to_wait_for_a_larger_one(
+    recordings: Any, scenario: str, kind: K
+) -> None:
+    steps = [(job, until_quota_grows(step)) for job, step in observed(recordings, scenario)]
+    assert first_end(steps).kind is kind
+    told = [step for _, step in steps if "more than the whole quota" in step.detail]
+    assert told
+    for step in told:
+        assert (step.phase, step.permanent_wait, step.waiting_for) == (Phase.WAITING, None, WaitFor.QUOTA)
+        assert "> maximum capacity (" in step.detail
+        assert step.since is not None
 
 
 def test_a_job_being_deleted_is_not_over_while_its_pod_may_run(recordings: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -15,6 +16,7 @@ from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, Cl
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.reaper import Finding, TaskState, Verdict, find, reap, table
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.server import EmbeddedCluster
 
 NAMESPACE = "default"
@@ -50,13 +52,14 @@ async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
             await opened.delete(JOBS, NAMESPACE, job["metadata"]["name"], propagation="Background")
 
 
-def who(orchestrator: str = "airflow", map_index: int = -1) -> WorkloadIdentity:
+def who(orchestrator: str = "airflow", map_index: int = -1, region: str = "") -> WorkloadIdentity:
     return WorkloadIdentity(
         orchestrator=orchestrator,
         dag_id="nightly",
         run_id=f"reap-{next(_numbers)}",
         task_id="train",
         map_index=map_index,
+        region=region,
     )
 
 
@@ -89,6 +92,21 @@ async def test_only_workloads_of_tasks_that_are_over_or_gone_are_reaped(
     assert (job.name in await jobs(client)) == (not over)
     pods = await client.list(PODS, NAMESPACE, label_selector=f"batch.kubernetes.io/job-name={job.name}")
     assert over == all(pod["status"]["phase"] in ("Failed", "Succeeded") for pod in pods["items"])
+
+
+async def test_of_a_loops_iterations_only_the_one_that_is_over_is_reaped(client: ClusterClient) -> None:
+    tasks, lives = Tasks(), who(region="019b:1")
+    over = replace(lives, region="019b:0")
+    names = {identity: (await submit(client, identity)).name for identity in (over, lives)}
+    tasks.states[over] = TaskState.OVER
+    findings = await found(client, tasks)
+    assert {name: findings[name].identity for name in findings} == {
+        name: identity for identity, name in names.items()
+    }
+    assert "train in 019b:0" in table(list(findings.values()))
+    for finding in findings.values():
+        await reap(client, finding, tasks)
+    assert await jobs(client) == {names[lives]}
 
 
 async def test_a_task_that_comes_back_between_the_look_and_the_deletion_keeps_its_workload(
@@ -140,7 +158,7 @@ async def test_young_ended_and_foreign_workloads_are_no_findings_to_reap(client:
     over = await workload.submit(
         client, WorkloadSpec(image="py", cmds=["python", "-S", "-c", ""]), ended, namespace=NAMESPACE
     )
-    await workload.wait(client, over, startup_timeout_seconds=30)
+    await workload.wait(client, over, timeouts=Timeouts(30))
     findings = await found(client, tasks, age=300)
     assert {name: finding.verdict for name, finding in findings.items()} == {job.name: Verdict.KEEP}
 

@@ -23,6 +23,7 @@ from nighttrain.providers import errors
 from nighttrain.providers.kubernetes import connection, logs, session, workload
 from nighttrain.providers.kubernetes.client import CONFIGMAPS, JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ async def trained(client: ClusterClient) -> list[str]:
     lines: list[str] = []
     async with asyncio.timeout(60):
         following = asyncio.create_task(logs.follow(client, job, lines.append))
-        outcome = await workload.wait(client, job, startup_timeout_seconds=30)
+        outcome = await workload.wait(client, job, timeouts=Timeouts(30))
         await following
     assert outcome.succeeded
     return lines

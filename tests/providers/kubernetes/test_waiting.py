@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.waiting import Limits
 
 
@@ -34,7 +35,7 @@ def observation(kind: OutcomeKind | None, grace: int = 0) -> Observation:
 
 
 def test_the_start_up_budget_counts_only_time_without_progress() -> None:
-    budget = Limits(100)
+    budget = Limits(Timeouts(100))
     stuck = observation(OutcomeKind.IMAGE_PULL)
     assert budget.left(stuck, 0) == 100
     assert budget.left(observation(OutcomeKind.UNKNOWN), 60) == 40  # reasons come and go: still not started
@@ -45,24 +46,28 @@ def test_the_start_up_budget_counts_only_time_without_progress() -> None:
 
 
 def test_each_kind_of_wait_has_a_bound_of_its_own() -> None:
-    limits = Limits(startup=10, schedule=20, queue=30)
+    limits = Limits(Timeouts(startup=10, schedule=20, queue=30))
     assert limits.left(told("QUOTA"), 0) == 30
     assert limits.left(told("NODE"), 25) == 20
     assert limits.left(told("START"), 40) == 10
     assert limits.left(told("START"), 49) == 1
     assert limits.seconds(told("NODE")) == 20
+    other = Limits(Timeouts(10, sidecar_grace=3, node_lost=50))
+    assert other.left(told("SIDECARS"), 0) == 3
+    assert other.left(told("NODE_BACK", grace_seconds=30), 0) == 80
+    assert other.seconds(told("NODE_BACK")) == 50
 
 
 def test_a_queue_without_a_bound_is_waited_for_and_one_that_never_grants_is_not() -> None:
-    limits = Limits(startup=10)
+    limits = Limits(Timeouts(startup=10))
     assert limits.left(told("QUOTA"), 0) is None
     assert limits.left(told("QUOTA"), 1e6) is None
     assert limits.left(told("QUOTA", permanent_wait=OutcomeKind.QUOTA_WAIT), 1e6) is not None
-    assert Limits(startup=10).left(told("NODE"), 5) == 10
+    assert Limits(Timeouts(startup=10)).left(told("NODE"), 5) == 10
 
 
 def test_a_wait_that_began_before_this_process_is_not_younger_for_it() -> None:
-    limits = Limits(startup=100)
+    limits = Limits(Timeouts(startup=100))
     since = "2026-11-24T00:00:00Z"
     began = 1795478400.0
     assert limits.left(told("START", since=since), 5, began + 70) == 30

@@ -111,6 +111,20 @@ async def test_a_long_list_comes_in_pages_and_is_taken_over_whole() -> None:
     assert mirror.lists == [{"uid-a", "uid-b"}]
 
 
+async def test_a_list_whose_rest_expired_begins_anew() -> None:
+    gone = refusal(410, "Expired", "The provided continue parameter is too old")
+    first = listed("10", job("a", "5"), more="next")
+    mirror, server, _ = await run_until([first, gone, first, listed("10", job("b", "6"))], 5)
+    assert [request.query.get("continue") for request in server.requests] == [
+        None,
+        "next",
+        None,
+        "next",
+        None,
+    ]
+    assert mirror.lists == [{"uid-a", "uid-b"}], "half a list is never taken over"
+
+
 async def test_an_expired_version_lists_again() -> None:
     script = [
         listed("10", job("a", "5"), job("b", "6")),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -199,6 +200,84 @@ def test_the_first_model_has_no_champion(no_champion: str, kind: VerdictKind) ->
 def test_missing_metrics_are_named() -> None:
     verdict = judge(["mae <= 25"], {"rmse": 3.0}, None)
     assert verdict.summary() == "inconclusive: the candidate has no mae (measured: rmse)"
+
+
+@pytest.mark.parametrize("side", ["candidate", "champion"])
+@pytest.mark.parametrize(
+    ("value", "why", "cell"),
+    [
+        (math.inf, "usable mae: it is infinite", "infinite"),
+        (1.7976931348623157e308, "usable mae: it is infinite", "infinite"),
+        (-math.inf, "usable mae: it is minus infinity", "-infinite"),
+        ("NaN", "usable mae: it is not a number (NaN)", "NaN"),
+        (True, "usable mae: True is no number", "no number"),
+        ("much" * 50, "usable mae: 'muchmuch", "no number"),
+        (None, "usable mae: it is missing", "-"),
+        pytest.param(10**5000, "usable mae: it is infinite", "infinite", id="huge"),
+    ],
+)
+def test_what_is_no_number_is_named_with_its_metric_and_its_side(
+    side: str, value: object, why: str, cell: str
+) -> None:
+    measured: dict[str, dict[str, object]] = {"candidate": {"mae": 3.0}, "champion": {"mae": 4.0}}
+    measured[side]["mae"] = value
+    verdict = judge(["mae <= champion.mae * 1.02"], measured["candidate"], measured["champion"])
+    assert verdict.kind is INCONCLUSIVE
+    assert verdict.summary().startswith(f"inconclusive: the {side} has no {why}")
+    row = re.split(r"\s{2,}", verdict.table().splitlines()[2])
+    assert row[1 if side == "candidate" else 2] == cell
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+def test_a_rule_that_does_not_read_the_champion_is_judged_without_it() -> None:
+    verdict = judge(["mae <= 25"], {"mae": 3.0}, {"mae": math.nan})
+    assert verdict.kind is ACCEPTED
+    assert verdict.table().splitlines()[2].split() == ["mae", "<=", "25.0", "3", "NaN", "25", "accepted"]
+    json.dumps(verdict.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("rule", "champion", "kind"),
+    [
+        ("mae <= champion.mae * 1.02", 1.79e308, INCONCLUSIVE),
+        ("mae <= champion.mae * 1.02", -1.79e308, REJECTED),
+        ("mae > champion.mae * 1.5", 1.79e308, INCONCLUSIVE),
+        ("mae > champion.mae * 1.5", -1.79e308, ACCEPTED),
+    ],
+)
+def test_a_limit_that_overflows_is_inconclusive(rule: str, champion: float, kind: VerdictKind) -> None:
+    verdict = judge([rule], {"mae": 5.0}, {"mae": champion})
+    assert verdict.kind is kind
+    assert ("is infinite" in verdict.summary()) is (kind is INCONCLUSIVE)
+    assert Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False))) == verdict
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rule": "at_most", "metric": "mae", "limit": 10**400},
+        {"rule": "at_least", "metric": "mae", "limit": math.inf},
+        {"rule": "minimum_samples", "metric": "rows", "count": 10**5000},
+        {
+            "rule": "not_worse_than_champion",
+            "metric": "mae",
+            "higher_is_better": False,
+            "tolerance": math.nan,
+        },
+    ],
+)
+def test_limits_that_are_no_numbers_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigurationError, match="finite"):
+        parse_rule(values)
+    for text in ("mae <= 1e400", "rows >= inf", "mae <= champion.mae * nan"):
+        with pytest.raises(ConfigurationError, match="finite"):
+            parse_rule(text)
+
+
+@pytest.mark.parametrize("group", [None, [], "mae=3", 3])
+def test_measurements_that_are_no_mapping_are_refused(group: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"measurements\.candidate"):
+        judge(["mae <= 25"], group, None)  # type: ignore[arg-type]
 
 
 def test_table() -> None:

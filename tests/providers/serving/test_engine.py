@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
 
 import pytest
+from serving_player import NAMESPACE, Player
 
 from nighttrain.providers.errors import (
     ConfigurationError,
@@ -16,7 +16,7 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.kubernetes.client import ClusterClient
 from nighttrain.providers.kubernetes.connection import ClusterConfig
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES
+from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, SERVICES
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import DRAIN_SECONDS, POLL_SECONDS, Rollout
@@ -24,7 +24,6 @@ from nighttrain.providers.serving.spec import ServingSpec
 from nighttrain.providers.serving.strategy import Canary
 
 Make = Callable[..., ServingSpec]
-NAMESPACE = "default"
 
 
 @pytest.fixture
@@ -37,51 +36,6 @@ def cluster() -> Iterator[EmbeddedCluster]:
 async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
         yield client
-
-
-class Player:
-    """The controllers and the clock: waiting lets the next thing happen."""
-
-    def __init__(self, client: ClusterClient) -> None:
-        self.client = client
-        self.now = 0.0
-        self.slept: list[float] = []
-        self.told: list[str] = []
-        self.next: list[Callable[[], Any]] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-        if self.next:
-            await self.next.pop(0)()
-
-    async def make_ready(self, version: str) -> None:
-        found = await self.client.get(DEPLOYMENTS, NAMESPACE, f"delay-v{version}")
-        count = found["spec"]["replicas"]
-        counts = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
-        status = {"observedGeneration": found["metadata"]["generation"], **dict.fromkeys(counts, count)}
-        await self.client.patch(
-            DEPLOYMENTS, NAMESPACE, f"delay-v{version}", {"status": status}, subresource="status"
-        )
-
-    async def pod(self, version: str, state: dict[str, Any]) -> None:
-        labels = {"nighttrain.dev/endpoint": "delay", "nighttrain.dev/version": version}
-        name = f"delay-v{version}-x"
-        container = {"name": "main", "image": "model-server:1"}
-        meta = {"name": name, "labels": labels}
-        body = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"containers": [container]}}
-        await self.client.create(PODS, NAMESPACE, body)
-        entry = container | {"state": state, "ready": False, "restartCount": 0, "imageID": ""}
-        status = {"phase": "Running", "containerStatuses": [entry]}
-        await self.client.patch(PODS, NAMESPACE, name, {"status": status}, subresource="status")
-
-    async def versions(self) -> set[str]:
-        found = await self.client.list(DEPLOYMENTS, NAMESPACE)
-        return {item["metadata"]["labels"]["nighttrain.dev/version"] for item in found["items"]}
-
-    async def selected(self) -> str:
-        found = await self.client.get(SERVICES, NAMESPACE, "delay")
-        return str(found["spec"]["selector"]["nighttrain.dev/version"])
 
 
 @pytest.fixture
@@ -127,6 +81,8 @@ async def test_requests_move_only_when_the_candidate_is_ready_and_the_old_versio
     status = await rollout.status("delay", NAMESPACE)
     assert status is not None
     assert (status.stable_version, status.candidate_version) == ("1", "2")
+    with pytest.raises(RolloutFailedError, match="version 2: it is not ready; version 1 still serves"):
+        await rollout.finish(second)
     assert await player.selected() == "1"
     await player.make_ready("2")
     status = await rollout.finish(second)
@@ -156,6 +112,11 @@ async def test_every_stage_may_be_repeated_by_another_process(
     first = await rollout.finish(spec)
     assert await Rollout(KubernetesDeployments(client)).finish(spec) == first
     assert first.previous_version == "1"
+    failing = serving_spec("3")
+    await rollout.start(failing)
+    for _ in range(2):
+        await Rollout(KubernetesDeployments(client)).abort(failing)
+    assert await rollout.status("delay", NAMESPACE) == first
 
 
 async def test_the_version_that_serves_is_left_alone_and_said_so(

@@ -40,6 +40,22 @@ def test_ready_when_every_replica_is_of_this_form_and_available() -> None:
     assert not judge(deployment(), []).ready
 
 
+def test_somebody_answers_when_one_pod_of_this_form_is_there_and_none_of_another() -> None:
+    def answers(wanted: int = 3, **status: Any) -> bool:
+        state = {"replicas": 3, "updatedReplicas": 3, "readyReplicas": 1, "availableReplicas": 1} | status
+        return judge({**deployment(**state), "spec": {"replicas": wanted}}, [broken]).answers
+
+    broken = pod(waiting("InvalidImageName"))
+    assert answers()
+    assert answers(replicas=1, updatedReplicas=1, wanted=1)
+    assert not answers(readyReplicas=0)
+    assert not answers(availableReplicas=0)
+    assert not answers(updatedReplicas=2)
+    assert not answers(observedGeneration=1)
+    assert not answers(wanted=0)
+    assert not judge({}, []).answers
+
+
 @pytest.mark.parametrize(
     "nothing", [{}, {"spec": None, "status": None, "metadata": None}, {"status": {"conditions": 3}}]
 )

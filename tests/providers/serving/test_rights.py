@@ -21,6 +21,7 @@ from nighttrain.providers.kubernetes import logs, workload
 from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
 from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, JOBS, KUEUE_WORKLOADS, NAMESPACES
+from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Make = Callable[..., ServingSpec]
 Right = tuple[str, str, str]
 NAMESPACE = "ml"
+DELETE_PODS: Right = ("", "pods", "delete")
 _numbers = count()
 
 DOCUMENTS = list(
@@ -134,7 +136,7 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
     async with asyncio.timeout(60):
         following = asyncio.create_task(logs.follow(client, job, lines.append))
         try:
-            outcome = await workload.wait(client, job, startup_timeout_seconds=30)
+            outcome = await workload.wait(client, job, timeouts=Timeouts(30))
         except BaseException:
             following.cancel()
             raise
@@ -152,7 +154,7 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
         second, adopted=True
     )
     await workload.observe(client, second)
-    waiting = asyncio.create_task(workload.wait(client, second, startup_timeout_seconds=30))
+    waiting = asyncio.create_task(workload.wait(client, second, timeouts=Timeouts(30)))
     # Why it waits is told by feeds; Kueue does not run here, so that its Workloads are listed and no more.
     feed = {("", "events", "list"), ("", "events", "watch")}
     while not (waiting.done() or feed <= judge.used or feed & set(judge.refused)):  # noqa: ASYNC110
@@ -163,7 +165,32 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
         await anext(client.watch(KUEUE_WORKLOADS[0], NAMESPACE, resource_version="1"), None)
     await workload.cancel(client, second)
     await waiting
+    await a_training_with_a_sidecar(client, judge)
     return lines
+
+
+async def a_training_with_a_sidecar(client: ClusterClient, judge: Authorizer) -> None:
+    """What the sidecar holds up is deleted; where that is forbidden, the training succeeds all the same."""
+    run = f"run-{next(_numbers)}"
+    who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="sidecar")
+    beside = {
+        "name": "proxy",
+        "image": "py",
+        "command": ["python", "-S", "-c", "import time; time.sleep(60)"],
+    }
+    what = WorkloadSpec(
+        pod_template_dict={"kind": "Pod", "spec": {"containers": [{"name": "main", "image": "py"}, beside]}},
+        cmds=["python", "-S", "-c", "pass"],
+        termination_grace_period=1,
+    )
+    job = await workload.submit(client, what, who, epoch="0", namespace=NAMESPACE)
+    async with asyncio.timeout(60):
+        outcome = await workload.wait(client, job, timeouts=Timeouts(30, sidecar_grace=0.1))
+    assert outcome.succeeded
+    refused = DELETE_PODS in judge.refused
+    assert ("Grant delete on pods in namespace ml" in outcome.explain()) == refused
+    assert ("kubectl delete pod -n ml" in outcome.explain()) == refused
+    await workload.cancel(client, job)
 
 
 class Player:
@@ -186,7 +213,7 @@ class Player:
 
 
 async def rollouts(client: ClusterClient, admin: ClusterClient, make: Make) -> None:
-    """Three versions, a new form, a failure, a rollback: everything that a rollout can come to."""
+    """Three versions, a new form, a failure, scaled to zero, a rollback: all that a rollout can come to."""
     player = Player(admin)
     rollout = Rollout(KubernetesDeployments(client), sleep=player.sleep, clock=lambda: player.now)
     endpoint = f"delay-{next(_numbers)}"
@@ -196,11 +223,15 @@ async def rollouts(client: ClusterClient, admin: ClusterClient, make: Make) -> N
 
     for version in ("1", "2", "3"):
         await rollout.run(spec(version))
-    reached = await rollout.run(spec("3", replicas=2))
+    reached = await rollout.run(spec("3", image="model-server:2"))
     assert [version.version for version in reached.versions] == ["2", "3"]
     player.broken.add(f"{endpoint}-v4")
     with pytest.raises(errors.RolloutFailedError):
         await rollout.run(spec("4"))
+    for scaled in ("2", "3"):
+        nobody = {"spec": {"replicas": 0}}
+        await admin.patch(DEPLOYMENTS, NAMESPACE, f"{endpoint}-v{scaled}", nobody)
+    assert (await rollout.run(spec("3", image="model-server:2"))).ready_replicas == 1
     assert (await rollout.rollback(endpoint, NAMESPACE)).stable_version == "2"
     status = await rollout.status(endpoint, NAMESPACE)
     assert status is not None
@@ -224,7 +255,7 @@ async def test_rollouts_need_exactly_their_role(api: EmbeddedCluster, serving_sp
     assert authorizer.used == set(SERVING)
 
 
-BEST_EFFORT = {("", "pods/log", "get")} | {
+BEST_EFFORT = {("", "pods/log", "get"), DELETE_PODS} | {
     (group, resource, verb)
     for group, resource in (("", "events"), ("kueue.x-k8s.io", "workloads"))
     for verb in ("list", "watch")

@@ -14,7 +14,7 @@ import pytest
 from nighttrain.providers.errors import RolloutFailedError
 from nighttrain.providers.kubernetes.client import ClusterClient
 from nighttrain.providers.kubernetes.connection import ClusterConfig
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES
+from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES, Resource
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
@@ -172,6 +172,31 @@ async def test_what_serves_gets_a_new_form_without_losing_a_request(
     assert (status.stable_version, status.previous_version, status.ready_replicas) == ("1", None, 1)
 
 
+async def test_what_was_scaled_to_zero_answers_again(
+    store: Any, client: ClusterClient, rollout: Rollout, serving_spec: Make
+) -> None:
+    specs = [serving_spec(str(n), artifact_digest=store.add(str(n))) for n in (1, 2)]
+    for spec in specs:
+        status = await rollout.run(spec)
+    nobody = {"spec": {"replicas": 0}}
+    await client.patch(DEPLOYMENTS, NAMESPACE, "delay-v2", nobody)
+    await gone(client, "2", PODS)
+    assert (await rollout.run(specs[1])).answers
+    assert await answer(status.cluster_ip_url) == "version 2"
+    await client.patch(DEPLOYMENTS, NAMESPACE, "delay-v1", nobody)
+    await gone(client, "1", PODS)
+    assert (await rollout.rollback("delay", NAMESPACE)).answers
+    # The proxy follows the Service within moments.
+    while await answer(status.cluster_ip_url) != "version 1":  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
+async def answer(url: str) -> str:
+    """What the endpoint says over a connection of its own."""
+    async with httpx.AsyncClient(trust_env=False) as web:
+        return (await web.post(f"{url}/invocations")).raise_for_status().text
+
+
 async def test_an_image_that_does_not_exist(
     client: ClusterClient, rollout: Rollout, serving_spec: Make
 ) -> None:
@@ -204,13 +229,13 @@ async def test_a_cancelled_rollout_leaves_no_candidate(
     await gone(client, "1")
 
 
-async def gone(client: ClusterClient, version: str) -> None:
+async def gone(client: ClusterClient, version: str, *kinds: Resource) -> None:
     """Wait until neither the Deployment nor a pod of the version is there; the test's time-out bounds it."""
     selector = f"nighttrain.dev/version={version}"
     while any(  # noqa: ASYNC110 - the end of processes, not of a task
         [
             (await client.list(kind, NAMESPACE, label_selector=selector))["items"]
-            for kind in (DEPLOYMENTS, PODS)
+            for kind in kinds or (DEPLOYMENTS, PODS)
         ]
     ):
         await asyncio.sleep(0.1)

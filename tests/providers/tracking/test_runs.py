@@ -50,6 +50,9 @@ def runs_of(server: MLflowServer, experiment: str) -> int:
 def test_keys_are_readable() -> None:
     assert KEY.value == "airflow/nightly/scheduled__2013-06-01T00:00:00+00:00/train"
     assert KEY.parent.value == "airflow/nightly/scheduled__2013-06-01T00:00:00+00:00"
+    iteration = dataclasses.replace(KEY, map_index=3, region="019b:2")
+    assert iteration.value == f"{KEY.value}/3/019b:2"
+    assert iteration.parent == KEY.parent
 
 
 @settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -208,18 +211,25 @@ async def test_a_run_in_the_trash_is_not_reopened(tree: RunTree, mlflow_server: 
 async def test_metrics_params_and_tags_in_any_number(tree: RunTree, mlflow_server: MLflowServer) -> None:
     run_id = mlflow_server.run(mlflow_server.experiment())
     await tree.log_metrics(
-        run_id, {"nan": math.nan, "inf": -math.inf, **{f"m{i}": float(i) for i in range(1_005)}}
+        run_id, {"nan": math.nan, "minus": -math.inf, **{f"m{i}": float(i) for i in range(1_005)}}
     )
     for _ in range(2):
         await tree.log_params(
             run_id, {f"p{i}": i for i in range(130)} | {"db_password": "x", "long": "y" * 9_000}
         )
-    await tree.set_tags(run_id, {f"t{i}": i for i in range(130)} | {"long": "z" * 9_000, "b?d": "1"})
+    await tree.set_tags(run_id, {f"t{i}": i for i in range(130)} | {"long": "z" * 9_000, "b d": "1"})
     run = await tree.get(run_id)
     assert math.isnan(run.metrics["nan"])
+    assert run.metrics["minus"] == -math.inf
     assert len(run.metrics) == 1_007
     assert (run.params["p129"], run.params["db_password"], len(run.params["long"])) == ("129", "***", 6_000)
-    assert (run.tags["t129"], len(run.tags["long"]), run.tags["b_d"]) == ("129", 8_000, "1")
+    assert (run.tags["t129"], len(run.tags["long"]), run.tags["b d"]) == ("129", 8_000, "1")
+    for bad in ({"m": None}, {"m": True}, {"m": "much"}, {"a//b": 1.0}):
+        with pytest.raises(ConfigurationError, match=r"metrics\["):
+            await tree.log_metrics(run_id, bad)  # type: ignore[arg-type]
+    for refused in (tree.set_tags, tree.log_params):
+        with pytest.raises(ConfigurationError, match=r"\['x\[0\]'\]"):
+            await refused(run_id, {"x[0]": 1})
 
 
 @pytest.mark.mlflow

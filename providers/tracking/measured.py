@@ -1,0 +1,110 @@
+"""Measured values: a number, or the name of what stands where one should be. No data is never a number.
+
+SQL stores of MLflow keep an infinity as the greatest float there is, NaN as a flag; the REST API answers bare
+words or text. JSON knows none of them. Whatever was measured is read here, and written here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Mapping
+from decimal import Decimal
+from enum import StrEnum
+from numbers import Real
+from typing import Any
+
+_NUMERAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_WORDS = re.compile(r"(?P<sign>[+-]?)(?:(?P<nan>nan)|inf(?:inity)?)", re.IGNORECASE)
+
+
+class NoNumber(StrEnum):
+    """What was found where a number should be. The values are what is written into JSON."""
+
+    MISSING = "missing"
+    NAN = "NaN"
+    INFINITE = "Infinity"
+    """Also what is greater than any float, and the greatest float itself: see above."""
+    MINUS_INFINITE = "-Infinity"
+    UNREADABLE = "no number"
+
+    @property
+    def shown(self) -> str:
+        """For tables and lines."""
+        return {"missing": "-", "Infinity": "infinite", "-Infinity": "-infinite"}.get(self.value, self.value)
+
+    @property
+    def sentence(self) -> str:
+        """What to say after "it is"."""
+        words = {"NaN": "not a number (NaN)", "Infinity": "infinite", "-Infinity": "minus infinity"}
+        return words.get(self.value, self.value)
+
+
+Measured = float | NoNumber
+
+
+def read(value: object) -> Measured:
+    """A finite number, or the name of what is there instead.
+
+    A number may be written as text, as templates and MLflow do; a flag (``True``) is none.
+    """
+    if value is None:
+        return NoNumber.MISSING
+    if isinstance(value, str):
+        return _read_text(value.strip())
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return NoNumber.UNREADABLE
+    try:
+        return _named(float(value))
+    except OverflowError:
+        return NoNumber.INFINITE if value > 0 else NoNumber.MINUS_INFINITE  # type: ignore[operator]
+    except (TypeError, ValueError):
+        return NoNumber.UNREADABLE
+
+
+def to_float(value: object) -> float | None:
+    """As a Python float, with its own NaN and infinities; ``None`` where there is no value."""
+    measured = read(value)
+    if isinstance(measured, float):
+        return measured
+    others = {NoNumber.INFINITE: math.inf, NoNumber.MINUS_INFINITE: -math.inf, NoNumber.MISSING: None}
+    return others.get(measured, math.nan)
+
+
+def to_json(value: object) -> float | str:
+    """A number, or one of :class:`NoNumber`'s words, which :func:`read` understands."""
+    measured = read(value)
+    return measured if isinstance(measured, float) else measured.value
+
+
+def plain(value: Any) -> Any:
+    """``value`` with every float in it that JSON has no form for replaced by its word."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else to_json(value)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def _named(number: float) -> Measured:
+    if math.isnan(number):
+        return NoNumber.NAN
+    if abs(number) >= sys.float_info.max:
+        return NoNumber.INFINITE if number > 0 else NoNumber.MINUS_INFINITE
+    return number
+
+
+def _read_text(text: str) -> Measured:
+    if _NUMERAL.fullmatch(text):
+        return _named(float(text))
+    if not text or text == NoNumber.MISSING:
+        return NoNumber.MISSING
+    word = _WORDS.fullmatch(text)
+    if word is None:
+        return NoNumber.UNREADABLE
+    if word["nan"]:
+        return NoNumber.NAN
+    return NoNumber.MINUS_INFINITE if word["sign"] == "-" else NoNumber.INFINITE

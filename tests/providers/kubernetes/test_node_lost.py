@@ -1,0 +1,134 @@
+"""A node that stops answering: what is said, how long is waited, and that nothing trains twice."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import pytest
+from test_cluster import until_line
+
+from nighttrain.providers import errors
+from nighttrain.providers.kubernetes import workload
+from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.outcome import (
+    Observation,
+    OutcomeKind,
+    Phase,
+    WaitFor,
+    decide,
+    timed_out,
+)
+from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.local.server import EmbeddedCluster
+
+NAMESPACE = "default"
+SILENT = "node node1 has been silent since 2026-11-26T02:57:04Z"
+REMEDY = "kubectl delete node node1"
+
+
+def test_what_a_real_cluster_shows_of_a_lost_node_is_told(recordings: Any) -> None:
+    told: list[Observation] = []
+    for seen in recordings.replay("node-lost"):
+        if seen.job is None:
+            break
+        told.append(decide(seen.job, list(seen.pods.values()), seen.events))
+    waits = [each for each in told if each.waiting_for is WaitFor.NODE_BACK]
+    assert waits
+    assert told[-1] == waits[-1]  # also after the deletion by force
+    for each in waits:
+        assert each.phase is Phase.RUNNING
+        assert SILENT in each.detail
+        assert REMEDY in each.detail
+        assert "no other one comes before the node is back or its Node object is gone" in each.detail
+        assert (each.permanent_wait, each.since) == (OutcomeKind.NODE_LOST, "2026-11-26T02:57:04Z")
+    assert not [each for each in told if "replacement" in each.detail or each.outcome is not None]
+    outcome = timed_out(waits[-1], [], 900)
+    assert (outcome.kind, outcome.infrastructure) == (OutcomeKind.NODE_LOST, True)
+    assert "lost-node time-out of 900 s" in outcome.explain()
+
+
+def test_a_taint_on_a_node_that_answers_is_no_lost_node(recordings: Any) -> None:
+    for seen in recordings.replay("node-taint"):
+        if seen.job is not None:
+            detail = decide(seen.job, list(seen.pods.values()), seen.events).detail
+            assert "silent" not in detail
+            assert "kubectl delete node" not in detail
+
+
+def test_a_pod_that_is_not_ready_for_a_reason_of_its_own_is_not_lost() -> None:
+    for reason, lost in (("ContainersNotReady", False), ("", True)):
+        ready = {
+            "type": "Ready",
+            "status": "False",
+            "reason": reason,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        status = {"phase": "Running", "conditions": [ready]}
+        pod = {"metadata": {"name": "p", "uid": "pu"}, "spec": {"nodeName": "n"}, "status": status}
+        job = {"metadata": {"name": "j", "uid": "u"}, "spec": {}, "status": {}}
+        assert (decide(job, [pod]).waiting_for is WaitFor.NODE_BACK) == lost
+
+
+async def test_no_second_training_starts_beside_one_that_may_still_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    unreachable = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+    spec = WorkloadSpec(
+        image="py",
+        cmds=["python", "-u", "-c", "import time; print('asleep'); time.sleep(60)"],
+        tolerations=[unreachable | {"tolerationSeconds": 1}],
+        termination_grace_period=1,
+    )
+    who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="lost", task_id="train")
+    with EmbeddedCluster(images={"py": sys.executable}) as cluster:
+        async with (
+            asyncio.timeout(90),
+            await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client,
+        ):
+
+            async def submit(**options: Any) -> workload.Workload:
+                return await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE, **options)
+
+            first = await submit()
+            await until_line(client, first, "asleep")
+            await asyncio.to_thread(cluster.lose_node)
+            outcome = await workload.wait(client, first, timeouts=Timeouts(60, node_lost=3))
+            assert (outcome.kind, outcome.infrastructure) == (OutcomeKind.NODE_LOST, True)
+            assert "kubectl delete node node1" in outcome.explain()
+            # Closing neither waits nor removes: the Job says what became of it.
+            await workload.cancel_if_live(client, first)
+            await workload.mark_consumed(client, first, "0", outcome=outcome)
+            with pytest.raises(
+                errors.LostNodeError, match=r"node node1 has been silent since .* delete node node1"
+            ):
+                await submit()
+            assert (await workload.observe(client, first)).outcome == outcome
+            # Whoever says that it may run twice gets the next attempt.
+            second = await submit(replace_on_lost_node=True)
+            assert second.attempt == 2
+            await workload.cancel(client, second)
+            # Cancelling does not wait for a node that may never come back.
+            await workload.cancel(client, first)
+            assert "cannot be seen to end" in caplog.text
+            with pytest.raises(errors.LostNodeError):
+                await submit()
+            await asyncio.to_thread(cluster.return_node)
+            third = await until_accepted(submit)
+            assert third.uid not in (first.uid, second.uid)
+            with pytest.raises(errors.ObjectNotFoundError):
+                await client.get(JOBS, NAMESPACE, f"{first.name}-gone")
+            await workload.cancel(client, third)
+
+
+async def until_accepted(submit: Any) -> workload.Workload:
+    """The node is back: its kubelet needs a moment to end what it was to end."""
+    while True:
+        try:
+            started: workload.Workload = await submit()
+        except errors.LostNodeError:
+            await asyncio.sleep(0.2)
+        else:
+            return started

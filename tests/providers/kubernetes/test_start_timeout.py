@@ -1,0 +1,306 @@
+"""A start time-out is decided against the cluster: what started meanwhile goes on, what did not is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from front import Front, Seen, status
+
+from nighttrain.providers import errors
+from nighttrain.providers.kubernetes import workload
+from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.follow import follow_to_end
+from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind
+from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.local.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+K = OutcomeKind
+Json = dict[str, Any]
+NAMESPACE = "default"
+_numbers = count()
+
+
+def identity() -> WorkloadIdentity:
+    run = f"start-{next(_numbers)}"
+    return WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
+
+
+@asynccontextmanager
+async def connected(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        yield client
+
+
+# With containers.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(images={"py": sys.executable}) as running:
+        yield running
+
+
+async def test_an_init_container_that_outlasts_the_time_out_leaves_no_training_behind(
+    cluster: EmbeddedCluster, tmp_path: Path
+) -> None:
+    trained = tmp_path / "trained"
+    slow = {"name": "fetch", "image": "py", "command": ["python", "-S", "-c", "import time; time.sleep(60)"]}
+    spec = WorkloadSpec(
+        image="py",
+        cmds=["python", "-S", "-c", f"open({str(trained)!r}, 'w')"],
+        init_containers=[slow],
+        termination_grace_period=1,
+    )
+    who = identity()
+    lines: list[str] = []
+    async with connected(cluster) as client:
+        job = await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+        outcome = await follow_to_end(client, job, timeouts=Timeouts(1), on_line=lines.append)
+        assert (outcome.kind, outcome.reason) == (K.START_TIMEOUT, "StartupTimeout")
+        assert "an init container runs (for longer than the start-up time-out of 1 s)" in outcome.explain()
+        assert lines == []  # nothing ran: no log is waited for, and none was missed
+        with pytest.raises(errors.StartTimeout):
+            outcome.raise_for_failure()
+        # Closing and the next attempt leave the Job, which the cluster ends; a later look sees the same.
+        await workload.cancel_if_live(client, job)
+        assert (await workload.observe(client, job)).outcome == outcome
+        await workload.mark_consumed(client, job, "0", outcome=outcome)
+        second = await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+        assert second.attempt == 2
+        await client.get(JOBS, NAMESPACE, job.name)
+        await workload.cancel(client, second)
+    assert not trained.exists()
+
+
+async def test_without_a_pod_the_job_is_removed(cluster: EmbeddedCluster) -> None:
+    spec = WorkloadSpec(image="py", cmds=["python"], queue_name="nobody-admits")
+    async with connected(cluster) as client:
+        job = await workload.submit(client, spec, identity(), epoch="0", namespace=NAMESPACE)
+        async with asyncio.timeout(30):
+            outcome = await workload.wait(client, job, timeouts=Timeouts(0.5))
+        assert outcome.kind is K.QUOTA_WAIT
+        with pytest.raises(errors.ObjectNotFoundError):
+            await client.get(JOBS, NAMESPACE, job.name)
+
+
+# Without controllers and kubelets: the test decides what happens between the look and the deletion.
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(containers=False) as running:
+        yield running
+
+
+class World:
+    """A Job, its pod, and a front through which the wait goes."""
+
+    def __init__(self, api: EmbeddedCluster, admin: ClusterClient) -> None:
+        self._api, self.admin = api, admin
+        self.before: Callable[[Seen], web.Response | None] = lambda _: None
+        self.deletions: list[str] = []
+
+    def judge(self, seen: Seen) -> web.Response | None:
+        if seen.method != "DELETE":
+            return None
+        self.deletions.append(seen.path.rsplit("/", 2)[-2])
+        return self.before(seen)
+
+    def patch(self, path: str, body: Json) -> None:
+        """What a kubelet or controller writes, at this very moment."""
+        headers = {
+            "Authorization": f"Bearer {self._api.token}",
+            "Content-Type": "application/merge-patch+json",
+        }
+        with httpx.Client(base_url=self._api.url, headers=headers, trust_env=False) as client:
+            client.patch(f"{path}/status", json={"status": body}).raise_for_status()
+
+    async def job(self) -> Workload:
+        made = await self.admin.create(JOBS, NAMESPACE, build_job(WorkloadSpec(image="i"), identity(), 1))
+        return Workload(NAMESPACE, made["metadata"]["name"], made["metadata"]["uid"], 1)
+
+    async def pod(self, job: Workload) -> str:
+        """A pod that has a node, and whose container is being created; its path."""
+        found = await self.admin.get(JOBS, NAMESPACE, job.name)
+        owner = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "name": job.name,
+            "uid": job.uid,
+            "controller": True,
+        }
+        labels = found["spec"]["template"]["metadata"]["labels"]
+        labels = {**labels, "batch.kubernetes.io/job-name": job.name}
+        meta = {"name": f"{job.name}-p", "ownerReferences": [owner], "labels": labels}
+        spec = {
+            "restartPolicy": "Never",
+            "nodeName": "node1",
+            "terminationGracePeriodSeconds": 5,
+            "containers": [{"name": "main", "image": "i"}],
+        }
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+        await self.admin.create(PODS, NAMESPACE, body)
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{job.name}-p"
+        self.patch(path, phase("Pending", {"waiting": {"reason": "ContainerCreating"}}))
+        return path
+
+
+def phase(name: str, state: Json) -> Json:
+    held = {"name": "main", "state": state, "ready": False, "restartCount": 0, "image": "i", "imageID": ""}
+    return {"phase": name, "containerStatuses": [held]}
+
+
+BEGAN = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
+DONE = {
+    "terminated": {
+        "exitCode": 0,
+        "reason": "Completed",
+        "startedAt": "2026-01-01T00:00:00Z",
+        "finishedAt": "2026-01-01T00:00:01Z",
+    }
+}
+COMPLETE = {
+    "conditions": [{"type": kind, "status": "True"} for kind in ("SuccessCriteriaMet", "Complete")],
+    "succeeded": 1,
+    "startTime": "2026-01-01T00:00:00Z",
+    "completionTime": "2026-01-01T00:00:02Z",
+}
+
+
+@asynccontextmanager
+async def world(api: EmbeddedCluster) -> AsyncIterator[tuple[World, ClusterClient]]:
+    async with connected(api) as admin:
+        made = World(api, admin)
+        async with Front(api.url, api.token, judge=made.judge) as front:
+            config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))
+            async with await ClusterClient.open(config) as client:
+                yield made, client
+
+
+async def test_a_pod_that_starts_between_the_look_and_the_deletion_trains_to_its_end(
+    api: EmbeddedCluster,
+) -> None:
+    async with world(api) as (made, client):
+        job = await made.job()
+        pod = await made.pod(job)
+
+        def starts(_: Seen) -> None:
+            made.patch(pod, phase("Running", BEGAN))
+
+        made.before = starts
+
+        def ends(seen: Observation) -> None:
+            if seen.detail == "the pod runs":
+                made.patch(pod, phase("Succeeded", DONE))
+                made.patch(f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{job.name}", COMPLETE)
+
+        async with asyncio.timeout(30):
+            outcome = await workload.wait(client, job, timeouts=Timeouts(0.5), on_observation=ends)
+    assert (outcome.kind, outcome.exit_code) == (K.SUCCEEDED, 0)
+    assert made.deletions == ["pods"]  # one, and it was refused
+
+
+async def told_to_go(client: ClusterClient, job: Workload) -> None:
+    version = (await client.list(PODS, NAMESPACE))["metadata"]["resourceVersion"]
+    pod = await client.get(PODS, NAMESPACE, f"{job.name}-p")
+    if "deletionTimestamp" in pod["metadata"]:
+        return
+    async for event in client.watch(PODS, NAMESPACE, resource_version=version):
+        if event.object["metadata"].get("deletionTimestamp"):
+            return
+
+
+async def test_a_container_that_began_after_all_is_an_attempt_that_was_stopped(api: EmbeddedCluster) -> None:
+    async with world(api) as (made, client):
+        job = await made.job()
+        pod = await made.pod(job)
+        waiting = asyncio.create_task(workload.wait(client, job, timeouts=Timeouts(0.2)))
+        async with asyncio.timeout(30):
+            await told_to_go(client, job)
+            # The kubelet had started it before it heard of the deletion.
+            made.patch(pod, phase("Running", BEGAN))
+            outcome = await waiting
+        assert (outcome.kind, outcome.reason) == (K.CANCELLED, "StartupTimeout")
+        assert "It had begun at 2026-01-01T00:00:00Z" in outcome.explain()
+        assert (await workload.observe(client, job)).outcome == outcome
+
+
+NEVER = {
+    "terminated": {
+        "exitCode": 137,
+        "reason": "ContainerStatusUnknown",
+        "startedAt": None,
+        "finishedAt": None,
+    }
+}
+
+
+async def test_a_pod_that_never_began_did_not_start_although_it_claims_137(
+    api: EmbeddedCluster,
+) -> None:
+    async with world(api) as (made, client):
+        job = await made.job()
+        pod = await made.pod(job)
+        waiting = asyncio.create_task(workload.wait(client, job, timeouts=Timeouts(0.2)))
+        async with asyncio.timeout(30):
+            await told_to_go(client, job)
+            made.patch(pod, phase("Failed", NEVER))
+            outcome = await waiting
+    assert (outcome.kind, outcome.exit_code, outcome.started_at) == (K.START_TIMEOUT, None, None)
+    assert "ContainerCreating" in outcome.message
+
+
+async def test_a_job_that_gets_its_pod_between_the_look_and_the_deletion_goes_on(
+    api: EmbeddedCluster,
+) -> None:
+    async with world(api) as (made, client):
+        job = await made.job()
+        path = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{job.name}"
+
+        def comes(_: Seen) -> None:
+            made.patch(path, {"active": 1, "startTime": "2026-01-01T00:00:00Z"})
+            made.before = lambda _: made.patch(path, COMPLETE)
+
+        made.before = comes
+        async with asyncio.timeout(30):
+            outcome = await workload.wait(client, job, timeouts=Timeouts(0.2))
+    assert outcome.kind is K.SUCCEEDED
+    assert made.deletions == ["jobs", "jobs"]
+
+
+async def test_without_the_right_to_delete_pods_the_job_goes_and_the_right_is_named(
+    api: EmbeddedCluster,
+) -> None:
+    async with world(api) as (made, client):
+        job = await made.job()
+        await made.pod(job)
+
+        def forbids(seen: Seen) -> web.Response | None:
+            if "/pods/" not in seen.path:
+                return None
+            return status(403, "Forbidden", 'pods "p" is forbidden: User "airflow" cannot delete')
+
+        made.before = forbids
+        waiting = asyncio.create_task(workload.wait(client, job, timeouts=Timeouts(0.2)))
+        async with asyncio.timeout(30):
+            while "jobs" not in made.deletions:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            await made.admin.delete(PODS, NAMESPACE, f"{job.name}-p", grace_period_seconds=0)
+            # There is no garbage collector here.
+            await made.admin.patch(JOBS, NAMESPACE, job.name, {"metadata": {"finalizers": None}})
+            outcome = await waiting
+    assert outcome.kind is K.START_TIMEOUT
+    assert "Grant delete on pods in namespace default" in outcome.explain()

@@ -1,0 +1,62 @@
+"""The run of a task that was killed is found again by what its trigger wrote down."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from mlflow_server import unique
+
+from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+from nighttrain.providers.tracking.killed_runs import close_with_parent, described, take_over_described
+from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus, RunTree
+
+if TYPE_CHECKING:
+    from mlflow_server import MLflowServer
+
+pytestmark = [pytest.mark.mlflow, pytest.mark.slow]
+
+
+async def test_a_killed_iteration_closes_its_own_run(mlflow_server: MLflowServer) -> None:
+    """And a trigger from before there were regions still finds the one of a task outside of loops."""
+    experiment, run_id = unique("killed"), unique("r")
+    outside = RunKey(orchestrator="airflow", dag_id="d", run_id=run_id, task_id="t")
+    first = RunKey(orchestrator="airflow", dag_id="d", run_id=run_id, task_id="t", region="019b:0")
+    second = RunKey(orchestrator="airflow", dag_id="d", run_id=run_id, task_id="t", region="019b:1")
+    async with MLflowClient(TrackingConfig(mlflow_server.uri)) as client:
+        tree = RunTree(client)
+        experiment_id = await tree.ensure_experiment(experiment)
+        parent = await tree.open_parent(experiment_id, outside, name="parent")
+        for key in (outside, first, second):
+            await tree.open_attempt(
+                experiment_id, key, name="t", parent_run_id=parent.run_id, opening=key.value
+            )
+        await _close(tree, described(experiment, "t", second, second.value))
+        assert await _statuses(mlflow_server, experiment_id) == {second.value: "KILLED"}
+        before = described(experiment, "t", outside, "")
+        del before["region"], before["opening"]
+        await _close(tree, before)
+        assert await _statuses(mlflow_server, experiment_id) == {
+            second.value: "KILLED",
+            outside.value: "KILLED",
+        }
+
+
+async def _close(tree: RunTree, stored: dict[str, Any]) -> None:
+    await close_with_parent(tree, await take_over_described(tree, stored), RunStatus.KILLED)
+
+
+async def _statuses(server: MLflowServer, experiment_id: str) -> dict[str, str]:
+    """Of the runs that do not run any more, by key."""
+    found = server.call("POST", "runs/search", experiment_ids=[experiment_id])["runs"]
+    keys = {
+        run["info"]["run_id"]: tag["value"]
+        for run in found
+        for tag in run["data"]["tags"]
+        if tag["key"] == RUN_KEY_TAG
+    }
+    return {
+        keys[run["info"]["run_id"]]: run["info"]["status"]
+        for run in found
+        if run["info"]["status"] != "RUNNING"
+    }

@@ -1,0 +1,52 @@
+"""A trigger's arguments are a wire format: what an earlier version stored is still accepted."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from airflow.sdk.exceptions import TaskDeferred
+
+from nighttrain.operators.training import TrainingJobOperator
+from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.tracked_workload import StartedWorkload
+from nighttrain.sensors.triggers import WorkloadTrigger
+
+# What Airflow's database may still hold.
+STORED: dict[str, Any] = {
+    "kubernetes_conn_id": "kubernetes_default",
+    "workload": {"namespace": "n", "name": "job", "uid": "u", "attempt": 1},
+    "startup_timeout_seconds": 600.0,
+    "schedule_timeout_seconds": None,
+    "queue_timeout_seconds": 60.0,
+    "get_logs": True,
+    "cancel_on_kill": True,
+    "mlflow_conn_id": None,
+    "run": None,
+    "unknown_run": None,
+}
+
+
+def test_a_wait_that_was_stored_before_quotas_could_be_waited_for_fails_as_it_did() -> None:
+    timeouts = Timeouts.from_dict(WorkloadTrigger(**STORED).timeouts)
+    assert (timeouts.startup, timeouts.queue, timeouts.fail_if_over_quota) == (600.0, 60.0, True)
+
+
+def test_a_trigger_is_made_again_from_what_it_stores() -> None:
+    _, stored = WorkloadTrigger(**STORED).serialize()
+    assert WorkloadTrigger(**stored).serialize()[1] == stored
+
+
+def test_an_operators_wish_to_wait_for_a_larger_quota_reaches_its_trigger() -> None:
+    started = StartedWorkload(
+        workload=Workload("n", "job", "u", 1),
+        workload_url="",
+        run_id="r",
+        experiment_id="e",
+        parent_run_id="p",
+    )
+    operator = TrainingJobOperator(task_id="train", image="i", fail_if_over_quota=False)
+    with pytest.raises(TaskDeferred) as deferred:
+        operator._defer(started, cast("Any", None))
+    assert deferred.value.trigger.serialize()[1]["timeouts"]["fail_if_over_quota"] is False
