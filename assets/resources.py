@@ -10,6 +10,7 @@ from pydantic import Field
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterConfig
+    from nighttrain.providers.pod_access import PodAccess
     from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 
@@ -50,7 +51,15 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     registry_uri: str | None = Field(
         default=None, description="the registry's URI, where it is another server"
     )
+    workspace: str | None = Field(
+        default=None, description="MLflow's workspace; the server's default if left out"
+    )
+    auth: str | None = Field(
+        default=None,
+        description="kubernetes or kubernetes-namespaced: a service account's token, as MLFLOW_TRACKING_AUTH",
+    )
     ca_certificate: str | None = Field(default=None, description="path of a PEM file")
+    verify_ssl: bool = Field(default=True, description="check the server's certificate")
     cluster_uri: str | None = Field(default=None, description="the tracking URI as pods see it")
     credentials_secret: str | None = Field(
         default=None, description="Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods"
@@ -71,7 +80,10 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             username=self.username,
             password=self.password,
             registry_uri=self.registry_uri,
+            workspace=self.workspace,
+            auth=self.auth,
             ca_certificate=self.ca_certificate,
+            verify_ssl=self.verify_ssl,
             retry_seconds=self.retry_seconds,
         )
 
@@ -83,14 +95,27 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def uri_for_pods(self) -> str:
         """MLflow's address as the pods reach it, without credentials: those belong into a Secret."""
-        return (self.cluster_uri or self.tracking_config().uri).rstrip("/")
+        from nighttrain.providers.tracking.client import address_for_pods
+
+        return address_for_pods("cluster_uri", self.cluster_uri or self.tracking_config().uri)
+
+    def pods(self) -> PodAccess:
+        """What pods are told to reach MLflow."""
+        from nighttrain.providers.pod_access import pod_access
+
+        return pod_access(self.tracking_config(), uri=self.uri_for_pods(), secret=self.credentials_secret)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""
-        return f"{self.tracking_config().uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+        from nighttrain.providers.tracking.service_account import page
+
+        config = self.tracking_config()
+        return page(config.uri, f"experiments/{experiment_id}/runs/{run_id}", config)
 
     def version_url(self, model_name: str, version: str) -> str:
         """The version's page."""
+        from nighttrain.providers.tracking.service_account import page
+
         config = self.tracking_config()
-        server = (config.registry_uri or config.uri).rstrip("/")
-        return f"{server}/#/models/{quote(model_name, safe='')}/versions/{version}"
+        place = f"models/{quote(model_name, safe='')}/versions/{version}"
+        return page(config.registry_uri or config.uri, place, config)

@@ -13,8 +13,11 @@ import dagster as dg
 
 from nighttrain.assets.interruptible import Say, run_interruptibly
 from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.errors import TrackingMisconfiguredError
 from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.pod_access import with_access
 from nighttrain.providers.tracked_workload import TrackedWorkload, with_env
+from nighttrain.providers.training_advice import advised
 
 if TYPE_CHECKING:
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
@@ -105,12 +108,17 @@ def run_workload(
     re-execution to find.
 
     :raises WorkloadFailedError: the workload ended without success; its run is closed
+    :raises dg.Failure: MLflow can never be reached like this: nothing was started, and no retry follows
     """
     tracked = _tracked(step, spec, kubernetes, mlflow, experiment_name, environment or {}, params or {})
     tracked.spec.validate()
     follow = partial(_start_and_follow, tracked, fail_if_over_quota)
-    started, outcome = run_interruptibly(follow, context.log.info)
+    try:
+        started, outcome = run_interruptibly(follow, context.log.info)
+    except TrackingMisconfiguredError as error:
+        raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
     started = run_sync(tracked.close(started, outcome))
+    outcome = advised(outcome, experiment_name=experiment_name, run_id=started.run_id)
     finished = FinishedWorkload(tracked, started, outcome)
     if not outcome.succeeded:
         consume(finished)
@@ -195,14 +203,11 @@ def _tracked(
         orchestrator="dagster", dag_id=step.job_name, run_id=step.root_run_id, task_id=step.name
     )
     run_key = RunKey(orchestrator="dagster", dag_id=step.job_name, run_id=step.root_run_id, task_id=step.name)
-    if mlflow.credentials_secret:
-        secret = {"secretRef": {"name": mlflow.credentials_secret}}
-        spec = replace(spec, env_from=[*(spec.env_from or []), secret])
     return TrackedWorkload(
         cluster=kubernetes.cluster_config(),
         tracking=mlflow.tracking_config(),
         tracking_uri_for_pods=mlflow.uri_for_pods(),
-        spec=with_env(spec, environment),
+        spec=with_access(with_env(spec, environment), mlflow.pods()),
         identity=identity,
         epoch=step.run_id,
         # A re-execution is another run of Dagster's: what the run before left behind is its own.

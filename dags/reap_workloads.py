@@ -16,7 +16,7 @@ with DAG(
     max_active_runs=1,
     params={"only_show": Param(False, type="boolean", description="Only show what would be removed.")},
     tags=["nighttrain", "maintenance"],
-):
+) as dag:
     ReapWorkloadsOperator(
         task_id="reap", only_show="{{ params.only_show }}", mlflow_conn_id="mlflow_default", retries=1
     )

@@ -1,1 +1,46 @@
 """Airflow operators."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.public_names import public_names, require
+
+__all__ = [
+    "EvaluateModelOperator",
+    "ModelGateOperator",
+    "PromoteModelOperator",
+    "ReapWorkloadsOperator",
+    "RegisterModelOperator",
+    "RollbackModelOperator",
+    "RolloutModelOperator",
+    "TrainingJobOperator",
+    "WorkloadOperator",
+    "train_task",
+]
+
+require("airflow.sdk", extra="airflow")
+
+if TYPE_CHECKING:
+    from nighttrain.operators.maintenance import ReapWorkloadsOperator
+    from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
+    from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
+    from nighttrain.operators.train_function import train_task
+    from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
+    from nighttrain.operators.workload import WorkloadOperator
+else:
+    __getattr__, __dir__ = public_names(
+        __name__,
+        {
+            "EvaluateModelOperator": "nighttrain.operators.training",
+            "ModelGateOperator": "nighttrain.operators.registry",
+            "PromoteModelOperator": "nighttrain.operators.registry",
+            "ReapWorkloadsOperator": "nighttrain.operators.maintenance",
+            "RegisterModelOperator": "nighttrain.operators.registry",
+            "RollbackModelOperator": "nighttrain.operators.serving",
+            "RolloutModelOperator": "nighttrain.operators.serving",
+            "TrainingJobOperator": "nighttrain.operators.training",
+            "WorkloadOperator": "nighttrain.operators.workload",
+            "train_task": "nighttrain.operators.train_function",
+        },
+    )

@@ -35,6 +35,17 @@ def note(context: Context, started: StartedWorkload, debug: Callable[..., object
         debug("Could not note the workload in the task state store: %s", error)
 
 
+def forget(context: Context, debug: Callable[..., object]) -> None:
+    """The attempt is about to be settled, and its end told: that it is gone later is no news to the next."""
+    store = _store(context)
+    if store is None:
+        return
+    try:
+        store.delete(KEY)
+    except Exception as error:
+        debug("Could not remove the note from the task state store: %s", error)
+
+
 def lost_workload(context: Context, started: StartedWorkload, debug: Callable[..., object]) -> str | None:
     """The Job that an earlier try noted and that the cluster no longer knows, if there is one.
 

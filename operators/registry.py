@@ -301,9 +301,13 @@ class PromoteModelOperator(_RegistryOperator):
         kind = self.verdict.get("kind") if isinstance(self.verdict, Mapping) else None
         if kind != "accepted":
             raise ConfigurationError("verdict", kind, "only a version that the gate accepted is promoted")
-        judged = str(self.verdict.get("version"))
-        if judged != str(self.version):
-            raise ConfigurationError("version", self.version, f"the verdict is about version {judged}")
+        judged = (str(self.verdict.get("model_name")), str(self.verdict.get("version")))
+        if judged != (self.model_name, str(self.version)):
+            raise ConfigurationError(
+                "model_name, version",
+                (self.model_name, str(self.version)),
+                f"the verdict is about {judged[0]} version {judged[1]}: give the gate's own, gate.output",
+            )
         return str(self.verdict.get("summary", ""))
 
     async def _promote(self, context: Context, summary: str) -> Promotion:
@@ -337,7 +341,9 @@ def held(alias: str | None, stage: str | None) -> str:
     return " and ".join(part for part in parts if part)
 
 
-def _texts(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+def _texts(field: str, given: Any) -> Any:
+    if given is not None and not isinstance(given, Mapping):
+        return given  # read_tags says what it should be
     return {
         text_of(f"{field} key", name): text_of(f"{field}[{name!r}]", value)
         for name, value in (given or {}).items()

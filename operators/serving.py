@@ -18,12 +18,12 @@ from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
-    credentials_from,
     get_cluster,
     get_cluster_config,
     get_mlflow,
 )
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -159,6 +159,7 @@ class RolloutModelOperator(BaseOperator):
             namespace = self.namespace or self._cluster.namespace or "default"
             remember_links(context, endpoint=f"http://{self.endpoint}.{namespace}.svc:{self.port}")
         if changed and self.deferrable:
+            warn_without_triggerer(self.log.warning)
             self._defer(pinned)
         with failing_clearly():
             return self._complete(context, pinned, wait=changed)
@@ -279,7 +280,7 @@ class RolloutModelOperator(BaseOperator):
     def _spec(self, context: Context, client: ClusterClient, pinned: Mapping[str, str]) -> ServingSpec:
         from nighttrain.providers.serving.spec import ServingSpec
 
-        credentials = credentials_from(self.mlflow_secret or self._mlflow.secret)
+        access = self._mlflow.pods().with_secret(self.mlflow_secret)
         return ServingSpec(
             endpoint=self.endpoint,
             namespace=self.namespace or client.namespace,
@@ -287,15 +288,18 @@ class RolloutModelOperator(BaseOperator):
             model_name=self.model_name,
             version=pinned["version"],
             artifact_digest=pinned["digest"],
-            tracking_uri=self._mlflow.cluster_uri,
+            tracking_uri=access.uri,
+            known_secrets=access.known_secrets,
+            mlflow_env=access.serving_environment(),
             replicas=self.replicas,
             container_resources=self.container_resources,
             env_vars=dict(self.env_vars or {}),
-            env_from=[*(self.env_from or []), *credentials],
+            env_from=[*(self.env_from or []), *access.sources()],
             node_selector=dict(self.node_selector or {}),
             tolerations=list(self.tolerations or []),
             affinity=self.affinity,
             service_account_name=self.service_account_name,
+            automount_service_account_token=True if access.auth else None,
             image_pull_secrets=list(self.image_pull_secrets or []),
             image_pull_policy=self.image_pull_policy,
             labels=dict(self.labels or {}),

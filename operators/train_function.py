@@ -69,7 +69,8 @@ class _TrainDecoratedOperator(DecoratedOperator, TrainingJobOperator):
 
         args, kwargs = self._arguments()
         files = shipped_code.ship(self.python_callable, args, kwargs)
-        return replace(super()._spec(environment, cluster, mlflow), files=files)
+        spec = super()._spec(environment, cluster, mlflow)
+        return replace(spec, files={**(spec.files or {}), **files})
 
     def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
         return (

@@ -15,10 +15,17 @@ from airflow.sdk import BaseOperator
 from nighttrain.operators import context as task_context
 from nighttrain.operators import hints
 from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
-from nighttrain.operators.outages import waiting_out
+from nighttrain.operators.outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.templating import attributes_of_model
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ClusterError, ConfigurationError, TrackingUnreachableError
+from nighttrain.providers.errors import (
+    MLFLOW_NOT_REACHED,
+    ClusterError,
+    ConfigurationError,
+    TrackingError,
+    TrackingMisconfiguredError,
+    TrackingUnreachableError,
+)
 from nighttrain.providers.kubernetes.timeouts import (
     DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
     DEFAULT_SIDECAR_GRACE_SECONDS,
@@ -28,11 +35,11 @@ from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
-    credentials_from,
     get_cluster,
     get_mlflow,
 )
-from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.failures import MLFLOW_OUTAGE_SECONDS, failing_clearly
+from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -62,7 +69,7 @@ DEFAULT_TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
 
 # Fields of a WorkloadSpec that are no parameters: retries are Airflow's, nothing varies between them, and
 # files are what @task.train makes.
-_NOT_PARAMETERS = frozenset({"backoff_limit", "volatile_env", "files"})
+_NOT_PARAMETERS = frozenset({"backoff_limit", "volatile_env", "files", "own_env", "known_secrets"})
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,8 @@ class WorkloadOperator(BaseOperator):
         does not answer: two trainings may run at once then
     :param cluster_outage_timeout_seconds: how long a try bears it that the API server does not answer when
         the workload is to be started or settled; 0 fails at once. Waits bear an hour
+    :param mlflow_outage_timeout_seconds: how long a workload that has ended waits for an MLflow that does not
+        answer, or is reached wrongly by then; 0 fails at once
     :param get_logs: show the container's lines in the task's log while it runs
     :param deferrable: wait in the triggerer (the default) or in the worker
     :param pod_security: ``baseline``, or ``restricted`` for namespaces that enforce that Pod Security level;
@@ -182,6 +191,7 @@ class WorkloadOperator(BaseOperator):
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
     text_fields: ClassVar[tuple[str, ...]] = ("experiment_name", "run_name", "kubernetes_conn_id")
+    _resumed = False
 
     def __init__(
         self,
@@ -247,6 +257,7 @@ class WorkloadOperator(BaseOperator):
         node_lost_timeout_seconds: float = DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
         replace_on_lost_node: bool = False,
         cluster_outage_timeout_seconds: float = DEFAULT_CLUSTER_OUTAGE_TIMEOUT_SECONDS,
+        mlflow_outage_timeout_seconds: float = MLFLOW_OUTAGE_SECONDS,
         get_logs: bool = True,
         deferrable: bool = True,
         **kwargs: Any,
@@ -315,6 +326,7 @@ class WorkloadOperator(BaseOperator):
         self.node_lost_timeout_seconds = node_lost_timeout_seconds
         self.replace_on_lost_node = replace_on_lost_node
         self.cluster_outage_timeout_seconds = cluster_outage_timeout_seconds
+        self.mlflow_outage_timeout_seconds = mlflow_outage_timeout_seconds
         self.get_logs = get_logs
         self.deferrable = deferrable
 
@@ -338,6 +350,8 @@ class WorkloadOperator(BaseOperator):
                 self._tell_what_was_lost(context, started)
                 self._remember(context, started, prepared.facts)
             if self.deferrable:
+                if not self._resumed:
+                    warn_without_triggerer(self.log.warning)
                 self._defer(started, tracked)
             with failing_clearly():
                 outcome = run_sync(self._follow(tracked, started, context["ti"]))
@@ -351,21 +365,22 @@ class WorkloadOperator(BaseOperator):
         """Take over the outcome that the trigger saw."""
         from nighttrain.providers.kubernetes.outcome import Outcome
 
+        self._resumed = True  # by a triggerer, so there is one
         if "error" in event:
             raise ClusterError(event["error"])
-        if "tracking_error" in event:
+        if "tracking_error" in event and "outcome" not in event:  # a trigger of an earlier version
             raise TrackingUnreachableError(event["tracking_error"])
+        outcome = Outcome.from_dict(event["outcome"])
+        if "tracking_error" in event:
+            raise self._given_up(outcome, event["tracking_error"])
         with failing_clearly():
             as_texts(self, *self.text_fields)
-            tracked = self._tracked(context, Prepared())
-            underway = _Underway(context, tracked, *self._remembered(context))
             try:
-                return self._finish(underway, Outcome.from_dict(event["outcome"]))
+                return self._finish(self._underway(context), outcome)
             except _AnotherAttempt:
                 pass
-            except TrackingUnreachableError as error:
-                self.log.warning("The workload has ended; waiting for MLflow to write it down: %s", error)
-                self._defer_until_mlflow_answers(event)
+            except MLFLOW_NOT_REACHED as error:
+                self._defer_until_mlflow_answers(event, outcome, error)
         return self.execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -376,6 +391,7 @@ class WorkloadOperator(BaseOperator):
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             self.log.error("Timed out: cancelling the workload")
+            hints.forget(context, self.log.debug)
             started, _ = self._remembered(context)
             tracked = self._tracked(context, Prepared())
             self._waiting_out(lambda: run_sync(tracked.cancel(started)))
@@ -411,6 +427,7 @@ class WorkloadOperator(BaseOperator):
     # The common part.
 
     def _tracked(self, context: Context, prepared: Prepared) -> TrackedWorkload:
+        from nighttrain.providers.kubernetes.plain_secrets import check_no_known_secret
         from nighttrain.providers.tracked_workload import TrackedWorkload
         from nighttrain.providers.tracking.names import check_run_name, fit_run_name
 
@@ -419,6 +436,8 @@ class WorkloadOperator(BaseOperator):
         spec = self._spec(prepared.environment, cluster, mlflow)
         spec.validate()
         ti = context["ti"]
+        shown = {"experiment_name": self.experiment_name or "", "run_name": self.run_name or ""}
+        check_no_known_secret({**shown, **prepared.params}, "what MLflow's page shows", spec.known_secrets)
         return TrackedWorkload(
             cluster=cluster.config,
             tracking=mlflow.config,
@@ -439,13 +458,14 @@ class WorkloadOperator(BaseOperator):
         self, environment: Mapping[str, str], cluster: ClusterConnection, mlflow: MLflowConnection
     ) -> WorkloadSpec:
         from nighttrain.providers.kubernetes.spec import WorkloadSpec
+        from nighttrain.providers.pod_access import with_access
         from nighttrain.providers.tracked_workload import with_env
 
         names = [each.name for each in fields(WorkloadSpec) if each.name not in _NOT_PARAMETERS]
         given = {name: getattr(self, name) for name in names}
-        given["env_from"] = [*(self.env_from or []), *credentials_from(self.mlflow_secret or mlflow.secret)]
         given["pod_security"] = self.pod_security or cluster.pod_security
-        return with_env(WorkloadSpec(**given), environment)
+        spec = with_env(WorkloadSpec(**given), environment)
+        return with_access(spec, mlflow.pods().with_secret(self.mlflow_secret))
 
     def _defer(self, started: StartedWorkload, tracked: TrackedWorkload) -> None:
         from nighttrain.sensors.triggers import WorkloadTrigger
@@ -464,12 +484,49 @@ class WorkloadOperator(BaseOperator):
             timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
         )
 
-    def _defer_until_mlflow_answers(self, event: dict[str, Any]) -> None:
+    def _underway(self, context: Context) -> _Underway:
+        """As the connections say now: a mistake in them may have been mended meanwhile."""
+        try:
+            get_mlflow(self.mlflow_conn_id)
+        except ConfigurationError as error:
+            raise TrackingMisconfiguredError(str(error)) from error
+        return _Underway(context, self._tracked(context, Prepared()), *self._remembered(context))
+
+    def _defer_until_mlflow_answers(
+        self, event: dict[str, Any], outcome: Outcome, error: TrackingError
+    ) -> None:
         from nighttrain.sensors.triggers import MLflowAnswersTrigger
 
+        # Over all deferrals: an MLflow that answers a look and then refuses to write is away as well.
+        since = event.get("mlflow_away_since")
+        if since is None:
+            since = time.time()
+            self._say_end(outcome)
+        left = since + self.mlflow_outage_timeout_seconds - time.time()
+        if left <= 0:
+            raise self._given_up(outcome, error) from error
+        self.log.warning(
+            "The workload has ended; waiting for MLflow to write it down, for another %.0f s: %s", left, error
+        )
         self.defer(
-            trigger=MLflowAnswersTrigger(mlflow_conn_id=self.mlflow_conn_id, event=event),
+            trigger=MLflowAnswersTrigger(
+                mlflow_conn_id=self.mlflow_conn_id,
+                event={**event, "mlflow_away_since": since},
+                timeout_seconds=self.mlflow_outage_timeout_seconds,
+            ),
             method_name="execute_complete",
+        )
+
+    def _say_end(self, outcome: Outcome) -> None:
+        say = self.log.info if outcome.succeeded else self.log.error
+        say("%s", outcome.explain())
+
+    def _given_up(self, outcome: Outcome, error: object) -> TrackingUnreachableError:
+        # Not the mistake's own type, which no retry follows: a retry takes the ended workload over.
+        return TrackingUnreachableError(
+            f"the workload has ended, and MLflow could not be told within mlflow_outage_timeout_seconds = "
+            f"{self.mlflow_outage_timeout_seconds:.0f}: {error}\nA retry takes the ended workload over as "
+            f"long as its Job is there. How it ended: {outcome.explain()}"
         )
 
     def _start(self, tracked: TrackedWorkload) -> StartedWorkload:
@@ -519,9 +576,15 @@ class WorkloadOperator(BaseOperator):
         return self._waiting_out(lambda: self._settle(underway, outcome))
 
     def _settle(self, underway: _Underway, outcome: Outcome) -> dict[str, Any]:
+        from nighttrain.providers.training_advice import advised
+
         context, tracked, facts = underway.context, underway.tracked, underway.facts
+        if not outcome.succeeded:
+            # First: closing may remove the Job, and a crash right after it should not be told as a loss.
+            hints.forget(context, self.log.debug)
         started = run_sync(tracked.close(underway.started, outcome))
         self._remember(context, started, facts)
+        outcome = advised(outcome, experiment_name=tracked.experiment_name, run_id=started.run_id)
         if not outcome.succeeded:
             run_sync(tracked.mark_consumed(started, outcome))
             failures = started.workload.infrastructure_failures
@@ -561,17 +624,26 @@ class WorkloadOperator(BaseOperator):
             raise AirflowSkipException(f"{outcome.explain()}\nskip_on_exit_code has {outcome.exit_code}")
 
     def _finish_patiently(self, underway: _Underway, outcome: Outcome) -> dict[str, Any]:
-        """As :meth:`_finish`; an outage of MLflow is waited out, bounded by the task's own time-out."""
-        from nighttrain.sensors.triggers import MLFLOW_OUTAGE_SECONDS
-
-        until = time.monotonic() + MLFLOW_OUTAGE_SECONDS
+        """As :meth:`_finish`; an MLflow that is away, or reached wrongly by now, is waited for."""
+        until: float | None = None
         while True:
             try:
+                if until is not None:
+                    underway = self._underway(underway.context)
                 return self._finish(underway, outcome)
-            except TrackingUnreachableError as error:  # after three quarters of a minute of trying
-                if time.monotonic() > until:
-                    raise
-                self.log.warning("The workload has ended; still trying to write it down: %s", error)
+            except MLFLOW_NOT_REACHED as error:
+                now = time.monotonic()
+                if until is None:
+                    until = now + self.mlflow_outage_timeout_seconds
+                    self._say_end(outcome)
+                if now >= until:
+                    raise self._given_up(outcome, error) from error
+                self.log.warning(
+                    "The workload has ended; trying to write it down for another %.0f s: %s",
+                    until - now,
+                    error,
+                )
+                time.sleep(min(PAUSE_SECONDS, until - now))
 
     def _remember(self, context: Context, started: StartedWorkload, facts: dict[str, Any]) -> None:
         mlflow = get_mlflow(self.mlflow_conn_id)

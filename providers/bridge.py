@@ -16,11 +16,16 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     Where a loop already runs in this thread (a notebook, ``dag.test()`` inside one), a thread with a loop of
     its own does the work, so that the caller's loop is not entered twice.
     """
+    # Outside of an except clause: what the work raises would carry "no running event loop" as its context.
+    return _run_in_thread(work) if _loop_runs() else asyncio.run(work)
+
+
+def _loop_runs() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
-    return _run_in_thread(work)
+        return False
+    return True
 
 
 def _run_in_thread(work: Coroutine[Any, Any, T]) -> T:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import NighttrainError
@@ -82,6 +83,7 @@ def _show(findings: list[Finding], forgotten: list[ForgottenRun], options: argpa
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nighttrain", description="nighttrain's maintenance commands.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('nighttrain')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     reap = commands.add_parser(
         "reap",

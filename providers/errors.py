@@ -23,8 +23,10 @@ NighttrainError
 │       └── RejectedByNode          also a Rejected
 ├── AirflowError                    Airflow's API said no, or could not be asked
 ├── TrackingError                   MLflow said no, or could not be asked
-│   ├── TrackingUnreachableError
-│   ├── TrackingUnauthorizedError   401 or 403
+│   ├── TrackingUnreachableError    an outage: refused, timed out, overloaded; waiting may mend it
+│   │   └── TrackingBusyError       429 or 5xx; also a TrackingRequestError
+│   ├── TrackingMisconfiguredError  a mistake: unknown host, certificate, not MLflow; waiting mends nothing
+│   │   └── TrackingUnauthorizedError   401 or 403
 │   ├── TrackingNotFoundError       RESOURCE_DOES_NOT_EXIST
 │   └── TrackingRequestError        any other refusal
 │       └── TrackingTrashError      the run or its experiment was put into MLflow's trash
@@ -218,11 +220,21 @@ class TrackingError(NighttrainError):
 
 
 class TrackingUnreachableError(TrackingError):
-    """No answer from MLflow, after the retries."""
+    """No answer from MLflow, after the retries: an outage, which waiting may mend."""
 
 
-class TrackingUnauthorizedError(TrackingError):
-    """401 or 403 from MLflow."""
+class TrackingMisconfiguredError(TrackingError):
+    """How MLflow is reached is wrong, and stays wrong until somebody changes it: no outage, a mistake.
+
+    An unknown host, a certificate that is not trusted, credentials that are not accepted, or something at the
+    address that is not MLflow.
+    """
+
+
+class TrackingUnauthorizedError(TrackingMisconfiguredError):
+    """401 or 403 from MLflow; ``error_code`` is MLflow's own, if it gives one."""
+
+    error_code: str = ""
 
 
 class TrackingNotFoundError(TrackingError):
@@ -240,6 +252,15 @@ class TrackingRequestError(TrackingError):
 
 class TrackingTrashError(TrackingRequestError):
     """The run, or its experiment, is in MLflow's trash: it takes no writes before it is restored."""
+
+
+class TrackingBusyError(TrackingUnreachableError, TrackingRequestError):
+    """429 or 5xx: MLflow, or what stands before it, cannot answer now.
+
+    ``retry_after`` is the pause in seconds that it asks for, if it does.
+    """
+
+    retry_after: float | None = None
 
 
 class RegistryError(NighttrainError):
@@ -298,6 +319,24 @@ def _repr(value: object) -> str:
         return repr(value)
     except ValueError:  # an integer of more than 4,300 digits
         return f"a value of type {type(value).__name__} that has no text"
+
+
+PERMANENT: tuple[type[NighttrainError], ...] = (
+    ArtifactDigestMismatchError,
+    ConfigurationError,
+    GateError,
+    ObjectInvalidError,
+    RunWithoutModelError,
+    TrackingMisconfiguredError,
+    WorkloadConflictError,
+)
+"""Trying these again would give the same answer: the input, the registered artifact, the recorded
+measurements or the way to MLflow have to change first."""
+
+
+MLFLOW_NOT_REACHED = (TrackingUnreachableError, TrackingMisconfiguredError)
+"""An outage or a mistake: what has ended meanwhile is kept and written down later. Before anything starts
+only the outage is borne."""
 
 
 def clip(text: str, length: int) -> str:

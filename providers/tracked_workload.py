@@ -137,6 +137,7 @@ class TrackedWorkload:
         :raises ConfigurationError: the cluster refuses the Job as it is written, or MLflow a name; nothing
             was created
         :raises ClusterError: the cluster cannot be reached, or forbids it
+        :raises TrackingMisconfiguredError: MLflow can never be reached like this; nothing was created
         :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
         """
         from nighttrain.providers.kubernetes.client import shared_client
@@ -325,7 +326,7 @@ class TrackedWorkload:
     ) -> StartedWorkload:
         """Complete the run that the Job was created with; another one that was opened for it goes.
 
-        What cannot be written now is written at the end.
+        What cannot be written now, outage or mistake, is written at the end: the workload runs by now.
         """
         from nighttrain.providers.tracking.runs import PARENT_TAG
 
@@ -347,11 +348,9 @@ class TrackedWorkload:
             if candidate is None:
                 await tree.reopen(run.run_id)
             await self._tell_parent(tree.reopen, parent_run_id)
-        except TrackingUnreachableError as error:
-            _log.warning("The run's tags follow at the end: %s", error)
-        except (TrackingTrashError, TrackingNotFoundError) as error:
+        except TrackingError as error:
             _log.warning(
-                "The workload goes on; its run cannot be written: %s",
+                "The workload goes on, and what its run lacks follows at the end: %s",
                 restoring(error, run_id=started.run_id, experiment_id=started.experiment_id),
             )
         return started
@@ -510,10 +509,7 @@ def restoring(error: Exception, *, run_id: str, experiment_id: str = "") -> str:
 
 def with_env(spec: WorkloadSpec, environment: Mapping[str, str]) -> WorkloadSpec:
     """``spec`` with further environment variables; those that the user set stay as they are."""
-    given = spec.env()
-    names = {variable["name"] for variable in given}
-    added = [{"name": name, "value": value} for name, value in environment.items() if name not in names]
-    return replace(spec, env_vars=[*given, *added])
+    return replace(spec, own_env={**spec.own_env, **environment})
 
 
 def run_status(outcome: Outcome) -> RunStatus:

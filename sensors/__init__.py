@@ -1,1 +1,36 @@
 """Airflow sensors, triggers, connections and assets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.public_names import public_names, require
+
+__all__ = [
+    "EndpointReadySensor",
+    "MLflowHook",
+    "ModelAliasSensor",
+    "ModelStageSensor",
+    "ModelVersionSensor",
+    "registered_model",
+]
+
+require("airflow.sdk", extra="airflow")
+
+if TYPE_CHECKING:
+    from nighttrain.sensors.assets import registered_model
+    from nighttrain.sensors.hooks import MLflowHook
+    from nighttrain.sensors.registry import ModelAliasSensor, ModelStageSensor, ModelVersionSensor
+    from nighttrain.sensors.serving import EndpointReadySensor
+else:
+    __getattr__, __dir__ = public_names(
+        __name__,
+        {
+            "EndpointReadySensor": "nighttrain.sensors.serving",
+            "MLflowHook": "nighttrain.sensors.hooks",
+            "ModelAliasSensor": "nighttrain.sensors.registry",
+            "ModelStageSensor": "nighttrain.sensors.registry",
+            "ModelVersionSensor": "nighttrain.sensors.registry",
+            "registered_model": "nighttrain.sensors.assets",
+        },
+    )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
     from nighttrain.providers.kubernetes.client import ClusterConfig
+    from nighttrain.providers.pod_access import PodAccess
     from nighttrain.providers.tracking.client import TrackingConfig
 
 DEFAULT_KUBERNETES_CONN_ID = "kubernetes_default"
@@ -33,15 +34,26 @@ class MLflowConnection:
     secret: str | None = None
     """The Kubernetes Secret that gives pods their MLFLOW_TRACKING_* credentials."""
 
+    def pods(self) -> PodAccess:
+        """What pods are told to reach MLflow."""
+        from nighttrain.providers.pod_access import pod_access
+
+        return pod_access(self.config, uri=self.cluster_uri, secret=self.secret)
+
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""
-        return f"{self.ui_uri}/#/experiments/{experiment_id}/runs/{run_id}"
+        return self._page(f"experiments/{experiment_id}/runs/{run_id}")
 
     def version_url(self, model_name: str, version: str) -> str:
         """The model version's page."""
         from urllib.parse import quote
 
-        return f"{self.ui_uri}/#/models/{quote(model_name, safe='')}/versions/{version}"
+        return self._page(f"models/{quote(model_name, safe='')}/versions/{version}")
+
+    def _page(self, place: str) -> str:
+        from nighttrain.providers.tracking.service_account import page
+
+        return page(self.ui_uri, place, self.config)
 
 
 @dataclass(frozen=True)
@@ -94,11 +106,6 @@ def cluster_connection(conn: Connection) -> ClusterConnection:
             )
 
 
-def credentials_from(secret: str | None) -> list[dict[str, Any]]:
-    """The ``env_from`` entry that gives a container its MLflow credentials."""
-    return [{"secretRef": {"name": secret}}] if secret else []
-
-
 def cluster_config(conn: Connection) -> ClusterConfig:
     """Read the fields that Airflow's own KubernetesHook reads.
 
@@ -139,9 +146,9 @@ def cluster_config(conn: Connection) -> ClusterConfig:
 def mlflow_connection(conn: Connection) -> MLflowConnection:
     """Read an ``mlflow`` connection (an ``http`` one with the same fields works too).
 
-    :raises ConfigurationError: there is no host
+    :raises ConfigurationError: there is no host, or an address that is not http or https
     """
-    from nighttrain.providers.tracking.client import TrackingConfig
+    from nighttrain.providers.tracking.client import TrackingConfig, address_for_pods
 
     if not conn.host:
         raise ConfigurationError(
@@ -157,12 +164,14 @@ def mlflow_connection(conn: Connection) -> MLflowConnection:
         username=conn.login or None,
         password=conn.password or None,
         registry_uri=extra.get("registry_uri") or None,
+        workspace=extra.get("workspace") or None,
+        auth=extra.get("auth") or None,
         ca_certificate=extra.get("ca_certificate") or None,
         verify_ssl=not _is_true(extra.get("disable_verify_ssl")),
     )
     return MLflowConnection(
         config=config,
-        cluster_uri=(extra.get("cluster_uri") or config.uri).rstrip("/"),
+        cluster_uri=address_for_pods("cluster_uri", extra.get("cluster_uri") or config.uri),
         ui_uri=(extra.get("ui_uri") or config.uri).rstrip("/"),
         secret=extra.get("kubernetes_secret") or None,
     )

@@ -9,6 +9,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from nighttrain.providers.errors import NighttrainError
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -39,6 +40,7 @@ class DeferringSensor(BaseSensorOperator):
             if isinstance(now, PokeReturnValue) and now.is_done:
                 return now.xcom_value
             trigger = self._trigger()
+        warn_without_triggerer(self.log.warning)
         return self.defer(
             trigger=trigger, method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
         )

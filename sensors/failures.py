@@ -5,25 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nighttrain.providers.errors import (
-    ArtifactDigestMismatchError,
-    ConfigurationError,
-    GateError,
-    ObjectInvalidError,
-    RunWithoutModelError,
-    WorkloadConflictError,
-)
+from nighttrain.providers.errors import PERMANENT
 
-# Trying these again would give the same answer: the input, the registered artifact or the recorded
-# measurements have to change first.
-PERMANENT = (
-    ArtifactDigestMismatchError,
-    ConfigurationError,
-    GateError,
-    ObjectInvalidError,
-    RunWithoutModelError,
-    WorkloadConflictError,
-)
+# A day: whoever restores a tracking server does so within one, and a finished Job keeps its result for three.
+MLFLOW_OUTAGE_SECONDS = 24 * 3600.0
 
 
 @contextmanager

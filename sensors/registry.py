@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import PokeReturnValue
 
-from nighttrain.providers.errors import TrackingError
+from nighttrain.providers.errors import TrackingError, TrackingMisconfiguredError
 from nighttrain.providers.texts import text_of
 from nighttrain.sensors.conditions import Awaited, RegistryCondition
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
@@ -70,6 +70,8 @@ class _RegistrySensor(DeferringSensor):
 
         try:
             found = run_sync(self._look())
+        except TrackingMisconfiguredError:
+            raise
         except TrackingError as error:
             self.log.warning("MLflow cannot be asked now, will look again: %s", error)
             found = None

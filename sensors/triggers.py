@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 from nighttrain.providers.errors import ConfigurationError, NighttrainError, TrackingError
 from nighttrain.sensors.conditions import RegistryCondition
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, aget_cluster_config, aget_mlflow
+from nighttrain.sensors.failures import MLFLOW_OUTAGE_SECONDS
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 # and a transition waits 2.5 s on average.
 DEFAULT_POLL_SECONDS = 5.0
 
-# A day: whoever restores a tracking server does so within one, and a finished Job keeps its result for three.
-MLFLOW_OUTAGE_SECONDS = 24 * 3600.0
+# Somebody who mends a connection sees the wait end within a minute; asking for it at every look would make a
+# request to Airflow of each.
+REREAD_SECONDS = 60.0
 
 # Beside the worker's own report: the executor's and the scheduler's loops take up to a second each.
 REPORT_SECONDS = 2.0
@@ -44,14 +46,20 @@ class _Settling:
     that wait longer lose nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         from airflow.configuration import conf
 
         interval = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
-        self._until = time.monotonic() + interval + REPORT_SECONDS
+        self._clock, self._sleep = clock, sleep
+        self._until = clock() + interval + REPORT_SECONDS
 
     async def wait(self) -> None:
-        await asyncio.sleep(max(0.0, self._until - time.monotonic()))
+        await self._sleep(max(0.0, self._until - self._clock()))
 
 
 _endings: set[asyncio.Task[None]] = set()
@@ -306,7 +314,8 @@ class EndpointTrigger(BaseTrigger):
 class MLflowAnswersTrigger(BaseTrigger):
     """Waits until MLflow answers again, then passes ``event`` on: what waited is written then.
 
-    After ``timeout_seconds`` without an answer the event is ``{"tracking_error": sentence}``.
+    A mistake on the way to MLflow is waited for like an outage: somebody may mend the connection. After
+    ``timeout_seconds`` without an answer the event has ``"tracking_error"`` as well, a sentence.
     """
 
     def __init__(
@@ -335,25 +344,43 @@ class MLflowAnswersTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        from nighttrain.providers.tracking.client import MLflowClient
-
         settling = _Settling()
-        mlflow = await aget_mlflow(self.mlflow_conn_id)
-        until = time.monotonic() + self.timeout_seconds
-        event = self.event
-        async with MLflowClient(mlflow.config) as client:
-            self.log.info("Looking every %.0f s whether MLflow answers", self.poll_seconds)
-            while True:
-                try:
-                    await client.ping()
-                    break
-                except TrackingError as error:
-                    if time.monotonic() > until:
-                        event = {"tracking_error": str(error)}
-                        break
-                    await asyncio.sleep(self.poll_seconds)
+        # By the clock that the task began to wait by: a triggerer that dies does not make the wait longer.
+        waited = time.time() - float(self.event.get("mlflow_away_since", time.time()))
+        until = time.monotonic() + self.timeout_seconds - waited
+        self.log.info("Looking every %.0f s whether MLflow answers", self.poll_seconds)
+        event, said = self.event, ""
+        while (error := await self._failure(min(until, time.monotonic() + REREAD_SECONDS))) is not None:
+            if str(error) != said:
+                said = str(error)
+                self.log.warning("%s", said)
+            if time.monotonic() >= until:
+                event = {**self.event, "tracking_error": said}
+                break
         await settling.wait()
         yield TriggerEvent(event)
+
+    async def _failure(self, until: float) -> NighttrainError | None:
+        """Look until MLflow answers, by the connection as it is now, or the time is over."""
+        from nighttrain.providers.tracking.client import MLflowClient
+
+        client: MLflowClient | None = None
+        try:
+            while True:
+                try:
+                    if client is None:
+                        client = MLflowClient((await aget_mlflow(self.mlflow_conn_id)).config)
+                    await client.ping()
+                except (TrackingError, ConfigurationError) as error:
+                    pause = min(self.poll_seconds, until - time.monotonic())
+                    if pause <= 0:
+                        return error
+                    await asyncio.sleep(pause)
+                else:
+                    return None
+        finally:
+            if client is not None:
+                await client.aclose()
 
 
 class RegistryTrigger(BaseTrigger):

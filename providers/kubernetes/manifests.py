@@ -23,6 +23,7 @@ from nighttrain.providers.kubernetes.identity import (
 )
 from nighttrain.providers.kubernetes.names import check_dns_label, check_object_name
 from nighttrain.providers.kubernetes.objects import DEFAULT_CONTAINER_ANNOTATION
+from nighttrain.providers.kubernetes.plain_secrets import check_no_secret
 from nighttrain.providers.kubernetes.security import check_restricted, harden
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 
@@ -129,7 +130,9 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
     pod_spec = _overlay(pod_spec, _explicit_pod(spec))
     pod_spec["restartPolicy"] = "Never"
     _attach_secrets(spec, pod_spec)
+    _put_first(spec.own_env, pod_spec["containers"][0])
     _check_containers(pod_spec)
+    check_no_secret(pod_spec, spec.known_secrets)
     _check_dns(pod_spec)
     harden(pod_spec, restricted=spec.pod_security == "restricted")
     if spec.pod_security == "restricted":
@@ -140,6 +143,15 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
     for annotation in (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION):
         kept.setdefault("annotations", {})[annotation] = containers[0]["name"]
     return {"metadata": kept, "spec": pod_spec}
+
+
+def _put_first(variables: Mapping[str, str], container: Json) -> None:
+    """Kubernetes replaces ``$(NAME)`` only by what stands before it. One that is given already wins."""
+    given = container.get("env") or []
+    names = {variable.get("name") for variable in given}
+    own = [{"name": name, "value": value} for name, value in variables.items() if name not in names]
+    if own:
+        container["env"] = [*own, *given]
 
 
 def _explicit_container(spec: WorkloadSpec) -> Json:

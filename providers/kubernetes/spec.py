@@ -35,7 +35,8 @@ class WorkloadSpec:
     :param cmds: replaces the image's entrypoint
     :param arguments: a list; a string is one argument
     :param env_vars: a mapping of strings, or a list of ``V1EnvVar``. Credentials belong into ``env_from``,
-        ``secrets`` or a ``valueFrom`` that refers to a Secret: values given here are readable in the Job.
+        ``secrets`` or a ``valueFrom`` that refers to a Secret: values given here are readable in the Job,
+        and refused where they are known to be credentials.
     :param configmaps: names of ConfigMaps whose entries become variables
     :param secrets: Airflow's ``Secret`` objects, or any with deploy_type, deploy_target, secret and key
     :param active_deadline_seconds: the Job fails after so many seconds of running; not counted while queued
@@ -61,6 +62,10 @@ class WorkloadSpec:
     :param oom_memory_max: the most memory an attempt is ever given, a quantity such as ``32Gi``
     :param volatile_env: names of variables that may differ between retries of one attempt: they do not count
         when an existing Job is compared with this spec
+    :param own_env: nighttrain's own variables. They stand before the user's, whose ``$(MLFLOW_RUN_ID)`` is so
+        replaced; one that the user gives too is left out
+    :param known_secrets: credentials that must stand nowhere in the workload; see
+        :func:`nighttrain.providers.kubernetes.plain_secrets.known_forms`
     :param files: file name -> content, for the main container's folder ``/nighttrain``, through a ConfigMap
         that goes when the Job goes. At most 1 MiB in all; readable like the Job: no secrets here
     """
@@ -114,6 +119,8 @@ class WorkloadSpec:
     oom_memory_factor: float | None = None
     oom_memory_max: str | None = None
     files: Mapping[str, str] | None = None
+    own_env: Mapping[str, str] = field(default_factory=dict)
+    known_secrets: Sequence[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         # What a template gave as a number is the same text everywhere, in the manifest and in its hash. What
@@ -133,11 +140,14 @@ class WorkloadSpec:
         from nighttrain.providers.kubernetes.files import check_files
         from nighttrain.providers.kubernetes.manifests import build_pod_template
         from nighttrain.providers.kubernetes.memory_growth import check_growth
+        from nighttrain.providers.kubernetes.plain_secrets import check_no_known_secret
 
         self._check_scalars()
         self._check_metadata()
         check_growth(self)
         check_files(self.files or {})
+        for name in ("labels", "annotations", "files"):
+            check_no_known_secret(getattr(self, name) or {}, name, self.known_secrets)
         build_pod_template(self)
 
     def _check_scalars(self) -> None:

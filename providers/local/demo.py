@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,9 @@ class Demo:
     def _backfill(self) -> None:
         body = {
             "dag_id": NIGHTLY,
-            "from_date": f"{FIRST_NIGHT}T00:00:00-04:00",
-            "to_date": f"{LAST_NIGHT}T23:59:00-04:00",
+            # A night's run is scheduled for its end, at four in the morning of the next day.
+            "from_date": f"{FIRST_NIGHT + timedelta(days=1)}T00:00:00-04:00",
+            "to_date": f"{LAST_NIGHT + timedelta(days=1)}T23:59:00-04:00",
             "max_active_runs": 1,
         }
         _checked(self.stack.api("POST", "/backfills", json=body))
@@ -241,7 +242,7 @@ class Demo:
             run = self._mlflow("runs/get", run_id=evaluation)["run"]
             metrics = {m["key"]: m["value"] for m in run["data"].get("metrics", [])}
         return Night(
-            night=tags.get("nighttrain.data_interval_start", "?")[:10],
+            night=_night(tags.get("nighttrain.data_interval_end")),
             run=version["run_id"][:8],
             candidate=_minutes(metrics.get("candidate.mae")),
             champion=_minutes(metrics.get("champion.mae")),
@@ -424,8 +425,13 @@ def _checked(answer: httpx.Response) -> dict[str, Any]:
 
 def _label(dag_id: str, run: dict[str, Any]) -> str:
     if dag_id == NIGHTLY:
-        return f"night {str(run['logical_date'])[:10]}"
+        return f"night {_night(run['logical_date'])}"
     return "deployment      "
+
+
+def _night(end: str | None) -> str:
+    """The night that ends at this moment."""
+    return str(datetime.fromisoformat(end).date() - timedelta(days=1)) if end else "?"
 
 
 def _coloured(state: str) -> str:

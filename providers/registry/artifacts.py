@@ -20,18 +20,21 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from nighttrain.providers.errors import ArtifactDigestMismatchError, RegistryError, clip
+from nighttrain.providers.tracking.presigned import artifact
 from nighttrain.providers.tracking.tags import PREFIX, redact
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
     from nighttrain.providers.tracking.client import MLflowClient
+    from nighttrain.providers.tracking.runs import Run
 
 DIGEST_TAG = f"{PREFIX}artifact.sha256"
 FILES_TAG = f"{PREFIX}artifact.files"
@@ -40,6 +43,9 @@ EXCLUDED_FILES = frozenset({"registered_model_meta"})
 """At the root of the model: MLflow's downloader adds this file to its copy, and in place where the store
 is local."""
 
+
+VERSION_FILE = "/model-versions/get-artifact"
+RUN_FILE = "/get-artifact"
 
 MAX_FILES = 100_000
 """A model with more files is a mistake (a data set logged as a model), and the walk has to end."""
@@ -112,11 +118,12 @@ async def artifact_manifest(client: MLflowClient, version: ModelVersion) -> Arti
     about = f"version {version.version} of {version.name!r}"
 
     async def read(path: str) -> str:
-        if isinstance(place, _RunFiles):
-            # The server cannot resolve a runs:/ source by itself.
-            return await _hash(client, "/get-artifact", place.query(path))
         query = {"name": version.name, "version": version.version, "path": path}
-        return await _hash(registry, "/model-versions/get-artifact", query)
+        signed = partial(registry.get, VERSION_FILE, {**query, "presigned": "true"})
+        if isinstance(place, _RunFiles):
+            # The server cannot resolve a runs:/ source by itself, except to sign its address.
+            return await _hash(client, RUN_FILE, place.query(path), signed)
+        return await _hash(registry, VERSION_FILE, query, signed)
 
     return await _manifest(place, read, about)
 
@@ -126,9 +133,29 @@ async def logged_model_manifest(client: MLflowClient, model_id: str) -> Artifact
 
     async def read(path: str) -> str:
         route = f"/ajax-api/2.0/mlflow/logged-models/{quote(model_id, safe='')}/artifacts/files"
-        return await _hash(client, route, {"artifact_file_path": path})
+        query = {"artifact_file_path": path}
+        return await _hash(client, route, query, partial(client.get, route, {**query, "presigned": "true"}))
 
     return await _manifest(_LoggedModelFiles(client, model_id), read, f"logged model {model_id}")
+
+
+async def run_files_manifest(client: MLflowClient, run: Run, path: str) -> ArtifactManifest:
+    """The same for a folder of a run's files."""
+    files = _RunFiles(client, run.run_id, path)
+
+    async def read(name: str) -> str:
+        query = files.query(name)
+        return await _hash(client, RUN_FILE, query, partial(_signed_run_file, client, run, query["path"]))
+
+    return await _manifest(files, read, f"the folder {path!r} of run {run.run_id}")
+
+
+async def _signed_run_file(client: MLflowClient, run: Run, path: str) -> dict[str, Any]:
+    location = urlsplit(run.artifact_uri)
+    if location.scheme == "mlflow-artifacts":
+        place = quote(f"{location.path.strip('/')}/{path}")
+        return await client.get(f"/api/2.0/mlflow-artifacts/presigned/{place}")
+    return await client.post("artifacts/presigned-download-url", {"run_id": run.run_id, "path": path})
 
 
 async def verify(client: MLflowClient, version: ModelVersion) -> None:
@@ -252,7 +279,7 @@ async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
     if version.run_id:
         run = await client.get("runs/get", {"run_id": version.run_id})
         root = str(run["run"]["info"].get("artifact_uri", "")).rstrip("/")
-        if root and location.startswith(f"{root}/"):
+        if root and f"{location.rstrip('/')}/".startswith(f"{root}/"):
             return _RunFiles(client, version.run_id, location[len(root) + 1 :])
     if urlsplit(location).scheme == "mlflow-artifacts":
         return _ProxyFiles(client.for_registry(), urlsplit(location).path)
@@ -298,11 +325,16 @@ async def _walk(place: _Place) -> AsyncIterator[str]:
                 break
 
 
-async def _hash(client: MLflowClient, route: str, query: Mapping[str, str]) -> str:
+async def _hash(
+    client: MLflowClient,
+    route: str,
+    query: Mapping[str, str],
+    signed: Callable[[], Awaitable[Mapping[str, Any]]],
+) -> str:
     async def whole() -> str:
         # Begins anew on every try: a digest cannot take bytes back.
         digest = hashlib.sha256()
-        async for piece in client.stream(route, query):
+        async for piece in artifact(client, route, query, signed):
             digest.update(piece)
         return digest.hexdigest()
 

@@ -15,14 +15,20 @@ from nighttrain.providers.errors import (
     ConfigurationError,
     ModelNotFoundError,
     ModelVersionNotFoundError,
-    RunWithoutModelError,
     TrackingNotFoundError,
     TrackingRequestError,
     TrackingUnreachableError,
 )
-from nighttrain.providers.registry.artifacts import DIGEST_TAG, ensure_recorded, logged_model_manifest
+from nighttrain.providers.registry.artifacts import (
+    DIGEST_TAG,
+    ArtifactManifest,
+    ensure_recorded,
+    logged_model_manifest,
+    run_files_manifest,
+)
+from nighttrain.providers.registry.run_models import find_model
 from nighttrain.providers.tracking.names import check_description, check_key, check_text
-from nighttrain.providers.tracking.runs import LoggedModel, Run, RunTree
+from nighttrain.providers.tracking.runs import LoggedModel, RunTree
 from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, clean_tags, quoted, redact
 
 if TYPE_CHECKING:
@@ -291,7 +297,10 @@ class ModelRegistry:
         adopted, the lowest number first. Serialise registrations of one model: MLflow cannot do both steps
         at once.
 
-        :param model_name: which of the run's models, by the name it was logged under
+        Where the run itself logged no model: its files that are one (MLflow 2's client, ``log_artifacts``),
+        then the only one of the runs below it; the version's run is the one that logged it.
+
+        :param model_name: which of the run's models, by the name it was logged under or a folder of files
         :raises ConfigurationError: a tag's name or a description that MLflow refuses
         :raises RunWithoutModelError: the run logged no READY model, or several and it is not said which
         """
@@ -299,9 +308,10 @@ class ModelRegistry:
         description = check_description(redact(description)) if description else None
         wanted = clean_tags(tags, limit=MAX_VERSION_TAG)
         model = await self.logged_model(run_id, model_id=model_id, model_name=model_name)
+        run_id = model.run_id or run_id
         version = await self._existing(name, run_id, model)
         if version is None:
-            manifest = await logged_model_manifest(self.client, model.model_id)
+            manifest = await self._manifest(run_id, model)
             await self.ensure_model(name)
             wanted |= clean_tags(manifest.tags(), limit=MAX_VERSION_TAG)
             return await self._create(name, run_id, model, wanted, description)
@@ -317,9 +327,12 @@ class ModelRegistry:
         self, run_id: str, *, model_id: str | None = None, model_name: str | None = None
     ) -> LoggedModel:
         """The READY model of a run that :meth:`register` would take. :raises RunWithoutModelError:"""
-        tree = RunTree(self.client)
-        run = await tree.get(run_id)
-        return _choose(run, await tree.logged_models(run), model_id=model_id, model_name=model_name)
+        return await find_model(self.client, run_id, model_id=model_id, model_name=model_name)
+
+    async def _manifest(self, run_id: str, model: LoggedModel) -> ArtifactManifest:
+        if model.path is None:
+            return await logged_model_manifest(self.client, model.model_id)
+        return await run_files_manifest(self.client, await RunTree(self.client).get(run_id), model.path)
 
     async def set_alias(self, name: str, alias: str, version: str | int) -> None:
         """Point ``alias`` at the version, whatever it pointed at. :raises ModelVersionNotFoundError:"""
@@ -407,7 +420,7 @@ class ModelRegistry:
     async def _same(self, name: str, run_id: str, model: LoggedModel) -> list[ModelVersion]:
         """This run's versions of this very model, lowest number first."""
         found = await self.versions(name, run_id=run_id)
-        return sorted((v for v in found if v.model_id == model.model_id), key=lambda v: int(v.version))
+        return sorted((v for v in found if _is_of(v, model)), key=lambda v: int(v.version))
 
     async def _existing(self, name: str, run_id: str, model: LoggedModel) -> ModelVersion | None:
         return next(iter(await self._same(name, run_id, model)), None)
@@ -421,7 +434,7 @@ class ModelRegistry:
             "name": name,
             "source": model.source,
             "run_id": run_id,
-            "model_id": model.model_id,
+            "model_id": model.model_id or None,
             "tags": pairs,
             "description": description,
         }
@@ -441,6 +454,13 @@ class ModelRegistry:
         return await self.get_version(name, first.version)
 
 
+def _is_of(version: ModelVersion, model: LoggedModel) -> bool:
+    if model.path is None:
+        return version.model_id == model.model_id
+    # By hand, MLflow's client may have written either form.
+    return version.source.rstrip("/") in (model.source, f"runs:/{model.run_id}/{model.path}".rstrip("/"))
+
+
 def _model_id_of(source: str) -> str | None:
     parts = urlsplit(source)
     candidate = parts.path.strip("/")
@@ -454,32 +474,3 @@ def _literal(field_name: str, value: str) -> str:
             field_name, value, "use one sort of quote only: MLflow's filters have no escapes"
         )
     return literal
-
-
-def _choose(
-    run: Run, models: list[LoggedModel], *, model_id: str | None, model_name: str | None
-) -> LoggedModel:
-    wanted = [
-        model for model in models if model_id in (None, model.model_id) and model_name in (None, model.name)
-    ]
-    ready = [model for model in wanted if model.ready]
-    names = sorted({model.name for model in ready})
-    if len(names) == 1:
-        return ready[-1]
-    about = f"run {run.run_id} ({run.name or 'unnamed'}, {run.status})"
-    if len(names) > 1:
-        raise RunWithoutModelError(
-            f"{about} logged several models, {', '.join(names)}: say which with model_name"
-        )
-    fix = "log one in the training code, e.g. mlflow.sklearn.log_model(model, name='model')"
-    if not models:
-        raise RunWithoutModelError(f"{about} logged no model: {fix}")
-    listed = ", ".join(f"{model.name} ({model.model_id}, {model.status})" for model in models)
-    asked = " and ".join(
-        f"{key}={value!r}" for key, value in (("model_id", model_id), ("model_name", model_name)) if value
-    )
-    if asked and not wanted:
-        raise RunWithoutModelError(f"{about} logged no model with {asked}; it logged {listed}")
-    raise RunWithoutModelError(
-        f"{about} logged no READY model; it logged {listed}. The upload did not end: {fix}"
-    )

@@ -41,6 +41,9 @@ KEEP_ALIVE_SECONDS = 75
 # Connections remembered before those past their time are forgotten: some hundred kilobytes.
 _REMEMBERED = 10_000
 
+# MLflow's client reads certificates from a file; the Deployment brings them as text.
+_CA_VARIABLE, _CA_PATH_VARIABLE = "NIGHTTRAIN_MLFLOW_CA", "MLFLOW_TRACKING_SERVER_CERT_PATH"
+
 _MODEL_VARIABLE, _SOCKETS_VARIABLE = "NIGHTTRAIN_MODEL_FOLDER", "NIGHTTRAIN_SOCKETS"
 
 
@@ -139,6 +142,15 @@ def _socket(address: str, port: int) -> socket.socket:
     return socket.create_server((address, port), family=family, backlog=1024)
 
 
+def write_certificates(folder: str) -> None:
+    """Make a file of the CA that the Deployment brings, for MLflow's client; one that is set already wins."""
+    text = os.environ.get(_CA_VARIABLE)
+    if text and _CA_PATH_VARIABLE not in os.environ:
+        path = Path(folder, "mlflow-ca.pem")
+        path.write_text(text, encoding="ascii")
+        os.environ[_CA_PATH_VARIABLE] = str(path)
+
+
 def download(name: str, version: str, folder: str) -> str:
     """Fetch the version's files, without loading any of them."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -227,7 +239,8 @@ def main() -> int:
         return 0
     folder = tempfile.mkdtemp(prefix="nighttrain-model-")
     try:
-        return run(options, folder)
+        write_certificates(folder)
+        return run(options, os.path.join(folder, "model"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

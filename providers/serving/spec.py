@@ -12,6 +12,7 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.fields import plain
 from nighttrain.providers.kubernetes.identity import PREFIX
 from nighttrain.providers.kubernetes.names import check_annotations, check_dns_label, check_labels
+from nighttrain.providers.kubernetes.plain_secrets import check_no_known_secret
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 
 ENDPOINT_LABEL = PREFIX + "endpoint"
@@ -36,7 +37,6 @@ RESERVED_KEYS = frozenset(
 
 _ENDPOINT = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_SECRET_VARIABLE = re.compile(r"(PASSWORD|TOKEN|SECRET|SECRET_ACCESS_KEY)$", re.IGNORECASE)
 
 # A Deployment's name adds "-v<version>", a pod's name 17 characters more, and 63 is a host name's limit.
 _MAX_ENDPOINT = 40
@@ -51,6 +51,8 @@ class ServingSpec:
     :param artifact_digest: sha256 of the artifact's manifest, as recorded at registration
     :param tracking_uri: MLflow's address as the pods reach it; credentials come by ``env_from`` from a Secret
     :param replicas: pods of a Deployment that is created; left out, as many as the version that serves has
+    :param mlflow_env: how pods reach MLflow, beside its address; see
+        :meth:`nighttrain.providers.pod_access.PodAccess.serving_environment`
     :param annotations: kept on the Deployment, e.g. the identity of the DAG run that asked
     :param port: where the scoring server listens; 8080 is what MLflow's containers use
     :param workers: processes in a pod; more replicas are the usual way to more throughput
@@ -62,6 +64,7 @@ class ServingSpec:
     :param connection_seconds: after this time an answer ends its connection, so that clients with open
         connections follow a switch; half a minute costs such a client one reconnect in thousands of requests
     :param termination_grace_period: seconds from SIGTERM to SIGKILL: the drain time, and 25 to finish
+    :param known_secrets: credentials that must stand nowhere in the Deployment
     :param startup_timeout_seconds: from the start to ready: pulling an image of gigabytes takes minutes
     """
 
@@ -72,6 +75,7 @@ class ServingSpec:
     version: str
     artifact_digest: str
     tracking_uri: str
+    mlflow_env: Mapping[str, str] = field(default_factory=dict)
     replicas: int | None = None
     container_resources: Any = None
     env_vars: Mapping[str, str] | Sequence[Any] = field(default_factory=dict)
@@ -84,6 +88,7 @@ class ServingSpec:
     image_pull_policy: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
+    automount_service_account_token: bool | None = None
     pod_annotations: Mapping[str, str] = field(default_factory=dict)
     port: int = 8080
     workers: int = 1
@@ -95,6 +100,7 @@ class ServingSpec:
     connection_seconds: float = 30.0
     termination_grace_period: int = 30
     startup_timeout_seconds: float = 600.0
+    known_secrets: Sequence[str] = field(default=(), repr=False)
 
     def validate(self) -> None:
         """Find every mistake that can be found without the cluster.
@@ -168,14 +174,8 @@ class ServingSpec:
             key = min(reserved)
             raise ConfigurationError(f"labels[{key!r}]", None, "nighttrain sets this one itself")
         self.workload().validate()
-        for variable in self.workload().env():
-            name = variable.get("name", "")
-            if _SECRET_VARIABLE.search(name) and variable.get("value"):
-                raise ConfigurationError(
-                    f"env_vars.{name}",
-                    None,
-                    "a secret must not stand in a manifest; use env_from with a Secret",
-                )
+        for name in ("labels", "annotations"):
+            check_no_known_secret(getattr(self, name), name, self.known_secrets)
 
     def workload(self) -> WorkloadSpec:
         """The part that a serving pod shares with a training pod, in the shape that checks and builds it."""
@@ -188,9 +188,11 @@ class ServingSpec:
             affinity=self.affinity,
             tolerations=self.tolerations,
             service_account_name=self.service_account_name,
+            automount_service_account_token=self.automount_service_account_token,
             image_pull_secrets=self.image_pull_secrets,
             image_pull_policy=self.image_pull_policy,
             annotations=self.pod_annotations,
             termination_grace_period=self.termination_grace_period,
             pod_security=self.pod_security,
+            known_secrets=self.known_secrets,
         )

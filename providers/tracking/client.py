@@ -13,17 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from nighttrain.providers.errors import (
-    ConfigurationError,
-    TrackingError,
-    TrackingNotFoundError,
-    TrackingRequestError,
-    TrackingTrashError,
-    TrackingUnauthorizedError,
-    TrackingUnreachableError,
-    clip,
-)
+from nighttrain.providers.errors import ConfigurationError, TrackingBusyError, TrackingUnreachableError
 from nighttrain.providers.retries import say_retries_plainly
+from nighttrain.providers.tracking import service_account
+from nighttrain.providers.tracking.classify import of_answer, of_missing_field, of_no_json, of_transport
 from nighttrain.providers.tracking.tags import redact
 
 if TYPE_CHECKING:
@@ -45,12 +38,11 @@ restart."""
 RETRY_ATTEMPTS = 10
 """With the back-off below this many tries fit into RETRY_SECONDS."""
 
-_RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _RETRY_AFTER_MAX = 10.0
 """A server that asks for more than this gets asked earlier: the retry budget is 45 seconds."""
 
-_IN_TRASH = re.compile(r"must be in the 'active' state")
-"""What MLflow says to a write to a run or an experiment that was deleted: it has no code of its own."""
+_WORKSPACE = re.compile(r"[a-z0-9][-a-z0-9]{0,61}[a-z0-9]")
+"""MLflow's own rule."""
 
 _LOOPBACK = ("localhost", "127.", "::1")
 
@@ -66,6 +58,11 @@ class TrackingConfig:
     :param token: bearer token. Basic authentication wins when both are given, as it does in MLflow's own
         client.
     :param registry_uri: a second address for the model registry; the credentials are the same
+    :param workspace: MLflow's workspace for every call; the server's default if left out
+    :param auth: ``kubernetes``: the service account's token of the pod that this runs in, where no other
+        credentials are given; ``kubernetes-namespaced``: also its namespace as the workspace, where none is
+        named. As MLflow's own client does with MLFLOW_TRACKING_AUTH
+    :param service_account_folder: where that token is
     :param ca_certificate: path of a PEM file that signs the server's certificate
     :param timeout_seconds: for one answer
     :param retry_seconds: how long an unanswered or refused call is repeated; 0 asks once
@@ -77,6 +74,9 @@ class TrackingConfig:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     registry_uri: str | None = None
+    workspace: str | None = None
+    auth: str | None = None
+    service_account_folder: str = service_account.FOLDER
     ca_certificate: str | None = None
     verify_ssl: bool = True
     timeout_seconds: float = TIMEOUT_SECONDS
@@ -97,6 +97,20 @@ class TrackingConfig:
                     "give the user and password in username and password, not in the address",
                 )
             object.__setattr__(self, "registry_uri", registry_uri)
+        if self.workspace is not None and not _WORKSPACE.fullmatch(self.workspace):
+            raise ConfigurationError(
+                "workspace",
+                self.workspace,
+                "a workspace has 2 to 63 lower-case letters, digits and '-'",
+            )
+        if self.auth is not None and self.auth not in service_account.MODES:
+            raise ConfigurationError(
+                "auth", self.auth, f"must be {' or '.join(map(repr, service_account.MODES))}, or left out"
+            )
+        if self.token and not (self.token.isascii() and self.token.isprintable()):
+            raise ConfigurationError(
+                "token", None, "it has a character that no HTTP header takes: a line break at its end?"
+            )
         if self.ca_certificate and not Path(self.ca_certificate).is_file():
             raise ConfigurationError(
                 "ca_certificate",
@@ -130,10 +144,26 @@ def _split_uri(name: str, uri: str) -> tuple[str, str | None, str | None]:
     return urlunsplit((parts.scheme, location, parts.path.rstrip("/"), "", "")), username, password
 
 
-class _TransientError(TrackingRequestError):
-    """An answer worth asking again for. Leaves this module only as a TrackingRequestError, which it is."""
+def address_for_pods(name: str, uri: str) -> str:
+    """MLflow's address as pods are told it, checked.
 
-    retry_after: float | None = None
+    :raises ConfigurationError: not http or https, or with credentials in it
+    """
+    address, username, _ = _split_uri(name, uri)
+    if username:
+        raise ConfigurationError(name, None, "leave the user out of it: pods get theirs from a Secret")
+    return address
+
+
+class _Answer(dict[str, Any]):
+    """MLflow's JSON. A field that has to be there and is not shows that it is not MLflow's."""
+
+    def __init__(self, values: Mapping[str, Any], config: TrackingConfig, path: str) -> None:
+        super().__init__(values)
+        self._asked = config, path
+
+    def __missing__(self, name: str) -> Any:
+        raise of_missing_field(*self._asked, name)
 
 
 class MLflowClient:
@@ -212,11 +242,11 @@ class MLflowClient:
             ) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise self._error(response, path)
+                    raise of_answer(self.config, response, path)
                 async for piece in response.aiter_bytes():
                     yield piece
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-            raise self._unreachable(error) from error
+            raise await of_transport(self.config, error) from error
 
     async def repeating(
         self, call: Callable[[], Awaitable[T]], *, idempotent: bool = True, attempts: int | None = None
@@ -226,12 +256,14 @@ class MLflowClient:
         import stamina
 
         def again(error: Exception) -> bool | float:
-            if isinstance(error, TrackingUnreachableError):
-                return idempotent or _never_sent(error)
-            if isinstance(error, _TransientError):
-                if not (idempotent or error.status == 429):
+            if isinstance(error, TrackingBusyError):
+                # A database that is away answers 503; INTERNAL_ERROR is a fault in MLflow that no second try
+                # mends.
+                if error.error_code == "INTERNAL_ERROR" or not (idempotent or error.status == 429):
                     return False
                 return True if error.retry_after is None else min(error.retry_after, _RETRY_AFTER_MAX)
+            if isinstance(error, TrackingUnreachableError):
+                return idempotent or _never_sent(error)
             return False
 
         say_retries_plainly()
@@ -287,18 +319,14 @@ class MLflowClient:
                 json=None if body is None else _present(body),
             )
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-            raise self._unreachable(error) from error
+            raise await of_transport(self.config, error) from error
         if not response.is_success:
-            raise self._error(response, path)
+            raise of_answer(self.config, response, path)
         try:
             answer = response.json() if response.content else {}
         except ValueError as error:
-            raise TrackingRequestError(
-                f"{self.uri} does not answer like MLflow (no JSON from {path}): is it the tracking server's "
-                "address, with the prefix it runs under?",
-                status=response.status_code,
-            ) from error
-        return answer if isinstance(answer, dict) else {"value": answer}
+            raise of_no_json(self.config, response, path) from error
+        return _Answer(answer if isinstance(answer, dict) else {"value": answer}, self.config, path)
 
     def _open(self) -> httpx.AsyncClient:
         import httpx
@@ -309,16 +337,23 @@ class MLflowClient:
             auth = httpx.BasicAuth(config.username, config.password or "") if config.username else None
             if auth is None and config.token:
                 headers["Authorization"] = f"Bearer {config.token}"
+            if workspace := service_account.workspace_of(config):
+                headers[service_account.WORKSPACE_HEADER] = workspace
             host = urlsplit(config.uri).hostname or ""
             self._http = httpx.AsyncClient(
                 auth=auth,
                 headers=headers,
                 timeout=httpx.Timeout(config.timeout_seconds, connect=min(10.0, config.timeout_seconds)),
+                event_hooks={"request": [self._authorize]},
                 verify=self._verification(),
                 # A proxy for the outside world must not take the calls to this very machine.
                 trust_env=not host.startswith(_LOOPBACK),
             )
         return self._http
+
+    async def _authorize(self, request: httpx.Request) -> None:
+        if self.config.auth and "Authorization" not in request.headers:
+            request.headers["Authorization"] = service_account.authorization(self.config)
 
     def _verification(self) -> ssl.SSLContext | bool:
         if not self.config.verify_ssl or self.config.uri.startswith("http://"):
@@ -335,66 +370,9 @@ class MLflowClient:
     def _url(self, path: str) -> str:
         return self.uri + (path if path.startswith("/") else API + path)
 
-    def _unreachable(self, error: Exception) -> TrackingUnreachableError:
-        said = clip(redact(str(error)) or type(error).__name__, 200)
-        return TrackingUnreachableError(
-            f"MLflow at {self.uri} does not answer ({type(error).__name__}: {said}). "
-            f"{_what_to_check(self.config, error)}"
-        )
-
-    def _error(self, response: httpx.Response, path: str) -> TrackingError:
-        status = response.status_code
-        code, message = _said(response)
-        about = f"MLflow at {self.uri}, {path}: {status} {code}".rstrip()
-        if status == 401:
-            return TrackingUnauthorizedError(
-                f"{about}: {_credentials_hint(self.config)}. The server says: {message or 'nothing'}"
-            )
-        if status == 403:
-            return TrackingUnauthorizedError(f"{about}: {_forbidden_hint(self.uri, message)}")
-        if status == 404 and code == "RESOURCE_DOES_NOT_EXIST":
-            return TrackingNotFoundError(f"{about}: {message}")
-        if status in (404, 405) and not code:
-            message = (
-                "the server has no such call: is this the tracking server's address, with the prefix it runs "
-                "under, and is it MLflow 3?"
-            )
-        if response.is_redirect:
-            target = redact(response.headers.get("location", "")).split("?")[0]
-            message = (
-                f"redirected to {target}: give the address that answers MLflow's API itself, "
-                "without a login page"
-            )
-        if _IN_TRASH.search(message):
-            return TrackingTrashError(f"{about}: {message}", status=status, error_code=code)
-        # A database that is away answers 503; INTERNAL_ERROR is a fault in MLflow that waiting does not mend.
-        if status in _RETRY_STATUSES and code != "INTERNAL_ERROR":
-            transient = _TransientError(f"{about}: {message}", status=status, error_code=code)
-            transient.retry_after = _seconds(response.headers.get("retry-after"))
-            return transient
-        return TrackingRequestError(f"{about}: {message}", status=status, error_code=code)
-
 
 def _present(values: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in (values or {}).items() if value is not None}
-
-
-def _said(response: httpx.Response) -> tuple[str, str]:
-    """MLflow's error code and message; the body's beginning where it is not MLflow's JSON."""
-    try:
-        body = response.json()
-    except ValueError:
-        return "", clip(redact(response.text.strip()), 300)
-    if not isinstance(body, dict):
-        return "", clip(redact(str(body)), 300)
-    return str(body.get("error_code", "")), clip(redact(str(body.get("message", ""))), 500)
-
-
-def _seconds(header: str | None) -> float | None:
-    try:
-        return max(0.0, float(header)) if header else None
-    except ValueError:
-        return None
 
 
 def _never_sent(error: TrackingUnreachableError) -> bool:
@@ -402,30 +380,3 @@ def _never_sent(error: TrackingUnreachableError) -> bool:
     import httpx
 
     return isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-
-
-def _what_to_check(config: TrackingConfig, error: Exception) -> str:
-    text = str(error).lower()
-    if "certificate" in text or "ssl" in text:
-        return "Check ca_certificate, and that the server's certificate names this host."
-    if "name or service" in text or "getaddrinfo" in text or "nodename" in text or "name resolution" in text:
-        return "The host's name is not known here: check the address, or use the Service's full name."
-    return f"Check that the server runs and that {config.uri} can be reached from this machine."
-
-
-def _credentials_hint(config: TrackingConfig) -> str:
-    if config.username:
-        return f"the password of user {config.username!r} is not accepted"
-    if config.token:
-        return "the token is not accepted"
-    return "credentials are required: set username and password, or token"
-
-
-def _forbidden_hint(uri: str, message: str) -> str:
-    if "host header" in message.lower():
-        host = urlsplit(uri).netloc
-        return (
-            f"the server does not accept the host name {host!r}. Start it with --allowed-hosts "
-            f'"{host}" (MLFLOW_SERVER_ALLOWED_HOSTS). It says: {message}'
-        )
-    return f"these credentials lack the right. The server says: {message or 'nothing'}"

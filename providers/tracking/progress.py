@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from nighttrain.providers.errors import TrackingError
+from nighttrain.providers.errors import TrackingError, TrackingMisconfiguredError
 from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 from nighttrain.providers.tracking.tags import quoted
 
@@ -42,6 +42,7 @@ class _Follower:
     run_id: str
     say: Callable[[str], None]
     said: Latest = field(default_factory=dict)
+    told_mistake: bool = False
 
     def tell(self, latest: Latest) -> None:
         news = {name: value for name, value in latest.items() if self.said.get(name) != value}
@@ -109,8 +110,17 @@ class _Feed:
                 await asyncio.sleep(self._every_seconds)
                 try:
                     await self._ask(client)
+                except TrackingMisconfiguredError as error:
+                    self._tell_mistake(str(error))
                 except TrackingError as error:
                     _log.debug("no progress from MLflow: %s", error)
+
+    def _tell_mistake(self, error: str) -> None:
+        """Once: the training goes on, and what it logs cannot be seen here."""
+        for follower in self.followers:
+            if not follower.told_mistake:
+                follower.told_mistake = True
+                follower.say(f"no progress can be shown: {error}")
 
     async def _ask(self, client: MLflowClient) -> None:
         for part in _parts(list(self.followers)):

@@ -136,13 +136,18 @@ class Run:
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """A model that a run logged (MLflow 3). ``status`` is PENDING, READY or UPLOAD_FAILED."""
+    """A model that a run logged (MLflow 3). ``status`` is PENDING, READY or UPLOAD_FAILED.
+
+    Without a ``model_id`` it is a folder of the run's files, at ``path``.
+    """
 
     model_id: str
     name: str
     status: str
     source: str
     created: int = 0
+    run_id: str = ""
+    path: str | None = None
 
     @property
     def ready(self) -> bool:
@@ -158,6 +163,7 @@ class LoggedModel:
             status=str(info.get("status", "")).removeprefix("LOGGED_MODEL_"),
             source=f"models:/{model_id}",
             created=int(info.get("creation_timestamp_ms", 0)),
+            run_id=info.get("source_run_id", ""),
         )
 
 
@@ -347,7 +353,11 @@ class RunTree:
             opening=opening,
         )
         if params:
-            await self.log_params(run.run_id, params)
+            try:
+                await self.log_params(run.run_id, params)
+            except (TrackingRequestError, TrackingUnauthorizedError, ConfigurationError):
+                await self.discard(run.run_id)  # no container will be started with it
+                raise
         return run
 
     async def take_over(
@@ -530,7 +540,8 @@ class RunTree:
 
     async def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
         """Set tags, redacted and clipped; ``None`` values are left out."""
-        for part in _parts(list(clean_tags(tags).items()), BATCH_TAGS):
+        cleaned = clean_tags(tags, known=self._known_secrets)
+        for part in _parts(list(cleaned.items()), BATCH_TAGS):
             await self.client.post("runs/log-batch", {"run_id": run_id, "tags": _pairs(part)})
 
     async def log_params(self, run_id: str, params: Mapping[str, object]) -> None:
@@ -539,8 +550,7 @@ class RunTree:
         :raises ConfigurationError: a name that MLflow refuses
         :raises TrackingRequestError: a param that already has another value
         """
-        known = (self.client.config.password, self.client.config.token)
-        for part in _parts(list(_clean_params(params, known).items()), BATCH_PARAMS):
+        for part in _parts(list(_clean_params(params, self._known_secrets).items()), BATCH_PARAMS):
             await self.client.post("runs/log-batch", {"run_id": run_id, "params": _pairs(part)})
 
     async def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
@@ -589,6 +599,8 @@ class RunTree:
         candidate = known or await make()
         try:
             elected = await election.stand(candidate.run_id)
+        except TrackingUnreachableError:
+            raise
         except (TrackingRequestError, TrackingUnauthorizedError) as error:
             # A server that lets these credentials make runs but no experiments. No task fails for that.
             _log.warning("MLflow elects no run, so that several may stand side by side: %s", error)
@@ -618,7 +630,8 @@ class RunTree:
                 RUN_KEY_TAG: key.value,
                 OPENING_TAG: opening,
                 "mlflow.runName": name,
-            }
+            },
+            known=self._known_secrets,
         )
         body = {
             "experiment_id": experiment_id,
@@ -641,13 +654,17 @@ class RunTree:
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def _log_new_params(self, run: Run, params: Mapping[str, object]) -> None:
-        wanted = _clean_params(params)
+        wanted = _clean_params(params, self._known_secrets)
         changed = {key: value for key, value in wanted.items() if run.params.get(key, value) != value}
         await self.log_params(
             run.run_id, {key: value for key, value in wanted.items() if key not in run.params}
         )
         if changed:
             await self.set_tags(run.run_id, {CHANGED_PARAMS_TAG: json.dumps(changed, sort_keys=True)})
+
+    @property
+    def _known_secrets(self) -> tuple[str | None, ...]:
+        return self.client.config.password, self.client.config.token
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
+from scripted_http import scripted
 
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
@@ -19,6 +20,7 @@ from nighttrain.providers.local.server import EmbeddedCluster
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
 
+__all__ = ["scripted"]
 HERE = Path(__file__).parent
 FLIGHTS = HERE.parents[1] / "dags"
 

@@ -1,14 +1,19 @@
 """A Dagster run in a process of its own, that a test can kill: DIRECTORY MODEL MLFLOW KUBECONFIG [again].
 
-With ``again``, the last run of the instance is executed again, as from its page.
+With ``again``, the last run of the instance is executed again, as from its page. Where DIES_AT names a moment
+(``registered``, ``stored``), the process dies there as by SIGKILL.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from typing import Any
 
 import dagster as dg
 
+from nighttrain.assets import training
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.assets.training import training_asset
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
@@ -16,16 +21,28 @@ from nighttrain.providers.kubernetes.spec import WorkloadSpec
 DIRECTORY, MODEL, MLFLOW, KUBECONFIG, *AGAIN = sys.argv[1:]
 
 
+# What an asset calls right after the version is registered, and right after Dagster has the materialization.
+MOMENTS = {"registered": "_metadata", "stored": "consume"}
+
+
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def nightly() -> dg.JobDefinition:
-    training = training_asset(
+    model = training_asset(
         name="model",
         model_name=MODEL,
         spec=WorkloadSpec(
-            image="localhost/small:1", cmds=["python", "-S", "-u", "-m", "small_model"], arguments=["slow"]
+            image="localhost/small:1",
+            cmds=["python", "-S", "-u", "-m", "small_model"],
+            arguments=["train", "2.0"]
+            if "DIES_AT" in os.environ or AGAIN == ["again", "quick"]
+            else ["slow"],
         ),
     )
     defs = dg.Definitions(
-        assets=[training],
+        assets=[model],
         jobs=[dg.define_asset_job("nightly")],
         resources={
             "kubernetes": KubernetesResource(kubeconfig=KUBECONFIG),
@@ -37,6 +54,8 @@ def nightly() -> dg.JobDefinition:
 
 
 def main() -> None:
+    if "DIES_AT" in os.environ:
+        setattr(training, MOMENTS[os.environ["DIES_AT"]], die)
     # Dagster would otherwise write about its use into the home folder.
     overrides = {"telemetry": {"enabled": False}}
     with dg.DagsterInstance.local_temp(DIRECTORY, overrides=overrides) as instance:

@@ -33,6 +33,7 @@ from nighttrain.providers.registry.models import ModelRegistry
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
+    from scripted_http import Scripted
 
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
     from nighttrain.providers.local.server import EmbeddedCluster
@@ -92,6 +93,27 @@ def test_exit_code_3_fails_the_step_and_leaves_no_version(
     (run,) = runs_of(mlflow_server, model)
     assert run["info"]["status"] == "FAILED"
     assert mlflow_server.versions(model) == []
+
+
+def test_a_mistake_on_the_way_to_mlflow_is_not_tried_again(
+    kubernetes: KubernetesResource,
+    instance: dg.DagsterInstance,
+    small: Small,
+    jobs: Jobs,
+    scripted: Scripted,
+) -> None:
+    scripted.says(401)
+    model = unique("model")
+    wrong = asset(model, small("train", "3.5"), retry_policy=dg.RetryPolicy(max_retries=2))
+    resources = {"kubernetes": kubernetes, "mlflow": MLflowResource(tracking_uri=scripted.uri)}
+    before = len(jobs())
+    result = dg.materialize([wrong], instance=instance, resources=resources, raise_on_error=False)
+    (event,) = result.get_step_failure_events()
+    error = event.step_failure_data.error
+    assert error is not None
+    assert "TrackingUnauthorizedError" in str(error)
+    assert len(scripted.requests) == 1
+    assert len(jobs()) == before
 
 
 def test_a_step_retry_makes_another_attempt_under_the_same_run(
@@ -177,6 +199,37 @@ def test_a_run_that_was_killed_is_taken_over_by_its_re_execution(
     assert run["info"]["status"] == "FINISHED"
     (version,) = mlflow_server.versions(model)
     assert version["run_id"] == run["info"]["run_id"]
+
+
+@pytest.mark.parametrize(("moment", "materializations"), [("registered", 0), ("stored", 1)])
+def test_a_run_that_dies_once_it_has_its_result_trains_no_second_time(
+    mlflow_server: MLflowServer,
+    cluster: EmbeddedCluster,
+    jobs: Jobs,
+    tmp_path: Path,
+    moment: str,
+    materializations: int,
+) -> None:
+    """Between the version and Dagster's word of it, and between that word and the note on the Job."""
+    model = unique("model")
+    command = [sys.executable, str(NIGHTLY), str(tmp_path), model, mlflow_server.uri, str(cluster.kubeconfig)]
+    first = subprocess.run(
+        command, env={**os.environ, "DIES_AT": moment}, capture_output=True, text=True, timeout=120
+    )
+    assert first.returncode == -signal.SIGKILL, first.stderr[-4000:]
+    assert first.stderr.count("ASSET_MATERIALIZATION - ") == materializations
+    (version,) = mlflow_server.versions(model)
+    (job,) = jobs()
+    assert "nighttrain.dev/consumed" not in job["metadata"]["annotations"]
+
+    again = subprocess.run([*command, "again"], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert "Adopted Job" in again.stderr
+    assert [each["version"] for each in mlflow_server.versions(model)] == [version["version"]]
+    (job,) = jobs()
+    assert "nighttrain.dev/consumed" in job["metadata"]["annotations"]
+    (run,) = runs_of(mlflow_server, model)
+    assert run["info"]["status"] == "FINISHED"
 
 
 def test_a_training_that_logs_no_model_says_so_and_can_be_executed_anew(

@@ -5,13 +5,21 @@ That the real store keeps it over a clear is in ``tests/pipeline/test_cancel.py`
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from mlflow_server import MLflowServer, unique
 
 from nighttrain.operators import hints
+from nighttrain.operators.training import TrainingJobOperator
+from nighttrain.providers.errors import WorkloadFailedError
 from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.tracked_workload import StartedWorkload
 
 LOG = logging.getLogger("test").debug
@@ -29,12 +37,18 @@ class Store:
     def set(self, key: str, value: Any) -> None:
         self.values[key] = value
 
+    def delete(self, key: str) -> None:
+        self.values.pop(key, None)
+
 
 class Unreachable(Store):
     def get(self, key: str, default: Any = None) -> Any:
         raise ConnectionError("no supervisor")
 
     def set(self, key: str, value: Any) -> None:
+        raise ConnectionError("no supervisor")
+
+    def delete(self, key: str) -> None:
         raise ConnectionError("no supervisor")
 
 
@@ -71,8 +85,56 @@ def test_a_note_that_cannot_be_made_fails_nothing(store: Store | None) -> None:
     hints.note(context(store), started("a", 1), LOG)
 
 
+@pytest.mark.parametrize("store", [None, Store(), Unreachable()], ids=["absent", "empty", "unreachable"])
+def test_a_note_that_cannot_be_removed_fails_nothing(store: Store | None) -> None:
+    hints.forget(context(store), LOG)
+
+
+def test_an_attempt_whose_end_was_told_is_not_told_as_lost() -> None:
+    asked = context(Store())
+    hints.note(asked, started("a", 1), LOG)
+    hints.forget(asked, LOG)
+    assert hints.lost_workload(asked, started("b", 1), LOG) is None
+
+
 @pytest.mark.parametrize("noted", ["train-1", 7, {}, {"attempt": "2", "job": "ml/train"}, {"attempt": None}])
 def test_somebody_elses_note_is_no_hint(noted: object) -> None:
     store = Store()
     store.set(hints.KEY, noted)
     assert hints.lost_workload(context(store), started("a", 1), LOG) is None
+
+
+@pytest.mark.slow
+@pytest.mark.mlflow
+def test_a_job_that_never_started_and_was_removed_for_it_is_not_told_as_lost(
+    mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next try's Job gets its number, and even its name, again."""
+    ti = SimpleNamespace(dag_id=unique("nightly"), run_id="r", task_id="train", map_index=-1, max_tries=1)
+    ti.xcom_push = lambda key, value: json.dumps(value)
+    store = Store()
+    asked: Any = {
+        "ti": ti,
+        "dag_run": SimpleNamespace(start_date=datetime(2013, 1, 1, tzinfo=UTC)),
+        "task_state_store": store,
+    }
+    with EmbeddedCluster(images={"py": sys.executable}) as cluster:
+        kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
+        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
+        monkeypatch.setenv(
+            "AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps({"conn_type": "mlflow", "host": mlflow_server.uri})
+        )
+        for ti.try_number in (1, 2):
+            with pytest.raises(WorkloadFailedError):
+                TrainingJobOperator(
+                    task_id="train",
+                    image="py",
+                    container_resources={"requests": {"cpu": "4000"}},
+                    startup_timeout_seconds=0.5,
+                    infrastructure_retries=0,
+                    get_logs=False,
+                    deferrable=False,
+                ).execute(asked)
+    log = capsys.readouterr().out
+    assert log.count("(attempt 1)") == 2
+    assert "which an earlier try started" not in log

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("providers", "operators", "sensors", "dags", "assets")
+FOLDERS = ("package", "providers", "operators", "sensors", "dags", "assets")
 FILES = ("pyproject.toml", "README.md", "LICENSE", "run")
 
 

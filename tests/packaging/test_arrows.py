@@ -43,13 +43,16 @@ def lint(tree: Path) -> subprocess.CompletedProcess[str]:
     """lint-imports on the copy: its folders as the package, in front of the installed one."""
     package = tree / "path" / "nighttrain"
     package.mkdir(parents=True, exist_ok=True)
-    for folder in FOLDERS:
-        if not (package / folder).exists():
-            (package / folder).symlink_to(tree / folder)
+    links = {package / folder: tree / folder for folder in FOLDERS}
+    links[package / "__init__.py"] = tree / "package" / "__init__.py"
+    links[tree / "path" / "pyproject.toml"] = tree / "pyproject.toml"
+    for link, target in links.items():
+        if not link.exists():
+            link.symlink_to(target)
     return subprocess.run(
         [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
-        env={**os.environ, "PYTHONPATH": str(tree / "path"), "NO_COLOR": "1", "COLUMNS": "200"},
-        cwd=tree,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+        cwd=tree / "path",
         capture_output=True,
         text=True,
         timeout=120,

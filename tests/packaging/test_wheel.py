@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import venv
 import zipfile
 from configparser import ConfigParser
 from importlib.resources import files
@@ -20,6 +22,7 @@ from nighttrain.operators.provider_info import get_provider_info
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("providers", "operators", "sensors", "dags", "assets")
 LINKS = {"MLflowRunLink", "ModelVersionLink", "WorkloadLink", "EndpointLink"}
 
@@ -58,7 +61,7 @@ def test_every_module_and_nothing_else(wheel: Path, session_tree: Path) -> None:
         for folder in FOLDERS
         for file in (session_tree / folder).rglob("*")
         if file.suffix == ".py" or file.name == "py.typed"
-    }
+    } | {"nighttrain/__init__.py", "nighttrain/py.typed"}
     assert {f"nighttrain/{folder}/py.typed" for folder in FOLDERS} <= expected
     assert contents(wheel) == expected
 
@@ -155,3 +158,77 @@ def test_airflow_shows_the_connections_fields(seen: dict[str, Any]) -> None:
 
 def test_airflow_knows_the_links(seen: dict[str, Any]) -> None:
     assert {f"nighttrain.operators.links.{name}" for name in LINKS} <= set(seen["links"])
+
+
+USER = """
+import nighttrain
+from nighttrain.providers.kubernetes.spec import WorkloadSpec
+
+reveal_type(nighttrain.__version__)
+reveal_type(WorkloadSpec(image="py").image)
+"""
+
+GUESSES = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+for guess in sys.argv[2:]:
+    module, _, name = guess.partition(":")
+    try:
+        exec(f"from {module} import {name}")
+    except ImportError as error:
+        print(guess, type(error).__name__, error)
+"""
+
+
+@pytest.fixture(scope="module")
+def alone(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and nothing else: no extra, none of its requirements."""
+    environment = tmp_path_factory.mktemp("alone")
+    venv.create(environment, with_pip=False)
+    (packages,) = environment.glob("lib/python3.*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+    return environment
+
+
+def test_a_type_checker_reads_the_types_of_an_installed_wheel(alone: Path, tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER)
+    python = str(alone / "bin" / "python")
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "user.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    revealed = re.findall(r'user.py:(\d): note: Revealed type is "(.+)"', checked.stdout)
+    assert revealed == [("5", "str"), ("6", "str | None")], checked.stdout
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("guess", "package", "extra"),
+    [
+        ("nighttrain.operators:TrainingJobOperator", "airflow", "airflow"),
+        ("nighttrain.operators.training:TrainingJobOperator", "airflow", "airflow"),
+        ("nighttrain.sensors:registered_model", "airflow", "airflow"),
+        ("nighttrain.assets:training_asset", "dagster", "dagster"),
+        ("nighttrain.assets.flights:airline_delay_definitions", "dagster", "dagster"),
+        ("nighttrain.providers.local.server:EmbeddedCluster", "cel", "local"),
+        ("nighttrain.providers.local.demo:main", "cel", "local"),
+    ],
+)
+def test_a_missing_extra_names_the_command_that_brings_it(
+    alone: Path, guess: str, package: str, extra: str
+) -> None:
+    # Below a folder that is called like a package, as where Airflow's home is.
+    (alone / package).mkdir(exist_ok=True)
+    asked = subprocess.run(
+        [alone / "bin" / "python", "-c", GUESSES, alone, guess],
+        cwd=ROOT,  # a clone: its folders are not the package
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    told = f"{guess} MissingExtraError {package} is not installed: pip install 'nighttrain[{extra}]'"
+    assert asked.stdout.strip() == told, asked.stderr

@@ -27,6 +27,7 @@ DAG_IDS = (
     "evicted",
     "exit_3",
     "mlflow_away",
+    "nightly_retraining",
     "reaping",
     "rolling_back",
     "sensing",

@@ -167,6 +167,8 @@ def test_every_mlflow_field(tmp_path: Path) -> None:
     certificate.write_text("")
     extra = {
         "registry_uri": "https://registry.example.com",
+        "workspace": "team-a",
+        "auth": "kubernetes",
         "ca_certificate": str(certificate),
         "cluster_uri": "http://mlflow.tracking.svc:5000/",
         "ui_uri": "https://mlflow.example.com/",
@@ -178,6 +180,8 @@ def test_every_mlflow_field(tmp_path: Path) -> None:
     assert found.config.registry_uri == "https://registry.example.com"
     assert found.config.ca_certificate == str(certificate)
     assert not found.config.verify_ssl
+    assert (found.config.workspace, found.config.auth) == ("team-a", "kubernetes")
+    assert found.run_url("1", "abc").endswith("/#/experiments/1/runs/abc?workspace=team-a")
     assert found.cluster_uri == "http://mlflow.tracking.svc:5000"
     assert found.ui_uri == "https://mlflow.example.com"
 
@@ -218,6 +222,13 @@ def test_no_host(host: str | None) -> None:
 def test_a_host_that_is_no_address(host: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         mlflow_connection(mlflow(host))
+
+
+@pytest.mark.parametrize("uri", ["mlflow.ml.svc:5000", "file:///mlruns", "http://me:mlflow-secret@mlflow"])
+def test_an_address_for_pods_that_is_none(uri: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^cluster_uri") as caught:
+        mlflow_connection(mlflow(extra={"cluster_uri": uri}))
+    assert "mlflow-secret" not in str(caught.value)
 
 
 def test_a_certificate_that_is_not_there() -> None:

@@ -140,6 +140,7 @@ def _template(spec: ServingSpec, labels: dict[str, str]) -> Json:
     container = pod["containers"][0]
     own: list[Json] = [
         {"name": "MLFLOW_TRACKING_URI", "value": spec.tracking_uri},
+        *({"name": name, "value": value} for name, value in spec.mlflow_env.items()),
         {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
     ]
     names = {variable["name"] for variable in own}

@@ -11,7 +11,7 @@ from test_cluster import until_line
 
 from nighttrain.providers import errors
 from nighttrain.providers.kubernetes import workload
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.outcome import (
     Observation,
@@ -101,9 +101,7 @@ async def test_no_second_training_starts_beside_one_that_may_still_run(
             # Closing neither waits nor removes: the Job says what became of it.
             await workload.cancel_if_live(client, first)
             await workload.mark_consumed(client, first, "0", outcome=outcome)
-            with pytest.raises(
-                errors.LostNodeError, match=r"node node1 has been silent since .* delete node node1"
-            ):
+            with pytest.raises(errors.LostNodeError, match=r"node1 has been silent .* delete node node1"):
                 await submit()
             assert (await workload.observe(client, first)).outcome == outcome
             # Whoever says that it may run twice gets the next attempt.
@@ -118,8 +116,6 @@ async def test_no_second_training_starts_beside_one_that_may_still_run(
             await asyncio.to_thread(cluster.return_node)
             third = await until_accepted(submit)
             assert third.uid not in (first.uid, second.uid)
-            with pytest.raises(errors.ObjectNotFoundError):
-                await client.get(JOBS, NAMESPACE, f"{first.name}-gone")
             await workload.cancel(client, third)
 
 

@@ -6,17 +6,20 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from nighttrain.providers.kubernetes import logs, reaper, workload
 from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.endings import ended_by_itself, told_to_go
+from nighttrain.providers.kubernetes.hub import Hub
 from nighttrain.providers.kubernetes.kinds import JOB
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.outcome import OutcomeKind, Phase, decide
 from nighttrain.providers.kubernetes.reaper import TaskState
 from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.trimming import trim_pod
 from nighttrain.providers.local.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -132,6 +135,21 @@ def test_a_second_pod_that_lives_decides_nothing() -> None:
     assert decide(job(), [other, pod(0)]).phase is not Phase.FINISHED
 
 
+async def test_when_a_pod_was_told_to_go_outlasts_the_last_step_of_its_deletion(recordings: Any) -> None:
+    """It writes another time and a grace period of 0: by it alone the pod may have ended by itself."""
+    kept = Hub(cast("ClusterClient", None), "rec")
+    changes = [each for each in recordings.records("job-pod-deleted") if each["from"] == "pods"]
+    uid = changes[0]["object"]["metadata"]["uid"]
+    seen = [trim_pod(each["object"]) for each in changes if each["object"]["metadata"]["uid"] == uid]
+    assert told_to_go(trim_pod(changes[0]["object"])) is None
+    for each in seen:
+        owner = kept.put_pod(each)
+    last = kept.pods[owner][uid]
+    assert last["status"]["phase"] == "Succeeded"
+    assert last["metadata"]["deletionGracePeriodSeconds"] == 5
+    assert ended_by_itself(last) is None
+
+
 # A cluster whose Job controller never comes: the kubelet's word is all there is.
 
 
@@ -178,14 +196,15 @@ async def test_a_job_whose_pod_has_decided_is_ended_for_all_who_ask(client: Clus
         outcome = await waiting
         await reading  # it waits for no Job controller either
         assert (outcome.kind, outcome.exit_code) == (K.APPLICATION_ERROR, 3)
-        # Closing leaves the Job, a crash adopts it as it is, and the reaper passes it by.
+        # Closing leaves the Job, a crash adopts it as it is, and the reaper leaves it.
         await workload.cancel_if_live(client, first)
         version = (await client.get(JOBS, NAMESPACE, first.name))["metadata"]["resourceVersion"]
         again = await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
         assert (again.uid, again.adopted) == (first.uid, True)
-        assert await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0) == []
-        found = await client.get(JOBS, NAMESPACE, first.name)
-        assert found["metadata"]["resourceVersion"] == version  # no fence: what has ended needs none
+        (found,) = await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0)
+        assert found.verdict is reaper.Verdict.CLOSE  # only its run is to be closed, as it ended
+        job = await client.get(JOBS, NAMESPACE, first.name)
+        assert job["metadata"]["resourceVersion"] == version  # no fence: what has ended needs none
         # The next attempt waits for nothing and removes nothing.
         await workload.mark_consumed(client, first, "0", outcome=outcome)
         second = await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE)

@@ -17,11 +17,29 @@ import pytest
 
 from nighttrain.providers.registry.artifacts import manifest_of_directory
 from nighttrain.providers.serving.backends.manifests import build_deployment
-from nighttrain.providers.serving.scoring_server import EXIT_DIGEST_MISMATCH, manifest_digest
+from nighttrain.providers.serving.scoring_server import (
+    EXIT_DIGEST_MISMATCH,
+    manifest_digest,
+    write_certificates,
+)
 from nighttrain.providers.serving.spec import ServingSpec
 
 Make = Callable[..., ServingSpec]
 FAKE_IMAGE = Path(__file__).parent / "fake_image"
+
+
+@pytest.mark.parametrize("set_already", [None, "/etc/ours.pem"])
+def test_the_certificates_become_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, set_already: str | None
+) -> None:
+    monkeypatch.setenv("NIGHTTRAIN_MLFLOW_CA", "a certificate")
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", set_already or "")
+    if set_already is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    write_certificates(str(tmp_path))
+    path = os.environ["MLFLOW_TRACKING_SERVER_CERT_PATH"]
+    assert path == (set_already or str(tmp_path / "mlflow-ca.pem"))
+    assert set_already or Path(path).read_text() == "a certificate"
 
 
 class Server:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from front import Authority
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.pod_access import pod_access
 from nighttrain.providers.serving.backends.manifests import build_deployment, build_service, deployment_name
 from nighttrain.providers.serving.spec import ServingSpec
 from nighttrain.providers.serving.strategy import BlueGreen, Canary, require_possible
+from nighttrain.providers.tracking.client import TrackingConfig
 
 Make = Callable[..., ServingSpec]
 
@@ -112,3 +116,36 @@ def test_the_service_selects_one_version(serving_spec: Make) -> None:
     service = build_service(build_deployment(serving_spec("3")))
     assert service["spec"]["selector"] == {"nighttrain.dev/endpoint": "delay", "nighttrain.dev/version": "3"}
     assert service["metadata"]["annotations"]["nighttrain.dev/stable-version"] == "3"
+
+
+def test_a_serving_pod_brings_the_certificate_for_mlflow(serving_spec: Make, tmp_path: Path) -> None:
+    """As text: nothing stands beside its Deployment that could be lost or changed."""
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(Authority("company").pem)
+    config = TrackingConfig("https://mlflow", ca_certificate=str(ca))
+    access = pod_access(config, uri="https://mlflow.ml.svc", secret="mlflow")
+    spec = serving_spec(tracking_uri=access.uri, mlflow_env=access.serving_environment())
+    spec.validate()
+    (container,) = build_deployment(spec)["spec"]["template"]["spec"]["containers"]
+    environment = {each["name"]: each.get("value") for each in container["env"]}
+    assert environment["NIGHTTRAIN_MLFLOW_CA"] == ca.read_text()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "hello", "-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----"]
+)
+def test_a_file_without_a_certificate_does_not_reach_pods(tmp_path: Path, content: str) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text(content)
+    config = TrackingConfig("https://mlflow", ca_certificate=str(ca))
+    with pytest.raises(ConfigurationError, match="holds no certificate") as caught:
+        pod_access(config, uri="https://mlflow")
+    assert "abc" not in str(caught.value)
+
+
+def test_certificates_that_are_too_much_for_pods(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(Authority("company").pem * 400)
+    config = TrackingConfig("https://mlflow", ca_certificate=str(ca))
+    with pytest.raises(ConfigurationError, match="its 400 certificates are too much"):
+        pod_access(config, uri="https://mlflow")

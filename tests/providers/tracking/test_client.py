@@ -9,7 +9,9 @@ from mlflow_server import free_port
 
 from nighttrain.providers.errors import (
     ConfigurationError,
+    TrackingBusyError,
     TrackingError,
+    TrackingMisconfiguredError,
     TrackingNotFoundError,
     TrackingRequestError,
     TrackingUnauthorizedError,
@@ -98,13 +100,6 @@ async def test_unreachable_names_the_address_and_what_to_check() -> None:
     assert caught.value.__cause__ is not None
 
 
-async def test_a_server_without_tls_under_an_https_address(scripted: Scripted) -> None:
-    scripted.says(200)
-    async with once(scripted.uri.replace("http://", "https://")) as client:
-        with pytest.raises(TrackingUnreachableError, match="ca_certificate"):
-            await client.ping()
-
-
 @pytest.mark.parametrize(
     ("options", "header", "hint"),
     [
@@ -142,16 +137,16 @@ async def test_credentials(
             "lack the right",
         ),
         (404, '{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "gone"}', TrackingNotFoundError, "gone"),
-        (404, "<html>", TrackingRequestError, "no such call"),
+        (404, "<html>", TrackingMisconfiguredError, "no such call"),
         (
             400,
             '{"error_code": "INVALID_PARAMETER_VALUE", "message": "bad"}',
             TrackingRequestError,
             "INVALID_PARAM",
         ),
-        (500, '{"error_code": "INTERNAL_ERROR", "message": "bug"}', TrackingRequestError, "bug"),
-        (200, "<html>hello", TrackingRequestError, "does not answer like MLflow"),
-        (302, "", TrackingRequestError, "redirected to https://login"),
+        (500, '{"error_code": "INTERNAL_ERROR", "message": "bug"}', TrackingBusyError, "bug"),
+        (200, "<html>hello", TrackingMisconfiguredError, "does not answer like MLflow"),
+        (302, "", TrackingMisconfiguredError, "redirected to https://login"),
     ],
 )
 async def test_refusals_are_typed_and_not_repeated(

@@ -10,7 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow_server import unique
 
-from nighttrain.providers.errors import ConfigurationError, TrackingNotFoundError, TrackingTrashError
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    TrackingNotFoundError,
+    TrackingTrashError,
+    TrackingUnauthorizedError,
+)
 from nighttrain.providers.tracking import runs
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.election import Election
@@ -123,6 +128,18 @@ async def test_each_attempt_has_a_run_of_its_own(tree: RunTree, mlflow_server: M
     assert (first.status, first.tags[SUPERSEDED_TAG]) == ("FAILED", second.run_id)
     assert (first.params, second.params) == ({"depth": "3"}, {"depth": "4"})
     assert SUPERSEDED_TAG not in second.tags
+
+
+@pytest.mark.mlflow
+async def test_a_run_whose_params_are_refused_is_not_left_open(
+    mlflow_server: MLflowServer, scripted: Scripted
+) -> None:
+    scripted.upstream, scripted.refuse = mlflow_server.uri, "runs/log-batch"
+    experiment = mlflow_server.experiment()
+    async with MLflowClient(TrackingConfig(scripted.uri)) as client:
+        with pytest.raises(TrackingUnauthorizedError):
+            await RunTree(client).open_attempt(experiment, KEY, name="train", params={"depth": 3})
+    assert runs_of(mlflow_server, experiment) == 0
 
 
 @pytest.mark.mlflow

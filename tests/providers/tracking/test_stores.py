@@ -50,7 +50,7 @@ async def test_names_and_values_at_their_limits_are_kept_whole(client: MLflowCli
     experiment = await tree.ensure_experiment(unique("実験").ljust(256, "木"))
     key = RunKey(orchestrator="airflow", dag_id="夜" * 250, run_id="r" * 250, task_id="t" * 250)
     parent = await tree.open_parent(experiment, key, name=fit_run_name(f"{key.dag_id} {key.run_id}"))
-    run = await tree.open_attempt(
+    opened = await tree.open_attempt(
         experiment,
         key,
         name="木" * 250,
@@ -58,6 +58,7 @@ async def test_names_and_values_at_their_limits_are_kept_whole(client: MLflowCli
         tags={"k" * 250: "値" * 9_000},
         params=read_params(PARAMETERS),
     )
+    run = await tree.get(opened.run_id)
     assert (run.name, run.tags[RUN_KEY_TAG]) == ("木" * 250, key.value)
     assert run.tags["k" * 250] == "値" * 7_999 + "…"
     assert run.params == {name: str(value) for name, value in PARAMETERS.items()}

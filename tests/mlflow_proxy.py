@@ -1,0 +1,99 @@
+"""What may stand before a real MLflow: a proxy that checks tokens, and a server that signs addresses only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import httpx
+
+PASSED_ON = ("content-type", "x-mlflow-workspace")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request that came."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+
+
+Answer = tuple[int, dict[str, str], bytes]
+Judge = Callable[[Asked], "Answer | None"]
+
+
+def refused(status: int, code: str) -> Answer:
+    """As MLflow words it."""
+    body = json.dumps({"error_code": code, "message": code.lower()}).encode()
+    return status, {"content-type": "application/json"}, body
+
+
+@dataclass
+class Proxy:
+    """Passes requests on to MLflow, unless ``judge`` answers; credentials end here."""
+
+    upstream: str
+    judge: Judge
+    asked: list[Asked] = field(default_factory=list)
+    uri: str = ""
+
+    def answer(self, asked: Asked, body: bytes) -> Answer:
+        self.asked.append(asked)
+        if (judged := self.judge(asked)) is not None:
+            return judged
+        query = f"?{urlencode(asked.query)}" if asked.query else ""
+        reply = httpx.request(
+            asked.method,
+            f"{self.upstream}{asked.path}{query}",
+            content=body,
+            headers={name: value for name, value in asked.headers.items() if name in PASSED_ON},
+            trust_env=False,
+            timeout=60,
+        )
+        return reply.status_code, {"content-type": reply.headers.get("content-type", "")}, reply.content
+
+
+@contextlib.contextmanager
+def proxy(upstream: str, judge: Judge) -> Iterator[Proxy]:
+    """A proxy on a port of its own."""
+    made = Proxy(upstream, judge)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            parts = urlsplit(self.path)
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            asked = Asked(self.command, parts.path, dict(parse_qsl(parts.query)), headers)
+            status, fields, content = made.answer(asked, body)
+            self.send_response(status)
+            for name, value in {**fields, "content-length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = answer  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    made.uri = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,198 @@
+"""What a training's container gets to reach MLflow: seen from inside it, and in the cluster's objects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from front import Authority, Front
+from one_task import Task
+
+from nighttrain.providers.errors import ApplicationError
+from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.resources import SECRETS
+from nighttrain.providers.local.resources import CONFIGMAPS, EVENTS, JOBS, PODS
+from nighttrain.providers.local.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from mlflow_server import MLflowServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
+
+# Logs one metric as MLflow's client would: over TLS, with the certificate that the variable names.
+TRAINING = """
+import json, os, ssl, time, urllib.request
+context = ssl.create_default_context(cafile=os.environ["MLFLOW_TRACKING_SERVER_CERT_PATH"])
+now = int(time.time() * 1000)
+body = {"run_id": os.environ["MLFLOW_RUN_ID"], "key": "rmse", "value": 1.5, "timestamp": now}
+address = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/log-metric"
+request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+urllib.request.urlopen(request, timeout=20, context=context).close()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(images={"py": sys.executable}) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def kubernetes(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+
+
+async def test_a_training_reaches_mlflow_behind_a_companys_certificate(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = Authority("company")
+    pair = authority.issue("mlflow")
+    # People keep key and certificate in one file: only the certificate may leave this machine.
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(pair.key + b"# the company's\n" + authority.pem)
+    async with Front(mlflow_server.uri, "none", server=pair) as front:
+        task = Task(monkeypatch, TRAINING, deferrable=False)
+        task.mlflow_is(front.url, extra={"ca_certificate": str(ca)})
+        result = await asyncio.to_thread(task.execute)
+    assert result is not None
+    run = mlflow_server.call("GET", "runs/get", run_id=result["run_id"])["run"]
+    assert [metric["key"] for metric in run["data"]["metrics"]] == ["rmse"]
+    name = result["job"].partition("/")[2]
+    (config_map,) = _named(cluster, CONFIGMAPS, name)
+    assert config_map["data"] == {"mlflow-ca.pem": authority.pem.decode()}
+    (owner,) = config_map["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["name"]) == ("Job", name)
+
+
+@pytest.mark.parametrize(
+    ("extra", "env_vars", "expected"),
+    [
+        ({"disable_verify_ssl": True}, None, {"MLFLOW_TRACKING_INSECURE_TLS": "true"}),
+        (
+            {"disable_verify_ssl": True},
+            {"MLFLOW_TRACKING_SERVER_CERT_PATH": "/etc/ca.pem"},
+            {"MLFLOW_TRACKING_SERVER_CERT_PATH": "/etc/ca.pem"},
+        ),
+        ({"disable_verify_ssl": True, "cluster_uri": "http://mlflow.ml.svc:5000"}, None, {}),
+    ],
+)
+async def test_a_server_whose_certificate_is_not_checked(
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: dict[str, Any],
+    env_vars: dict[str, str] | None,
+    expected: dict[str, str],
+) -> None:
+    async with Front(mlflow_server.uri, "none", server=Authority("nobody").issue("mlflow")) as front:
+        task = Task(monkeypatch, "print(1)", deferrable=False, env_vars=env_vars)
+        task.mlflow_is(front.url, extra=extra)
+        result = await asyncio.to_thread(task.execute)
+    assert result is not None
+    (pod,) = _named(cluster, PODS, result["job"].partition("/")[2])
+    environment = {each["name"]: each.get("value") for each in pod["spec"]["containers"][0]["env"]}
+    assert {name: value for name, value in environment.items() if "TLS" in name or "CERT" in name} == expected
+
+
+def _all(cluster: EmbeddedCluster, resource: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cluster.call(lambda store: store.list(resource)[0])
+    return found
+
+
+def _named(cluster: EmbeddedCluster, resource: Any, name: str) -> list[dict[str, Any]]:
+    return [each for each in _all(cluster, resource) if each["metadata"]["name"].startswith(name)]
+
+
+OF_THE_WORKER, OF_THE_POD = "w0rker-s3cret", "p0d-s3cret"
+
+
+async def test_no_secret_in_any_object_xcom_template_or_tag(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "credentials", "namespace": "default"},
+        "stringData": {"MLFLOW_TRACKING_USERNAME": "pod", "MLFLOW_TRACKING_PASSWORD": OF_THE_POD},
+    }
+    config = ClusterConfig(kubeconfig=str(cluster.kubeconfig))
+    async with await ClusterClient.open(config) as client:
+        await client.create(SECRETS, "default", secret)
+    code = "import os; raise SystemExit(os.environ['MLFLOW_TRACKING_PASSWORD'][:4] != 'p0d-')"
+    task = Task(monkeypatch, code, deferrable=False, mlflow_secret="credentials")
+    task.mlflow_is(mlflow_server.uri, login="me", password=OF_THE_WORKER, extra={"token": OF_THE_WORKER})
+    result = await asyncio.to_thread(task.execute)
+    assert result is not None
+    name = result["job"].partition("/")[2]
+    for resource in (JOBS, PODS):
+        assert _named(cluster, resource, name)
+    objects = [each for resource in (JOBS, PODS, CONFIGMAPS, EVENTS) for each in _all(cluster, resource)]
+    run = mlflow_server.call("GET", "runs/get", run_id=result["run_id"])
+    fields = {field: getattr(task.operator, field) for field in task.operator.template_fields}
+    for shown in (objects, task.xcoms, fields, run):
+        assert OF_THE_WORKER not in repr(shown)
+        assert OF_THE_POD not in repr(shown)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"env_vars": {"MLFLOW_TRACKING_PASSWORD": "x"}},
+        {"env_vars": {"SETTING": OF_THE_WORKER}},
+        {"arguments": [f"--password={OF_THE_WORKER}"]},
+        {"parameters": {"setting": OF_THE_WORKER}},
+        {"run_name": f"as {OF_THE_WORKER}"},
+        {"init_containers": [{"name": "i", "image": "py", "env": [{"name": "HF_TOKEN", "value": "x"}]}]},
+    ],
+)
+def test_a_secret_that_would_be_shown_is_refused_before_anything_is_made(
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    given: dict[str, Any],
+) -> None:
+    task = Task(monkeypatch, "print(1)", deferrable=False, **given)
+    task.mlflow_is(mlflow_server.uri, login="me", password=OF_THE_WORKER)
+    with pytest.raises(AirflowFailException, match="Secret") as caught:
+        task.execute()
+    assert OF_THE_WORKER not in str(caught.value)
+    assert task.jobs(cluster) == []
+    found = mlflow_server.call("POST", "experiments/search", max_results=1000)["experiments"]
+    assert task.ti.dag_id not in [experiment["name"] for experiment in found]
+
+
+def test_a_variable_that_refers_to_the_run_is_replaced(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os; raise SystemExit(os.environ['OUT'] != '/out/' + os.environ['MLFLOW_RUN_ID'])"
+    task = Task(monkeypatch, code, deferrable=False, env_vars={"OUT": "/out/$(MLFLOW_RUN_ID)"})
+    task.mlflow_is(mlflow_server.uri)
+    assert task.execute()
+
+
+@pytest.mark.parametrize("experiment_name", [None, "the team's"])
+def test_training_code_that_sets_its_experiment(
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    experiment_name: str | None,
+) -> None:
+    """MLflow's own client, in plain code: it works where the operator has the same name, else it is told."""
+    code = 'import mlflow; mlflow.set_experiment("the team\'s"); mlflow.log_metric("rmse", 1.5)'
+    given: dict[str, Any] = {"cmds": ["python", "-c", code], "experiment_name": experiment_name}
+    task = Task(monkeypatch, code, deferrable=False, **given)
+    task.mlflow_is(mlflow_server.uri)
+    if experiment_name:
+        assert task.execute()
+        return
+    with pytest.raises(ApplicationError, match=r"calls mlflow\.set_experiment") as caught:
+        task.execute()
+    assert repr(task.ti.dag_id) in str(caught.value)
+    assert "give experiment_name" in str(caught.value)

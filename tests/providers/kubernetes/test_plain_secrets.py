@@ -1,0 +1,251 @@
+"""Which plain values are refused in a manifest, wherever they stand in it, and which are not."""
+
+from __future__ import annotations
+
+import base64
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.kubernetes.manifests import build_pod_template
+from nighttrain.providers.kubernetes.plain_secrets import known_forms, names_a_secret
+from nighttrain.providers.kubernetes.spec import WorkloadSpec
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "PASSWORD",
+        "password",
+        "dbPassword",
+        "PGPASSWORD",
+        "DB_PASSWD",
+        "MYSQL_PWD",
+        "SMTP_PASS",
+        "GPG_PASSPHRASE",
+        "HF_TOKEN",
+        "AWS_SESSION_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "WANDB_API_KEY",
+        "OPENAI_APIKEY",
+        "SSH_PRIVATE_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING",
+        "AZURE_STORAGE_KEY",
+        "CLIENT_SECRET",
+        "NEXT_AUTH_TOKEN",
+        "GOOGLE_CREDENTIALS",
+        "DB_PASSWORD_2",
+    ],
+)
+def test_names_of_secrets(name: str) -> None:
+    assert names_a_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TOKENIZERS_PARALLELISM",
+        "MAX_TOKENS",
+        "MAX_TOKEN",
+        "PAD_TOKEN",
+        "LOSS_PER_TOKEN",
+        "TOKEN_COUNT",
+        "NUM_TOKENS",
+        "MLFLOW_TRACKING_AUTH",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "SSL_KEY_PATH",
+        "DB_PASSWORD_FILE",
+        "PASSWORD_MIN_LENGTH",
+        "OAUTH_TOKEN_URL",
+        "SECRET_NAME",
+        "SECRETARY",
+        "use_secretary_features",
+        "n_pass",
+        "FORWARD_PASS",
+        "PWD",
+        "OLDPWD",
+        "KEY",
+        "PRIMARY_KEY",
+        "MONKEY",
+        "COMPASSWORDS",
+        "学習率",
+        "",
+    ],
+)
+def test_names_that_are_about_something_else(name: str) -> None:
+    assert not names_a_secret(name)
+
+
+def refused(known: tuple[str, ...] = (), **given: Any) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        WorkloadSpec(**{"image": "train:1", "known_secrets": known, **given}).validate()
+    assert "Secret" in str(caught.value)
+    return str(caught.value)
+
+
+WITH_PASSWORD = [{"name": "DB_PASSWORD", "value": "hunter2"}]
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"env_vars": {"DB_PASSWORD": "hunter2"}}, "env_vars['DB_PASSWORD']"),
+        ({"env_vars": {"DB_PASSWORD": 12345}}, "env_vars['DB_PASSWORD']"),
+        ({"env_vars": WITH_PASSWORD}, "env_vars['DB_PASSWORD']"),
+        (
+            {"init_containers": [{"name": "fetch", "image": "i", "env": WITH_PASSWORD}]},
+            "init_containers['fetch'].env['DB_PASSWORD']",
+        ),
+        (
+            {
+                "pod_template_dict": {
+                    "spec": {
+                        "containers": [
+                            {"name": "main"},
+                            {"name": "proxy", "image": "i", "env": WITH_PASSWORD},
+                        ]
+                    }
+                }
+            },
+            "containers['proxy'].env['DB_PASSWORD']",
+        ),
+        (
+            {"pod_template_dict": {"spec": {"containers": [{"name": "main", "env": WITH_PASSWORD}]}}},
+            "env_vars['DB_PASSWORD']",
+        ),
+        (
+            {"full_pod_spec": {"containers": [{"name": "main", "env": WITH_PASSWORD}]}},
+            "env_vars['DB_PASSWORD']",
+        ),
+    ],
+)
+def test_wherever_a_variable_stands(given: dict[str, Any], field: str) -> None:
+    message = refused(**given)
+    assert field in message
+    assert "hunter2" not in message
+    assert "12345" not in message
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "postgresql://me:hunter2@db/x",
+        "redis://:hunter2@cache:6379/0",
+        "-----BEGIN RSA PRIVATE KEY-----\nhunter2",
+        "AKIAIOSFODNN7EXAMPLE",
+        "Bearer hunter2hunter2",
+        "ghp_" + "a1" * 18,
+        "glpat-" + "a1" * 10,
+        "hf_" + "a1" * 17,
+        "eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl",
+        "DefaultEndpointsProtocol=https;AccountKey=" + "a1" * 20,
+    ],
+)
+@pytest.mark.parametrize("place", ["env_vars", "arguments", "cmds"])
+def test_values_that_look_like_one(value: str, place: str) -> None:
+    if place != "env_vars" and value.startswith("Bearer"):
+        value = "AKIAIOSFODNN7EXAMPLE"
+    message = refused(**{place: {"SETTING": value} if place == "env_vars" else ["train", value]})
+    assert value not in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"env_vars": {"DB_PASSWORD": "s3"}},
+        {"env_vars": {"ANYTHING": "s3"}},
+        {"arguments": ["--with", "s3"]},
+        {"arguments": ["--with=s3"]},
+        {"cmds": ["s3"]},
+    ],
+)
+def test_the_connections_own_credential_however_short(given: dict[str, Any]) -> None:
+    refused(known_forms(["s3"]), **given)
+
+
+@pytest.mark.parametrize(
+    "form", ["s3cr3t/w0rd!", "s3cr3t%2Fw0rd%21", base64.b64encode(b"me:s3cr3t/w0rd!").decode()]
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda text: {"env_vars": {"SETTING": f"prefix-{text}"}},
+        lambda text: {"arguments": ["-c", f"run --it {text}; done"]},
+        lambda text: {"annotations": {"note": text}},
+        lambda text: {"files": {"train.py": f"login({text!r})"}},
+        lambda text: {
+            "pod_template_dict": {
+                "spec": {
+                    "containers": [{"name": "main", "lifecycle": {"preStop": {"exec": {"command": [text]}}}}]
+                }
+            }
+        },
+    ],
+)
+def test_the_connections_own_credential_anywhere(form: str, place: Any) -> None:
+    message = refused(known_forms(["s3cr3t/w0rd!"], "me"), **place(form))
+    assert form not in message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"env_vars": {"MAX_TOKENS": "512", "TOKENIZERS_PARALLELISM": "false", "PAD_TOKEN": "<pad>"}},
+        {"env_vars": {"ALLOW_EMPTY_PASSWORD": "yes", "USE_TOKEN": "true", "DB_PASSWORD": ""}},
+        {"env_vars": {"DB_PASSWORD": "$(MLFLOW_TRACKING_PASSWORD)"}},
+        {"env_vars": {"DB": "postgresql://$(DB_USER):$(DB_PASS)@db/x"}},
+        {"env_vars": {"MLFLOW_S3_ENDPOINT_URL": "http://minio:9000", "REPO": "https://me@git/x"}},
+        {"arguments": ["sh", "-c", "curl https://me:${TOKEN}@host/x http://h:80/a@b"]},
+        {"arguments": ["print(f'postgresql://{user}:{password}@{host}/db')"]},
+        {
+            "env_vars": [
+                {"name": "DB_PASSWORD", "valueFrom": {"secretKeyRef": {"name": "db", "key": "password"}}}
+            ]
+        },
+        {"env_from": [{"secretRef": {"name": "db"}}]},
+    ],
+)
+def test_what_is_no_secret_goes_in(given: dict[str, Any]) -> None:
+    WorkloadSpec(**{"image": "train:1", "known_secrets": ("mlflow",), **given}).validate()
+
+
+def test_an_airflow_secret_goes_in() -> None:
+    secret = SimpleNamespace(deploy_type="env", deploy_target="DB_PASSWORD", secret="db", key="password")
+    WorkloadSpec(image="train:1", secrets=[secret]).validate()
+
+
+# Order of variables
+
+
+def environment(spec: WorkloadSpec) -> list[tuple[str, str]]:
+    container = build_pod_template(spec)["spec"]["containers"][0]
+    return [(each["name"], each.get("value", "")) for each in container["env"]]
+
+
+OUT = {"name": "OUT", "value": "/o/$(MLFLOW_RUN_ID)"}
+TEMPLATE = {"spec": {"containers": [{"name": "main", "env": [OUT]}]}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"env_vars": {"OUT": "/o/$(MLFLOW_RUN_ID)"}},
+        {"pod_template_dict": TEMPLATE},
+        {"full_pod_spec": TEMPLATE["spec"]},
+    ],
+)
+def test_our_variables_stand_before_those_that_refer_to_them(given: dict[str, Any]) -> None:
+    spec = WorkloadSpec(image="train:1", own_env={"MLFLOW_RUN_ID": "abc"}, **given)
+    assert environment(spec) == [("MLFLOW_RUN_ID", "abc"), ("OUT", "/o/$(MLFLOW_RUN_ID)")]
+
+
+def test_a_variable_that_the_user_gives_wins_and_keeps_its_place() -> None:
+    given = {"FIRST": "1", "MLFLOW_RUN_ID": "mine", "OUT": "$(MLFLOW_RUN_ID)"}
+    spec = WorkloadSpec(image="train:1", env_vars=given, own_env={"A": "a", "MLFLOW_RUN_ID": "abc"})
+    assert environment(spec) == [("A", "a"), *given.items()]

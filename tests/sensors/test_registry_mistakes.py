@@ -1,0 +1,30 @@
+"""A sensor waits through an outage of MLflow, and does not wait for a mistake to mend itself."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stamina
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+
+from nighttrain.sensors.registry import ModelStageSensor
+
+if TYPE_CHECKING:
+    from scripted_http import Scripted
+
+
+@pytest.mark.parametrize(
+    ("status", "ends_as"), [(401, AirflowFailException), (404, AirflowFailException), (503, TaskDeferred)]
+)
+def test_what_the_first_look_meets(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, status: int, ends_as: type[BaseException]
+) -> None:
+    scripted.says(status, "<html>")
+    connection = {"conn_type": "mlflow", "host": scripted.uri}
+    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(connection))
+    sensor = ModelStageSensor(task_id="wait", model_name="model", stage="Production")
+    context: Any = {}
+    with stamina.set_testing(True, attempts=1), pytest.raises(ends_as):
+        sensor.execute(context)
