@@ -27,12 +27,12 @@ from kill.found import FOUND
 from kill.plans import (
     SHAPES,
     Call,
-    all_strikes,
+    all_goals,
     calls_of,
     every_boundary,
+    goals_of,
     random_plan,
     sample,
-    strikes_of,
 )
 from kill.tasks import over
 
@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(6 * 3600)]
+
+# What was recorded by chance, a pod seen waiting say, may not come again: other boundaries show the same.
+SAMPLES = 3
+# Of many, such may be left over.
+TIMING = 0.02
 
 SERVING_IMAGE = Path(__file__).parents[1] / "providers" / "serving" / "fake_image"
 Recorded = Mapping[str, Mapping[Call, int]]
@@ -83,30 +88,39 @@ def recorded(place: Arena, request: pytest.FixtureRequest) -> Recorded:
 
 
 def no_promise_is_broken(verdicts: list[Verdict]) -> None:
-    """Each plan met a fault at least, and nothing broke."""
+    """Nothing broke. Schedules that met nothing are named: they show nothing, and do not count."""
     met = sum(bool(verdict.struck) for verdict in verdicts)
     in_full = sum(not verdict.missed for verdict in verdicts)
     broken = [str(verdict) for verdict in verdicts if verdict.broken]
-    print(f"{len(verdicts)} schedules: {met} met a fault, {in_full} all of theirs, {len(broken)} broke one")
+    print(f"{met} schedules met a fault, {in_full} all of theirs, {len(broken)} broke a promise")
+    for verdict in verdicts:
+        if not verdict.struck:
+            print(f"met nothing: {verdict}")
     assert not broken, "\n".join(broken)
-    idle = [str(verdict) for verdict in verdicts if not verdict.struck]
-    assert not idle, "these schedules met nothing, and show nothing:\n" + "\n".join(idle)
 
 
 def test_every_fault_at_every_boundary_breaks_no_promise(
     place: Arena, recorded: Recorded, request: pytest.FixtureRequest
 ) -> None:
     every = every_boundary(recorded)
-    part, parts = map(int, request.config.getoption("--kill-part", default="1/1").split("/"))
-    chosen = sample(recorded)
     if request.config.getoption("--kill-every", default=False):
+        part, parts = map(int, request.config.getoption("--kill-part", default="1/1").split("/"))
         chosen = every[part - 1 :: parts]
-    print(f"{len(every)} boundaries of {len(recorded)} flows, of which {len(chosen)} run")
-    verdicts = place.all(chosen)
+        print(f"{len(every)} boundaries of {len(recorded)} flows, of which {len(chosen)} run")
+        verdicts = place.all(chosen)
+        no_promise_is_broken(verdicts)
+        idle = [verdict for verdict in verdicts if not verdict.struck]
+        assert len(idle) <= len(verdicts) * TIMING
+        return
+    print(f"{len(every)} boundaries of {len(recorded)} flows")
+    missing, verdicts = all_goals(recorded), []
+    for _ in range(SAMPLES):
+        tried = [verdict.plan for verdict in verdicts]
+        verdicts += place.all(sample(recorded, missing, tried))
+        for verdict in verdicts:
+            missing -= goals_of(verdict.name, verdict.struck)
     no_promise_is_broken(verdicts)
-    struck = strikes_of(strike for verdict in verdicts for strike in verdict.struck)
-    assert struck == all_strikes(recorded)
-    assert {name for name, _ in chosen} == set(SHAPES)
+    assert not missing, f"no schedule has shown {sorted(missing)}"
 
 
 def test_what_once_found_something_breaks_no_promise(place: Arena, request: pytest.FixtureRequest) -> None:
@@ -114,7 +128,9 @@ def test_what_once_found_something_breaks_no_promise(place: Arena, request: pyte
     plans = FOUND
     if given is not None:
         plans = {"--kill-plan": eval(given, {"Plan": Plan, "Fault": Fault})}  # noqa: S307
-    no_promise_is_broken(place.all(list(plans.items())))
+    verdicts = place.all(list(plans.items()))
+    no_promise_is_broken(verdicts)
+    assert all(verdict.struck for verdict in verdicts)
 
 
 def test_random_schedules_break_no_promise(
@@ -123,7 +139,9 @@ def test_random_schedules_break_no_promise(
     one = request.config.getoption("--kill-seed", default=None)
     many = request.config.getoption("--kill-seeds", default=None) or 8
     seeds = range(many) if one is None else [one]
-    no_promise_is_broken(place.all([(f"--kill-seed {seed}", random_plan(seed, recorded)) for seed in seeds]))
+    verdicts = place.all([(f"--kill-seed {seed}", random_plan(seed, recorded)) for seed in seeds])
+    no_promise_is_broken(verdicts)
+    assert sum(not verdict.struck for verdict in verdicts) <= len(verdicts) * TIMING
 
 
 class Worker:

@@ -100,7 +100,7 @@ class Arena:
                 except NoResult:
                     verdict = Verdict(name, plan, ["hang"])
                 verdicts.append(verdict)
-                if verdict.broken or not verdict.struck:
+                if verdict.broken:
                     print(f"BROKEN, {number} of {len(plans)}: {verdict}", flush=True)
         finally:
             # A flow that hangs must not keep the report back.

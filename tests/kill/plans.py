@@ -67,53 +67,51 @@ def boundaries(shape: Plan, calls: Mapping[Call, int]) -> list[Plan]:
     ]
 
 
-Strike = tuple[str, str]
-"""A class of call, and the kind of fault that meets it."""
-
-
-def strikes_of(faults: Iterable[tuple[Fault, str]]) -> set[Strike]:
-    """Which kinds struck which classes."""
-    return {(class_of(label), fault.kind) for fault, label in faults}
-
-
-def all_strikes(recorded: Mapping[str, Mapping[Call, int]]) -> set[Strike]:
-    """Every kind that can meet a class of which there are calls."""
-    return {
-        (class_of(label), kind)
-        for calls in recorded.values()
-        for _, label in calls
-        for kind in kinds_for(label)
-    }
-
-
 def every_boundary(recorded: Mapping[str, Mapping[Call, int]]) -> list[tuple[str, Plan]]:
     """All of them, with the names of their flows."""
     return [(name, plan) for name, calls in recorded.items() for plan in boundaries(SHAPES[name], calls)]
 
 
-def sample(recorded: Mapping[str, Mapping[Call, int]]) -> list[tuple[str, Plan]]:
-    """Few boundaries in which every kind of fault strikes every class of call, every call of the servers is
-    struck, and so is every flow.
+Goal = tuple[str, ...]
+"""A kind of fault at a class of call, a flow, or a call of the servers."""
+
+
+def goals_of(name: str, struck: Iterable[tuple[Fault, str]]) -> set[Goal]:
+    """What the faults that struck a flow have shown."""
+    shown: set[Goal] = set()
+    for fault, label in struck:
+        shown |= {("flow", name), (class_of(label), fault.kind)}
+        if not label.startswith("airflow"):  # what Airflow stores differs in its name only
+            shown.add(("call", label))
+    return shown
+
+
+def all_goals(recorded: Mapping[str, Mapping[Call, int]]) -> set[Goal]:
+    """Every kind at every class, every flow, every call."""
+    return {
+        goal
+        for name, plan in every_boundary(recorded)
+        for goal in goals_of(name, [(fault, fault.label) for fault in plan.faults])
+    }
+
+
+def sample(
+    recorded: Mapping[str, Mapping[Call, int]], missing: set[Goal], tried: Sequence[Plan] = ()
+) -> list[tuple[str, Plan]]:
+    """Few boundaries that show what is missing.
+
+    :param tried: not these, which met nothing
     """
-    candidates = [
-        (name, plan) for name, calls in recorded.items() for plan in boundaries(SHAPES[name], calls)
-    ]
+    candidates = [(name, plan) for name, plan in every_boundary(recorded) if plan not in tried]
     random.Random(0).shuffle(candidates)
-    goals = [_shown_by(name, plan) for name, plan in candidates]
-    missing = set().union(*goals)
+    shown = [goals_of(name, [(fault, fault.label) for fault in plan.faults]) for name, plan in candidates]
+    left = missing & set().union(*shown)
     chosen = []
-    while missing:
-        best = max(range(len(goals)), key=lambda place: len(goals[place] & missing))
-        missing -= goals[best]
+    while left:
+        best = max(range(len(shown)), key=lambda place: len(shown[place] & left))
+        left -= shown[best]
         chosen.append(candidates[best])
     return chosen
-
-
-def _shown_by(name: str, plan: Plan) -> set[tuple[str, ...]]:
-    (fault,) = plan.faults
-    shown = {("flow", name), (class_of(fault.label), fault.kind)}
-    # What Airflow stores differs in its name only.
-    return shown if fault.label.startswith("airflow") else {*shown, ("call", fault.label)}
 
 
 def random_plan(seed: int, recorded: Mapping[str, Mapping[Call, int]]) -> Plan:
