@@ -20,4 +20,10 @@ FOUND = {
     "a try dies after it has noted its training's failure (366)": Plan(
         (Fault("k8s PATCH jobs one", 1, "crash_after"),), codes=(3, 3)
     ),
+    "a conflict at the deletion: it was taken for another Job's, and its end waited for": Plan(
+        (Fault("k8s DELETE jobs one", 1, "409"),), cancel="timed out"
+    ),
+    "a conflict at the removal of a candidate, which was left": Plan(
+        (Fault("k8s DELETE deployments one", 1, "409"),), flow="rollout", cancel="timed out"
+    ),
 }
