@@ -109,16 +109,15 @@ async def _register(
 ) -> "ModelVersion":
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
-    from nighttrain.providers.tracking.runs import RunTree
+    from nighttrain.providers.tracking.runs import RunTree, inherited
 
     async with mlflow.client() as client:
         run = await RunTree(client).get(finished.started.run_id)
-        lineage = {key: value for key, value in run.tags.items() if key.startswith("nighttrain.")}
         of = f", partition {step.partition_key}," if step.partition_key else ""
         return await ModelRegistry(client).register(
             model_name,
             run_id=run.run_id,
-            tags=lineage,
+            tags=inherited(run.tags),
             description=fit(f"Trained by Dagster: {step.name}{of} in run {step.run_id}", MAX_DESCRIPTION),
         )
 

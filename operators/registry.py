@@ -114,7 +114,7 @@ class RegisterModelOperator(_RegistryOperator):
         return secretless, secretless.pop("")
 
     async def _register(self, tags: Mapping[str, str], description: str) -> ModelVersion:
-        from nighttrain.providers.tracking.runs import RunTree
+        from nighttrain.providers.tracking.runs import RunTree, inherited
 
         async with open_registry(self._mlflow) as registry:
             run = await RunTree(registry.client).get(self.run_id)
@@ -122,7 +122,7 @@ class RegisterModelOperator(_RegistryOperator):
                 self.model_name,
                 run_id=self.run_id,
                 model_name=self.logged_model_name,
-                tags={**_lineage_tags(run.tags), **tags},
+                tags={**inherited(run.tags), **tags},
                 description=description,
             )
 
@@ -348,11 +348,6 @@ def _texts(field: str, given: Any) -> Any:
         text_of(f"{field} key", name): text_of(f"{field}[{name!r}]", value)
         for name, value in (given or {}).items()
     }
-
-
-def _lineage_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """What the version inherits from its run: where it comes from."""
-    return {name: value for name, value in tags.items() if name.startswith("nighttrain.")}
 
 
 def _evaluation(value: Any) -> Mapping[str, Any]:

@@ -43,6 +43,12 @@ async def find_model(
     """
     tree = RunTree(client)
     run = await tree.get(run_id)
+    if run.deleted:
+        raise RunWithoutModelError(
+            f"run {run_id} is in MLflow's trash, and its model with it. To have it back: "
+            f"mlflow runs restore --run-id {run_id}, or, if its experiment was deleted, "
+            f"mlflow experiments restore --experiment-id {run.experiment_id}; then clear this task"
+        )
     own = await tree.logged_models(run)
 
     def wanted(models: Iterable[LoggedModel]) -> list[LoggedModel]:

@@ -56,6 +56,11 @@ OPENED_BY_CONTAINER = "container"
 CHANGED_PARAMS_TAG = f"{PREFIX}changed_params"
 """Params that the training had logged with another value: MLflow keeps a param's first value for ever."""
 
+_OF_THE_RUN = frozenset(
+    {OPENING_TAG, EPOCH_TAG, OPENED_BY_TAG, PREVIOUS_TAG, SUPERSEDED_TAG, CHANGED_PARAMS_TAG}
+)
+"""Tags that say how a run was opened, and what came before it and after it."""
+
 CREATE_ATTEMPTS = 3
 """How often a run is created while the answers get lost. Each round already bridges a restart."""
 
@@ -235,6 +240,11 @@ class Lineage:
         if self.commit:
             tags["mlflow.source.git.commit"] = self.commit
         return clean_tags(tags)
+
+
+def inherited(tags: Mapping[str, str]) -> dict[str, str]:
+    """What a model's version takes over of its run's tags: where it comes from."""
+    return {name: tags[name] for name in tags if name.startswith(PREFIX) and name not in _OF_THE_RUN}
 
 
 class RunTree:

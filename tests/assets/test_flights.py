@@ -28,8 +28,10 @@ AIRFLOW_KEYS = {
     *("nighttrain.try_number", "nighttrain.attempt", "nighttrain.namespace", "nighttrain.job_name"),
     *("nighttrain.job_uid", "nighttrain.pod_uid", "nighttrain.image", "nighttrain.image_digest"),
     *("nighttrain.outcome", "nighttrain.data_interval_start", "nighttrain.data_interval_end"),
-    *("nighttrain.run_key", "nighttrain.commit"),
+    *("nighttrain.run_key", "nighttrain.commit", "nighttrain.run_number", "nighttrain.cluster"),
 }
+# Of the run alone; its version takes the others over.
+RUN_KEYS = {"nighttrain.epoch", "nighttrain.opening"}
 
 
 class Flights:
@@ -105,7 +107,7 @@ def test_one_night_trains_and_mlflow_looks_as_it_does_from_airflow(
     assert tags_of(parent["data"])["nighttrain.run_key"] == f"dagster/{result.dagster_run.job_name}/" + (
         result.run_id
     )
-    assert {key for key in tags if key.startswith("nighttrain.")} == AIRFLOW_KEYS
+    assert {key for key in tags if key.startswith("nighttrain.")} == AIRFLOW_KEYS | RUN_KEYS
     assert tags["nighttrain.orchestrator"] == "dagster"
     assert tags["nighttrain.run_id"] == result.run_id
     assert tags["nighttrain.task_id"] == "airline_delay"

@@ -155,3 +155,14 @@ async def test_another_runs_models_are_not_taken(registry: ModelRegistry, traini
     training.server.logged_model(training.experiment, other)
     with pytest.raises(RunWithoutModelError, match="logged no model"):
         await registry.register(unique("model"), run_id=training.run)
+
+
+@pytest.mark.parametrize("deleted", ["run", "experiment"])
+async def test_a_run_in_the_trash_is_told_with_the_way_back(
+    registry: ModelRegistry, training: Training, deleted: str
+) -> None:
+    training.files("model")
+    given = {"run_id": training.run} if deleted == "run" else {"experiment_id": training.experiment}
+    training.server.call("POST", f"{deleted}s/delete", **given)
+    with pytest.raises(RunWithoutModelError, match=f"mlflow runs restore --run-id {training.run}"):
+        await registry.register(unique("model"), run_id=training.run)
