@@ -23,6 +23,14 @@ FOUND = {
     "a conflict at the deletion: it was taken for another Job's, and its end waited for": Plan(
         (Fault("k8s DELETE jobs one", 1, "409"),), cancel="timed out"
     ),
+    "an outage between the run's end and its parent's, whom nobody settled afterwards": Plan(
+        (
+            Fault("airflow xcom train nighttrain_link_workload", 1, "crash_before"),
+            Fault("mlflow POST runs/search", 5, "reply_lost", 12),
+        ),
+        deferrable=False,
+        cancel="timed out",
+    ),
     "a conflict at the removal of a candidate, which was left": Plan(
         (Fault("k8s DELETE deployments one", 1, "409"),), flow="rollout", cancel="timed out"
     ),
