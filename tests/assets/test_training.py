@@ -116,7 +116,7 @@ def test_a_mistake_on_the_way_to_mlflow_is_not_tried_again(
     assert len(jobs()) == before
 
 
-def test_a_step_retry_makes_another_attempt_under_the_same_run(
+def test_a_step_retry_makes_another_attempt_with_a_run_of_its_own(
     mlflow_server: MLflowServer,
     resources: dict[str, Any],
     instance: dg.DagsterInstance,
@@ -130,11 +130,19 @@ def test_a_step_retry_makes_another_attempt_under_the_same_run(
     (made,) = result.asset_materializations_for_node("model")
     assert made.metadata["attempt"].value == 2
     assert sorted(job["metadata"]["labels"]["nighttrain.dev/attempt"] for job in jobs()) == ["1", "2"]
-    (run,) = runs_of(mlflow_server, model)
-    assert run["info"]["status"] == "FINISHED"
-    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-    assert (tags["nighttrain.attempt"], tags["nighttrain.try_number"]) == ("2", "2")
-    assert len(mlflow_server.versions(model)) == 1
+    runs = {tags_of(run)["nighttrain.attempt"]: run for run in runs_of(mlflow_server, model)}
+    assert {attempt: run["info"]["status"] for attempt, run in runs.items()} == {
+        "1": "FAILED",
+        "2": "FINISHED",
+    }
+    assert tags_of(runs["2"])["nighttrain.try_number"] == "2"
+    assert tags_of(runs["1"])["nighttrain.superseded_by"] == runs["2"]["info"]["run_id"]
+    (version,) = mlflow_server.versions(model)
+    assert version["run_id"] == runs["2"]["info"]["run_id"]
+
+
+def tags_of(run: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
 
 
 def test_until_its_result_is_consumed_a_re_execution_adopts_the_workload(
@@ -177,7 +185,7 @@ def test_until_its_result_is_consumed_a_re_execution_adopts_the_workload(
     consume(again)
     anew, newer = execute(unique("re-execution"))
     assert (anew.started.workload.attempt, newer) == (2, "2")
-    assert len(runs_of(mlflow_server, model)) == 1
+    assert len(runs_of(mlflow_server, model)) == 2
 
 
 def test_a_run_that_was_killed_is_taken_over_by_its_re_execution(
@@ -222,7 +230,7 @@ def test_a_run_that_dies_once_it_has_its_result_trains_no_second_time(
     (job,) = jobs()
     assert "nighttrain.dev/consumed" not in job["metadata"]["annotations"]
 
-    again = subprocess.run([*command, "again"], capture_output=True, text=True, timeout=120)
+    again = subprocess.run([*command, "again", "quick"], capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stderr[-4000:]
     assert "Adopted Job" in again.stderr
     assert [each["version"] for each in mlflow_server.versions(model)] == [version["version"]]

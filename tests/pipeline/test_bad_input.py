@@ -37,13 +37,17 @@ EXPECTED = {
 def failed_run(pipeline: Pipeline) -> tuple[Pipeline, str]:
     """One DAG run of all the bad tasks, over."""
     experiment = pipeline.mlflow("POST", "experiments/create", name="empty")["experiment_id"]
-    created = pipeline.mlflow("POST", "runs/create", experiment_id=experiment, start_time=1)
-    empty_run = created["run"]["info"]["run_id"]
+    empty_run, tampered_run = [
+        pipeline.mlflow("POST", "runs/create", experiment_id=experiment, start_time=1)["run"]["info"][
+            "run_id"
+        ]
+        for _ in range(2)
+    ]
     pipeline.mlflow("POST", "registered-models/create", name="tampered")
-    artifact = _upload(pipeline, experiment, empty_run)
+    artifact = _upload(pipeline, experiment, tampered_run)
     source = f"mlflow-artifacts:/{artifact}"
     version = pipeline.mlflow(
-        "POST", "model-versions/create", name="tampered", source=source, run_id=empty_run
+        "POST", "model-versions/create", name="tampered", source=source, run_id=tampered_run
     )
     assert version["model_version"]["version"] == "1"
     pipeline.mlflow(

@@ -86,9 +86,7 @@ def main(what: str, *rest: str) -> int:
         print("reading the flights\nthe flights are late", flush=True)
         return 3
     elif what == "fail-once":
-        data = request("GET", f"mlflow/runs/get?run_id={RUN}")["run"]["data"]
-        if not any(metric["key"] == "tries" for metric in data.get("metrics", ())):
-            log_metrics(tries=1)
+        if "NIGHTTRAIN_PREVIOUS_RUN_ID" not in os.environ:
             return 3
         train(1.0)
     elif what == "slow":
