@@ -75,7 +75,7 @@ class ReapWorkloadsOperator(BaseOperator):
     async def _reap(self, states: _OwnTasks) -> tuple[list[Finding], list[ForgottenRun]]:
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.providers.kubernetes.reaper import find
-        from nighttrain.providers.reaping import close_forgotten, find_forgotten, reap_all
+        from nighttrain.providers.reaping import close_forgotten, find_forgotten, reap_all, settle_parents
         from nighttrain.providers.tracking.client import MLflowClient
 
         async with AsyncExitStack() as stack:
@@ -96,6 +96,7 @@ class ReapWorkloadsOperator(BaseOperator):
             findings = await reap_all(client, findings, states, mlflow=mlflow, warn=self.log.warning)
             if mlflow is not None:
                 await close_forgotten(mlflow, forgotten, warn=self.log.warning)
+                await settle_parents(mlflow, minimum_age_seconds=age, now=time.time(), warn=self.log.warning)
             return findings, forgotten
 
 

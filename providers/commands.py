@@ -38,7 +38,7 @@ async def reap_workloads(options: argparse.Namespace) -> tuple[list[Finding], li
     from nighttrain.providers.airflow_api import AirflowAPI
     from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
     from nighttrain.providers.kubernetes.reaper import find
-    from nighttrain.providers.reaping import close_forgotten, find_forgotten, reap_all
+    from nighttrain.providers.reaping import close_forgotten, find_forgotten, reap_all, settle_parents
     from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
     config = ClusterConfig(
@@ -60,6 +60,7 @@ async def reap_workloads(options: argparse.Namespace) -> tuple[list[Finding], li
             findings = await reap_all(client, findings, states, mlflow=mlflow, warn=_warn)
         if options.yes and mlflow is not None:
             await close_forgotten(mlflow, forgotten, warn=_warn)
+            await settle_parents(mlflow, minimum_age_seconds=options.minimum_age, now=time.time(), warn=_warn)
         return findings, forgotten
 
 

@@ -13,7 +13,7 @@ from nighttrain.providers.kubernetes.objects import uid_of
 from nighttrain.providers.kubernetes.reaper import Finding, TaskState, TaskStates, Verdict, reap
 from nighttrain.providers.kubernetes.workload import mark_consumed, observe
 from nighttrain.providers.tracked_workload import run_status
-from nighttrain.providers.tracking.forgotten_runs import open_runs
+from nighttrain.providers.tracking.forgotten_runs import has_children, open_parents, open_runs
 from nighttrain.providers.tracking.killed_runs import close_run_of_container, close_with_parent
 from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus, RunTree
 from nighttrain.providers.tracking.tags import PREFIX
@@ -132,6 +132,36 @@ async def close_forgotten(mlflow: MLflowClient, forgotten: Sequence[ForgottenRun
             await close_with_parent(tree, each.run, each.status)
         except TrackingError as error:
             warn(f"Run {each.run.run_id} could not be closed: {error}")
+
+
+async def settle_parents(
+    mlflow: MLflowClient,
+    *,
+    minimum_age_seconds: float,
+    now: float,
+    warn: Warn,
+    orchestrator: str = "airflow",
+) -> None:
+    """Have each DAG run's run that says it goes on say how its tasks stand: whoever closed the last one's may
+    have died, or MLflow gone away, before that was written.
+
+    One without any task's run is left of a process that died before it had opened that: it is KILLED. A task
+    that comes all the same opens it again.
+
+    :param now: seconds since 1970
+    :param warn: is told of a run that could not be settled
+    :raises TrackingError: MLflow does not answer, or refuses
+    """
+    begun_before = int((now - minimum_age_seconds) * 1000)
+    tree = RunTree(mlflow)
+    for parent in await open_parents(mlflow, orchestrator=orchestrator, begun_before=begun_before):
+        try:
+            if await has_children(mlflow, parent):
+                await tree.settle_parent(parent.run_id)
+            else:
+                await tree.close(parent.run_id, RunStatus.KILLED)
+        except TrackingError as error:
+            warn(f"Run {parent.run_id} of a DAG run could not be settled: {error}")
 
 
 async def _close_as_it_ended(

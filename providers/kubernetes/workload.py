@@ -230,10 +230,7 @@ async def cancel(
     :raises WorkloadConflictError: it still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """
-    resource = kind_named(workload.kind).resource
-    # Not found: gone already. Conflict: its name belongs to another one now.
-    with contextlib.suppress(ObjectNotFoundError, ObjectConflictError):
-        await client.delete(resource, workload.namespace, workload.name, uid=workload.uid)
+    await _delete_object(client, workload)
     if grace_period_seconds is not None:
         # An owner's deletion hands no grace period down to its pods.
         for pod in await list_pods(client, workload):
@@ -243,6 +240,28 @@ async def cancel(
     except LostNodeError as error:
         # Nothing takes its deletion back: it ends with its node's return, or is gone with its node.
         _log.warning("%s is deleted and cannot be seen to end: %s", workload.described, error)
+
+
+async def _delete_object(client: ClusterClient, workload: Workload) -> None:
+    """Delete the workload's object, and no other one that has its name by now.
+
+    :raises ObjectConflictError: the server goes on to refuse what is still there
+    """
+    resource = kind_named(workload.kind).resource
+    for last in range(CONFLICT_ROUNDS):
+        try:
+            await client.delete(resource, workload.namespace, workload.name, uid=workload.uid)
+        except ObjectNotFoundError:
+            return
+        except ObjectConflictError:
+            # Usually its name belongs to another one now. Waiting for the end of one that was not deleted
+            # would take as long as it lives.
+            if await read_object(client, workload) is None:
+                return
+            if last == CONFLICT_ROUNDS - 1:
+                raise
+            continue
+        return
 
 
 async def cancel_if_live(client: ClusterClient, workload: Workload) -> bool:

@@ -19,6 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kill at every step")
     group.addoption("--kill-seed", type=int, help="replay one random schedule")
     group.addoption("--kill-seeds", type=int, help="how many random schedules (8 by default)")
+    group.addoption("--kill-plan", help="run this plan, as a failed test printed it")
     group.addoption("--kill-every", action="store_true", help="every fault at every boundary, not a sample")
+    group.addoption("--kill-part", default="1/1", help="of --kill-every, a part: 2/4 is the second quarter")
     group.addoption("--kill-rounds", type=int, help="how often a real worker is killed (1 by default)")
     group.addoption("--dag-runs", type=int, help="how many DAG runs open their parents (4 by default)")

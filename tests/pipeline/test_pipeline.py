@@ -233,9 +233,15 @@ def test_image_that_can_never_start_leaves_no_workload(pipeline: Pipeline) -> No
 def test_timed_out_training_leaves_no_workload(pipeline: Pipeline) -> None:
     run_id = pipeline.trigger("timed_out")
     assert pipeline.finished("timed_out", run_id) == "failed"
-    for task in ("train_deferred", "train_blocking"):
+    timed_out = {"train_deferred": "TaskDeferralTimeout", "train_blocking": "AirflowTaskTimeout"}
+    for task, error in timed_out.items():
         assert pipeline.task("timed_out", run_id, task)["state"] == "failed"
+        log = pipeline.log("timed_out", run_id, task)
+        # It ran, and nothing but its time's end ended it.
+        assert ("waiting" in log, error in log) == (True, True), log
     pipeline.until(lambda: not pipeline.jobs("timed_out"), 30, "the workloads to be gone")
+    children = [run for run in _runs(pipeline, "timed_out") if _tags(run).get("mlflow.parentRunId")]
+    assert [run["info"]["status"] for run in children] == ["KILLED", "KILLED"]
 
 
 def test_training_that_ends_while_mlflow_is_away_is_written_down_later(pipeline: Pipeline) -> None:

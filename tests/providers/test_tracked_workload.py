@@ -21,7 +21,13 @@ from nighttrain.providers.kubernetes.reaper import TaskState, TaskStates, Verdic
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.local.server import EmbeddedCluster
-from nighttrain.providers.reaping import ForgottenRun, close_forgotten, find_forgotten, reap_all
+from nighttrain.providers.reaping import (
+    ForgottenRun,
+    close_forgotten,
+    find_forgotten,
+    reap_all,
+    settle_parents,
+)
 from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey, RunTree
@@ -189,15 +195,19 @@ async def test_a_training_starts_while_mlflow_is_down_and_its_own_run_is_taken_o
     assert parent.status == "FINISHED"
 
 
-async def test_a_retry_during_the_outage_opens_no_second_run(
-    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+@pytest.mark.parametrize("retry", ["during the outage", "after the outage"])
+async def test_a_retry_of_what_started_during_the_outage_opens_no_second_run(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, retry: str
 ) -> None:
     async with outage(mlflow_server) as mlflow:
         work = tracked(cluster, mlflow, TRAINING + "time.sleep(2)", next(_numbers))
         first = await work.start()
-        await mlflow.end()
+        if retry == "after the outage":
+            await mlflow.end()
         second = await work.start()
         assert (second.workload.uid, second.run_id) == (first.workload.uid, "")
+        if retry == "during the outage":
+            await mlflow.end()
         outcome = await finish(work, second)
         await work.close(second, outcome)
         await work.close(second, outcome)
@@ -509,6 +519,23 @@ async def test_a_run_that_nobody_will_close_is_closed(
     child, parent = await child_and_parent(mlflow_server, work)
     assert (child.status, parent.status) == (status, status)
     assert child.tags["nighttrain.outcome"] == "unknown"
+
+
+@pytest.mark.parametrize(("children", "status"), [(0, "KILLED"), (1, "FAILED")])
+async def test_a_parent_that_nobody_will_settle_is_settled(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, children: int, status: str
+) -> None:
+    work = tracked(cluster, mlflow_server, "pass", next(_numbers))
+    async with MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as client:
+        tree = RunTree(client)
+        experiment = await tree.ensure_experiment(work.experiment_name)
+        parent = await work._parent(tree, experiment)
+        if children:  # whoever closed it did not come as far as to its parent
+            run = await tree.open_attempt(experiment, work.run_key, name="train", parent_run_id=parent)
+            await tree.close(run.run_id, "FAILED")
+        for age, expected in ((3600.0, "RUNNING"), (0.0, status)):
+            await settle_parents(client, minimum_age_seconds=age, now=time.time() + 1, warn=pytest.fail)
+            assert (await tree.get(parent)).status == expected
 
 
 async def child_and_parent(server: MLflowServer, work: TrackedWorkload) -> tuple[Run, Run]:

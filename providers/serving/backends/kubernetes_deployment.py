@@ -348,16 +348,22 @@ class KubernetesDeployments:
         found = await self._deployment(endpoint, namespace, version)
         if found is None:
             return
-        try:
-            await self._client.delete(
-                DEPLOYMENTS,
-                namespace,
-                metadata(found)["name"],
-                uid=metadata(found)["uid"],
-                propagation="Background",
-            )
-        except (ObjectNotFoundError, ObjectConflictError):
-            return
+        name, uid = metadata(found)["name"], metadata(found)["uid"]
+
+        async def attempt() -> None:
+            nonlocal found
+            # One that was made anew under that name is another rollout's.
+            if found is None or metadata(found)["uid"] != uid:
+                return
+            try:
+                await self._client.delete(DEPLOYMENTS, namespace, name, uid=uid, propagation="Background")
+            except ObjectNotFoundError:
+                return
+            except ObjectConflictError:
+                found = await self._deployment(endpoint, namespace, version)
+                raise
+
+        await self._written(attempt)
 
     async def _versions(self, endpoint: str, namespace: str) -> list[VersionStatus]:
         selector = f"{ENDPOINT_LABEL}={endpoint},{MANAGED_BY_LABEL}={MANAGED_BY}"

@@ -64,7 +64,8 @@ with DAG(dag_id="timed_out", schedule=None, start_date=datetime(2024, 1, 1), cat
             arguments=["import time; print('waiting', flush=True); time.sleep(600)"],
             termination_grace_period=1,
             deferrable=mode == "deferred",
-            execution_timeout=timedelta(seconds=10),
+            # Longer than a busy machine needs until the training runs.
+            execution_timeout=timedelta(seconds=30),
         )
 
 with DAG(dag_id="mlflow_away", schedule=None, start_date=datetime(2024, 1, 1), catchup=False):

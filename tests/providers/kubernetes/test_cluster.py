@@ -29,6 +29,7 @@ from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, Workload
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.local.faults import Fault
 from nighttrain.providers.local.server import EmbeddedCluster
 
 _numbers = count()
@@ -356,6 +357,25 @@ async def test_cancel_leaves_nothing_running_and_ends_the_wait(
     assert await running_pods(client, job) == []
     assert await jobs_of(client, identity) == []
     await workload.cancel(client, job)  # once more is fine
+
+
+async def test_a_conflict_ends_no_cancelling_of_what_is_still_there(
+    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    job = await submit(client, spec(SLEEP), identity)
+    refused = Fault.answer(409, verb="delete", resource="jobs", name=job.name, count=2)
+    cluster.faults.add(refused)
+    await asyncio.wait_for(workload.cancel(client, job), 60)
+    assert cluster.faults.struck(refused) == 2
+    assert await jobs_of(client, identity) == []
+    second = await submit(client, spec(SLEEP), identity)
+    often = Fault.answer(
+        409, verb="delete", resource="jobs", name=second.name, count=workload.CONFLICT_ROUNDS
+    )
+    cluster.faults.add(often)
+    with pytest.raises(errors.ObjectConflictError):
+        await asyncio.wait_for(workload.cancel(client, second), 60)
+    await workload.cancel(client, second)
 
 
 async def test_cancel_spares_a_later_job_of_the_same_name(

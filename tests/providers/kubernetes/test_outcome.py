@@ -289,13 +289,29 @@ def test_a_deactivated_workload_is_named_with_what_brings_it_back() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in K if kind is not K.SUCCEEDED])
-def test_every_failure_has_its_own_error_and_a_remedy(kind: K) -> None:
+def test_every_failure_has_an_error_and_a_remedy(kind: K) -> None:
     outcome = Outcome(kind=kind, reason="R", message="m", exit_code=9, last_lines=("a", "b"))
     with pytest.raises(errors.WorkloadFailedError) as raised:
         outcome.raise_for_failure()
-    assert type(raised.value) is not errors.WorkloadFailedError
     assert raised.value.outcome == outcome
     assert "What to do:" in str(raised.value)
+
+
+def test_no_two_failures_share_an_error() -> None:
+    raised: dict[type[Exception], set[tuple[K, bool]]] = {}
+    for kind in [kind for kind in K if kind is not K.SUCCEEDED]:
+        for infrastructure in (False, True):
+            with pytest.raises(errors.WorkloadFailedError) as caught:
+                Outcome(kind=kind, infrastructure=infrastructure).raise_for_failure()
+            raised.setdefault(caught.type, set()).add((kind, infrastructure))
+    assert errors.WorkloadFailedError not in raised
+    assert [kinds for kinds in raised.values() if len({kind for kind, _ in kinds}) > 1] == []
+    # A policy that catches one must not catch another: only what the tree in errors.py says is a kind of it.
+    related = {(child, of) for child in raised for of in raised if child is not of and issubclass(child, of)}
+    assert related == {
+        (errors.RegistryUnavailable, errors.ImagePullFailed),
+        (errors.RejectedByNode, errors.Rejected),
+    }
 
 
 def test_success_raises_nothing() -> None:

@@ -15,6 +15,7 @@ from nighttrain.providers.errors import RolloutFailedError
 from nighttrain.providers.kubernetes.client import ClusterClient
 from nighttrain.providers.kubernetes.connection import ClusterConfig
 from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES, Resource
+from nighttrain.providers.local.faults import Fault
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
@@ -226,6 +227,18 @@ async def test_a_cancelled_rollout_leaves_no_candidate(
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+    await gone(client, "1")
+
+
+async def test_a_conflict_ends_no_removal_of_a_candidate_that_is_still_there(
+    store: Any, cluster: EmbeddedCluster, client: ClusterClient, rollout: Rollout, serving_spec: Make
+) -> None:
+    candidate = serving_spec("1", artifact_digest=store.add("1"))
+    await rollout.start(candidate)
+    refused = Fault.answer(409, verb="delete", resource="deployments", count=2)
+    cluster.faults.add(refused)
+    await rollout.abort(candidate)
+    assert cluster.faults.struck(refused) == 2
     await gone(client, "1")
 
 

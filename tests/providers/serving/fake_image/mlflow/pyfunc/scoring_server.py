@@ -1,6 +1,7 @@
 """An ASGI application that answers with the content of the model's file, at once or after a while."""
 
 import asyncio
+import time
 from pathlib import Path
 
 
@@ -8,6 +9,8 @@ def load_model_with_mlflow_config(path):
     text = Path(path, "model.txt").read_text()
     if text == "broken":
         raise ImportError("No module named 'what_the_model_needs'")
+    if text.startswith("slow"):
+        time.sleep(60)
     return text
 
 

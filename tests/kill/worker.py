@@ -14,9 +14,13 @@ import time
 from pathlib import Path
 
 
-def main() -> None:
+def serve() -> None:
     """Serve orders until standard input ends."""
-    from kill_flow import Flow, Plan
+    import httpx
+    from mlflow_server import MLflowServer
+
+    from kill.cluster import Cluster
+    from kill.flow import Flow, Place, Plan
 
     print("ready", flush=True)
     for line in sys.stdin:
@@ -24,11 +28,13 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             directory = Path(order["directory"])
-            plan = Plan(deferrable=order["deferrable"])
-            flow = Flow(plan, directory, order["experiment"], run_id=order["run_id"]).run()
+            with httpx.Client(base_url=order["mlflow"]) as http:
+                mlflow = MLflowServer(order["mlflow"], directory, directory, http)
+                place = Place(directory, Cluster(order["kubeconfig"]), mlflow)
+                flow = Flow(Plan(deferrable=order["deferrable"]), place, run_id=order["run_id"]).run()
             end = directory / f"{flow.run_id}.end"
             partial = end.with_suffix(".part")
-            partial.write_text(json.dumps([flow.state, flow.registered]))
+            partial.write_text(json.dumps([flow.states, flow.results]))
             partial.rename(end)
             os._exit(0)
         if order["kill_after"] is not None:
@@ -39,5 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
-    main()
+    sys.path[0] = str(Path(__file__).parents[1])
+    serve()

@@ -13,8 +13,9 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -22,12 +23,21 @@ from unittest.mock import patch
 import aiohttp
 import httpx
 
+from nighttrain.providers import bridge
 from nighttrain.providers.kubernetes.session import Session
 
 CRASHES = ("crash_before", "crash_after")
 STATUSES = ("409", "429", "500")
 REFUSALS = ("reply_lost", "timeout_done", "timeout_not_done", *STATUSES)
 STREAM_FAULTS = ("cut", "410")
+NO_ANSWER = "no_answer"
+
+ASK = "airflow ask"
+"""A process that is told to end asks Airflow for its task's state."""
+
+
+TASK = "task"
+"""The process that Airflow starts for a task: its worker, or its trigger's triggerer."""
 
 
 class Crash(BaseException):
@@ -36,27 +46,32 @@ class Crash(BaseException):
 
 @dataclass(frozen=True)
 class Fault:
-    """From the ``nth`` call of this label on, ``times`` calls in a row meet ``kind``."""
+    """From the ``nth`` call of this label on, ``times`` calls in a row of one process meet ``kind``.
+
+    :param label: of a call, or a pattern (``mlflow *``)
+    :param process: which of the flow's processes makes the call
+    """
 
     label: str
     nth: int
     kind: str
     times: int = 1
+    process: str = TASK
 
     def __str__(self) -> str:
-        return f"{self.kind} x{self.times} at {self.label!r} #{self.nth}"
+        return f"{self.kind} x{self.times} at {self.label!r} #{self.nth} of the {self.process}"
 
 
 @dataclass
 class Schedule:
-    """The faults of one flow, and what was called and struck so far."""
+    """The faults of one process, and what it called and met so far. It may be started again and again."""
 
     faults: tuple[Fault, ...] = ()
     dead: bool = False
-    quiet: bool = False
     calls: list[str] = field(default_factory=list)
-    struck: list[str] = field(default_factory=list)
-    _seen: Counter[str] = field(default_factory=Counter)
+    struck: list[tuple[Fault, str]] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop | None = None
+    _seen: Counter[int] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def revive(self) -> None:
@@ -64,18 +79,17 @@ class Schedule:
         self.dead = False
 
     def meet(self, label: str) -> str | None:
-        """Count a call; the kind of the fault that it meets."""
+        """Count a call; the kind of fault that it meets."""
         with self._lock:
             if self.dead:
                 raise Crash
-            if self.quiet:
-                return None
             self.calls.append(label)
-            self._seen[label] += 1
-            number = self._seen[label]
-            for fault in self.faults:
-                if fault.label == label and fault.nth <= number < fault.nth + fault.times:
-                    self.struck.append(f"{fault.kind} at {label} #{number}")
+            for place, fault in enumerate(self.faults):
+                if not fnmatchcase(label, fault.label):
+                    continue
+                self._seen[place] += 1
+                if fault.nth <= self._seen[place] < fault.nth + fault.times:
+                    self.struck.append((fault, label))
                     return fault.kind
         return None
 
@@ -109,11 +123,24 @@ current = _Current()
 
 def kinds_for(label: str) -> tuple[str, ...]:
     """The faults that a call can meet."""
+    if label == ASK:
+        return (*CRASHES, NO_ANSWER)
     if label.startswith("airflow"):
         return CRASHES
     if label.endswith((" watch", " log")):
         return (*CRASHES, *REFUSALS, *STREAM_FAULTS)
     return (*CRASHES, *REFUSALS)
+
+
+def class_of(label: str) -> str:
+    """What sort of call it is: faults of every kind are to strike every sort."""
+    if label.startswith("airflow"):
+        return "airflow read" if label == ASK else "airflow write"
+    system, method, what = label.split(" ", 2)
+    if label.endswith((" watch", " log")):
+        return f"{system} {what.rpartition(' ')[2]}"
+    reads = method == "GET" or what.endswith(("/search", "dry-run"))
+    return f"{system} {'read' if reads else 'write'}"
 
 
 def _kubernetes_label(method: str, path: str, query: Any) -> str:
@@ -176,7 +203,9 @@ def injecting() -> Iterator[None]:  # noqa: C901
         schedule = current.schedule
         if schedule is None:
             return await ask_cluster(self, method, path, **options)
-        kind = schedule.meet(_kubernetes_label(method, path, options["query"]))
+        schedule.loop = asyncio.get_running_loop()
+        label = _kubernetes_label(method, path, options["query"])
+        kind = schedule.meet(label)
         match kind:
             case "crash_before":
                 raise schedule.die()
@@ -189,8 +218,8 @@ def injecting() -> Iterator[None]:  # noqa: C901
             case None:
                 return response
             case "cut":
-                # Long enough for the stream to begin, short enough to come before its end.
-                asyncio.get_running_loop().call_later(0.05, response.close)
+                # Its reader has begun. (Later, a stream may have ended by itself.)
+                asyncio.get_running_loop().call_soon(response.close)
                 return response
         # The server has done it once the answer begins.
         response.close()
@@ -221,8 +250,20 @@ def injecting() -> Iterator[None]:  # noqa: C901
         lost = httpx.ReadTimeout if kind == "timeout_done" else httpx.ReadError
         raise lost("injected", request=request)
 
+    enter_bridge = bridge._run_in_thread
+
+    def enter(work: Coroutine[Any, Any, Any]) -> Any:
+        schedule = current.schedule
+
+        async def inside() -> Any:
+            current.schedule = schedule
+            return await work
+
+        return enter_bridge(inside())
+
     try:
         with (
+            patch.object(bridge, "_run_in_thread", enter),
             patch.object(Session, "request", cluster),
             patch.object(httpx.AsyncHTTPTransport, "handle_async_request", mlflow),
         ):

@@ -1,0 +1,134 @@
+"""Runs plans on servers that run already, several at once, and says what they broke."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NoResult
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from kill.checks import violations
+from kill.cluster import DEPLOYMENTS, JOBS, SERVICES, Cluster
+from kill.flow import Flow, Place, Plan
+from kill.history import JobHistory
+from kill.tasks import DEADLINE_SECONDS
+from nighttrain.providers.kubernetes.client import ClusterConfig
+
+if TYPE_CHECKING:
+    from mlflow_server import MLflowServer
+
+    from kill.calls import Fault
+
+# Containers are processes of this machine: with more at once, two cores only queue them.
+AT_ONCE = 6
+# A watch that begins a moment later is met in the next run. What is never met is no boundary.
+RUNS_TO_STRIKE = 3
+
+
+@dataclass
+class Verdict:
+    """What came of a plan."""
+
+    name: str
+    plan: Plan
+    broken: list[str]
+    struck: list[tuple[Fault, str]] = field(default_factory=list)
+    missed: list[Fault] = field(default_factory=list)
+    trail: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        struck = [f"struck: {fault} ({label})" for fault, label in self.struck]
+        missed = [f"met nothing: {fault}" for fault in self.missed]
+        return f"{self.name}: " + "\n  ".join([*self.broken, repr(self.plan), *struck, *missed, *self.trail])
+
+
+class Arena:
+    """Two servers and a history."""
+
+    def __init__(self, place: Place, history: JobHistory) -> None:
+        self.place = place
+        self._history = history
+
+    def record(self, plans: Sequence[Plan]) -> list[Flow]:
+        """Flows that have to go well: their calls are the boundaries."""
+
+        def run(plan: Plan) -> Flow:
+            flow = Flow(plan, self.place).run()
+            broken = self.broken(flow)
+            assert not broken, "\n".join([*broken, repr(plan), *flow.trail])
+            return flow
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(run, plans))
+
+    def broken(self, flow: Flow) -> list[str]:
+        """What a flow that has ended broke; afterwards nothing of it is left."""
+        try:
+            return violations(flow, self._history)
+        finally:
+            self._clean(flow)
+
+    def run(self, name: str, plan: Plan) -> Verdict:
+        """One plan to its end; again, if none of its faults was met."""
+        for _ in range(RUNS_TO_STRIKE):
+            flow = Flow(plan, self.place)
+            try:
+                flow.run()
+            except Exception as error:
+                broken = [f"the model of Airflow met {type(error).__name__}: {error}"]
+                self._clean(flow)
+            else:
+                broken = self.broken(flow)
+            if broken or flow.struck or not plan.faults:
+                break
+        return Verdict(name, plan, broken, flow.struck, flow.missed, [*flow.trail, str(flow.lines())])
+
+    def all(self, plans: Sequence[tuple[str, Plan]]) -> list[Verdict]:
+        """Run all, ``AT_ONCE`` at a time."""
+        verdicts: list[Verdict] = []
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            futures = [(name, plan, pool.submit(self.run, name, plan)) for name, plan in plans]
+            for number, (name, plan, future) in enumerate(futures, 1):
+                try:
+                    verdict = future.result(timeout=DEADLINE_SECONDS * 2)
+                except NoResult:
+                    verdict = Verdict(name, plan, ["hang"])
+                verdicts.append(verdict)
+                if verdict.broken:
+                    print(f"BROKEN, {number} of {len(plans)}: {verdict}", flush=True)
+        finally:
+            # A flow that hangs must not keep the report back.
+            pool.shutdown(wait=False, cancel_futures=True)
+        return verdicts
+
+    def _clean(self, flow: Flow) -> None:
+        """Later flows, and the reaper in them, find nothing of it."""
+        cluster = self.place.cluster
+        for job in cluster.jobs(flow.identity.key):
+            cluster.remove(JOBS, job["metadata"]["name"])
+        if flow.plan.flow == "rollout":
+            cluster.remove(SERVICES, flow.endpoint)
+            for version in ("1", "2"):
+                cluster.remove(DEPLOYMENTS, f"{flow.endpoint}-v{version}")
+
+
+@contextmanager
+def arena(kubeconfig: str, directory: Path, mlflow: MLflowServer) -> Iterator[Arena]:
+    """An arena on servers that run already."""
+    # Flows take seconds, and the server closes a connection that idles as long: none is kept.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    cluster = Cluster(kubeconfig)
+    try:
+        with (
+            JobHistory(ClusterConfig(kubeconfig=kubeconfig)) as history,
+            httpx.Client(base_url=mlflow.uri, timeout=60, trust_env=False, limits=limits) as http,
+        ):
+            yield Arena(Place(directory, cluster, replace(mlflow, http=http)), history)
+    finally:
+        cluster.close()

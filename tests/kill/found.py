@@ -1,0 +1,37 @@
+"""Plans that once broke a promise, or seemed to. Written out: a new call makes another plan of a seed."""
+
+from __future__ import annotations
+
+from kill.calls import Fault
+from kill.flow import Plan
+
+FOUND = {
+    "a training that started without MLflow, and was marked afterwards (87)": Plan(
+        (Fault("mlflow *", 2, "timeout_done", 12),), cancel="marked"
+    ),
+    "the run was made, its answer never came, the task was marked (103)": Plan(
+        (
+            Fault("mlflow POST runs/search", 1, "timeout_done", 12),
+            Fault("k8s GET pods all", 1, "500"),
+            Fault("k8s PATCH jobs one", 1, "crash_after"),
+        ),
+        cancel="marked",
+    ),
+    "a try dies after it has noted its training's failure (366)": Plan(
+        (Fault("k8s PATCH jobs one", 1, "crash_after"),), codes=(3, 3)
+    ),
+    "a conflict at the deletion: it was taken for another Job's, and its end waited for": Plan(
+        (Fault("k8s DELETE jobs one", 1, "409"),), cancel="timed out"
+    ),
+    "an outage between the run's end and its parent's, whom nobody settled afterwards": Plan(
+        (
+            Fault("airflow xcom train nighttrain_link_workload", 1, "crash_before"),
+            Fault("mlflow POST runs/search", 5, "reply_lost", 12),
+        ),
+        deferrable=False,
+        cancel="timed out",
+    ),
+    "a conflict at the removal of a candidate, which was left": Plan(
+        (Fault("k8s DELETE deployments one", 1, "409"),), flow="rollout", cancel="timed out"
+    ),
+}

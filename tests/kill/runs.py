@@ -1,0 +1,110 @@
+"""What has to hold of a flow's runs in MLflow: one parent, and a run for each attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kill.flow import DAG, Flow
+from nighttrain.providers.tracking.runs import (
+    OPENED_BY_TAG,
+    PARENT_TAG,
+    RUN_KEY_TAG,
+    RUN_NUMBER_TAG,
+    SUPERSEDED_TAG,
+    RunKey,
+)
+
+Json = dict[str, Any]
+
+
+def run_violations(flow: Flow, environments: list[dict[str, str]]) -> Iterator[str]:
+    """Promises about runs that the flow broke.
+
+    :param environments: what each Job of the task was started with
+    """
+    key = RunKey(orchestrator="airflow", dag_id=DAG, run_id=flow.run_id, task_id=flow.workload_task)
+    parents, children = _search(flow, key.parent.value), _search(flow, key.value)
+    if len(parents) != 1 and (parents or children):
+        yield f"{len(parents)} parent runs"
+    for child in children:
+        if [_tags(child).get(PARENT_TAG)] != [parent["info"]["run_id"] for parent in parents]:
+            yield f"run {_number(child)} of the task names the parent {_tags(child).get(PARENT_TAG)}"
+    given = [environment["MLFLOW_RUN_ID"] for environment in environments if "MLFLOW_RUN_ID" in environment]
+    yield from _attempts(children, given, len(environments))
+    yield from _statuses(flow, parents, children)
+
+
+def _attempts(children: list[Json], given: list[str], attempts: int) -> Iterator[str]:
+    """Each attempt has a run of its own, and none of them is in the trash.
+
+    There are more runs where a process died before it had created its Job.
+    """
+    ids = [child["info"]["run_id"] for child in children]
+    if len(set(given)) != len(given):
+        yield f"two attempts were given one run: {given}"
+    if not set(given) <= set(ids):
+        yield f"attempts were given {given}, the task's active runs are {ids}"
+    own = [child for child in children if OPENED_BY_TAG in _tags(child)]
+    if len(children) < attempts:
+        yield f"{attempts} attempts and {len(children)} runs"
+    for place, child in enumerate(children):
+        without_job = child["info"]["run_id"] not in given and child not in own
+        if without_job and len(given) + len(own) >= attempts and child["info"]["status"] != "KILLED":
+            yield f"run {_number(child)} of the task, that had no Job, is {child['info']['status']}"
+        if place < len(children) - 1 and _tags(child).get(SUPERSEDED_TAG) not in ids[place + 1 :]:
+            yield f"run {_number(child)} of the task does not name its successor"
+
+
+def _statuses(flow: Flow, parents: list[Json], children: list[Json]) -> Iterator[str]:
+    """Earlier attempts did not end well; the last one's run, and the parent, end as the task did."""
+    *earlier, last = [child["info"]["status"] for child in children] or ["none"]
+    expected = _expected(flow, bool(children))
+    if set(earlier) - ({"FAILED", "KILLED"} | ({"FINISHED"} if flow.plan.clears else set())):
+        yield f"earlier attempts' runs are {earlier}"
+    if last not in expected:
+        yield f"the last run of the task is {last}, and not {' or '.join(sorted(expected))}"
+    for parent in parents:
+        if parent["info"]["status"] != last:
+            yield f"the parent run is {parent['info']['status']}, the task's last run is {last}"
+
+
+def _expected(flow: Flow, any_run: bool) -> set[str]:
+    """How the last run may end."""
+    if flow.plan.cancel:
+        # A process that dies between the Job's removal and its run's end leaves a run of which nobody knows
+        # any more how it ended; so does an outage just then.
+        outage = any(fault.label.startswith("mlflow") and fault.times > 1 for fault in flow.plan.faults)
+        return {"KILLED"} if flow.cancelled and not outage else {"KILLED", "FAILED"}
+    if flow.states[flow.workload_task] == "success":
+        return {"FINISHED"}
+    if not flow.plan.last:
+        return {"FAILED"}
+    if not any_run:
+        return {"none"}
+    # What nobody waits for may be removed while it ends.
+    return {"FINISHED", "KILLED"} if "end 0" in flow.lines() else {"FAILED", "KILLED"}
+
+
+def _search(flow: Flow, key: str) -> list[Json]:
+    mlflow = flow.place.mlflow
+    try:
+        found = mlflow.call("GET", "experiments/get-by-name", experiment_name=flow.experiment)
+    except AssertionError:  # nobody came as far as to make it
+        return []
+    answer = mlflow.call(
+        "POST",
+        "runs/search",
+        experiment_ids=[found["experiment"]["experiment_id"]],
+        filter=f"tags.`{RUN_KEY_TAG}` = '{key}'",
+        max_results=100,
+    )
+    return sorted(answer.get("runs", ()), key=lambda run: (_number(run), run["info"]["start_time"]))
+
+
+def _tags(run: Json) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())}
+
+
+def _number(run: Json) -> int:
+    return int(_tags(run).get(RUN_NUMBER_TAG, "0"))
