@@ -192,6 +192,9 @@ class WorkloadOperator(BaseOperator):
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
     text_fields: ClassVar[tuple[str, ...]] = ("experiment_name", "run_name", "kubernetes_conn_id")
     _resumed = False
+    # What on_kill has to know, in whatever moment it comes.
+    _starting: tuple[TrackedWorkload, Any] | None = None
+    _following: tuple[TrackedWorkload, StartedWorkload, Any] | None = None
 
     def __init__(
         self,
@@ -346,7 +349,7 @@ class WorkloadOperator(BaseOperator):
                 as_texts(self, *self.text_fields)
                 prepared = self._prepare(context)
                 tracked = self._tracked(context, prepared)
-                started = self._start(tracked)
+                started = self._start(tracked, context["ti"])
                 self._tell_what_was_lost(context, started)
                 self._remember(context, started, prepared.facts)
             if self.deferrable:
@@ -398,19 +401,23 @@ class WorkloadOperator(BaseOperator):
             raise
 
     def on_kill(self) -> None:
-        """The process is told to end while it waits in the worker. If a person ended the task, or its time is
-        over, no workload remains; if only the worker goes away, the training goes on for the next try.
+        """The process is told to end while it starts a workload or waits for it.
+
+        If a person ended the task, or its time is over, no workload remains; if only the worker goes away,
+        the training goes on for the next try.
         """
         from nighttrain.sensors.killed import cancelled_by_user
 
-        following = getattr(self, "_following", None)
-        if following is None:
-            return
-        tracked, started, ti = following
-        if cancelled_by_user(ti):
-            run_sync(tracked.cancel(started))
-        else:
-            self.log.warning("Only this process is told to end: Job %s goes on", started.workload.name)
+        if self._following is not None:
+            tracked, started, ti = self._following
+            if cancelled_by_user(ti):
+                run_sync(tracked.cancel(started))
+            else:
+                self.log.warning("Only this process is told to end: Job %s goes on", started.workload.name)
+        elif self._starting is not None:
+            tracked, ti = self._starting
+            if cancelled_by_user(ti):
+                run_sync(tracked.cancel_if_started())
 
     # What the two operators add.
 
@@ -529,7 +536,8 @@ class WorkloadOperator(BaseOperator):
             f"long as its Job is there. How it ended: {outcome.explain()}"
         )
 
-    def _start(self, tracked: TrackedWorkload) -> StartedWorkload:
+    def _start(self, tracked: TrackedWorkload, ti: Any) -> StartedWorkload:
+        self._starting = (tracked, ti)
         return self._waiting_out(lambda: run_sync(tracked.start(log=self.log.info)))
 
     def _tell_what_was_lost(self, context: Context, started: StartedWorkload) -> None:
@@ -556,7 +564,7 @@ class WorkloadOperator(BaseOperator):
         )
 
     async def _follow(self, tracked: TrackedWorkload, started: StartedWorkload, ti: Any) -> Outcome:
-        self._following: tuple[TrackedWorkload, StartedWorkload, Any] | None = (tracked, started, ti)
+        self._following, self._starting = (tracked, started, ti), None
         outcome = await tracked.follow(
             started,
             timeouts=self._timeouts(),

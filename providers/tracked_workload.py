@@ -15,6 +15,7 @@ whatever run its own code opens; the run tree is completed at the end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import uuid
@@ -156,6 +157,9 @@ class TrackedWorkload:
 
             async def complete() -> WorkloadSpec:
                 nonlocal candidate
+                if candidate is not None:
+                    with contextlib.suppress(TrackingError):  # the attempt's own run closes it otherwise
+                        await tree.discard(candidate.run_id)
                 opening = uuid.uuid4().hex
                 candidate = await self._open_attempt_if_possible(tree, opening, log)
                 previous = await self._run_to_resume(tree, candidate) if candidate else None
@@ -272,6 +276,28 @@ class TrackedWorkload:
             await self._close_runs(started, RunStatus.KILLED, None)
         except TrackingError as error:
             _log.warning("The workload is removed; its run could not be closed: %s", error)
+
+    async def cancel_if_started(self) -> bool:
+        """The same, for a process that was interrupted before it knew what it had started.
+
+        :returns: whether there was something to remove
+        """
+        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.providers.kubernetes.kinds import kind_named
+        from nighttrain.providers.kubernetes.workload import find_live
+
+        async with shared_client(self.cluster) as client:
+            workload = await find_live(
+                client,
+                self.identity,
+                epoch=self.epoch,
+                namespace=self.spec.namespace or client.namespace,
+                kind=kind_named(self.kind),
+            )
+        if workload is not None:
+            run_ids = {"run_id": workload.run_id or "", "experiment_id": workload.experiment_id or ""}
+            await self.cancel(StartedWorkload(workload, "", **run_ids))
+        return workload is not None
 
     async def _close_runs(
         self, started: StartedWorkload, status: RunStatus, outcome: Outcome | None

@@ -149,7 +149,7 @@ async def submit(
     """
     wanted_hash = _annotation(kind.build(spec, identity, 1), SPEC_HASH_ANNOTATION)
     final: WorkloadSpec | None = None
-    last = 0
+    last = prepared_for = 0
     for _ in range(SUBMIT_ROUNDS):
         latest = await _latest_attempt(client, identity, namespace, kind)
         history = history_of(latest)
@@ -163,8 +163,8 @@ async def submit(
                 continue
             last = max(last, history.attempt)
         await _until_strays_ended(client, identity, namespace, kind, replace_on_lost_node)
-        if final is None:
-            final = spec if complete is None else await complete()
+        if final is None or prepared_for != last + 1:  # what was prepared for one attempt is no other's
+            final, prepared_for = spec if complete is None else await complete(), last + 1
         body = kind.build(final, identity, last + 1)
         body["metadata"]["namespace"] = namespace
         body["metadata"]["annotations"][SPEC_HASH_ANNOTATION] = wanted_hash
@@ -193,15 +193,37 @@ async def _completed(
     """The workload of an object that was created or adopted, with all that belongs to it."""
     kind = kind_named(workload.kind)
     await ensure_files(client, spec, obj, kind, adopted=adopted)
-    environment = environment_of(obj, kind)
+    failures = history_of(obj).infrastructure_failures
+    return replace(_with_run(workload, obj), adopted=adopted, infrastructure_failures=failures)
+
+
+def _with_run(workload: Workload, obj: Json) -> Workload:
+    environment = environment_of(obj, kind_named(workload.kind))
     return replace(
         workload,
-        adopted=adopted,
-        infrastructure_failures=history_of(obj).infrastructure_failures,
         run_id=environment.get(RUN_ID_VARIABLE),
         experiment_id=environment.get(EXPERIMENT_ID_VARIABLE),
         run_context=environment.get(RUN_CONTEXT_VARIABLE),
     )
+
+
+async def find_live(
+    client: ClusterClient,
+    identity: WorkloadIdentity,
+    *,
+    epoch: str,
+    namespace: str,
+    kind: WorkloadKind = JOB,
+) -> Workload | None:
+    """The attempt of this epoch that is under way, for whoever was interrupted before it knew of it.
+
+    :raises ClusterError: the cluster refused or cannot be asked
+    """
+    obj = await _latest_attempt(client, identity, namespace, kind)
+    if obj is None or history_of(obj).consumed is not None or history_of(obj).epoch not in (None, epoch):
+        return None
+    found = _workload_of(obj, namespace, kind)
+    return None if await _has_ended(client, found, obj) else _with_run(found, obj)
 
 
 async def observe(client: ClusterClient, workload: Workload) -> Observation:

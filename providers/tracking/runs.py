@@ -9,6 +9,7 @@ be trusted.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -23,6 +24,7 @@ from nighttrain.providers.errors import (
     ConfigurationError,
     TrackingNotFoundError,
     TrackingRequestError,
+    TrackingTrashError,
     TrackingUnauthorizedError,
     TrackingUnreachableError,
 )
@@ -51,6 +53,7 @@ PREVIOUS_TAG = f"{PREFIX}previous_run"
 SUPERSEDED_TAG = f"{PREFIX}superseded_by"
 EPOCH_TAG = f"{PREFIX}epoch"
 PARENT_TAG = "mlflow.parentRunId"
+JOB_UID_TAG = f"{PREFIX}job_uid"
 OPENED_BY_TAG = f"{PREFIX}opened_by"
 OPENED_BY_CONTAINER = "container"
 CHANGED_PARAMS_TAG = f"{PREFIX}changed_params"
@@ -421,24 +424,28 @@ class RunTree:
 
     async def supersede(self, run: Run) -> None:
         """Say on the runs of the task's earlier attempts that this one followed, and close what nobody did:
-        the run of a process that died before it had created its Job.
+        the run of a process that died before it had created its Job, or whose Job another one had created.
 
         What the same opening made twice, since an answer was lost, goes into the trash.
         """
         key, opening = run.tags.get(RUN_KEY_TAG, ""), run.tags.get(OPENING_TAG)
-        for earlier in await self._tagged(run.experiment_id, RUN_KEY_TAG, key):
-            if earlier.run_id == run.run_id:
+        for other in await self._tagged(run.experiment_id, RUN_KEY_TAG, key):
+            if other.run_id == run.run_id:
                 continue
-            if opening and earlier.tags.get(OPENING_TAG) == opening:
-                if OPENED_BY_TAG not in earlier.tags:  # a container may open several
-                    await self.discard(earlier.run_id)
+            if opening and other.tags.get(OPENING_TAG) == opening:
+                if OPENED_BY_TAG not in other.tags:  # a container may open several
+                    await self.discard(other.run_id)
                 continue
-            if earlier.number >= run.number:
-                continue
-            if earlier.is_open:
-                await self.close(earlier.run_id, RunStatus.KILLED)
-            if SUPERSEDED_TAG not in earlier.tags:
-                await self.set_tags(earlier.run_id, {SUPERSEDED_TAG: run.run_id})
+            never_used = other.number == run.number and JOB_UID_TAG not in other.tags
+            if other.number < run.number or never_used:
+                with contextlib.suppress(TrackingTrashError):  # whoever opened it was faster
+                    await self._give_way(other, run)
+
+    async def _give_way(self, earlier: Run, run: Run) -> None:
+        if earlier.is_open:
+            await self.close(earlier.run_id, RunStatus.KILLED)
+        if SUPERSEDED_TAG not in earlier.tags:
+            await self.set_tags(earlier.run_id, {SUPERSEDED_TAG: run.run_id})
 
     async def discard(self, run_id: str) -> None:
         """Put a run into the trash that nothing refers to: one whose Job was not created with it, say."""

@@ -20,9 +20,11 @@ from nighttrain.providers.tracking import runs
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.election import Election
 from nighttrain.providers.tracking.runs import (
+    JOB_UID_TAG,
     PARENT_TAG,
     PREVIOUS_TAG,
     RUN_KEY_TAG,
+    RUN_NUMBER_TAG,
     SUPERSEDED_TAG,
     Lineage,
     RunKey,
@@ -150,6 +152,24 @@ async def test_a_run_whose_maker_died_before_its_job_is_closed_by_the_next(
     left = await tree.open_attempt(experiment, KEY, name="train")
     await tree.supersede(await tree.open_attempt(experiment, KEY, name="train"))
     assert (await tree.get(left.run_id)).status == "KILLED"
+
+
+@pytest.mark.mlflow
+async def test_of_two_that_opened_one_attempt_the_one_without_a_job_is_closed(
+    tree: RunTree, mlflow_server: MLflowServer
+) -> None:
+    """Its process died once the other one's Job was there, before it could put its run into the trash."""
+    experiment = mlflow_server.experiment()
+    parent = await tree.open_parent(experiment, KEY, name="p")
+    opened = [tree.open_attempt(experiment, KEY, name="train", parent_run_id=parent.run_id) for _ in range(2)]
+    left, used = await asyncio.gather(*opened)
+    await tree.set_tags(used.run_id, {JOB_UID_TAG: "u", RUN_NUMBER_TAG: 1})
+    await tree.set_tags(left.run_id, {RUN_NUMBER_TAG: 1})
+    await tree.supersede(await tree.get(used.run_id))
+    await tree.close(used.run_id, RunStatus.FINISHED)
+    await tree.settle_parent(parent.run_id)
+    assert (await tree.get(left.run_id)).status == "KILLED"
+    assert (await tree.get(parent.run_id)).status == "FINISHED"
 
 
 @pytest.mark.mlflow
