@@ -109,7 +109,8 @@ async def _register(
 ) -> "ModelVersion":
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
-    from nighttrain.providers.tracking.runs import RunTree, inherited
+    from nighttrain.providers.tracking.run_tree import RunTree
+    from nighttrain.providers.tracking.runs import inherited
 
     async with mlflow.client() as client:
         run = await RunTree(client).get(finished.started.run_id)

@@ -114,7 +114,8 @@ class RegisterModelOperator(_RegistryOperator):
         return secretless, secretless.pop("")
 
     async def _register(self, tags: Mapping[str, str], description: str) -> ModelVersion:
-        from nighttrain.providers.tracking.runs import RunTree, inherited
+        from nighttrain.providers.tracking.run_tree import RunTree
+        from nighttrain.providers.tracking.runs import inherited
 
         async with open_registry(self._mlflow) as registry:
             run = await RunTree(registry.client).get(self.run_id)

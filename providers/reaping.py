@@ -15,7 +15,8 @@ from nighttrain.providers.kubernetes.workload import mark_consumed, observe
 from nighttrain.providers.tracked_workload import run_status
 from nighttrain.providers.tracking.forgotten_runs import has_children, open_parents, open_runs
 from nighttrain.providers.tracking.killed_runs import close_run_of_container, close_with_parent
-from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus, RunTree
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus
 from nighttrain.providers.tracking.tags import PREFIX
 
 if TYPE_CHECKING:

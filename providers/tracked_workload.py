@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.timeouts import Timeouts
     from nighttrain.providers.kubernetes.workload import Workload
     from nighttrain.providers.tracking.client import TrackingConfig
-    from nighttrain.providers.tracking.runs import Lineage, LoggedModel, Run, RunKey, RunStatus, RunTree
+    from nighttrain.providers.tracking.run_tree import RunTree
+    from nighttrain.providers.tracking.runs import Lineage, LoggedModel, Run, RunKey, RunStatus
 
 Say = Callable[[str], None]
 PREVIOUS_RUN_VARIABLE = "NIGHTTRAIN_PREVIOUS_RUN_ID"
@@ -145,7 +146,7 @@ class TrackedWorkload:
         from nighttrain.providers.kubernetes.kinds import kind_named
         from nighttrain.providers.kubernetes.workload import submit
         from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.runs import RunTree
+        from nighttrain.providers.tracking.run_tree import RunTree
 
         self._check_names()
         kind = kind_named(self.kind)
@@ -232,7 +233,7 @@ class TrackedWorkload:
     async def logged_models(self, started: StartedWorkload) -> list[LoggedModel]:
         """The models that the run logged; none where its experiment is in MLflow's trash."""
         from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.runs import RunTree
+        from nighttrain.providers.tracking.run_tree import RunTree
 
         if not started.run_id:
             return []
@@ -246,7 +247,7 @@ class TrackedWorkload:
         :raises TrackingNotFoundError: the attempt started without one, and none could be made at its end
         """
         from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.runs import RunTree
+        from nighttrain.providers.tracking.run_tree import RunTree
 
         if not started.run_id:
             raise TrackingNotFoundError(
@@ -303,7 +304,7 @@ class TrackedWorkload:
         self, started: StartedWorkload, status: RunStatus, outcome: Outcome | None
     ) -> StartedWorkload:
         from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.runs import RunTree
+        from nighttrain.providers.tracking.run_tree import RunTree
 
         async with MLflowClient(self.tracking) as mlflow:
             tree = RunTree(mlflow)

@@ -204,7 +204,8 @@ class WorkloadTrigger(BaseTrigger):
             return
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.killed_runs import close_with_parent, take_over_described
-        from nighttrain.providers.tracking.runs import RunStatus, RunTree
+        from nighttrain.providers.tracking.run_tree import RunTree
+        from nighttrain.providers.tracking.runs import RunStatus
 
         mlflow = await aget_mlflow(self.mlflow_conn_id)
         try:

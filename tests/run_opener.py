@@ -10,7 +10,8 @@ import json
 import sys
 
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
-from nighttrain.providers.tracking.runs import RunKey, RunTree
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import RunKey
 
 
 async def open_and_close(uri: str, experiment: str, dag_run: str, task: str) -> dict[str, str]:

@@ -28,13 +28,14 @@ from nighttrain.providers.registry.artifacts import (
 )
 from nighttrain.providers.registry.run_models import find_model
 from nighttrain.providers.tracking.names import check_description, check_key, check_text
-from nighttrain.providers.tracking.runs import LoggedModel, RunTree
+from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, clean_tags, quoted, redact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from nighttrain.providers.tracking.client import MLflowClient
+    from nighttrain.providers.tracking.runs import LoggedModel
 
 STAGES = ("None", "Staging", "Production", "Archived")
 ACTIVE_STAGES = ("Staging", "Production")

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import RunWithoutModelError
-from nighttrain.providers.tracking.runs import PARENT_TAG, LoggedModel, Run, RunTree
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import PARENT_TAG, LoggedModel, Run
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:

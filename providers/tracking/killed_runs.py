@@ -11,7 +11,8 @@ from nighttrain.providers.tracking.runs import OPENING_TAG, PARENT_TAG, Lineage,
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nighttrain.providers.tracking.runs import Run, RunTree
+    from nighttrain.providers.tracking.run_tree import RunTree
+    from nighttrain.providers.tracking.runs import Run
 
 
 def described(experiment_name: str, run_name: str, key: RunKey, opening: str) -> dict[str, Any]:

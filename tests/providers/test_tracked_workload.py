@@ -30,7 +30,8 @@ from nighttrain.providers.reaping import (
 )
 from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
-from nighttrain.providers.tracking.runs import Lineage, Run, RunKey, RunTree
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import Lineage, Run, RunKey
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer

@@ -9,7 +9,8 @@ from mlflow_server import unique
 
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.killed_runs import close_with_parent, described, take_over_described
-from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus, RunTree
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer

@@ -16,9 +16,10 @@ from nighttrain.providers.errors import (
     TrackingTrashError,
     TrackingUnauthorizedError,
 )
-from nighttrain.providers.tracking import runs
+from nighttrain.providers.tracking import run_tree
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.election import Election
+from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import (
     JOB_UID_TAG,
     PARENT_TAG,
@@ -29,7 +30,6 @@ from nighttrain.providers.tracking.runs import (
     Lineage,
     RunKey,
     RunStatus,
-    RunTree,
 )
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ async def test_the_parent_follows_each_tasks_last_attempt(tree: RunTree, mlflow_
 async def test_the_parent_counts_children_beyond_the_first_page(
     tree: RunTree, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
-    monkeypatch.setattr(runs, "PAGE", 3)
+    monkeypatch.setattr(run_tree, "PAGE", 3)
     experiment = mlflow_server.experiment()
     parent = await tree.open_parent(experiment, KEY, name="p")
     children = [

@@ -21,7 +21,8 @@ from nighttrain.providers.registry.promotion import promote, recorded
 from nighttrain.providers.tracked_workload import TrackedWorkload
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.names import fit_run_name, read_params
-from nighttrain.providers.tracking.runs import RUN_KEY_TAG, Lineage, RunKey, RunTree
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import RUN_KEY_TAG, Lineage, RunKey
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -23,7 +23,8 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.pod_access import pod_access
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
-from nighttrain.providers.tracking.runs import RunKey, RunTree
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import RunKey
 from nighttrain.providers.tracking.service_account import MODES
 
 KEY = RunKey(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
