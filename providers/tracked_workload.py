@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 PREVIOUS_RUN_VARIABLE = "NIGHTTRAIN_PREVIOUS_RUN_ID"
+
+# A refusal that is an accident, of a proxy say, does not come twice; one that does is nobody's to wait for.
+TELL_PARENT_TRIES = 2
 _log = logging.getLogger(__name__)
 
 
@@ -419,13 +422,17 @@ class TrackedWorkload:
         """Have the DAG run's run say how its tasks stand, which no task fails for."""
         if not parent_run_id:
             return
-        try:
-            await tell(parent_run_id)
-        except TrackingUnreachableError:
-            raise
-        except TrackingError as error:
-            said = restoring(error, run_id=parent_run_id)
-            _log.warning("The status of the DAG run's run could not be written: %s", said)
+        for tries_left in reversed(range(TELL_PARENT_TRIES)):
+            try:
+                return await tell(parent_run_id)
+            except TrackingUnreachableError:
+                raise
+            except TrackingError as error:
+                if not tries_left or isinstance(error, TrackingTrashError):
+                    said = restoring(error, run_id=parent_run_id)
+                    _log.warning("The DAG run's run is left to the reaper, or to its next task: %s", said)
+                    return None
+        return None
 
     async def _run_to_resume(self, tree: RunTree, run: Run) -> str | None:
         """The attempt before, if it belongs to the same wish: what a clear asks for starts anew."""

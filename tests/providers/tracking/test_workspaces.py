@@ -91,7 +91,7 @@ async def test_everything_happens_in_the_workspace(workspaces: MLflowServer) -> 
         tree = RunTree(client)
         experiment = await tree.ensure_experiment(name)
         parent = await tree.open_parent(experiment, KEY, name="night")
-        run = await tree.open_child(parent, KEY, name="train")
+        run = await tree.open_attempt(experiment, KEY, name="train", parent_run_id=parent.run_id)
         workspaces.logged_model(experiment, run.run_id)
         version = await ModelRegistry(client).register(model, run_id=run.run_id)
         # Downloads too: the digest was computed from them.
@@ -172,9 +172,7 @@ async def test_mlflows_own_client_in_a_pod_writes_to_the_same_run(
         async with MLflowClient(config) as client:
             tree = RunTree(client)
             experiment = await tree.ensure_experiment(unique("experiment"))
-            run = await tree.open_child(
-                await tree.open_parent(experiment, KEY, name="night"), KEY, name="train"
-            )
+            run = await tree.open_attempt(experiment, KEY, name="train")
             environment = pod_access(config, uri=server.uri).environment()
             assert environment == {
                 "MLFLOW_TRACKING_AUTH": "kubernetes-namespaced",
