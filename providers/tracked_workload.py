@@ -424,15 +424,15 @@ class TrackedWorkload:
             return
         for tries_left in reversed(range(TELL_PARENT_TRIES)):
             try:
-                return await tell(parent_run_id)
+                await tell(parent_run_id)
             except TrackingUnreachableError:
                 raise
             except TrackingError as error:
-                if not tries_left or isinstance(error, TrackingTrashError):
-                    said = restoring(error, run_id=parent_run_id)
-                    _log.warning("The DAG run's run is left to the reaper, or to its next task: %s", said)
-                    return None
-        return None
+                if tries_left and not isinstance(error, TrackingTrashError):
+                    continue
+                said = restoring(error, run_id=parent_run_id)
+                _log.warning("The DAG run's run is left to the reaper, or to its next task: %s", said)
+            return
 
     async def _run_to_resume(self, tree: RunTree, run: Run) -> str | None:
         """The attempt before, if it belongs to the same wish: what a clear asks for starts anew."""
