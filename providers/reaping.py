@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.errors import ConfigurationError, ObjectNotFoundError, TrackingError
+from nighttrain.providers.errors import ConfigurationError, TrackingError
+from nighttrain.providers.kubernetes.attempts import history_of
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.kinds import JOB
-from nighttrain.providers.kubernetes.objects import uid_of
+from nighttrain.providers.kubernetes.outcome import Outcome, OutcomeKind
+from nighttrain.providers.kubernetes.reads import read_object
 from nighttrain.providers.kubernetes.reaper import Finding, TaskState, TaskStates, Verdict, reap
-from nighttrain.providers.kubernetes.workload import mark_consumed, observe
+from nighttrain.providers.kubernetes.workload import Workload, mark_consumed, observe
 from nighttrain.providers.tracked_workload import run_status
 from nighttrain.providers.tracking.forgotten_runs import has_children, open_parents, open_runs
 from nighttrain.providers.tracking.killed_runs import close_run_of_container, close_with_parent
@@ -29,15 +30,17 @@ Warn = Callable[[str], object]
 
 @dataclass(frozen=True)
 class ForgottenRun:
-    """A run that says it goes on although its task is over and its workload is gone.
+    """A run that says it goes on although its task is over and its workload is gone or settled.
 
-    :param status: what it is closed as: KILLED if its process died before it had a workload; FAILED if what
-        became of that is not known any more
+    :param status: what it is closed as: as its workload ended, where that is still noted; KILLED if its
+        process died before it had one; FAILED if what became of it is not known any more
+    :param outcome: how the workload ended
     """
 
     run: Run
     identity: WorkloadIdentity
     status: RunStatus
+    outcome: str = OutcomeKind.UNKNOWN.value
 
     @property
     def described(self) -> str:
@@ -97,7 +100,7 @@ async def find_forgotten(
     now: float,
     orchestrator: str = "airflow",
 ) -> list[ForgottenRun]:
-    """The runs that nobody will close: their task is over, and their workload is gone or never was.
+    """The runs that nobody will close: their task is over, and their workload is settled, gone or never was.
 
     Runs whose workload is in another namespace or cluster are left to whoever reaps there; so are those of
     tasks that are not this Airflow's: several may share one MLflow.
@@ -115,9 +118,18 @@ async def find_forgotten(
             continue
         if await states.state(identity) is not TaskState.OVER:
             continue
-        if job_uid and await _exists(client, namespace, run.tags.get(f"{PREFIX}job_name", ""), job_uid):
-            continue  # it is among the workloads
-        found.append(ForgottenRun(run, identity, RunStatus.FAILED if job_uid else RunStatus.KILLED))
+        if not job_uid:
+            found.append(ForgottenRun(run, identity, RunStatus.KILLED))
+            continue
+        name = run.tags.get(f"{PREFIX}job_name", "")
+        job = await read_object(client, Workload(namespace, name, job_uid, attempt=0))
+        noted = history_of(job).consumed
+        if job is None:
+            found.append(ForgottenRun(run, identity, RunStatus.FAILED))
+        elif noted is not None:  # who took the ended attempt over once more opened its run, and died
+            outcome = Outcome.from_dict({"kind": noted})
+            found.append(ForgottenRun(run, identity, run_status(outcome), outcome.kind.value))
+        # Any other Job is among the workloads, and its run is closed with it.
     return found
 
 
@@ -129,7 +141,7 @@ async def close_forgotten(mlflow: MLflowClient, forgotten: Sequence[ForgottenRun
     tree = RunTree(mlflow)
     for each in forgotten:
         try:
-            await tree.set_tags(each.run.run_id, {f"{PREFIX}outcome": "unknown"})
+            await tree.set_tags(each.run.run_id, {f"{PREFIX}outcome": each.outcome})
             await close_with_parent(tree, each.run, each.status)
         except TrackingError as error:
             warn(f"Run {each.run.run_id} could not be closed: {error}")
@@ -211,10 +223,3 @@ def _key_of(identity: WorkloadIdentity) -> RunKey:
 def _is_here(run: Run, client: ClusterClient, namespace: str) -> bool:
     there = run.tags.get(f"{PREFIX}cluster"), run.tags.get(f"{PREFIX}namespace")
     return there == (client.server, namespace)
-
-
-async def _exists(client: ClusterClient, namespace: str, name: str, uid: str) -> bool:
-    try:
-        return uid_of(await client.get(JOB.resource, namespace, name)) == uid
-    except ObjectNotFoundError:
-        return False

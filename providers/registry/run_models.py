@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import RunWithoutModelError
+from nighttrain.providers.tracking.client import PAGE
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import PARENT_TAG, LoggedModel, Run
 from nighttrain.providers.tracking.tags import quoted
@@ -123,49 +124,27 @@ async def descendants(client: MLflowClient, run: Run) -> list[Run]:
     parents = [run.run_id]
     while parents:
         parent = parents.pop()
-        for child in await _children(client, run.experiment_id, parent):
+        asked = {
+            "experiment_ids": [run.experiment_id],
+            "filter": f"tags.`{PARENT_TAG}` = {quoted(parent)}",
+            "max_results": PAGE,
+        }
+        for child in map(Run.from_api, await client.search("runs", asked)):
             if child.run_id not in found and child.run_id != run.run_id:
                 found[child.run_id] = child
                 parents.append(child.run_id)
     return list(found.values())
 
 
-async def _children(client: MLflowClient, experiment_id: str, parent: str) -> list[Run]:
-    runs: list[Run] = []
-    token: str | None = None
-    while True:
-        answer = await client.post(
-            "runs/search",
-            {
-                "experiment_ids": [experiment_id],
-                "filter": f"tags.`{PARENT_TAG}` = {quoted(parent)}",
-                "max_results": 1000,
-                "page_token": token,
-            },
-        )
-        runs += [Run.from_api(each) for each in answer.get("runs", ())]
-        token = answer.get("next_page_token")
-        if not token:
-            return runs
-
-
 async def _logged_since(client: MLflowClient, run: Run) -> list[LoggedModel]:
     """One listing for however many nested runs."""
-    models: list[LoggedModel] = []
-    token: str | None = None
-    while True:
-        answer = await client.post(
-            "logged-models/search",
-            {
-                "experiment_ids": [run.experiment_id],
-                "filter": f"creation_timestamp >= {max(0, (run.start_time or 0) - CLOCKS_MS)}",
-                "page_token": token,
-            },
-        )
-        models += [LoggedModel.from_api(each) for each in answer.get("models", ())]
-        token = answer.get("next_page_token")
-        if not token:
-            return models
+    asked = {
+        "experiment_ids": [run.experiment_id],
+        "filter": f"creation_timestamp >= {max(0, (run.start_time or 0) - CLOCKS_MS)}",
+    }
+    return [
+        LoggedModel.from_api(each) for each in await client.search("logged-models", asked, found_as="models")
+    ]
 
 
 def _noted_paths(run: Run) -> list[str]:

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from nighttrain.providers.errors import ConfigurationError, TrackingBusyError, TrackingUnreachableError
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    TrackingBusyError,
+    TrackingRequestError,
+    TrackingUnreachableError,
+)
 from nighttrain.providers.retries import say_retries_plainly
 from nighttrain.providers.tracking import service_account
 from nighttrain.providers.tracking.classify import of_answer, of_missing_field, of_no_json, of_transport
@@ -37,6 +42,9 @@ restart."""
 
 RETRY_ATTEMPTS = 10
 """With the back-off below this many tries fit into RETRY_SECONDS."""
+
+PAGE = 1_000
+"""The most runs or experiments that MLflow gives at once."""
 
 _RETRY_AFTER_MAX = 10.0
 """A server that asks for more than this gets asked earlier: the retry budget is 45 seconds."""
@@ -219,6 +227,29 @@ class MLflowClient:
             certain that the server did not act on them.
         """
         return await self._call("POST", path, body=body, idempotent=idempotent)
+
+    async def search(
+        self, kind: str, asked: Mapping[str, Any], *, found_as: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Every object that a search finds, however many pages they take.
+
+        :param kind: ``runs``, ``experiments`` or ``logged-models``
+        :param found_as: what the answer calls them; as ``kind``, by default
+        :raises TrackingRequestError: the pages have no end
+        """
+        found: list[dict[str, Any]] = []
+        token, seen = None, {""}
+        while True:
+            answer = await self.post(f"{kind}/search", {**asked, "page_token": token})
+            found += answer.get(found_as or kind, ())
+            token = answer.get("next_page_token")
+            if not token:
+                return found
+            if token in seen:
+                raise TrackingRequestError(
+                    f"MLflow at {self.uri}, {kind}/search: a page leads back to itself"
+                )
+            seen.add(token)
 
     async def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """PATCH, decoded."""

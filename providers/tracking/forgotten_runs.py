@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.tracking.client import PAGE
 from nighttrain.providers.tracking.runs import PARENT_TAG, RUN_KEY_TAG, Run
 from nighttrain.providers.tracking.tags import PREFIX, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
     from nighttrain.providers.tracking.client import MLflowClient
 
 EXPERIMENTS_AT_ONCE = 100
 """MLflow writes every id into one SQL statement; databases take some hundred values in one."""
-
-PAGE = 1_000
-"""The most that MLflow gives at once."""
 
 
 async def open_runs(client: MLflowClient, *, orchestrator: str, begun_before: int) -> list[Run]:
@@ -51,26 +46,16 @@ async def has_children(client: MLflowClient, parent: Run) -> bool:
 
 
 async def _running(client: MLflowClient, orchestrator: str, begun_before: int) -> list[Run]:
-    experiments = [str(each["experiment_id"]) for each in await _all(client, "experiments", {})]
+    experiments = [
+        str(each["experiment_id"]) for each in await client.search("experiments", {"max_results": PAGE})
+    ]
     found: list[Run] = []
     for start in range(0, len(experiments), EXPERIMENTS_AT_ONCE):
         asked = {
             "experiment_ids": experiments[start : start + EXPERIMENTS_AT_ONCE],
             "filter": f"attributes.status = 'RUNNING' AND attributes.start_time < {begun_before} "
             f"AND tags.`{PREFIX}orchestrator` = '{orchestrator}'",
+            "max_results": PAGE,
         }
-        found += [Run.from_api(run) for run in await _all(client, "runs", asked)]
+        found += [Run.from_api(run) for run in await client.search("runs", asked)]
     return found
-
-
-async def _all(client: MLflowClient, kind: str, asked: Mapping[str, object]) -> list[dict[str, Any]]:
-    """Every object that a search finds, however many pages they take."""
-    found: list[dict[str, Any]] = []
-    token = None
-    while True:
-        body = {**asked, "max_results": PAGE, "page_token": token}
-        answer = await client.post(f"{kind}/search", body)
-        found += answer.get(kind, [])
-        token = answer.get("next_page_token")
-        if not token:
-            return found

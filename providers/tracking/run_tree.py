@@ -26,6 +26,7 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
 )
 from nighttrain.providers.tracking import measured
+from nighttrain.providers.tracking.client import PAGE
 from nighttrain.providers.tracking.election import Election
 from nighttrain.providers.tracking.names import MAX_PARAM, check_key, fit_run_name
 from nighttrain.providers.tracking.runs import (
@@ -60,9 +61,6 @@ GENERATIONS = 100
 
 SETTLE_ROUNDS = 20
 """Tasks that end at once look at each other's writes: each round one of them is the last."""
-
-PAGE = 1_000
-"""The most that MLflow gives at once."""
 
 BATCH_METRICS = 1_000
 BATCH_PARAMS = 100
@@ -359,23 +357,12 @@ class RunTree:
         return sorted(found, key=lambda run: (run.start_time or 0, run.run_id))
 
     async def _search(self, experiment_id: str, filter_: str, *, at_most: int | None = None) -> list[Run]:
-        """Every run that a filter finds, however many pages they take; some of them with ``at_most``."""
-        found: list[Run] = []
-        token: str | None = None
-        while True:
-            answer = await self.client.post(
-                "runs/search",
-                {
-                    "experiment_ids": [experiment_id],
-                    "filter": filter_,
-                    "max_results": at_most or PAGE,
-                    "page_token": token,
-                },
-            )
-            found += [Run.from_api(run) for run in answer.get("runs", ())]
-            token = answer.get("next_page_token")
-            if not token or at_most is not None:
-                return found
+        """Every run that a filter finds; some of them with ``at_most``."""
+        asked = {"experiment_ids": [experiment_id], "filter": filter_, "max_results": at_most or PAGE}
+        if at_most is None:
+            return [Run.from_api(run) for run in await self.client.search("runs", asked)]
+        answer = await self.client.post("runs/search", asked)
+        return [Run.from_api(run) for run in answer.get("runs", ())]
 
     async def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
         """Set tags, redacted and clipped; ``None`` values are left out."""
@@ -412,21 +399,13 @@ class RunTree:
 
     async def logged_models(self, run: Run) -> list[LoggedModel]:
         """The models this run logged, oldest first, whatever their status."""
-        found: list[LoggedModel] = []
-        token: str | None = None
-        while True:
-            answer = await self.client.post(
-                "logged-models/search",
-                {
-                    "experiment_ids": [run.experiment_id],
-                    "filter": f"source_run_id = {quoted(run.run_id)}",
-                    "page_token": token,
-                },
-            )
-            found += [LoggedModel.from_api(model) for model in answer.get("models", ())]
-            token = answer.get("next_page_token")
-            if not token:
-                return sorted(found, key=lambda model: (model.created, model.model_id))
+        asked = {
+            "experiment_ids": [run.experiment_id],
+            "filter": f"source_run_id = {quoted(run.run_id)}",
+        }
+        found = await self.client.search("logged-models", asked, found_as="models")
+        models = map(LoggedModel.from_api, found)
+        return sorted(models, key=lambda model: (model.created, model.model_id))
 
     async def _elect(
         self, election: Election, known: Run | None, make: Callable[[], Awaitable[Run]]

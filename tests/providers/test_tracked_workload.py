@@ -539,6 +539,29 @@ async def test_a_parent_that_nobody_will_settle_is_settled(
             assert (await tree.get(parent)).status == expected
 
 
+@pytest.mark.parametrize(("code", "status"), [("pass", "FINISHED"), ("raise SystemExit(3)", "FAILED")])
+async def test_a_run_that_was_opened_again_after_its_result_was_stored_is_closed_as_it_ended(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, code: str, status: str
+) -> None:
+    """By a process that took the ended attempt over and died: its Job is settled, and no workload to reap."""
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, code, next(_numbers))
+        ended = await to_the_end(work)
+    mlflow_server.call("POST", "runs/update", run_id=ended.run_id, status="RUNNING", end_time=0)
+    async with (
+        await ClusterClient.open(work.cluster) as client,
+        MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as opened,
+    ):
+        found = await find_forgotten(
+            client, opened, "default", EveryTaskIsOver(), minimum_age_seconds=0, now=time.time() + 60
+        )
+        mine = [each for each in found if each.identity == work.identity]
+        await close_forgotten(opened, mine, warn=pytest.fail)
+    child, parent = await child_and_parent(mlflow_server, work)
+    assert (child.status, parent.status) == (status, status)
+    assert child.tags["nighttrain.outcome"] != "unknown"
+
+
 async def child_and_parent(server: MLflowServer, work: TrackedWorkload) -> tuple[Run, Run]:
     runs = await runs_of(server, work)
     (child,) = (run for run in runs if run.tags["nighttrain.run_key"] == work.run_key.value)
