@@ -77,10 +77,6 @@ def open_session(configuration: Configuration, source: str) -> Session:
     import aiohttp
 
     server = str(configuration.host).rstrip("/")
-    try:
-        context = _tls(configuration)
-    except OSError as error:  # ssl.SSLError is one: a certificate file that is missing or malformed
-        raise ClusterUnreachableError(f"the certificates of {source} cannot be used: {error}") from error
     proxy = configuration.proxy or environment_proxy(server)
     if proxy and urlsplit(proxy).scheme not in ("http", "https"):
         raise ConfigurationError(
@@ -91,6 +87,12 @@ def open_session(configuration: Configuration, source: str) -> Session:
     extra: dict[str, Any] = {}
     if proxy:
         proxy, extra = _proxy(proxy)
+    # Reading a system's authorities takes longer than ten requests: not where nothing is encrypted.
+    encrypted = any(urlsplit(address or "").scheme == "https" for address in (server, proxy))
+    try:
+        context = _tls(configuration) if encrypted else False
+    except OSError as error:  # ssl.SSLError is one: a certificate file that is missing or malformed
+        raise ClusterUnreachableError(f"the certificates of {source} cannot be used: {error}") from error
     if configuration.tls_server_name:
         extra["server_hostname"] = configuration.tls_server_name
     # Watches hold a connection each: a bounded pool would let waiting tasks starve short requests.

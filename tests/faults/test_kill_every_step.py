@@ -37,6 +37,7 @@ from kill.plans import (
 from kill.tasks import over
 
 from nighttrain.operators import outages
+from nighttrain.providers.kubernetes import waiting
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.serving import rollout
 
@@ -68,6 +69,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
         patched.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-2")
         patched.setattr(outages, "PAUSE_SECONDS", 0.05)
         patched.setattr(rollout, "POLL_SECONDS", 0.1)
+        # Every wait is explained, not only one that happens to take long: the same calls in every run.
+        patched.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
         with (
             stamina.set_testing(True, attempts=10, cap=True),
             injecting(),

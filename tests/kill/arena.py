@@ -100,6 +100,8 @@ class Arena:
                 except NoResult:
                     verdict = Verdict(name, plan, ["hang"])
                 verdicts.append(verdict)
+                if number % 100 == 0:
+                    print(f"{number} of {len(plans)}", flush=True)
                 if verdict.broken:
                     print(f"BROKEN, {number} of {len(plans)}: {verdict}", flush=True)
         finally:

@@ -126,6 +126,7 @@ def _served(flow: Flow) -> Iterator[str]:
     if not deployment or not deployment["status"].get("readyReplicas"):
         yield f"version {version} is to serve, and has no ready pod"
     address = f"http://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/invocations"
-    answers = {httpx.post(address, content=b"", trust_env=False).text for _ in range(3)}
+    with httpx.Client(trust_env=False) as http:
+        answers = {http.post(address, content=b"").text for _ in range(3)}
     if answers != {f"version {version}"}:
         yield f"version {version} is to serve; the answers are {answers}"
