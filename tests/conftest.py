@@ -26,12 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--image", default=None, help="an image with python3 and sh, for --kubeconfig")
 
 
-SHARES_AIRFLOW = "tests/pipeline/"
+PIPELINE = "tests/pipeline/"
+OWN_AIRFLOW = "tests/pipeline/test_demo.py"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first, so that the processes of ``./run test`` end at about the same time."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SHARES_AIRFLOW))
+    items.sort(key=lambda item: not item.nodeid.startswith(PIPELINE))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -42,6 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
     class ByServers(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return SHARES_AIRFLOW if file.startswith(SHARES_AIRFLOW) else file
+            shares = file.startswith(PIPELINE) and file != OWN_AIRFLOW
+            return PIPELINE if shares else file
 
     return ByServers(config, log)

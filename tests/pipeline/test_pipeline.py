@@ -323,7 +323,8 @@ def test_stage_transition_by_hand_deploys_that_version(pipeline: Pipeline, model
     assert pipeline.finished("rolling_back", rollback) == "success"
     assert _predict(pipeline) == [1.0]
     stages = {version["version"]: version["current_stage"] for version in pipeline.versions("airline-delay")}
-    assert stages == {first: "Production", second: "Archived"}
+    assert stages[first] == "Production"  # other tests' nights have versions of this model, too
+    assert stages[second] == "Archived"
     reasons = {
         v["version"]: _tags(v).get("nighttrain.promotion_reason") for v in pipeline.versions("airline-delay")
     }
