@@ -84,7 +84,7 @@ async def reap_all(
             finding = await reap(client, finding, states)
             if finding.verdict is Verdict.REAPED and mlflow is not None:
                 await _close_run(mlflow, finding, RunStatus.KILLED, warn)
-        elif finding.verdict is Verdict.CLOSE and mlflow is not None:
+        if finding.verdict is Verdict.CLOSE and mlflow is not None:
             finding = await _close_as_it_ended(client, mlflow, finding, warn)
         done.append(finding)
     return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 import threading
 from collections.abc import Mapping
@@ -10,8 +11,18 @@ from typing import Any
 # The supervisor follows its SIGTERM with SIGKILL after 5 s: asking may take 2, deleting has the rest.
 ASK_TIMEOUT_SECONDS = 2.0
 
-# A triggerer gives on_kill 30 s, and its supervisor may take seconds to answer: deleting has the rest.
-TRIGGER_ASK_TIMEOUT_SECONDS = 15.0
+# A triggerer gives on_kill 30 s, and on a busy machine its supervisor has taken more than 15 to answer:
+# deleting, which takes two requests, has the rest.
+TRIGGER_ASK_TIMEOUT_SECONDS = 20.0
+
+
+class TriggerEnd(enum.Enum):
+    """Why a trigger is told to end."""
+
+    TASK_OVER = "the task is over"
+    TASK_WAITS = "the task still waits"
+    UNKNOWN = "Airflow did not say whether the task still waits"
+
 
 # States that nobody but a person, or the end of the last try, gives to a task whose process still runs.
 # "scheduled", "queued", "running", "deferred" and "up_for_retry" are absent: another process or try
@@ -53,23 +64,31 @@ def cancelled_by_user(ti: Any, *, timeout_seconds: float = ASK_TIMEOUT_SECONDS) 
     return bool(answers and answers[0])
 
 
-async def trigger_cancelled_by_user(ti: Any, *, timeout_seconds: float = TRIGGER_ASK_TIMEOUT_SECONDS) -> bool:
-    """The same for a trigger's ``on_kill``, in the triggerer's event loop."""
+async def why_trigger_ends(ti: Any, *, timeout_seconds: float = TRIGGER_ASK_TIMEOUT_SECONDS) -> TriggerEnd:
+    """Ask Airflow, in the triggerer's event loop, why it ends a trigger: what the task waits for must go, or
+    is left alone.
+
+    :param ti: the trigger's task instance
+    :param timeout_seconds: no answer within this time is none
+    """
     import asyncio
+    import logging
 
     from nighttrain.providers.airflow_regions import region_of
 
     if region_of(ti):
         # A triggerer cannot ask for one iteration of a loop. It need not: Airflow has regions since 3.4, and
         # since then calls ``on_kill`` only where the task waits for its trigger no more.
-        return True
+        return TriggerEnd.TASK_OVER
 
     from asgiref.sync import sync_to_async
 
     try:
-        return await asyncio.wait_for(sync_to_async(_ask)(ti), timeout_seconds)
-    except Exception:
-        return False
+        over = await asyncio.wait_for(sync_to_async(_ask)(ti), timeout_seconds)
+    except Exception as error:
+        logging.getLogger(__name__).warning("Airflow did not answer: %s", repr(error))
+        return TriggerEnd.UNKNOWN
+    return TriggerEnd.TASK_OVER if over else TriggerEnd.TASK_WAITS
 
 
 def _ask(ti: Any) -> bool:

@@ -77,6 +77,24 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     await asyncio.shield(task)
 
 
+async def _is_to_stay(trigger: BaseTrigger, what: str, removed_with: str) -> bool:
+    """Whether what a trigger waits for is left alone at its end: its task waits on, or nobody can tell."""
+    from nighttrain.sensors.killed import TriggerEnd, why_trigger_ends
+
+    if trigger.task_instance is None:
+        return False
+    end = await why_trigger_ends(trigger.task_instance)
+    if end is TriggerEnd.TASK_WAITS:
+        trigger.log.warning("The task still waits: %s goes on", what)
+    elif end is TriggerEnd.UNKNOWN:
+        trigger.log.warning(
+            "Airflow did not say whether the task still waits: %s goes on. If it does not: %s",
+            what,
+            removed_with,
+        )
+    return end is not TriggerEnd.TASK_OVER
+
+
 class WorkloadTrigger(BaseTrigger):
     """Waits for a workload's end and passes its lines on to the task's log while it runs.
 
@@ -181,10 +199,9 @@ class WorkloadTrigger(BaseTrigger):
             await _to_the_end(self._remove())
 
     async def _remove(self) -> None:
-        from nighttrain.sensors.killed import trigger_cancelled_by_user
-
-        if self.task_instance is not None and not await trigger_cancelled_by_user(self.task_instance):
-            self.log.warning("The task still waits: Job %s goes on", self.workload["name"])
+        name, namespace = self.workload["name"], self.workload["namespace"]
+        removed_with = f"the reaper removes it, or kubectl delete job -n {namespace} {name}"
+        if await _is_to_stay(self, f"Job {name}", removed_with):
             return
         from nighttrain.providers.airflow_regions import region_of
         from nighttrain.providers.kubernetes.client import shared_client
@@ -286,10 +303,8 @@ class EndpointTrigger(BaseTrigger):
             await _to_the_end(self._remove(self.version))
 
     async def _remove(self, version: str) -> None:
-        from nighttrain.sensors.killed import trigger_cancelled_by_user
-
-        if self.task_instance is not None and not await trigger_cancelled_by_user(self.task_instance):
-            self.log.warning("The task still waits: version %s of %s goes on", version, self.endpoint)
+        removed_with = "roll out again, or roll back"
+        if await _is_to_stay(self, f"version {version} of {self.endpoint}", removed_with):
             return
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.sensors.endpoints import remove_candidate

@@ -175,6 +175,8 @@ async def _list_all(client: ClusterClient, namespace: str) -> list[tuple[Workloa
 async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> Finding:
     """Remove one workload, unless its task has come back; returns the finding as it is now.
 
+    One that has ended meanwhile is to be closed, like any other that ended and nobody waits for.
+
     :raises WorkloadConflictError: it still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """
@@ -184,11 +186,12 @@ async def reap(client: ClusterClient, finding: Finding, states: TaskStates) -> F
         obj = await client.get(kind.resource, workload.namespace, workload.name)
     except ObjectNotFoundError:
         return _with(finding, Verdict.REAPED)
-    if uid_of(obj) != workload.uid or not _is_live(obj, kind, await list_pods(client, workload)):
+    live = _is_live(obj, kind, await list_pods(client, workload))
+    if uid_of(obj) != workload.uid or (not live and history_of(obj).consumed is not None):
         return _with(finding, Verdict.KEEP)
     state = await states.state(finding.identity)
     age = finding.age_seconds
-    fresh = _finding(obj, kind, finding.identity, workload.namespace, age, state, live=True)
+    fresh = _finding(obj, kind, finding.identity, workload.namespace, age, state, live=live)
     if fresh.verdict is not Verdict.REAP:
         return fresh
     try:

@@ -100,11 +100,22 @@ def of_answer(config: TrackingConfig, response: httpx.Response, path: str) -> Tr
         )
     if _IN_TRASH.search(message):
         return TrackingTrashError(f"{about}: {message}", status=status, error_code=code)
-    if status in (408, 429) or (status >= 500 and status not in (501, 505)):
+    if (
+        status in (408, 429)
+        or (status >= 500 and status not in (501, 505))
+        or _conflicts_with_nothing(response)
+    ):
         busy = TrackingBusyError(f"{about}: {message}", status=status, error_code=code)
         busy.retry_after = _seconds(response.headers.get("retry-after"))
         return busy
     return TrackingRequestError(f"{about}: {message}", status=status, error_code=code)
+
+
+def _conflicts_with_nothing(response: httpx.Response) -> bool:
+    """Whether a read was answered with a conflict: not a word about what was asked for, so asked again."""
+    asked = response.request
+    reads = asked.method == "GET" or asked.url.path.endswith("/search")
+    return response.status_code == 409 and reads
 
 
 def of_no_json(config: TrackingConfig, response: httpx.Response, path: str) -> TrackingError:

@@ -34,4 +34,19 @@ FOUND = {
     "a conflict at the removal of a candidate, which was left": Plan(
         (Fault("k8s DELETE deployments one", 1, "409"),), flow="rollout", cancel="timed out"
     ),
+    "a read answered with a conflict was taken for a refusal, and the run got no parent (157)": Plan(
+        (
+            Fault("mlflow GET experiments/get-by-name", 2, "409"),
+            Fault("k8s GET jobs one", 1, "crash_after"),
+        ),
+        deferrable=False,
+        last=True,
+    ),
+    "the same, more often than a client asks (158)": Plan(
+        (
+            Fault("mlflow GET experiments/get-by-name", 2, "409", 12),
+            Fault("mlflow GET runs/get", 4, "crash_before", process="reaper"),
+        ),
+        cancel="marked",
+    ),
 }

@@ -485,6 +485,27 @@ async def test_what_ended_after_its_worker_died_on_the_last_try_is_closed_as_it_
         assert len(kept["items"]) == 1
 
 
+async def test_what_ends_between_the_reapers_look_and_its_deletion_is_closed_by_the_same_visit(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, "import time; time.sleep(1)", next(_numbers))
+        started = await work.start()
+        tasks, warnings = EveryTaskIsOver(), list[str]()
+        async with (
+            await ClusterClient.open(work.cluster) as client,
+            MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as opened,
+        ):
+            found = await find(client, "default", tasks, minimum_age_seconds=0)
+            (seen,) = (finding for finding in found if finding.identity == work.identity)
+            assert seen.verdict is Verdict.REAP
+            await finish(work, started)
+            (done,) = await reap_all(client, [seen], tasks, mlflow=opened, warn=warnings.append)
+        assert (done.verdict, warnings) == (Verdict.CLOSED, [])
+    child, parent = await child_and_parent(mlflow_server, work)
+    assert (child.status, parent.status) == ("FINISHED", "FINISHED")
+
+
 @pytest.mark.parametrize(
     ("died", "status"), [("before its Job", "KILLED"), ("before its Job went", "FAILED")]
 )

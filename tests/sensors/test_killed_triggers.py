@@ -72,6 +72,37 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
         assert (await client.list(JOBS, "default"))["items"] == []
 
 
+async def test_no_answer_is_not_told_as_a_task_that_waits(
+    cluster: EmbeddedCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The Job is left alone, and whoever reads the log learns that nobody could tell, and what to do."""
+    code = ["python", "-S", "-c", "import time; time.sleep(60)"]
+    spec = WorkloadSpec(image="py", cmds=code, termination_grace_period=1)
+    identity = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
+
+    def no_answer(**_: Any) -> dict[str, Any]:
+        raise ConnectionError("the API server is away")
+
+    monkeypatch.setattr(SUPERVISOR, staticmethod(no_answer))
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        job = await submit(client, spec, identity, namespace="default")
+        trigger = WorkloadTrigger(
+            kubernetes_conn_id="kubernetes_default", workload=job.to_dict(), startup_timeout_seconds=60
+        )
+        trigger.task_instance = SimpleNamespace(dag_id="nightly", run_id="r", task_id="train", map_index=-1)
+        await trigger.on_kill()
+        assert [each["metadata"]["name"] for each in (await client.list(JOBS, "default"))["items"]] == [
+            job.name
+        ]
+        told = capsys.readouterr().out
+        assert "Airflow did not say whether the task still waits" in told
+        assert f"kubectl delete job -n default {job.name}" in told
+        assert "the API server is away" in caplog.text
+
+
 def _not_asked(**_: Any) -> dict[str, Any]:
     raise AssertionError("Airflow answers with the state of the loop's latest iteration")
 

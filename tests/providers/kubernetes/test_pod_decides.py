@@ -221,4 +221,5 @@ async def test_a_finding_whose_pod_has_decided_meanwhile_is_not_reaped(client: C
     (finding,) = (each for each in findings if each.workload.uid == first.uid)
     assert finding.verdict is reaper.Verdict.REAP
     await ended_pod(client, first, 0)
-    assert (await reaper.reap(client, finding, Over())).verdict is reaper.Verdict.KEEP
+    assert (await reaper.reap(client, finding, Over())).verdict is reaper.Verdict.CLOSE
+    assert (await client.get(JOBS, NAMESPACE, first.name))["metadata"]["uid"] == first.uid

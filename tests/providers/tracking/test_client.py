@@ -168,6 +168,19 @@ async def test_overload_and_lost_connections_are_waited_out(scripted: Scripted) 
     assert len(scripted.requests) == 3
 
 
+@pytest.mark.parametrize("method", ["get", "search"])
+async def test_a_read_that_is_answered_with_a_conflict_is_asked_again(
+    scripted: Scripted, method: str
+) -> None:
+    """It conflicts with nothing: taken for a refusal, it left a run without its parent."""
+    scripted.says(409)
+    scripted.says(200, '{"ok": 1}')
+    async with MLflowClient(TrackingConfig(scripted.uri)) as client:
+        asked = client.get("runs/get", {}) if method == "get" else client.post("runs/search", {})
+        assert await asked == {"ok": 1}
+    assert len(scripted.requests) == 2
+
+
 @pytest.mark.parametrize("lost", [True, False])
 async def test_what_creates_is_not_repeated_when_it_may_have_happened(scripted: Scripted, lost: bool) -> None:
     if lost:
