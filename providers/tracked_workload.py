@@ -49,7 +49,7 @@ Say = Callable[[str], None]
 PREVIOUS_RUN_VARIABLE = "NIGHTTRAIN_PREVIOUS_RUN_ID"
 
 # A refusal that is an accident, of a proxy say, does not come twice; one that does is nobody's to wait for.
-TELL_PARENT_TRIES = 2
+PARENT_TRIES = 2
 _log = logging.getLogger(__name__)
 
 
@@ -325,7 +325,7 @@ class TrackedWorkload:
             return started
 
     async def _with_known_run(self, tree: RunTree, started: StartedWorkload) -> StartedWorkload:
-        """Where the attempt started while MLflow was away: its run as it is in the tree by now."""
+        """Where the attempt started while MLflow was away, or refused its parent: its run as it is by now."""
         from nighttrain.providers.tracking.killed_runs import opening_of
         from nighttrain.providers.tracking.runs import PARENT_TAG
 
@@ -333,6 +333,9 @@ class TrackedWorkload:
             return started
         if started.run_id:
             run = await tree.get(started.run_id)
+            if PARENT_TAG not in run.tags and (parent := await self._parent(tree, run.experiment_id)):
+                await tree.set_tags(run.run_id, {PARENT_TAG: parent})
+                return replace(started, experiment_id=run.experiment_id, parent_run_id=parent)
         else:
             experiment_id = await tree.ensure_experiment(self.experiment_name)
             run = await tree.take_over(
@@ -407,22 +410,22 @@ class TrackedWorkload:
 
         key = self.parent_key
         whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
-        try:
-            parent = await tree.open_parent(
-                experiment_id, key, name=f"{key.dag_id} {key.run_id}", tags=whole.tags()
-            )
-        except TrackingUnreachableError:
-            raise
-        except TrackingError as error:
-            _log.warning("The task's run stands alone, without one of its DAG run: %s", error)
-            return ""
-        return parent.run_id
+        name, tags = f"{key.dag_id} {key.run_id}", whole.tags()
+        for tries_left in reversed(range(PARENT_TRIES)):
+            try:
+                return (await tree.open_parent(experiment_id, key, name=name, tags=tags)).run_id
+            except TrackingUnreachableError:
+                raise
+            except TrackingError as error:
+                if not tries_left:
+                    _log.warning("The task's run stands alone, without one of its DAG run: %s", error)
+        return ""
 
     async def _tell_parent(self, tell: Callable[[str], Awaitable[None]], parent_run_id: str) -> None:
         """Have the DAG run's run say how its tasks stand, which no task fails for."""
         if not parent_run_id:
             return
-        for tries_left in reversed(range(TELL_PARENT_TRIES)):
+        for tries_left in reversed(range(PARENT_TRIES)):
             try:
                 await tell(parent_run_id)
             except TrackingUnreachableError:

@@ -49,4 +49,10 @@ FOUND = {
         ),
         cancel="marked",
     ),
+    "an odd refusal while the parent was made, and the last run had none (101)": Plan(
+        (Fault("mlflow POST runs/create", 1, "409"),), last=True
+    ),
+    "the same, again and again while the training started": Plan(
+        (Fault("mlflow GET experiments/get-by-name", 2, "409", 12),), last=True
+    ),
 }
