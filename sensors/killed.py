@@ -11,9 +11,8 @@ from typing import Any
 # The supervisor follows its SIGTERM with SIGKILL after 5 s: asking may take 2, deleting has the rest.
 ASK_TIMEOUT_SECONDS = 2.0
 
-# A triggerer gives on_kill 30 s, and on a busy machine its supervisor has taken more than 15 to answer:
-# deleting, which takes two requests, has the rest.
-TRIGGER_ASK_TIMEOUT_SECONDS = 20.0
+# A triggerer gives on_kill 30 s, and its supervisor may take seconds to answer: deleting has the rest.
+TRIGGER_ASK_TIMEOUT_SECONDS = 15.0
 
 
 class TriggerEnd(enum.Enum):

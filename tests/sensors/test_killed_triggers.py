@@ -26,6 +26,10 @@ from nighttrain.providers.serving.spec import ServingSpec
 from nighttrain.sensors.triggers import EndpointTrigger, WorkloadTrigger
 
 REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
+GOES_ON = WorkloadSpec(
+    image="py", cmds=["python", "-S", "-c", "import time; time.sleep(60)"], termination_grace_period=1
+)
+IDENTITY = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
 SUPERVISOR = "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_task_states"
 
 
@@ -41,9 +45,6 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
     cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a busy triggerer does: its supervisor takes seconds to say what became of the task."""
-    code = ["python", "-S", "-c", "import time; time.sleep(60)"]
-    spec = WorkloadSpec(image="py", cmds=code, termination_grace_period=1)
-    identity = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
     asked, answer = threading.Event(), threading.Event()
 
     def slow_supervisor(**_: Any) -> dict[str, Any]:
@@ -53,7 +54,7 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
 
     monkeypatch.setattr(SUPERVISOR, staticmethod(slow_supervisor))
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        job = await submit(client, spec, identity, namespace="default")
+        job = await submit(client, GOES_ON, IDENTITY, namespace="default")
         trigger = WorkloadTrigger(
             kubernetes_conn_id="kubernetes_default", workload=job.to_dict(), startup_timeout_seconds=60
         )
@@ -79,16 +80,13 @@ async def test_no_answer_is_not_told_as_a_task_that_waits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The Job is left alone, and whoever reads the log learns that nobody could tell, and what to do."""
-    code = ["python", "-S", "-c", "import time; time.sleep(60)"]
-    spec = WorkloadSpec(image="py", cmds=code, termination_grace_period=1)
-    identity = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
 
     def no_answer(**_: Any) -> dict[str, Any]:
         raise ConnectionError("the API server is away")
 
     monkeypatch.setattr(SUPERVISOR, staticmethod(no_answer))
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        job = await submit(client, spec, identity, namespace="default")
+        job = await submit(client, GOES_ON, IDENTITY, namespace="default")
         trigger = WorkloadTrigger(
             kubernetes_conn_id="kubernetes_default", workload=job.to_dict(), startup_timeout_seconds=60
         )
