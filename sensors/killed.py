@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import enum
 import sys
 import threading
 from collections.abc import Mapping
 from typing import Any
 
+from nighttrain.providers.errors import AirflowError
+
 # The supervisor follows its SIGTERM with SIGKILL after 5 s: asking may take 2, deleting has the rest.
 ASK_TIMEOUT_SECONDS = 2.0
-
-# A triggerer gives on_kill 30 s, and its supervisor may take seconds to answer: deleting has the rest.
-TRIGGER_ASK_TIMEOUT_SECONDS = 15.0
-
-
-class TriggerEnd(enum.Enum):
-    """Why a trigger is told to end."""
-
-    TASK_OVER = "the task is over"
-    TASK_WAITS = "the task still waits"
-    UNKNOWN = "Airflow did not say whether the task still waits"
-
 
 # States that nobody but a person, or the end of the last try, gives to a task whose process still runs.
 # "scheduled", "queued", "running", "deferred" and "up_for_retry" are absent: another process or try
@@ -63,31 +52,28 @@ def cancelled_by_user(ti: Any, *, timeout_seconds: float = ASK_TIMEOUT_SECONDS) 
     return bool(answers and answers[0])
 
 
-async def why_trigger_ends(ti: Any, *, timeout_seconds: float = TRIGGER_ASK_TIMEOUT_SECONDS) -> TriggerEnd:
-    """Ask Airflow, in the triggerer's event loop, why it ends a trigger: what the task waits for must go, or
-    is left alone.
+async def task_waits(ti: Any) -> bool:
+    """Ask Airflow, in the triggerer's event loop, whether the task waits on although its trigger is ended.
+
+    There is no time-out: the triggerer's supervisor answers, and where its first answer takes it half a
+    minute, or the database is busy, the question is still the same.
 
     :param ti: the trigger's task instance
-    :param timeout_seconds: no answer within this time is none
+    :raises AirflowError: no answer
     """
-    import asyncio
-    import logging
-
     from nighttrain.providers.airflow_regions import region_of
 
     if region_of(ti):
         # A triggerer cannot ask for one iteration of a loop. It need not: Airflow has regions since 3.4, and
         # since then calls ``on_kill`` only where the task waits for its trigger no more.
-        return TriggerEnd.TASK_OVER
+        return False
 
     from asgiref.sync import sync_to_async
 
     try:
-        over = await asyncio.wait_for(sync_to_async(_ask)(ti), timeout_seconds)
+        return not await sync_to_async(_ask)(ti)
     except Exception as error:
-        logging.getLogger(__name__).warning("Airflow did not answer: %s", repr(error))
-        return TriggerEnd.UNKNOWN
-    return TriggerEnd.TASK_OVER if over else TriggerEnd.TASK_WAITS
+        raise AirflowError(f"Airflow did not say whether the task still waits: {error!r}") from error
 
 
 def _ask(ti: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from nighttrain.providers.errors import ConfigurationError, NighttrainError, Tra
 from nighttrain.sensors.conditions import RegistryCondition
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, aget_cluster_config, aget_mlflow
 from nighttrain.sensors.failures import MLFLOW_OUTAGE_SECONDS
+from nighttrain.sensors.removal import remove_with_its_task
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.client import ClusterClient
@@ -60,39 +61,6 @@ class _Settling:
 
     async def wait(self) -> None:
         await self._sleep(max(0.0, self._until - self._clock()))
-
-
-_endings: set[asyncio.Task[None]] = set()
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do what ``on_kill`` has to do, even if Airflow cancels it meanwhile.
-
-    A triggerer that compares its triggers with the database cancels those that are not wanted any more each
-    time it looks, also one whose ``on_kill`` runs: what takes longer than a look would never get done.
-    """
-    task = asyncio.get_running_loop().create_task(work)
-    _endings.add(task)
-    task.add_done_callback(_endings.discard)
-    await asyncio.shield(task)
-
-
-async def _is_to_stay(trigger: BaseTrigger, what: str, removed_with: str) -> bool:
-    """Whether what a trigger waits for is left alone at its end: its task waits on, or nobody can tell."""
-    from nighttrain.sensors.killed import TriggerEnd, why_trigger_ends
-
-    if trigger.task_instance is None:
-        return False
-    end = await why_trigger_ends(trigger.task_instance)
-    if end is TriggerEnd.TASK_WAITS:
-        trigger.log.warning("The task still waits: %s goes on", what)
-    elif end is TriggerEnd.UNKNOWN:
-        trigger.log.warning(
-            "Airflow did not say whether the task still waits: %s goes on. If it does not: %s",
-            what,
-            removed_with,
-        )
-    return end is not TriggerEnd.TASK_OVER
 
 
 class WorkloadTrigger(BaseTrigger):
@@ -196,13 +164,11 @@ class WorkloadTrigger(BaseTrigger):
         waits is left alone.
         """
         if self.cancel_on_kill:
-            await _to_the_end(self._remove())
+            name, namespace = self.workload["name"], self.workload["namespace"]
+            removed_with = f"the reaper removes it, or kubectl delete job -n {namespace} {name}"
+            await remove_with_its_task(self, self._remove, f"Job {name}", removed_with)
 
     async def _remove(self) -> None:
-        name, namespace = self.workload["name"], self.workload["namespace"]
-        removed_with = f"the reaper removes it, or kubectl delete job -n {namespace} {name}"
-        if await _is_to_stay(self, f"Job {name}", removed_with):
-            return
         from nighttrain.providers.airflow_regions import region_of
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.providers.kubernetes.workload import Workload, cancel, cancel_if_live
@@ -300,18 +266,17 @@ class EndpointTrigger(BaseTrigger):
         A triggerer whose triggers another one took over is told the same: what still waits is left alone.
         """
         if not self.serving_only and self.version is not None:
-            await _to_the_end(self._remove(self.version))
+            what = f"version {self.version} of {self.endpoint}"
+            await remove_with_its_task(self, self._remove, what, "roll out again, or roll back")
 
-    async def _remove(self, version: str) -> None:
-        removed_with = "roll out again, or roll back"
-        if await _is_to_stay(self, f"version {version} of {self.endpoint}", removed_with):
-            return
+    async def _remove(self) -> None:
         from nighttrain.providers.kubernetes.client import shared_client
         from nighttrain.sensors.endpoints import remove_candidate
 
         config = await aget_cluster_config(self.kubernetes_conn_id)
         async with shared_client(config) as client:
-            await remove_candidate(client, self.namespace or client.namespace, self.endpoint, version)
+            namespace = self.namespace or client.namespace
+            await remove_candidate(client, namespace, self.endpoint, str(self.version))
 
     async def _wait(self, client: ClusterClient) -> dict[str, Any]:
         from nighttrain.sensors.endpoints import wait_candidate_ready, wait_endpoint_serves

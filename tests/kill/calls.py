@@ -96,10 +96,14 @@ class Schedule:
     def die(self) -> Crash:
         """End the process: its loop's tasks are cancelled, and whatever they still try raises."""
         self.dead = True
-        with contextlib.suppress(RuntimeError):
-            for task in asyncio.all_tasks(asyncio.get_running_loop()):
-                if task is not asyncio.current_task():
-                    task.cancel()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # a thread of it; its loop may have ended
+            if self.loop is not None:
+                with contextlib.suppress(RuntimeError):
+                    self.loop.call_soon_threadsafe(_cancel_tasks)
+        else:
+            _cancel_tasks()
         return Crash()
 
     @contextlib.contextmanager
@@ -111,6 +115,12 @@ class Schedule:
         yield
         if kind == "crash_after":
             raise self.die()
+
+
+def _cancel_tasks() -> None:
+    for task in asyncio.all_tasks():
+        if task is not asyncio.current_task():
+            task.cancel()
 
 
 class _Current(threading.local):

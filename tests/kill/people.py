@@ -156,7 +156,7 @@ class Marking(Interference):
             try:
                 if not asyncio.run(kill()):
                     return None
-                self.done = not schedule.dead and _answered(schedule)
+                self.done = not schedule.dead
             except BaseException as error:
                 if not schedule.dead and not (self.came and isinstance(error, Exception)):
                     raise

@@ -7,11 +7,13 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nighttrain.providers.errors import AirflowError, ClusterForbiddenError, ClusterUnreachableError
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
@@ -23,7 +25,9 @@ from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec
-from nighttrain.sensors.triggers import EndpointTrigger, WorkloadTrigger
+from nighttrain.sensors import removal
+from nighttrain.sensors.removal import until_removed
+from nighttrain.sensors.triggers import EndpointTrigger, MLflowAnswersTrigger, WorkloadTrigger
 
 REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
 GOES_ON = WorkloadSpec(
@@ -35,7 +39,7 @@ SUPERVISOR = "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_tas
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
+    with EmbeddedCluster(images={"py": sys.executable}, forbidden_namespaces=["forbidden"]) as running:
         connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(running.kubeconfig)}}
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
         yield running
@@ -44,8 +48,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedCluster]:
 async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_removes_it(
     cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a busy triggerer does: its supervisor takes seconds to say what became of the task."""
+    """As a busy triggerer does: its supervisor takes a minute to say what became of the task."""
     asked, answer = threading.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    clock = loop.time
 
     def slow_supervisor(**_: Any) -> dict[str, Any]:
         asked.set()
@@ -55,13 +61,13 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
     monkeypatch.setattr(SUPERVISOR, staticmethod(slow_supervisor))
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
         job = await submit(client, GOES_ON, IDENTITY, namespace="default")
-        trigger = WorkloadTrigger(
-            kubernetes_conn_id="kubernetes_default", workload=job.to_dict(), startup_timeout_seconds=60
-        )
-        trigger.task_instance = SimpleNamespace(dag_id="nightly", run_id="r", task_id="train", map_index=-1)
+        trigger = _trigger(job)
         killing = asyncio.create_task(trigger.on_kill())
         try:
             assert await asyncio.to_thread(asked.wait, 30)
+            monkeypatch.setattr(loop, "time", lambda: clock() + 60)
+            for _ in range(20):  # whoever waits for less than a minute gives up now
+                await asyncio.sleep(0)
             killing.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await killing
@@ -70,35 +76,86 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
         async with asyncio.timeout(20):
             outcome = await wait(client, job, timeouts=Timeouts(60))
         assert outcome.kind is OutcomeKind.CANCELLED
-        assert (await client.list(JOBS, "default"))["items"] == []
+        assert await _jobs(client) == set()
 
 
-async def test_no_answer_is_not_told_as_a_task_that_waits(
-    cluster: EmbeddedCluster,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+async def test_a_workload_goes_once_airflow_answers_again(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The Job is left alone, and whoever reads the log learns that nobody could tell, and what to do."""
+    """Its database was locked, or it was upgraded, when a person marked the task."""
+    answers = iter([ConnectionError("the API server is away")] * 2)
+
+    def away_at_first(**_: Any) -> dict[str, Any]:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return {"r": {"train": "failed"}}
+
+    monkeypatch.setattr(SUPERVISOR, staticmethod(away_at_first))
+    monkeypatch.setattr(removal, "FIRST_PAUSE_SECONDS", 0.0)
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        job = await submit(client, GOES_ON, IDENTITY, namespace="default")
+        await _trigger(job).on_kill()
+        assert await _jobs(client) == set()
+    assert capsys.readouterr().out.count(f"Job {job.name} is not removed yet, will try again") == 1
+
+
+async def test_a_workload_goes_once_the_cluster_answers_again() -> None:
+    paused: list[float] = []
+    outages = iter([ClusterUnreachableError("no answer")] * 7)
+
+    async def remove() -> None:
+        if (error := next(outages, None)) is not None:
+            raise error
+        removed.append(True)
+
+    async def sleep(seconds: float) -> None:
+        paused.append(seconds)
+
+    removed: list[bool] = []
+    trigger = MLflowAnswersTrigger(mlflow_conn_id="mlflow_default", event={})  # any one, of no task
+    await until_removed(trigger, remove, "Job j", "kubectl", sleep=sleep)
+    assert removed == [True]
+    assert paused == [1, 2, 4, 8, 16, 30, 30]
+
+
+async def test_an_hour_without_an_answer_is_told_with_what_removes_the_workload(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Job is left alone: nobody can tell whether a task waits for it."""
 
     def no_answer(**_: Any) -> dict[str, Any]:
         raise ConnectionError("the API server is away")
 
     monkeypatch.setattr(SUPERVISOR, staticmethod(no_answer))
+    monkeypatch.setattr(removal, "REMOVING_SECONDS", 0.0)
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
         job = await submit(client, GOES_ON, IDENTITY, namespace="default")
-        trigger = WorkloadTrigger(
-            kubernetes_conn_id="kubernetes_default", workload=job.to_dict(), startup_timeout_seconds=60
-        )
-        trigger.task_instance = SimpleNamespace(dag_id="nightly", run_id="r", task_id="train", map_index=-1)
-        await trigger.on_kill()
-        assert [each["metadata"]["name"] for each in (await client.list(JOBS, "default"))["items"]] == [
-            job.name
-        ]
-        told = capsys.readouterr().out
-        assert "Airflow did not say whether the task still waits" in told
-        assert f"kubectl delete job -n default {job.name}" in told
-        assert "the API server is away" in caplog.text
+        with pytest.raises(AirflowError, match="the API server is away"):
+            await _trigger(job).on_kill()
+        assert await _jobs(client) == {job.name}
+    told = capsys.readouterr().out
+    assert "Airflow did not say whether the task still waits" in told
+    assert f"kubectl delete job -n default {job.name}" in told
+
+
+async def test_a_refusal_is_told_at_once(
+    cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No waiting mends it; a trigger that Airflow has cut off meanwhile has no other place to say so."""
+    monkeypatch.setattr(SUPERVISOR, staticmethod(lambda **_: {"r": {"train": "failed"}}))
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
+        job = await submit(client, GOES_ON, IDENTITY, namespace="default")
+    with pytest.raises(ClusterForbiddenError):
+        await _trigger(replace(job, namespace="forbidden")).on_kill()
+    assert f"Job {job.name} was not removed: " in capsys.readouterr().out
+
+
+def _trigger(job: Workload) -> WorkloadTrigger:
+    trigger = WorkloadTrigger(
+        kubernetes_conn_id="kubernetes_default", workload=job.to_dict(), startup_timeout_seconds=60
+    )
+    trigger.task_instance = SimpleNamespace(dag_id="nightly", run_id="r", task_id="train", map_index=-1)
+    return trigger
 
 
 def _not_asked(**_: Any) -> dict[str, Any]:
