@@ -31,7 +31,6 @@ from nighttrain.providers.tracking.election import Election
 from nighttrain.providers.tracking.names import MAX_PARAM, check_key, fit_run_name
 from nighttrain.providers.tracking.runs import (
     CHANGED_PARAMS_TAG,
-    JOB_UID_TAG,
     OPENED_BY_TAG,
     OPENING_TAG,
     PARENT_TAG,
@@ -170,7 +169,8 @@ class RunTree:
             raise ConfigurationError(
                 "task_id", key.value, "an attempt belongs to a task: set task_id in its RunKey"
             )
-        earlier = await self.attempts(experiment_id, key)
+        # What another process opened for this very attempt, and died or lost, is no attempt before it.
+        earlier = [run for run in await self.attempts(experiment_id, key) if run.had_job]
         number = max((run.number for run in earlier), default=0) + 1
         run = await self._create(
             experiment_id,
@@ -227,7 +227,7 @@ class RunTree:
                 lambda: self.open_attempt(experiment_id, key, name=name, opening=opening),
             ) or await self.open_attempt(experiment_id, key, name=name)
         others = [each for each in await self.attempts(experiment_id, key) if each.run_id != run.run_id]
-        number = run.number or max((each.number for each in others), default=0) + 1
+        number = run.number or max((each.number for each in others if each.had_job), default=0) + 1
         await self.set_tags(
             run.run_id, {**(tags or {}), RUN_NUMBER_TAG: number, PARENT_TAG: parent_run_id or None}
         )
@@ -256,8 +256,7 @@ class RunTree:
                 if OPENED_BY_TAG not in other.tags:  # a container may open several
                     await self.discard(other.run_id)
                 continue
-            never_used = other.number == run.number and JOB_UID_TAG not in other.tags
-            if other.number < run.number or never_used:
+            if other.number < run.number or (other.number == run.number and not other.had_job):
                 with contextlib.suppress(TrackingTrashError):  # whoever opened it was faster
                     await self._give_way(other, run)
 

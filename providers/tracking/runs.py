@@ -87,9 +87,17 @@ class Run:
 
     @property
     def number(self) -> int:
-        """How many runs its task has had up to this one; 0 for a run that nighttrain did not make."""
+        """Which of its task's runs it is, counting those that had a Job.
+
+        0 for one that a container opened, until the attempt's end.
+        """
         given = self.tags.get(RUN_NUMBER_TAG, "")
         return int(given) if given.isascii() and given.isdigit() else 0
+
+    @property
+    def had_job(self) -> bool:
+        """Whether a container was started with it, or opened it."""
+        return JOB_UID_TAG in self.tags or OPENED_BY_TAG in self.tags
 
     @property
     def is_open(self) -> bool:

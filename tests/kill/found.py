@@ -55,4 +55,14 @@ FOUND = {
     "the same, again and again while the training started": Plan(
         (Fault("mlflow GET experiments/get-by-name", 2, "409", 12),), last=True
     ),
+    "two processes opened a run for one attempt, and the one whose run had no Job died (279)": Plan(
+        (
+            Fault("k8s PATCH jobs one", 2, "crash_before", process="zombie"),
+            Fault("airflow xcom train nighttrain_link_workload", 3, "crash_before"),
+            Fault("mlflow POST runs/search", 3, "timeout_not_done", 12, process="reaper"),
+        ),
+        deferrable=False,
+        evicted=True,
+        zombie=True,
+    ),
 }

@@ -101,7 +101,12 @@ def _search(flow: Flow, key: str) -> list[Json]:
         filter=f"tags.`{RUN_KEY_TAG}` = '{key}'",
         max_results=100,
     )
-    return sorted(answer.get("runs", ()), key=lambda run: (_number(run), run["info"]["start_time"]))
+    return sorted(answer.get("runs", ()), key=_place)
+
+
+def _place(run: Json) -> tuple[int, bool, int]:
+    """Of several that were opened for one attempt the one that had the Job is the last."""
+    return _number(run), SUPERSEDED_TAG not in _tags(run), run["info"]["start_time"]
 
 
 def _tags(run: Json) -> dict[str, str]:

@@ -25,9 +25,9 @@ from nighttrain.providers.tracking.runs import (
     PARENT_TAG,
     PREVIOUS_TAG,
     RUN_KEY_TAG,
-    RUN_NUMBER_TAG,
     SUPERSEDED_TAG,
     Lineage,
+    Run,
     RunKey,
     RunStatus,
 )
@@ -118,6 +118,7 @@ async def test_each_attempt_has_a_run_of_its_own(tree: RunTree, mlflow_server: M
     )
     assert (first.status, first.end_time, first.tags[PARENT_TAG]) == ("RUNNING", None, parent.run_id)
     assert (first.tags["mlflow.source.name"], first.name) == ("nightly.train", "train")
+    await tree.set_tags(first.run_id, {JOB_UID_TAG: "u"})
     await tree.close(first.run_id, RunStatus.FAILED)
 
     second = await tree.open_attempt(
@@ -155,16 +156,23 @@ async def test_a_run_whose_maker_died_before_its_job_is_closed_by_the_next(
 
 
 @pytest.mark.mlflow
+@pytest.mark.parametrize("one_before_the_other", [True, False])
 async def test_of_two_that_opened_one_attempt_the_one_without_a_job_is_closed(
-    tree: RunTree, mlflow_server: MLflowServer
+    tree: RunTree, mlflow_server: MLflowServer, one_before_the_other: bool
 ) -> None:
     """Its process died once the other one's Job was there, before it could put its run into the trash."""
     experiment = mlflow_server.experiment()
     parent = await tree.open_parent(experiment, KEY, name="p")
-    opened = [tree.open_attempt(experiment, KEY, name="train", parent_run_id=parent.run_id) for _ in range(2)]
-    left, used = await asyncio.gather(*opened)
-    await tree.set_tags(used.run_id, {JOB_UID_TAG: "u", RUN_NUMBER_TAG: 1})
-    await tree.set_tags(left.run_id, {RUN_NUMBER_TAG: 1})
+
+    async def opened() -> Run:
+        return await tree.open_attempt(experiment, KEY, name="train", parent_run_id=parent.run_id)
+
+    if one_before_the_other:
+        used, left = await opened(), await opened()
+    else:
+        left, used = await asyncio.gather(opened(), opened())
+    assert (left.number, used.number) == (1, 1)
+    await tree.set_tags(used.run_id, {JOB_UID_TAG: "u"})
     await tree.supersede(await tree.get(used.run_id))
     await tree.close(used.run_id, RunStatus.FINISHED)
     await tree.settle_parent(parent.run_id)
