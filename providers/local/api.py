@@ -11,11 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from nighttrain.providers.local import bodies, discovery, errors, parameters, reading, writing
-from nighttrain.providers.local.crd_definitions import definition_warnings
-from nighttrain.providers.local.crds import CustomResources, CustomStore
+from nighttrain.providers.local.crds import CustomResources
 from nighttrain.providers.local.decoding import decode_part
 from nighttrain.providers.local.parameters import ListParameters
-from nighttrain.providers.local.patches import APPLY_PATCH
+from nighttrain.providers.local.patches import APPLY_PATCH, APPLY_REFUSED
 from nighttrain.providers.local.peers import is_own_user
 from nighttrain.providers.local.resources import (
     BUILT_IN,
@@ -196,7 +195,7 @@ class Api:
         store = self._store_for(target)
         if target.subresource == "scale":
             found = store.get(target.resource, target.namespace, target.name)
-            return _json(encode(writing.scale(target.resource, found)))
+            return _json(encode(writing.scale(found)))
         form = reading.Form(request.headers.get("accept", ""), query)
         if verb == "get":
             return _json(reading.get(store, target, form))
@@ -214,14 +213,9 @@ class Api:
         try:
             if target.resource == CUSTOMRESOURCEDEFINITIONS and verb.startswith("delete"):
                 return _written(self._delete_definitions(request, target, raw))
-            written = self._written(request, verb, target, store, raw)
+            return _written(self._written(request, verb, target, store, raw))
         finally:
             self._crds.refresh()
-        if target.resource == CUSTOMRESOURCEDEFINITIONS:
-            written.warnings.extend(definition_warnings(written.body))
-        if isinstance(store, CustomStore):
-            written.warnings.extend(store.warnings)
-        return _written(written)
 
     def _store_for(self, target: Target) -> Store:
         custom = target.resource.custom is not None
@@ -250,16 +244,14 @@ class Api:
     ) -> writing.Written:
         query = dict(request.query_params)
         content_type = request.headers.get("content-type", "")
-        if not content_type.startswith(APPLY_PATCH):
-            # Whoever does not say who writes goes by the name of the program.
-            agent = request.headers.get("user-agent", "").partition("/")[0]
-            query["fieldManager"] = query.get("fieldManager") or agent or "unknown"
         if verb in ("delete", "deletecollection"):
             options = writing.read_body(raw, content_type) if raw.strip() else None
             if verb == "delete":
                 return writing.delete(store, target, options, query)
             asked = ListParameters.read(query, target.resource)
             return writing.delete_collection(store, target, asked, options, query)
+        if verb == "patch" and content_type.startswith(APPLY_PATCH):
+            raise errors.unsupported_media_type(APPLY_REFUSED)
         if verb == "patch" and not content_type.split(";")[0].endswith(("+json", "+yaml", "+cbor")):
             raise errors.unsupported_media_type()
         body = writing.read_body(raw, content_type)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from nighttrain.providers.local import crd_cel, errors
-from nighttrain.providers.local.crd_schema import Schema, complete, pattern, prune, validate
-from nighttrain.providers.local.errors import Cause, forbidden_value, invalid_value, required_value
-from nighttrain.providers.local.objects import Object, copy_object
+from nighttrain.providers.local import errors
+from nighttrain.providers.local.crd_schema import wrong_schema
+from nighttrain.providers.local.errors import Cause, invalid_value, required_value
 from nighttrain.providers.local.resources import CUSTOMRESOURCEDEFINITIONS
 
-_TYPES = ("array", "boolean", "integer", "number", "object", "string")
+if TYPE_CHECKING:
+    from nighttrain.providers.local.objects import Object
+
 _LABEL = re.compile(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
 
 
@@ -43,15 +45,6 @@ def admit_definition(new: Object, old: Object | None) -> None:
         accepted = {"plural": "", "kind": ""}
         stored = [storage_version(new)]
         new["status"] = {"conditions": None, "acceptedNames": accepted, "storedVersions": stored}
-
-
-def definition_warnings(definition: Object) -> list[str]:
-    """Rules of the definition that this cluster does not enforce."""
-    found = []
-    for version in definition["spec"]["versions"]:
-        sentences = crd_cel.not_enforced(version["schema"]["openAPIV3Schema"])
-        found += [f"{version['name']}: {sentence}" for sentence in sentences]
-    return found
 
 
 def _changed_names(spec: Object, old: Object) -> list[Cause]:
@@ -124,66 +117,7 @@ def _version_causes(versions: list[Object]) -> list[Cause]:
             causes.append(
                 invalid_value(f"{where}.type", schema.get("type", ""), "must be object at the root")
             )
-        causes += _schema_causes(schema, where)
-        for number, column in enumerate(version.get("additionalPrinterColumns") or ()):
-            missing = [each for each in ("name", "type", "jsonPath") if not column.get(each)]
-            inside = f"{path}.additionalPrinterColumns[{number}]"
-            causes += [required_value(f"{inside}.{each}") for each in missing]
-        scale = (version.get("subresources") or {}).get("scale")
-        for each in ("specReplicasPath", "statusReplicasPath"):
-            if scale is not None and not str(scale.get(each, "")).startswith("."):
-                causes.append(required_value(f"{path}.subresources.scale.{each}"))
+        why = wrong_schema(schema)
+        if why:
+            causes.append(invalid_value(where, "", why))
     return causes
-
-
-def _schema_causes(schema: Schema, path: str, *, root: bool = True) -> list[Cause]:
-    """What makes a schema not structural."""
-    causes: list[Cause] = []
-    open_ended = schema.get("x-kubernetes-int-or-string") or schema.get(
-        "x-kubernetes-preserve-unknown-fields"
-    )
-    if not schema.get("type") and not open_ended:
-        causes.append(required_value(f"{path}.type", "must not be empty for specified object fields"))
-    elif schema.get("type") and schema["type"] not in _TYPES:
-        causes.append(errors.unsupported_value(f"{path}.type", schema["type"], _TYPES))
-    if schema.get("properties") and schema.get("additionalProperties"):
-        causes.append(forbidden_value(f"{path}.additionalProperties", "properties and additionalProperties"))
-    if schema.get("type") == "array" and not isinstance(schema.get("items"), dict):
-        causes.append(required_value(f"{path}.items", "must be specified"))
-    if schema.get("uniqueItems"):
-        why = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"
-        causes.append(forbidden_value(f"{path}.uniqueItems", why))
-    if schema.get("pattern") and pattern(schema["pattern"]) is None:
-        why = "must be a valid regular expression, but isn't"
-        causes.append(invalid_value(f"{path}.pattern", schema["pattern"], why))
-    causes += [
-        required_value(f"{path}.x-kubernetes-validations[{index}].rule", "rule is not specified")
-        for index, rule in enumerate(schema.get("x-kubernetes-validations") or ())
-        if not str(rule.get("rule") or "").strip()
-    ]
-    if "default" in schema and not root:
-        causes += _default_causes(schema, path)
-    for name, below in (schema.get("properties") or {}).items():
-        if root and name == "metadata":
-            continue
-        causes += _schema_causes(below, f"{path}.properties[{name}]", root=False)
-    for key in ("items", "additionalProperties"):
-        if isinstance(schema.get(key), dict):
-            causes += _schema_causes(schema[key], f"{path}.{key}", root=False)
-    return causes
-
-
-def _default_causes(schema: Schema, path: str) -> list[Cause]:
-    """What makes a default one that no object could have."""
-    causes = []
-    default = copy_object(schema["default"])
-    unknown = prune(schema, default)
-    if unknown:
-        why = f"must not have unknown fields: {', '.join(unknown)}"
-        causes.append(invalid_value(f"{path}.default", schema["default"], why))
-    complete(schema, default)
-    wrong = validate(schema, default)
-    return causes + [
-        Cause(each.reason, each.message, f"{path}.default{each.field.removeprefix('<nil>')}")
-        for each in wrong
-    ]

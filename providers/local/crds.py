@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nighttrain.providers.local import crd_cel, errors
+from nighttrain.providers.local import errors
 from nighttrain.providers.local.crd_definitions import storage_version
 from nighttrain.providers.local.crd_schema import Schema, complete, prune, validate
-from nighttrain.providers.local.errors import Cause, invalid_value
 from nighttrain.providers.local.resources import CUSTOMRESOURCEDEFINITIONS, ResourceTable, ResourceType
 from nighttrain.providers.local.store import Object, Store, copy_object, timestamp
 from nighttrain.providers.local.watching import Record, Watcher
@@ -32,72 +31,24 @@ class CustomVersion:
 
     :param schema: its structural schema
     :param home: the version under which the store keeps the objects of all versions
-    :param scale: the paths of the ``scale`` sub-resource
-    :param columns: ``additionalPrinterColumns``
     """
 
     schema: Schema
     home: str
-    scale: dict[str, str] | None = None
-    columns: tuple[dict[str, Any], ...] = ()
     list_kind: str = ""
     terminating: bool = False
 
-    def decode(self, body: Object, *, defaults: bool = True) -> list[str]:
+    def decode(self, body: Object) -> list[str]:
         """Prune and complete the object in place, but for its metadata; the paths of unknown fields."""
         unknown = prune(self.schema, body, root=True)
-        if defaults:
-            complete(self.schema, body)
+        complete(self.schema, body)
         return unknown
 
-    def check(self, resource: ResourceType, new: Object, old: Object | None, warnings: list[str]) -> None:
+    def check(self, resource: ResourceType, new: Object) -> None:
         """:raises ApiError: 422 with every cause"""
         causes = validate(self.schema, new)
-        causes += self._scale_causes(new)
-        stopped = crd_cel.blocked(self.schema, causes)
-        causes += stopped or crd_cel.check(self.schema, new, old, warnings)
         if causes:
             raise errors.invalid(resource, new["metadata"].get("name", ""), causes)
-
-    def _scale_causes(self, obj: Object) -> list[Cause]:
-        causes = []
-        for each in ("specReplicasPath", "statusReplicasPath"):
-            path = (self.scale or {}).get(each, "")
-            value = at_path(obj, path) if path else None
-            if value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                words: dict[type, str] = {
-                    str: "string",
-                    float: "float64",
-                    bool: "bool",
-                    list: "[]interface {}",
-                }
-                found = words.get(type(value), "map[string]interface {}")
-                why = f"{path} accessor error: {value} is of the type {found}, expected int64"
-                causes.append(invalid_value(path, 0, why))
-            elif value < 0:
-                causes.append(invalid_value(path, value, "should be a non-negative integer"))
-        return causes
-
-
-def at_path(obj: Any, path: str) -> Any:
-    """The value at a simple path such as ``.spec.replicas``."""
-    for part in path.strip(".").split("."):
-        obj = obj.get(part) if isinstance(obj, dict) else None
-    return obj
-
-
-def set_at_path(obj: Object, path: str, value: Any) -> bool:
-    """Set the value, in place; False if something else than an object is in the way."""
-    *parents, last = path.strip(".").split(".")
-    found: Any = obj
-    for part in parents:
-        found = found.setdefault(part, {})
-        if not isinstance(found, dict):
-            return False
-    found[last] = value
-    return True
 
 
 class CustomResources:
@@ -268,16 +219,12 @@ def _types(definition: Object, home: str, *, all_versions: bool = False) -> list
             namespaced=spec["scope"] == "Namespaced",
             short_names=tuple(names.get("shortNames") or ()),
             categories=tuple(names.get("categories") or ()),
-            subresources=tuple(
-                each for each in ("status", "scale") if each in (version.get("subresources") or {})
-            ),
+            subresources=tuple(each for each in ("status",) if each in (version.get("subresources") or {})),
             verbs=_VERBS,
             has_generation=True,
             custom=CustomVersion(
                 schema=version["schema"]["openAPIV3Schema"],
                 home=home,
-                scale=(version.get("subresources") or {}).get("scale"),
-                columns=tuple(version.get("additionalPrinterColumns") or ()),
                 list_kind=names["listKind"],
                 terminating="deletionTimestamp" in definition["metadata"],
             ),
@@ -290,8 +237,6 @@ def _types(definition: Object, home: str, *, all_versions: bool = False) -> list
 class CustomStore(Store):
     """The store as one version of a custom resource sees it: the same objects under that version's name,
     written through its schema.
-
-    :ivar warnings: what the writer should know about the last writes
     """
 
     def __init__(self, store: Store, resource: ResourceType) -> None:
@@ -300,7 +245,6 @@ class CustomStore(Store):
         self._custom = resource.custom
         self._shown = resource
         self._kept = replace(resource, version=resource.custom.home)
-        self.warnings: list[str] = []
 
     @property
     def revision(self) -> int:  # type: ignore[override]
@@ -359,7 +303,7 @@ class CustomStore(Store):
             )
         new = copy_object(obj)
         complete(self._custom.schema, new)
-        self._custom.check(self._shown, new, None, self.warnings)
+        self._custom.check(self._shown, new)
         return self._present(self._below.create(self._kept, new, dry_run=dry_run))
 
     def update(
@@ -374,7 +318,7 @@ class CustomStore(Store):
             new.pop("status", None)
             new.update({"status": copy_object(old["status"])} if "status" in old else {})
         complete(self._custom.schema, new)
-        self._custom.check(self._shown, new, old, self.warnings)
+        self._custom.check(self._shown, new)
         written = new if not status else {**new, "metadata": metadata}
         stored = self._below.update(self._kept, written, status=status, dry_run=dry_run)
         if not dry_run and self.find(resource, metadata.get("namespace"), metadata["name"]) is None:

@@ -143,10 +143,9 @@ def _repeated(value: Any, path: str) -> Iterator[str]:
             yield from _repeated(item, f"{path}[{index}]")
 
 
-def decode(resource: ResourceType, body: Any, *, defaults: bool = True) -> tuple[dict[str, Any], list[str]]:
+def decode(resource: ResourceType, body: Any) -> tuple[dict[str, Any], list[str]]:
     """The object without nulls and unknown fields, and the unknown fields' paths.
 
-    :param defaults: whether a custom object gets its defaults at once; built-in ones get theirs later
     :raises ApiError: 400 when a value has the wrong type
     """
     if not isinstance(body, dict):
@@ -156,7 +155,7 @@ def decode(resource: ResourceType, body: Any, *, defaults: bool = True) -> tuple
     unknown: list[str] = []
     try:
         if resource.custom is not None:
-            return _custom(resource.custom, body, unknown, defaults), unknown
+            return _custom(resource.custom, body, unknown), unknown
         return _struct(resource.kind, body, "", "", unknown), unknown
     except _MismatchError as mismatch:
         raise errors.bad_request(f"{cannot_be_handled(resource)}: {mismatch}") from None
@@ -177,15 +176,13 @@ def decode_part(type_: str, body: Any) -> dict[str, Any]:
         ) from None
 
 
-def _custom(
-    version: CustomVersion, body: dict[str, Any], unknown: list[str], defaults: bool
-) -> dict[str, Any]:
+def _custom(version: CustomVersion, body: dict[str, Any], unknown: list[str]) -> dict[str, Any]:
     metadata = body.get("metadata") or {}
     _check_numbers(body)
     if not isinstance(metadata, dict):
         raise _wrong(metadata, "ObjectMeta", ("ObjectMeta", "metadata"), "metadata")
     obj = copy_object({**body, "metadata": _struct("ObjectMeta", metadata, "metadata", "metadata", unknown)})
-    unknown += version.decode(obj, defaults=defaults)
+    unknown += version.decode(obj)
     return cast("dict[str, Any]", obj)
 
 

@@ -12,6 +12,10 @@ JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+APPLY_REFUSED = (
+    "the embedded cluster has no server-side apply: with kubectl, leave out --server-side; other clients "
+    f"send {MERGE_PATCH} or {STRATEGIC_PATCH}"
+)
 
 # Lists whose items are merged one by one, and the field that tells the items apart. Others are replaced.
 _MERGE_KEYS = {
@@ -69,7 +73,7 @@ def check_patch_type(content_type: str, *, custom: bool = False) -> str:
     """
     media = content_type.split(";")[0].strip()
     if custom and media == STRATEGIC_PATCH:
-        accepted = f"{JSON_PATCH}, {MERGE_PATCH}, {APPLY_PATCH}"
+        accepted = f"{JSON_PATCH}, {MERGE_PATCH}"
         message = (
             f"the body of the request was in an unknown format - accepted media types include: {accepted}"
         )

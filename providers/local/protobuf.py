@@ -1,4 +1,4 @@
-"""The protobuf that kubectl sends: ``create namespace | configmap | job | deployment ...``, ``auth can-i``.
+"""The protobuf that kubectl sends: ``create namespace | configmap | secret ...``, ``auth can-i``.
 
 Those commands speak protobuf without asking, and take JSON for an answer. Read is what they set; anything
 else is refused, never dropped. Numbers of fields are those of the Kubernetes API's ``generated.proto`` files.
@@ -18,8 +18,8 @@ MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
 _MAGIC = b"k8s\x00"
 _META = "1:metadata:ObjectMeta"
 
-# Fields as NUMBER:NAME:TYPE; s(tring), i(nteger), b(oolean), y: bytes, -: the server's to set, another
-# message's name; ``[T`` a list, ``{T`` a map.
+# Fields as NUMBER:NAME:TYPE; s(tring), b(oolean), y: bytes, -: the server's to set, another message's name;
+# ``[T`` a list, ``{T`` a map.
 _MESSAGES = {
     "ObjectMeta": "1:name:s 2:generateName:s 3:namespace:s 5:uid:s 6:resourceVersion:s 8:creationTimestamp:- "
     "11:labels:{s 12:annotations:{s 14:finalizers:[s 17:managedFields:-",
@@ -27,31 +27,6 @@ _MESSAGES = {
     "ConfigMap": f"{_META} 2:data:{{s 3:binaryData:{{y 4:immutable:b",
     "Secret": f"{_META} 2:data:{{y 3:type:s 4:stringData:{{s 5:immutable:b",
     "ServiceAccount": f"{_META} 4:automountServiceAccountToken:b",
-    "Job": f"{_META} 2:spec:JobSpec 3:status:-",
-    "JobSpec": "1:parallelism:i 2:completions:i 3:activeDeadlineSeconds:i 4:selector:LabelSelector "
-    "5:manualSelector:b 6:template:PodTemplateSpec 7:backoffLimit:i 8:ttlSecondsAfterFinished:i "
-    "9:completionMode:s 10:suspend:b",
-    "Deployment": f"{_META} 2:spec:DeploymentSpec 3:status:-",
-    "DeploymentSpec": "1:replicas:i 2:selector:LabelSelector 3:template:PodTemplateSpec "
-    "4:strategy:DeploymentStrategy 5:minReadySeconds:i 6:revisionHistoryLimit:i 7:paused:b "
-    "9:progressDeadlineSeconds:i",
-    "DeploymentStrategy": "1:type:s",
-    "LabelSelector": "1:matchLabels:{s",
-    "PodTemplateSpec": "1:metadata:ObjectMeta 2:spec:PodSpec",
-    "PodSpec": "2:containers:[Container 3:restartPolicy:s 4:terminationGracePeriodSeconds:i "
-    "5:activeDeadlineSeconds:i 6:dnsPolicy:s 7:nodeSelector:{s 8:serviceAccountName:s 10:nodeName:s",
-    "Container": "1:name:s 2:image:s 3:command:[s 4:args:[s 5:workingDir:s 6:ports:[ContainerPort "
-    "7:env:[EnvVar 8:resources:ResourceRequirements 14:imagePullPolicy:s",
-    "ContainerPort": "1:name:s 2:hostPort:i 3:containerPort:i 4:protocol:s 5:hostIP:s",
-    "EnvVar": "1:name:s 2:value:s",
-    "ResourceRequirements": "1:limits:{Quantity 2:requests:{Quantity",
-    "Service": f"{_META} 2:spec:ServiceSpec 3:status:-",
-    "ServiceSpec": "1:ports:[ServicePort 2:selector:{s 3:clusterIP:s 4:type:s 7:sessionAffinity:s "
-    "10:externalName:s 18:clusterIPs:[s",
-    "ServicePort": "1:name:s 2:protocol:s 3:port:i 4:targetPort:IntOrString 5:nodePort:i",
-    "ResourceQuota": f"{_META} 2:spec:ResourceQuotaSpec 3:status:-",
-    "ResourceQuotaSpec": "1:hard:{Quantity 2:scopes:[s",
-    "PriorityClass": f"{_META} 2:value:i 3:globalDefault:b 4:description:s 5:preemptionPolicy:s",
     "SelfSubjectAccessReview": f"{_META} 2:spec:SelfSubjectAccessReviewSpec 3:status:-",
     "SelfSubjectAccessReviewSpec": "1:resourceAttributes:ResourceAttributes "
     "2:nonResourceAttributes:NonResourceAttributes",
@@ -59,12 +34,7 @@ _MESSAGES = {
     "7:name:s",
     "NonResourceAttributes": "1:path:s 2:verb:s",
 }
-_READABLE = frozenset(
-    (
-        *("Namespace", "ConfigMap", "Secret", "ServiceAccount", "Job", "Deployment", "Service"),
-        *("ResourceQuota", "PriorityClass", "SelfSubjectAccessReview"),
-    )
-)
+_READABLE = frozenset(("Namespace", "ConfigMap", "Secret", "ServiceAccount", "SelfSubjectAccessReview"))
 
 
 def read(raw: bytes) -> dict[str, Any]:
@@ -114,7 +84,7 @@ def _message(type_: str, raw: bytes, path: str) -> dict[str, Any]:
             entry = dict(_fields(_bytes(value)))
             item = _value(kind[1:], entry.get(2, b""), f"{path}.{name}")
             found.setdefault(name, {})[_text(entry.get(1, b""))] = item
-        elif kind != "-" and (kind in "ib" or value != b""):
+        elif kind != "-" and (kind == "b" or value != b""):
             found[name] = _value(kind, value, f"{path}.{name}")
     return found
 
@@ -124,16 +94,10 @@ def _value(kind: str, value: bytes | int, path: str) -> Any:
         return _text(value)
     if kind == "y":
         return base64.b64encode(_bytes(value)).decode()
-    if kind in ("i", "b"):
+    if kind == "b":
         if not isinstance(value, int):
             raise ValueError(f"{path} is not a number")
-        # A negative number is the two's complement of 64 bits.
-        return bool(value) if kind == "b" else value - (1 << 64) * (value >> 63)
-    fields = dict(_fields(_bytes(value))) if kind in ("Quantity", "IntOrString") else {}
-    if kind == "Quantity":
-        return _text(fields.get(1, b""))
-    if kind == "IntOrString":
-        return _text(fields.get(3, b"")) if fields.get(1) else _value("i", fields.get(2, 0), path)
+        return bool(value)
     return _message(kind, _bytes(value), path)
 
 

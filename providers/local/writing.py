@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local import apply, bodies, errors, last_applied, parameters, protobuf
-from nighttrain.providers.local.crds import at_path, set_at_path
+from nighttrain.providers.local import bodies, errors, parameters, protobuf
 from nighttrain.providers.local.decoding import (
     RepeatingBody,
     cannot_be_handled,
@@ -15,8 +14,8 @@ from nighttrain.providers.local.decoding import (
     parse_json,
 )
 from nighttrain.providers.local.eviction import evict as evict_pod
-from nighttrain.providers.local.patches import APPLY_PATCH, apply_patch, check_patch_type
-from nighttrain.providers.local.store import copy_object, timestamp
+from nighttrain.providers.local.patches import apply_patch, check_patch_type
+from nighttrain.providers.local.store import copy_object
 from nighttrain.providers.local.yaml_bodies import read_yaml
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Written:
 def read_body(raw: bytes, content_type: str) -> Any:
     """:raises ApiError: 400 when it does not parse, 415 for a media type that is not read"""
     media = content_type.split(";")[0].strip()
-    if media in ("application/yaml", "application/apply-patch+yaml"):
+    if media == "application/yaml":
         return bodies.checked(raw, read_yaml(raw))
     if media == protobuf.MEDIA_TYPE:
         return protobuf.read(raw)
@@ -80,8 +79,6 @@ def replace(store: Store, target: Target, body: Any, query: Mapping[str, str]) -
 
 def patch(store: Store, target: Target, content_type: str, change: Any, query: Mapping[str, str]) -> Written:
     """:raises ApiError: 400, 404, 409, 415, 422"""
-    if content_type.split(";")[0].strip() == APPLY_PATCH:
-        return _apply(store, target, change, query)
     check_patch_type(content_type, custom=target.resource.custom is not None)
     if "force" in query:
         cause = errors.forbidden_value("force", "may not be specified for non-apply patch")
@@ -93,52 +90,10 @@ def patch(store: Store, target: Target, content_type: str, change: Any, query: M
     return _updated(store, target, obj, query, warnings)
 
 
-def _apply(store: Store, target: Target, wanted: Any, query: Mapping[str, str]) -> Written:
-    manager = query.get("fieldManager", "")
-    if not manager:
-        cause = errors.required_value("fieldManager", "is required for apply patch")
-        raise errors.invalid_options("PatchOptions", cause)
-    resource = target.resource
-    given = wanted.get("metadata") if isinstance(wanted, dict) else None
-    if isinstance(given, dict) and given.get("managedFields"):
-        raise errors.bad_request("metadata.managedFields must be nil")
-    obj, warnings = _decoded(resource, wanted, query, defaults=False)
-    _place(target, obj)
-    live = store.find(resource, target.namespace, target.name)
-    if live is None and target.subresource:
-        raise errors.not_found(resource, target.name)
-    new = apply.apply(
-        resource,
-        live,
-        obj,
-        manager=manager,
-        force=parameters.flag(query, "force"),
-        now=timestamp(store.clock()),
-        subresource=target.subresource,
-        client_side=last_applied.fields(resource, live) if live is not None else None,
-    )
-    dry_run = parameters.dry_run(query)
-    if live is not None:
-        stored = store.update(resource, new, status=target.subresource == "status", dry_run=dry_run)
-        return Written(200, stored, warnings)
-    if resource.has_status:
-        new.pop("status", None)
-    return Written(201, store.create(resource, new, dry_run=dry_run), warnings)
-
-
-def _keep_managers(store: Store, target: Target, obj: Object, query: Mapping[str, str]) -> None:
-    live = store.find(target.resource, target.namespace, target.name)
-    if live is not None and live["metadata"].get("managedFields"):
-        manager = query.get("fieldManager") or "unknown"
-        apply.carry_over(target.resource, live, obj, manager=manager, now=timestamp(store.clock()))
-    else:
-        obj["metadata"].pop("managedFields", None)
-
-
 def _updated(
     store: Store, target: Target, obj: Object, query: Mapping[str, str], warnings: list[str]
 ) -> Written:
-    _keep_managers(store, target, obj, query)
+    obj["metadata"].pop("managedFields", None)
     stored = store.update(
         target.resource,
         obj,
@@ -148,12 +103,10 @@ def _updated(
     return Written(200, stored, warnings)
 
 
-def _decoded(
-    resource: ResourceType, body: Any, query: Mapping[str, str], *, defaults: bool = True
-) -> tuple[Object, list[str]]:
+def _decoded(resource: ResourceType, body: Any, query: Mapping[str, str]) -> tuple[Object, list[str]]:
     validation = parameters.field_validation(query)
     _check_kind(resource, body)
-    obj, fields = decode(resource, body, defaults=defaults)
+    obj, fields = decode(resource, body)
     unknown = [f'unknown field "{path}"' for path in fields]
     if isinstance(body, RepeatingBody):
         unknown += [f'duplicate field "{path}"' for path in body.repeated]
@@ -302,30 +255,20 @@ def _success(resource: ResourceType, name: str, uid: str) -> Object:
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
 
 
-_BUILT_IN_SCALE = {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}
-
-
-def _scale_paths(resource: ResourceType) -> dict[str, str]:
-    return (resource.custom.scale if resource.custom is not None else None) or _BUILT_IN_SCALE
-
-
-def scale(resource: ResourceType, obj: Object) -> Object:
-    """The ``Scale`` view of a Deployment, a ReplicaSet or a custom object."""
-    metadata, paths = obj["metadata"], _scale_paths(resource)
+def scale(obj: Object) -> Object:
+    """The ``Scale`` view of a Deployment or a ReplicaSet."""
+    metadata, spec = obj["metadata"], obj["spec"]
     kept = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
-    wanted = at_path(obj, paths["specReplicasPath"])
-    status: Object = {"replicas": at_path(obj, paths["statusReplicasPath"]) or 0}
-    if resource.custom is None:
-        labels = (obj["spec"].get("selector") or {}).get("matchLabels") or {}
-        status["selector"] = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
-    elif paths.get("labelSelectorPath") and at_path(obj, paths["labelSelectorPath"]):
-        status["selector"] = at_path(obj, paths["labelSelectorPath"])
+    labels = (spec.get("selector") or {}).get("matchLabels") or {}
     return {
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": {key: metadata[key] for key in kept if key in metadata},
-        "spec": {"replicas": wanted} if wanted else {},
-        "status": status,
+        "spec": {"replicas": spec["replicas"]} if spec.get("replicas") else {},
+        "status": {
+            "replicas": (obj.get("status") or {}).get("replicas", 0),
+            "selector": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
+        },
     }
 
 
@@ -338,16 +281,13 @@ def write_scale(
     """
     resource = target.resource
     current = store.get(resource, target.namespace, target.name)
-    wanted = body if content_type is None else apply_patch(content_type, scale(resource, current), body)
+    wanted = body if content_type is None else apply_patch(content_type, scale(current), body)
     wanted = decode_part("Scale", wanted)
     replicas = (wanted.get("spec") or {}).get("replicas", 0)
     new = copy_object(current)
-    path = _scale_paths(resource)["specReplicasPath"]
-    if not set_at_path(new, path, replicas):
-        raise errors.bad_request(f"{path} accessor error: there is no object to set it in")
+    new["spec"]["replicas"] = replicas
     version = (wanted.get("metadata") or {}).get("resourceVersion")
     if version:
         new["metadata"]["resourceVersion"] = version
-    _keep_managers(store, target, new, query)
     stored = store.update(resource, new, dry_run=parameters.dry_run(query))
-    return Written(200, scale(resource, stored))
+    return Written(200, scale(stored))

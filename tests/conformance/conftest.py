@@ -2,7 +2,8 @@
 
 ``pytest tests/conformance`` starts an embedded cluster. ``pytest tests/conformance --kubeconfig FILE --image
 IMAGE`` uses a cluster that runs: the image is there already or can be pulled and has ``python3`` and ``sh``.
-With ``-m api`` only what an API server alone can show, without controllers or nodes.
+With ``-m api`` only what an API server alone can show, without controllers or nodes. What is marked
+``not_embedded`` runs elsewhere only: docs/embedded-cluster.md says why.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ EMBEDDED_IMAGE = "localhost/python:3.11"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "api: needs an API server only: no controllers, no node")
+    config.addinivalue_line("markers", "not_embedded(what): the embedded cluster does not serve it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--kubeconfig", default=None):
+        return
+    for item in items:
+        marker = item.get_closest_marker("not_embedded")
+        if marker is not None:
+            reason = f"the embedded cluster has no {marker.args[0]}: give --kubeconfig"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

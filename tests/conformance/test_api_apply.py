@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import httpx
     from conformance_client import Object, Space
 
-pytestmark = pytest.mark.api
+pytestmark = [pytest.mark.api, pytest.mark.not_embedded("server-side apply")]
 
 
 def settings(data: dict[str, str], **metadata: Any) -> Object:

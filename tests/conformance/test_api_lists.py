@@ -216,6 +216,7 @@ def test_a_version_from_the_future_is_a_timeout(space: Space) -> None:
     assert int(status["details"]["retryAfterSeconds"]) >= 1
 
 
+@pytest.mark.not_embedded("table of ConfigMaps")
 def test_a_table_has_columns_and_a_row_for_each_object(colours: Space) -> None:
     """API Concepts, Receiving resources as Tables."""
     headers = {"Accept": "application/json;as=Table;g=meta.k8s.io;v=v1"}

@@ -67,54 +67,11 @@ def test_patches_of_every_type(kubectl: Kubectl) -> None:
     assert (container["image"], "args" in container) == ("other", False)
 
 
-def test_a_conflict_of_server_side_apply_and_its_solution(kubectl: Kubectl) -> None:
-    apply = ("apply", "--server-side", "-f", "-")
-    kubectl(*apply, "--field-manager=one", stdin=CONFIGMAP)
-    changed = CONFIGMAP.replace('a: "1"', 'a: "2"')
-    refused = kubectl.run(*apply, "--field-manager=two", stdin=changed)
-    assert refused.returncode != 0
-    assert 'Apply failed with 1 conflict: conflict with "one": .data.a' in refused.stderr
-    assert "--force-conflicts" in refused.stderr
-    kubectl(*apply, "--field-manager=two", "--force-conflicts", stdin=changed)
-    assert data(kubectl) == {"a": "2", "b": "1"}
-    # The other has lost the field, and learns it.
-    assert (
-        'conflict with "two": .data.a' in kubectl.run(*apply, "--field-manager=one", stdin=CONFIGMAP).stderr
-    )
-
-
-def test_from_client_side_to_server_side_apply(kubectl: Kubectl) -> None:
-    kubectl("apply", "-f", "-", stdin=CONFIGMAP)
-    changed = CONFIGMAP.replace('a: "1", b: "1"', 'a: "2"')
-    done = kubectl.run("apply", "--server-side", "-f", "-", stdin=changed)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert data(kubectl) == {"a": "2"}
-    assert managers(kubectl) == {"kubectl", "kubectl-last-applied"}
-    # And what was applied on the server's side can be applied as before.
-    kubectl("apply", "-f", "-", stdin=CONFIGMAP)
-    assert data(kubectl) == {"a": "1", "b": "1"}
-
-
 def test_run_with_arguments_alone(kubectl: Kubectl) -> None:
     code = "print('ran')"
     kubectl("run", "one", f"--image={IMAGE}", "--restart=Never", "--", "python3", "-S", "-c", code)
     kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/one", "--timeout=30s")
     assert kubectl("logs", "one") == "ran\n"
-
-
-def test_create_a_quota_and_a_priority_class(kubectl: Kubectl) -> None:
-    kubectl("create", "quota", "small", "--hard=configmaps=1,limits.cpu=2")
-    kubectl("wait", "--for=jsonpath={.status.used.configmaps}=0", "quota/small", "--timeout=30s")
-    assert "configmaps: 0/1   limits.cpu: 0/2" in kubectl("get", "quota")
-    kubectl("create", "configmap", "one")
-    assert "exceeded quota: small" in kubectl.refused("create", "configmap", "two")
-    options = ("--value=7", "--description=text", "--preemption-policy=Never")
-    kubectl("create", "priorityclass", "high", *options)
-    try:
-        row = kubectl("get", "priorityclass", "high").splitlines()[1].split()
-        assert (row[1], row[2], row[4]) == ("7", "false", "Never")
-    finally:
-        kubectl("delete", "priorityclass", "high")
 
 
 @pytest.mark.parametrize(

@@ -271,12 +271,6 @@ def test_odd_values_of_custom_objects(http: httpx.Client, space: str, things: di
     path = f"/apis/odd.example.com/v1/namespaces/{space}/things"
     body = {"apiVersion": "odd.example.com/v1", "kind": "Thing", "metadata": {"name": "odd"}}
     made(http.post(path, json={**body, "when": "next week", "spec": "x", "n": 1e308}))
-    assert http.get(path, headers=TABLE).json()["rows"][0]["cells"] == ["odd", "<invalid>"]
-    refused(
-        http.patch(f"{path}/odd/scale", json={"spec": {"replicas": 1}}, headers=MERGE),
-        400,
-        ".spec.replicas accessor error: there is no object to set it in",
-    )
     for number in ("1e999", "1" + "0" * 400):
         raw = f'{{"apiVersion": "odd.example.com/v1", "kind": "Thing", "x": {number}}}'
         answer = http.post(path, content=raw, headers={"Content-Type": "application/json"})

@@ -37,14 +37,6 @@ def test_bytes_are_base64() -> None:
     assert protobuf.read(body(b"Secret", NAME + data))["data"] == {"key": "/w=="}
 
 
-def test_quotas_and_priority_classes() -> None:
-    hard = field(1, field(1, b"pods") + field(2, field(1, b"4")))
-    assert protobuf.read(body(b"ResourceQuota", NAME + field(2, hard)))["spec"] == {"hard": {"pods": "4"}}
-    values = field(2, 7) + field(3, 0) + field(4, b"text") + field(5, b"Never")
-    found = protobuf.read(body(b"PriorityClass", NAME + values))
-    assert (found["value"], found["description"], found["preemptionPolicy"]) == (7, "text", "Never")
-
-
 def test_what_go_writes_though_it_is_empty_is_left_out() -> None:
     empty = field(1, field(1, b"one") + field(2, b"") + field(7, 0) + field(8, b""))
     assert protobuf.read(body(b"ConfigMap", empty))["metadata"] == {"name": "one"}

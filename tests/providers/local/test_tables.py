@@ -7,16 +7,7 @@ from typing import Any
 
 import pytest
 
-from nighttrain.providers.local.resources import (
-    EVENTS,
-    NODES,
-    PODS,
-    PRIORITYCLASSES,
-    RESOURCEQUOTAS,
-    SERVICEACCOUNTS,
-    SERVICES,
-    ResourceType,
-)
+from nighttrain.providers.local.resources import NODES, PODS, SERVICES, ResourceType
 from nighttrain.providers.local.tables import table
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -159,74 +150,14 @@ def test_wide_columns_of_a_pod() -> None:
     assert [cells[name] for name in wide] == ["127.0.0.9", "node1", "<none>", "1/2"]
 
 
-@pytest.mark.parametrize(
-    ("status", "spec", "shown"),
-    [
-        ("True", {}, "Ready"),
-        ("False", {}, "NotReady"),
-        ("Unknown", {}, "NotReady"),
-        ("True", {"unschedulable": True}, "Ready,SchedulingDisabled"),
-        (None, {}, "Unknown"),
-    ],
-)
-def test_status_of_a_node(status: str | None, spec: Object, shown: str) -> None:
-    conditions = [{"type": "Ready", "status": status}] if status else []
-    assert row(NODES, spec=spec, status={"conditions": conditions})["Status"] == shown
-
-
-def test_wide_columns_of_a_node() -> None:
-    info = {"osImage": "os", "kernelVersion": "6.1", "containerRuntimeVersion": "x://1"}
-    addresses = [{"type": "InternalIP", "address": "127.0.0.2"}]
-    labels = {"node-role.kubernetes.io/worker": "", "kubernetes.io/role": "gpu"}
-    cells = row(
-        NODES, spec={}, status={"nodeInfo": info, "addresses": addresses}, metadata={"labels": labels}
-    )
-    assert cells["Roles"] == "gpu,worker"
-    wide = ("Internal-IP", "External-IP", "OS-Image", "Kernel-Version", "Container-Runtime")
-    assert [cells[name] for name in wide] == ["127.0.0.2", "<none>", "os", "6.1", "x://1"]
-
-
-def test_an_event_of_either_form() -> None:
-    older = row(
-        EVENTS,
-        involvedObject={"kind": "Pod", "name": "p", "fieldPath": "spec.containers{main}"},
-        source={"component": "kubelet", "host": "node1"},
-        firstTimestamp="2026-01-02T11:50:00Z",
-        lastTimestamp="2026-01-02T11:59:50Z",
-        count=3,
-        message="text",
-    )
-    wide = ("Last Seen", "Object", "Subobject", "Source", "First Seen", "Count")
-    assert [older[name] for name in wide] == [
-        *("10s", "pod/p", "spec.containers{main}", "kubelet, node1", "10m", 3)
-    ]
-    newer = row(
-        EVENTS,
-        involvedObject={"kind": "Node"},
-        eventTime="2026-01-02T11:59:00.000000Z",
-        reportingComponent="scheduler",
-        source={},
-    )
-    assert [newer[name] for name in wide] == ["60s", "node", "", "scheduler", "60s", 1]
-
-
-def test_columns_of_the_smaller_kinds() -> None:
-    assert row(SERVICEACCOUNTS, secrets=[{"name": "a"}])["Secrets"] == 1
-    assert list(row(SERVICEACCOUNTS)) == ["Name", "Secrets", "Age"]
-    assert row(PRIORITYCLASSES, value=7) == {
-        "Name": "one",
-        "Value": 7,
-        "Global-Default": False,
-        "Age": "60s",
-        "PreemptionPolicy": "PreemptLowerPriority",
-    }
-    hard = {"pods": "4", "limits.cpu": "2", "requests.cpu": "1"}
-    quota = row(RESOURCEQUOTAS, status={"hard": hard, "used": {"pods": "1", "limits.cpu": "500m"}})
-    assert quota["Request"] == "pods: 1/4, requests.cpu: 0/1"
-    assert quota["Limit"] == "limits.cpu: 500m/2"
+def test_the_ports_of_a_service() -> None:
     ports = [{"port": 80, "nodePort": 30080}, {"port": 53, "protocol": "UDP"}]
     assert row(SERVICES, spec={"ports": ports})["Port(s)"] == "80:30080/TCP,53/UDP"
 
 
+def test_other_kinds_have_a_name_and_an_age() -> None:
+    assert row(NODES, spec={}) == {"Name": "one", "Age": "60s"}
+
+
 def test_a_time_that_is_none_is_unknown() -> None:
-    assert row(EVENTS, lastTimestamp="2026-13-99T99:99:99Z")["Last Seen"] == "<unknown>"
+    assert row(NODES, metadata={"creationTimestamp": "2026-13-99T99:99:99Z"})["Age"] == "<unknown>"
