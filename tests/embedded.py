@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.admission import Admission
-from nighttrain.providers.local.container_runner import BackOff
 from nighttrain.providers.local.controllers import Controllers
 from nighttrain.providers.local.images import ImageTable
 from nighttrain.providers.local.kubelet import Kubelet
 from nighttrain.providers.local.mounts import Namespaces
 from nighttrain.providers.local.network import ClusterNetwork
+from nighttrain.providers.local.pace import BackOff
 from nighttrain.providers.local.resources import EVENTS, JOBS, NAMESPACES, PODS, ResourceType
 from nighttrain.providers.local.store import DELETED, Store
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from nighttrain.providers.local.container_runner import BackOff
+from nighttrain.providers.local.pace import BackOff
 from nighttrain.providers.local.resources import NAMESPACES
 from nighttrain.providers.local.server import EmbeddedCluster
 

@@ -11,7 +11,7 @@ from nighttrain.providers.local.resources import PERSISTENTVOLUMECLAIMS, PODS
 from nighttrain.providers.local.store import DELETED
 
 if TYPE_CHECKING:
-    from nighttrain.providers.local.claims import ClaimFolders
+    from nighttrain.providers.local.claim_folders import ClaimFolders
     from nighttrain.providers.local.reconcile import ReconcileLoop
     from nighttrain.providers.local.resources import ResourceType
     from nighttrain.providers.local.store import Object

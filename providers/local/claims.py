@@ -1,4 +1,4 @@
-"""PersistentVolumeClaims: their defaults and rules, the pods that use them, and where their data are.
+"""PersistentVolumeClaims: their defaults and rules, and the pods that use them.
 
 There is one storage class, ``standard``, which is the default and binds at once. Volumes and classes are no
 objects here: a claim's volume is a folder.
@@ -6,14 +6,12 @@ objects here: a claim's volume is a folder.
 
 from __future__ import annotations
 
-import shutil
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local import errors
-from nighttrain.providers.local.environment import quantity
 from nighttrain.providers.local.errors import Cause, invalid_value, required_value, unsupported_value
+from nighttrain.providers.local.quantities import quantity
 from nighttrain.providers.local.resources import PERSISTENTVOLUMECLAIMS
 
 if TYPE_CHECKING:
@@ -28,27 +26,6 @@ IN_USE_FINALIZER = "kubernetes.io/pvc-protection"
 _MODES = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
 _ALTERABLE = "resources.requests and volumeAttributesClassName for bound claims"
 _IMMUTABLE = f"spec is immutable after creation except {_ALTERABLE}"
-
-
-class ClaimFolders:
-    """Where the claims' data are: a folder for each, named by the claim's uid."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def make(self, uid: str) -> None:
-        """Have the folder, which every user in a container may write to, and nobody else may reach."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = self.folder(uid)
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o777)
-
-    def folder(self, uid: str) -> Path:
-        return self._root / uid
-
-    def remove(self, uid: str) -> None:
-        """The claim is gone, and its data with it."""
-        shutil.rmtree(self.folder(uid), ignore_errors=True)
 
 
 def default_claim(claim: Object, old: Object | None) -> None:

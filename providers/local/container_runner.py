@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from nighttrain.providers.local.environment import ConfigError, Environment, quantity
+from nighttrain.providers.local.environment import ConfigError, Environment
 from nighttrain.providers.local.images import (
     ImageEnvironment,
     ImageTable,
@@ -33,16 +33,18 @@ from nighttrain.providers.local.processes import (
     base_environment,
     start,
 )
+from nighttrain.providers.local.quantities import quantity
 from nighttrain.providers.local.store import Object, Store, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
 
-    from nighttrain.providers.local.claims import ClaimFolders
+    from nighttrain.providers.local.claim_folders import ClaimFolders
     from nighttrain.providers.local.events import EventRecorder
     from nighttrain.providers.local.memory import MemoryLimits
     from nighttrain.providers.local.mounts import MountNamespaces
     from nighttrain.providers.local.network import ClusterNetwork
+    from nighttrain.providers.local.pace import BackOff
     from nighttrain.providers.local.volumes import PodVolumes
 
 # What the kubelet reports of a log as a termination message.
@@ -69,17 +71,6 @@ _SECOND_LOOK_SECONDS = 1.0
 
 # Whoever had to wait for others to end still gets this long after SIGTERM; a real kubelet's number.
 _LAST_MOMENT_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class BackOff:
-    """Seconds between tries: the first pause, doubled up to the longest. A real kubelet's numbers."""
-
-    first: float = 10.0
-    longest: float = 300.0
-
-    def seconds(self, pause: int) -> float:
-        return float(min(self.longest, self.first * 2 ** min(pause, 32)))
 
 
 def _set_event() -> asyncio.Event:

@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.claim_controller import ClaimController
-from nighttrain.providers.local.container_runner import BackOff
 from nighttrain.providers.local.deployment_controller import DeploymentController
 from nighttrain.providers.local.endpoints_controller import EndpointsController
 from nighttrain.providers.local.garbage_collector import GarbageCollector
 from nighttrain.providers.local.job_controller import JobController
-from nighttrain.providers.local.quota import QuotaController
+from nighttrain.providers.local.pace import BackOff
+from nighttrain.providers.local.quota_controller import QuotaController
 from nighttrain.providers.local.reconcile import ReconcileLoop
 from nighttrain.providers.local.replicaset_controller import ReplicaSetController
 from nighttrain.providers.local.resources import BUILT_IN, EVENTS, LEASES
@@ -20,7 +20,7 @@ from nighttrain.providers.local.taints import TaintController
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from nighttrain.providers.local.claims import ClaimFolders
+    from nighttrain.providers.local.claim_folders import ClaimFolders
     from nighttrain.providers.local.network import ClusterNetwork
     from nighttrain.providers.local.pace import Pace
     from nighttrain.providers.local.store import Store

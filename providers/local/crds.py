@@ -240,7 +240,7 @@ class CustomStore(Store):
     """
 
     def __init__(self, store: Store, resource: ResourceType) -> None:
-        assert resource.custom is not None  # noqa: S101 - callers ask only for custom kinds
+        assert isinstance(resource.custom, CustomVersion)  # noqa: S101 - callers ask only for custom kinds
         self._below = store
         self._custom = resource.custom
         self._shown = resource

@@ -17,8 +17,7 @@ from nighttrain.providers.local.schema_data import TYPES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nighttrain.providers.local.crds import CustomVersion
-    from nighttrain.providers.local.resources import ResourceType
+    from nighttrain.providers.local.resources import Custom, ResourceType
 
 QUANTITY = re.compile(r"^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$")
 _QUANTITY_NUMBERS = re.compile(r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)$")
@@ -176,7 +175,7 @@ def decode_part(type_: str, body: Any) -> dict[str, Any]:
         ) from None
 
 
-def _custom(version: CustomVersion, body: dict[str, Any], unknown: list[str]) -> dict[str, Any]:
+def _custom(version: Custom, body: dict[str, Any], unknown: list[str]) -> dict[str, Any]:
     metadata = body.get("metadata") or {}
     _check_numbers(body)
     if not isinstance(metadata, dict):

@@ -6,7 +6,7 @@ import asyncio
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.eviction import disrupt
+from nighttrain.providers.local.disruption import disrupt
 from nighttrain.providers.local.faults import Effect
 from nighttrain.providers.local.resources import PODS
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import os
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.local.host import host_resources
 from nighttrain.providers.local.processes import expand
+from nighttrain.providers.local.quantities import quantity
 from nighttrain.providers.local.resources import CONFIGMAPS, SECRETS
 
 if TYPE_CHECKING:
@@ -18,55 +19,11 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.local.store import Object, Store
 
-_SUFFIXES: dict[str, int | Decimal] = {
-    "": 1,
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    "k": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "P": 10**15,
-    "E": 10**18,
-    "Ki": 2**10,
-    "Mi": 2**20,
-    "Gi": 2**30,
-    "Ti": 2**40,
-    "Pi": 2**50,
-    "Ei": 2**60,
-}
-_QUANTITY = re.compile(r"([+-]?)([0-9.]+)(?:[eE]([+-]?[0-9]+)|([numkMGTPE]|[KMGTPE]i)?)")
-# As in the API, no quantity is larger than this, whatever was written.
-_LARGEST = Decimal(2**63 - 1)
-# Powers of ten beyond these are as good as the largest quantity, or as nothing.
-_MOST_ZEROS = 100
 _SUBSCRIPT = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 
 
 class ConfigError(Exception):
     """The container cannot be configured yet: it waits with ``CreateContainerConfigError``."""
-
-
-def quantity(text: str | float) -> Decimal:
-    """A Kubernetes quantity as a number. Raises :class:`ValueError`."""
-    match = _QUANTITY.fullmatch(str(text))
-    try:
-        if match is None:
-            raise InvalidOperation
-        sign, number, exponent, suffix = match.groups()
-        zeros = max(-_MOST_ZEROS, min(_MOST_ZEROS, int(exponent or "0")))
-        digits = min(Decimal(number), _LARGEST)
-        amount = min(digits * Decimal(10) ** zeros * Decimal(_SUFFIXES[suffix or ""]), _LARGEST)
-    except (InvalidOperation, ValueError) as error:
-        raise ValueError(f"{text!r} is not a quantity") from error
-    return -amount if sign == "-" else amount
-
-
-def host_resources() -> dict[str, Decimal]:
-    """CPUs and bytes of memory of this machine, the cluster's one node."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": Decimal(os.cpu_count() or 1), "memory": Decimal(memory)}
 
 
 class Environment:

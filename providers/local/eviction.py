@@ -1,4 +1,4 @@
-"""Evictions: a pod is marked as disrupted, then deleted."""
+"""What ``pods/eviction`` does: a pod is marked as disrupted, then deleted."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local import errors
 from nighttrain.providers.local.decoding import decode_part
+from nighttrain.providers.local.disruption import disrupt
 from nighttrain.providers.local.resources import PODS
-from nighttrain.providers.local.store import timestamp
 
 if TYPE_CHECKING:
     from nighttrain.providers.local.routing import Target
     from nighttrain.providers.local.store import Object, Store
-
-DISRUPTION_TARGET = "DisruptionTarget"
 
 
 def evict(store: Store, target: Target, body: Any, *, dry_run: bool) -> Object:
@@ -53,28 +51,3 @@ def _read(target: Target, body: Any) -> Object:
             f"name in URL does not match name in Eviction object: {target.name} and {name}"
         )
     return eviction
-
-
-def disrupt(store: Store, pod: Object, reason: str, message: str, *, observed: bool = False) -> None:
-    """Add the condition that says that the pod is ended for no fault of its own.
-
-    A pod that has ended, or is on its way out, is not disrupted any more.
-
-    :param observed: with the generation seen, as the components that watch pods write it
-    """
-    metadata = pod["metadata"]
-    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") or "deletionTimestamp" in metadata:
-        return
-    condition: Object = {"type": DISRUPTION_TARGET}
-    if observed:
-        condition["observedGeneration"] = metadata.get("generation", 1)
-    now = timestamp(store.clock())
-    condition |= {"status": "True", "lastProbeTime": None, "lastTransitionTime": now}
-    condition |= {"reason": reason, "message": message}
-
-    def add(new: Object) -> None:
-        status = new.get("status") or {}
-        others = [each for each in status.get("conditions") or [] if each["type"] != DISRUPTION_TARGET]
-        new["status"] = {**status, "conditions": [*others, condition]}
-
-    store.mutate(PODS, metadata["namespace"], metadata["name"], add)

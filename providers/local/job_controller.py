@@ -20,8 +20,7 @@ from nighttrain.providers.local.resources import JOBS, PODS, ResourceType
 from nighttrain.providers.local.store import DELETED, Object, copy_object, timestamp
 
 if TYPE_CHECKING:
-    from nighttrain.providers.local.container_runner import BackOff
-    from nighttrain.providers.local.pace import Pace
+    from nighttrain.providers.local.pace import BackOff, Pace
     from nighttrain.providers.local.reconcile import ReconcileLoop
 
 FINALIZER = "batch.kubernetes.io/job-tracking"

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local import heartbeat, logs
-from nighttrain.providers.local.claims import ClaimFolders
-from nighttrain.providers.local.container_runner import BackOff, Node
-from nighttrain.providers.local.environment import host_resources
+from nighttrain.providers.local.claim_folders import ClaimFolders
+from nighttrain.providers.local.container_runner import Node
 from nighttrain.providers.local.errors import ApiError
 from nighttrain.providers.local.events import EventRecorder
+from nighttrain.providers.local.host import host_resources
 from nighttrain.providers.local.janitor import Janitor, kill_marked
 from nighttrain.providers.local.memory import MemoryLimits
 from nighttrain.providers.local.mounts import MountNamespaces, Namespaces
 from nighttrain.providers.local.node_lifecycle import mark_lost, mark_returned
+from nighttrain.providers.local.pace import BackOff
 from nighttrain.providers.local.pod_worker import PodWorker
 from nighttrain.providers.local.resources import (
     CONFIGMAPS,

@@ -1,4 +1,4 @@
-"""The pace of a real control plane's controllers, for measurements: the embedded ones take no time."""
+"""How fast things go: pauses between tries, and the pace of a real control plane's controllers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class BackOff:
+    """Seconds between tries: the first pause, doubled up to the longest. A real kubelet's numbers."""
+
+    first: float = 10.0
+    longest: float = 300.0
+
+    def seconds(self, pause: int) -> float:
+        return float(min(self.longest, self.first * 2 ** min(pause, 32)))
+
+
+@dataclass(frozen=True)
 class Pace:
-    """How fast a controller works.
+    """How fast a real controller works; the embedded ones take no time.
 
     :param writes_per_second: what its client allows itself on average
     :param burst: how many requests it may make at once after a rest

@@ -6,8 +6,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local import errors
-from nighttrain.providers.local.environment import quantity
-from nighttrain.providers.local.reconcile import Controller
+from nighttrain.providers.local.quantities import quantity
 from nighttrain.providers.local.resources import PERSISTENTVOLUMECLAIMS, PODS, RESOURCEQUOTAS, ResourceType
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ def check_quota(store: Store, resource: ResourceType, obj: Object) -> None:
         if over:
             text = "exceeded quota: {}, requested: {}, used: {}, limited: {}".format(
                 quota["metadata"]["name"],
-                ",".join(f"{name}={_text(asked[name])}" for name in over),
-                ",".join(f"{name}={_text(used[name])}" for name in over),
+                ",".join(f"{name}={as_text(asked[name])}" for name in over),
+                ",".join(f"{name}={as_text(used[name])}" for name in over),
                 ",".join(f"{name}={hard[name]}" for name in over),
             )
             raise errors.forbidden(resource, obj["metadata"].get("name", ""), text)
@@ -129,31 +128,7 @@ def _amount(pod: Object, kind: str, name: str) -> Decimal:
     return total
 
 
-def _text(amount: Decimal) -> str:
+def as_text(amount: Decimal) -> str:
     if amount == amount.to_integral_value():
         return str(int(amount))
     return f"{int(amount * 1000)}m"
-
-
-class QuotaController(Controller):
-    """Keeps the status of quotas: what is allowed, and how much of it is used."""
-
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
-        if resource is RESOURCEQUOTAS:
-            self.enqueue(obj["metadata"]["namespace"], obj["metadata"]["name"])
-        elif resource.namespaced:
-            space = obj["metadata"].get("namespace", "default")
-            for quota in self.store.list(RESOURCEQUOTAS, space)[0]:
-                self.enqueue(space, quota["metadata"]["name"])
-
-    def reconcile(self, namespace: str, name: str) -> None:
-        quota = self.store.find(RESOURCEQUOTAS, namespace, name)
-        if quota is None:
-            return
-        hard = quota.get("spec", {}).get("hard") or {}
-        used = {key: _text(amount) for key, amount in usage(self.store, namespace, hard).items()}
-
-        def write(new: Object) -> None:
-            new["status"] = {"hard": hard, "used": used}
-
-        self.store.mutate(RESOURCEQUOTAS, namespace, name, write)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nighttrain.providers.local.crds import CustomVersion
-
 VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 SUBRESOURCE_VERBS = ("get", "patch", "update")
+
+
+class Custom(Protocol):
+    """What a CustomResourceDefinition says about a version of its kind."""
+
+    @property
+    def schema(self) -> dict[str, Any]: ...
+
+    @property
+    def list_kind(self) -> str: ...
+
+    def decode(self, body: dict[str, Any]) -> list[str]:
+        """Prune and complete the object in place, but for its metadata; the paths of unknown fields."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +51,7 @@ class ResourceType:
     verbs: tuple[str, ...] = field(default=VERBS, compare=False)
     has_generation: bool = field(default=False, compare=False)
     graceful: bool = field(default=False, compare=False)
-    custom: CustomVersion | None = field(default=None, compare=False)
+    custom: Custom | None = field(default=None, compare=False)
 
     @property
     def api_version(self) -> str:

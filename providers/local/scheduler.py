@@ -8,10 +8,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.claims import missing_claim
-from nighttrain.providers.local.environment import host_resources, quantity
-from nighttrain.providers.local.eviction import disrupt
+from nighttrain.providers.local.disruption import disrupt
+from nighttrain.providers.local.host import host_resources
 from nighttrain.providers.local.podstatus import quality_of_service
 from nighttrain.providers.local.preemption import priority, victims
+from nighttrain.providers.local.quantities import quantity
 from nighttrain.providers.local.resources import EVENTS, NODES, PODS
 from nighttrain.providers.local.store import Object, Store, timestamp
 from nighttrain.providers.local.taints import UNSCHEDULABLE, taints_of, untolerated

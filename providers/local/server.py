@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from nighttrain.providers.local.admission import Addresses
-    from nighttrain.providers.local.container_runner import BackOff
     from nighttrain.providers.local.disruptions import Disruptions
     from nighttrain.providers.local.images import ImageEnvironment
     from nighttrain.providers.local.kubelet import Kubelet
     from nighttrain.providers.local.mounts import Namespaces
-    from nighttrain.providers.local.pace import Pace
+    from nighttrain.providers.local.pace import BackOff, Pace
     from nighttrain.providers.local.state import StateFile
     from nighttrain.providers.local.store import Store
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.local.disruption import disrupt
 from nighttrain.providers.local.events import EventRecorder
-from nighttrain.providers.local.eviction import disrupt
 from nighttrain.providers.local.reconcile import Controller
 from nighttrain.providers.local.resources import NODES, PODS, ResourceType
 from nighttrain.providers.local.store import DELETED

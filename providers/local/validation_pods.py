@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 from nighttrain.providers.local import validation_names as names
-from nighttrain.providers.local.environment import quantity as parse_quantity
 from nighttrain.providers.local.errors import (
     Cause,
     duplicate_value,
@@ -14,6 +13,7 @@ from nighttrain.providers.local.errors import (
     invalid_value,
     required_value,
 )
+from nighttrain.providers.local.quantities import quantity as parse_quantity
 from nighttrain.providers.local.validation_fields import check
 
 Object = dict[str, Any]

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local.environment import ConfigError, Environment, quantity
+from nighttrain.providers.local.environment import ConfigError, Environment
 from nighttrain.providers.local.mounts import Mount, SpawnError, SubPathError
 from nighttrain.providers.local.processes import expand
+from nighttrain.providers.local.quantities import quantity
 from nighttrain.providers.local.resources import CONFIGMAPS, PERSISTENTVOLUMECLAIMS, SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from nighttrain.providers.local.claims import ClaimFolders
+    from nighttrain.providers.local.claim_folders import ClaimFolders
     from nighttrain.providers.local.mounts import MountNamespaces
     from nighttrain.providers.local.store import Object, Store
 

@@ -46,7 +46,7 @@ def kubeconfig(request: pytest.FixtureRequest) -> Iterator[Path]:
     if given:
         yield Path(given)
         return
-    from nighttrain.providers.local.container_runner import BackOff
+    from nighttrain.providers.local.pace import BackOff
     from nighttrain.providers.local.server import EmbeddedCluster
 
     # A Job's pause after a failed pod is ten seconds on a real cluster, and nobody's behaviour here.

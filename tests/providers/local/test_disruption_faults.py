@@ -10,8 +10,8 @@ import httpx
 import pytest
 from embedded import Recording, condition
 
-from nighttrain.providers.local.container_runner import BackOff
 from nighttrain.providers.local.faults import Effect, Fault, FaultPlan
+from nighttrain.providers.local.pace import BackOff
 from nighttrain.providers.local.server import EmbeddedCluster
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from embedded import Running, condition, job, pod, script
 
-from nighttrain.providers.local.environment import host_resources
 from nighttrain.providers.local.errors import ApiError
+from nighttrain.providers.local.host import host_resources
 from nighttrain.providers.local.resources import (
     JOBS,
     NODES,

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from hostile import KINDS, SPACE, Kind, Strike, generated, request, strike
 
-from nighttrain.providers.local.container_runner import BackOff
 from nighttrain.providers.local.janitor import marked_processes
+from nighttrain.providers.local.pace import BackOff
 from nighttrain.providers.local.resources import BUILT_IN
 from nighttrain.providers.local.server import EmbeddedCluster
 

@@ -22,10 +22,10 @@ from embedded import (
     script,
 )
 
-from nighttrain.providers.local.environment import quantity
 from nighttrain.providers.local.errors import ApiError
 from nighttrain.providers.local.mounts import Namespaces
 from nighttrain.providers.local.processes import expand
+from nighttrain.providers.local.quantities import quantity
 from nighttrain.providers.local.resources import CONFIGMAPS, EVENTS, JOBS, NODES, PODS, SECRETS, SERVICES
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nighttrain.providers.local.claims import ClaimFolders
+from nighttrain.providers.local.claim_folders import ClaimFolders
 from nighttrain.providers.local.controllers import Controllers
 from nighttrain.providers.local.network import ClusterNetwork
 from nighttrain.providers.local.pace import REAL_PACE, Pace
