@@ -10,15 +10,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local.admission import Admission
-from nighttrain.providers.local.controllers import Controllers
-from nighttrain.providers.local.images import ImageTable
-from nighttrain.providers.local.kubelet import Kubelet
-from nighttrain.providers.local.mounts import Namespaces
-from nighttrain.providers.local.network import ClusterNetwork
-from nighttrain.providers.local.pace import BackOff
-from nighttrain.providers.local.resources import EVENTS, JOBS, NAMESPACES, PODS, ResourceType
-from nighttrain.providers.local.store import DELETED, Store
+from nighttrain.providers.local.cluster.controllers.controllers import Controllers
+from nighttrain.providers.local.cluster.controllers.pace import BackOff
+from nighttrain.providers.local.cluster.machine.images import ImageTable
+from nighttrain.providers.local.cluster.machine.mounts import Namespaces
+from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
+from nighttrain.providers.local.cluster.node.kubelet import Kubelet
+from nighttrain.providers.local.cluster.rules.admission import Admission
+from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, NAMESPACES, PODS, ResourceType
+from nighttrain.providers.local.cluster.store.store import DELETED, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable

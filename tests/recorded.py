@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from nighttrain.providers.local.pace import BackOff
-from nighttrain.providers.local.resources import NAMESPACES
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.controllers.pace import BackOff
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -87,8 +87,8 @@ def _port(text: str) -> int:
 
 
 def run_cluster(options: argparse.Namespace) -> int:
-    from nighttrain.providers.local.pace import REAL_PACE
-    from nighttrain.providers.local.server import ClusterStartError, EmbeddedCluster
+    from nighttrain.providers.local.cluster.controllers.pace import REAL_PACE
+    from nighttrain.providers.local.cluster.server import ClusterStartError, EmbeddedCluster
 
     images = {}
     for entry in options.image:

@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from nighttrain.providers.local.janitor import Janitor, kill_marked
+from nighttrain.providers.local.cluster.machine.janitor import Janitor, kill_marked
 
 MARKER = "NIGHTTRAIN_CLUSTER"
 # Where a stack that was left running notes how to reach and end it.

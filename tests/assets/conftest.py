@@ -14,8 +14,8 @@ from scripted_http import scripted
 
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.local.resources import JOBS
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import JOBS
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer

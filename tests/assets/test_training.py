@@ -28,7 +28,7 @@ from nighttrain.providers.errors import (
     RunWithoutModelError,
     TrackingUnreachableError,
 )
-from nighttrain.providers.local.resources import PODS
+from nighttrain.providers.local.cluster.store.resources import PODS
 from nighttrain.providers.registry.models import ModelRegistry
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from scripted_http import Scripted
 
     from nighttrain.providers.kubernetes.spec import WorkloadSpec
-    from nighttrain.providers.local.server import EmbeddedCluster
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 

@@ -107,7 +107,7 @@ async def load(cluster: Any) -> tuple[list[float], float, tuple[float, float]]:
 def test_state_on_disk(show: Any, tmp_path: Path) -> None:
     import httpx
 
-    from nighttrain.providers.local.server import EmbeddedCluster
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
     found: dict[str, list[float]] = {"in memory": [], "in a state file": []}
     for turn in range(3):

@@ -39,7 +39,7 @@ PODS = "/api/v1/namespaces/default/pods"
 
 
 def test_start_up(show: Any, start_cluster: Any, tmp_path: Path) -> None:
-    from nighttrain.providers.local.server import EmbeddedCluster
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
     interpreter, process, inside = [], [], []
     for number in range(STARTS + 1):

@@ -46,8 +46,8 @@ def kubeconfig(request: pytest.FixtureRequest) -> Iterator[Path]:
     if given:
         yield Path(given)
         return
-    from nighttrain.providers.local.pace import BackOff
-    from nighttrain.providers.local.server import EmbeddedCluster
+    from nighttrain.providers.local.cluster.controllers.pace import BackOff
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
     # A Job's pause after a failed pod is ten seconds on a real cluster, and nobody's behaviour here.
     pauses = BackOff(first=1.0, longest=10.0)

@@ -16,8 +16,8 @@ from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterC
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.outcome import OutcomeKind
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.faults import Fault, FaultPlan
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.faults.faults import Fault, FaultPlan
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 NAMESPACE = "default"
 _numbers = count()

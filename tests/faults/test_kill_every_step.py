@@ -38,7 +38,7 @@ from kill.tasks import over
 
 from nighttrain.operators import outages
 from nighttrain.providers.kubernetes import waiting
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving import rollout
 from nighttrain.sensors import removal
 

@@ -22,9 +22,9 @@ from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, Workload
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind
 from nighttrain.providers.kubernetes.resources import Resource
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.faults import Fault
-from nighttrain.providers.local.resources import NAMESPACES
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.faults.faults import Fault
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.workload import Workload

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from mlflow_server import unique
 
 from nighttrain.operators.training import TrainingJobOperator
-from nighttrain.providers.local.resources import JOBS
+from nighttrain.providers.local.cluster.store.resources import JOBS
 
 if TYPE_CHECKING:
     import pytest
 
-    from nighttrain.providers.local.server import EmbeddedCluster
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 
 class Task:

@@ -19,7 +19,7 @@ from nighttrain.operators import hints
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.errors import WorkloadFailedError
 from nighttrain.providers.kubernetes.workload import Workload
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.tracked_workload import StartedWorkload
 
 LOG = logging.getLogger("test").debug

@@ -14,7 +14,7 @@ from one_task import Task
 
 from nighttrain.operators.workload import Prepared
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.tracked_workload import TrackedWorkload
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from mlflow_server import MLflowServer, free_port
 from one_task import Task
 
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.tracking import client
 from nighttrain.sensors import triggers
 from nighttrain.sensors.triggers import MLflowAnswersTrigger

@@ -18,8 +18,8 @@ from nighttrain.operators import outages
 from nighttrain.operators.outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.errors import ClusterError, ClusterRequestError, ClusterUnreachableError
-from nighttrain.providers.local.faults import Fault
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.faults.faults import Fault
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 LOG = logging.getLogger(__name__)
 AWAY = ClusterUnreachableError("no answer")

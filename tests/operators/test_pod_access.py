@@ -17,8 +17,8 @@ from one_task import Task
 from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.resources import SECRETS
-from nighttrain.providers.local.resources import CONFIGMAPS, EVENTS, JOBS, PODS
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer

@@ -22,7 +22,7 @@ from mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import PromoteModelOperator
 from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
 from nighttrain.providers.errors import NothingToRollBackToError, RolloutFailedError
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.sensors import triggers
 
 if TYPE_CHECKING:

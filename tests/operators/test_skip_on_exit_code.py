@@ -18,7 +18,7 @@ from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.attempts import history_of
 from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 NOTHING_TO_DO = 99

@@ -17,8 +17,8 @@ from mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import ModelGateOperator, RegisterModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
 from nighttrain.providers.errors import ConfigurationError, GateInconclusiveError
-from nighttrain.providers.local.resources import JOBS
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import JOBS
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator

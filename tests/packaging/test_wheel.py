@@ -214,7 +214,7 @@ def test_a_type_checker_reads_the_types_of_an_installed_wheel(alone: Path, tmp_p
         ("nighttrain.sensors:registered_model", "airflow", "airflow"),
         ("nighttrain.assets:training_asset", "dagster", "dagster"),
         ("nighttrain.assets.flights:airline_delay_definitions", "dagster", "dagster"),
-        ("nighttrain.providers.local.server:EmbeddedCluster", "cel", "local"),
+        ("nighttrain.providers.local.cluster.server:EmbeddedCluster", "cel", "local"),
         ("nighttrain.providers.local.demo:main", "cel", "local"),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nighttrain.providers.local.janitor import marked_processes
+from nighttrain.providers.local.cluster.machine.janitor import marked_processes
 from nighttrain.providers.local.stack import Stack, StackError, stop_left_running
 
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(560)]

@@ -18,8 +18,8 @@ from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterC
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.workload import submit
-from nighttrain.providers.local.resources import JOBS as JOBS_OF_THE_STORE
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import JOBS as JOBS_OF_THE_STORE
 
 SPEC = WorkloadSpec(
     image="py", cmds=["python", "-S", "-c", "import time; time.sleep(60)"], termination_grace_period=1

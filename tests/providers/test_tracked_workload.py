@@ -20,7 +20,7 @@ from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL, Workload
 from nighttrain.providers.kubernetes.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.reaping import (
     ForgottenRun,
     close_forgotten,

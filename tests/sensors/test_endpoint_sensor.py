@@ -14,7 +14,7 @@ from serving_player import NAMESPACE, Player
 from nighttrain.providers.errors import ClusterError, RolloutFailedError
 from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, SERVICES
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec

@@ -21,7 +21,7 @@ from nighttrain.providers.kubernetes.resources import DEPLOYMENTS
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload, submit, wait
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec

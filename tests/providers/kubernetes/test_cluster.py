@@ -29,8 +29,8 @@ from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, Workload
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload
-from nighttrain.providers.local.faults import Fault
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.faults.faults import Fault
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 _numbers = count()
 NAMESPACE = "default"

@@ -23,7 +23,7 @@ from nighttrain.providers.kubernetes.shipped_code import ship
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload, cancel, observe, submit, wait
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 _numbers = count(1)
 HASH = "nighttrain.dev/spec-hash"

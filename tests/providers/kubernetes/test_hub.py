@@ -25,8 +25,8 @@ from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind
 from nighttrain.providers.kubernetes.resources import KUEUE_WORKLOADS, Resource
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload
-from nighttrain.providers.local.faults import Fault
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.faults.faults import Fault
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 NAMESPACE = "default"
 DEFINITIONS = Resource(

@@ -25,7 +25,7 @@ from nighttrain.providers.kubernetes.outcome import Observation, Outcome, Outcom
 from nighttrain.providers.kubernetes.resources import Resource
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 Json = dict[str, Any]
 

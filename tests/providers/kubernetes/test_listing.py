@@ -29,8 +29,8 @@ from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.manifests import build_job
 from nighttrain.providers.kubernetes.reaper import TaskState, find
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.local import resources
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store import resources
 
 NAMES = ["a", "b", "c", "d", "e"]
 SPEC = WorkloadSpec(image="i")

@@ -22,7 +22,7 @@ from nighttrain.providers.kubernetes.outcome import (
     timed_out,
 )
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 NAMESPACE = "default"
 SILENT = "node node1 has been silent since 2026-11-26T02:57:04Z"

@@ -20,7 +20,7 @@ from nighttrain.providers.kubernetes.outcome import OutcomeKind, Phase, decide
 from nighttrain.providers.kubernetes.reaper import TaskState
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.trimming import trim_pod
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.workload import Workload

@@ -17,7 +17,7 @@ from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.reaper import Finding, TaskState, Verdict, find, reap, table
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 NAMESPACE = "default"
 SPEC = WorkloadSpec(image="py", cmds=["python", "-S", "-c", "import time; time.sleep(60)"])

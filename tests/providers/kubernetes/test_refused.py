@@ -10,7 +10,7 @@ from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.manifests import build_job
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.workload import submit
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

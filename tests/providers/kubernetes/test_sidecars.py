@@ -22,7 +22,7 @@ from nighttrain.providers.kubernetes.objects import main_container
 from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase, decide
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.trimming import trim_pod, trim_workload
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.workload import Workload

@@ -22,7 +22,7 @@ from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, Workload
 from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind
 from nighttrain.providers.kubernetes.timeouts import Timeouts
 from nighttrain.providers.kubernetes.workload import Workload
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from aiohttp import web

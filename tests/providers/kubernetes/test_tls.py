@@ -24,7 +24,7 @@ from nighttrain.providers.kubernetes import connection, logs, session, workload
 from nighttrain.providers.kubernetes.client import CONFIGMAPS, JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from kubectl_program import IMAGE, PROGRAM, Kubectl
 
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from nighttrain.providers.local import schema_data, schema_generator
-from nighttrain.providers.local.admission import Admission
-from nighttrain.providers.local.decoding import decode
-from nighttrain.providers.local.errors import ApiError
-from nighttrain.providers.local.network import AddressPool
-from nighttrain.providers.local.patches import STRATEGIC_PATCH, apply_patch, merge
-from nighttrain.providers.local.resources import JOBS, NAMESPACES, PODS, SECRETS, SERVICES
-from nighttrain.providers.local.store import Store
+from nighttrain.providers.local.cluster.http.patches import STRATEGIC_PATCH, apply_patch, merge
+from nighttrain.providers.local.cluster.kinds import schema_data, schema_generator
+from nighttrain.providers.local.cluster.kinds.decoding import decode
+from nighttrain.providers.local.cluster.machine.network import AddressPool
+from nighttrain.providers.local.cluster.rules.admission import Admission
+from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.resources import JOBS, NAMESPACES, PODS, SECRETS, SERVICES
+from nighttrain.providers.local.cluster.store.store import Store
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from nighttrain.providers.local import reading
+from nighttrain.providers.local.cluster.http import reading
 
 if TYPE_CHECKING:
-    from nighttrain.providers.local.server import EmbeddedCluster
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 MERGE = {"Content-Type": "application/merge-patch+json"}
 STRATEGIC = {"Content-Type": "application/strategic-merge-patch+json"}

@@ -14,9 +14,14 @@ import httpx
 import pytest
 from embedded import Running, job, pod
 
-from nighttrain.providers.local.errors import ApiError
-from nighttrain.providers.local.resources import JOBS, PERSISTENTVOLUMECLAIMS, PODS, RESOURCEQUOTAS
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.resources import (
+    JOBS,
+    PERSISTENTVOLUMECLAIMS,
+    PODS,
+    RESOURCEQUOTAS,
+)
 
 Object = dict[str, Any]
 

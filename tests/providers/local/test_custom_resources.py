@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     import httpx
 
-    from nighttrain.providers.local.server import EmbeddedCluster
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 

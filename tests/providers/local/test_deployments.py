@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from embedded import IMAGE, PYTHON, Running, condition
 
-from nighttrain.providers.local.deployment_controller import template_hash
-from nighttrain.providers.local.resources import DEPLOYMENTS, EVENTS, PODS, REPLICASETS
-from nighttrain.providers.local.store import copy_object
+from nighttrain.providers.local.cluster.controllers.deployment_controller import template_hash
+from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, EVENTS, PODS, REPLICASETS
+from nighttrain.providers.local.cluster.store.store import copy_object
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from embedded import Recording, condition
 
-from nighttrain.providers.local.faults import Effect, Fault, FaultPlan
-from nighttrain.providers.local.pace import BackOff
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.controllers.pace import BackOff
+from nighttrain.providers.local.cluster.faults.faults import Effect, Fault, FaultPlan
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from embedded import Running, condition, job, pod, script
 
-from nighttrain.providers.local.errors import ApiError
-from nighttrain.providers.local.host import host_resources
-from nighttrain.providers.local.resources import (
+from nighttrain.providers.local.cluster.machine.host import host_resources
+from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.resources import (
     JOBS,
     NODES,
     PODS,

@@ -13,7 +13,7 @@ import pytest
 from embedded import job, script
 from kubernetes import client, config, watch
 
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import httpx
 
-    from nighttrain.providers.local.server import EmbeddedCluster
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 
 def make(http: httpx.Client, space: str, names: str) -> None:

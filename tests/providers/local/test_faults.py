@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from nighttrain.providers.local.faults import Call, Effect, Fault, FaultPlan, call_of
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.faults.faults import Call, Effect, Fault, FaultPlan, call_of
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

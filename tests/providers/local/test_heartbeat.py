@@ -7,10 +7,10 @@ import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local import heartbeat
-from nighttrain.providers.local.admission import Admission
-from nighttrain.providers.local.resources import LEASES, NAMESPACES, NODES
-from nighttrain.providers.local.store import Store
+from nighttrain.providers.local.cluster.node import heartbeat
+from nighttrain.providers.local.cluster.rules.admission import Admission
+from nighttrain.providers.local.cluster.store.resources import LEASES, NAMESPACES, NODES
+from nighttrain.providers.local.cluster.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedded import Running, condition, job, script
 
-from nighttrain.providers.local.resources import EVENTS, JOBS, PODS
+from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,10 +15,10 @@ import httpx
 import pytest
 from hostile import KINDS, SPACE, Kind, Strike, generated, request, strike
 
-from nighttrain.providers.local.janitor import marked_processes
-from nighttrain.providers.local.pace import BackOff
-from nighttrain.providers.local.resources import BUILT_IN
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.controllers.pace import BackOff
+from nighttrain.providers.local.cluster.machine.janitor import marked_processes
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import BUILT_IN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

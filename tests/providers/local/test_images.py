@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nighttrain.providers.local.images import (
+from nighttrain.providers.local.cluster.machine.images import (
     ImageEnvironment,
     ImageError,
     ImageTable,

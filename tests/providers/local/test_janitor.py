@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nighttrain.providers.local.janitor import Janitor, kill_marked, marked_processes
+from nighttrain.providers.local.cluster.machine.janitor import Janitor, kill_marked, marked_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ if os.getppid() != int(sys.argv[3]):
     sys.exit("the parent has gone already")
 sys.path.insert(0, sys.argv[2])
 from embedded import Running, script
-from nighttrain.providers.local.resources import PODS
+from nighttrain.providers.local.cluster.store.resources import PODS
 
 CODE = '''
 import os, signal, time

@@ -17,7 +17,7 @@ from embedded import (
     reasons,
 )
 
-from nighttrain.providers.local.resources import EVENTS, JOBS, PODS
+from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:
     from pathlib import Path

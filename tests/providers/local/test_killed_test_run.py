@@ -22,7 +22,7 @@ import time
 import httpx
 import pytest
 
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 
 @pytest.fixture

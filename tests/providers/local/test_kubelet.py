@@ -22,11 +22,19 @@ from embedded import (
     script,
 )
 
-from nighttrain.providers.local.errors import ApiError
-from nighttrain.providers.local.mounts import Namespaces
-from nighttrain.providers.local.processes import expand
-from nighttrain.providers.local.quantities import quantity
-from nighttrain.providers.local.resources import CONFIGMAPS, EVENTS, JOBS, NODES, PODS, SECRETS, SERVICES
+from nighttrain.providers.local.cluster.machine.mounts import Namespaces
+from nighttrain.providers.local.cluster.machine.processes import expand
+from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.quantities import quantity
+from nighttrain.providers.local.cluster.store.resources import (
+    CONFIGMAPS,
+    EVENTS,
+    JOBS,
+    NODES,
+    PODS,
+    SECRETS,
+    SERVICES,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

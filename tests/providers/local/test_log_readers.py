@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 PODS = "/api/v1/namespaces/default/pods"
 LOG = f"{PODS}/talks/log"

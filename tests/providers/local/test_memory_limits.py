@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from embedded import Recording, Running, condition, pod_steps, process_ends, reasons, script
 
-from nighttrain.providers.local.mounts import Namespaces
-from nighttrain.providers.local.resources import EVENTS, JOBS, PODS
+from nighttrain.providers.local.cluster.machine.mounts import Namespaces
+from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:
     from pathlib import Path

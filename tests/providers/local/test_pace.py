@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
-from nighttrain.providers.local.claim_folders import ClaimFolders
-from nighttrain.providers.local.controllers import Controllers
-from nighttrain.providers.local.network import ClusterNetwork
-from nighttrain.providers.local.pace import REAL_PACE, Pace
-from nighttrain.providers.local.resources import JOBS, NAMESPACES, PODS
-from nighttrain.providers.local.server import EmbeddedCluster
-from nighttrain.providers.local.store import Store
+from nighttrain.providers.local.cluster.controllers.controllers import Controllers
+from nighttrain.providers.local.cluster.controllers.pace import REAL_PACE, Pace
+from nighttrain.providers.local.cluster.machine.claim_folders import ClaimFolders
+from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import JOBS, NAMESPACES, PODS
+from nighttrain.providers.local.cluster.store.store import Store
 
 # What the end of a Job of one pod takes: its status, its pod's finalizer, an event, its status again.
 WRITES = 4

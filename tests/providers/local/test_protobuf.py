@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nighttrain.providers.local import protobuf
-from nighttrain.providers.local.errors import ApiError
+from nighttrain.providers.local.cluster.http import protobuf
+from nighttrain.providers.local.cluster.store.errors import ApiError
 
 
 def field(number: int, value: bytes | int) -> bytes:

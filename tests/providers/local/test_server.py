@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from nighttrain.providers.local.server import ClusterStartError, EmbeddedCluster
+from nighttrain.providers.local.cluster.server import ClusterStartError, EmbeddedCluster
 
 if TYPE_CHECKING:
-    from nighttrain.providers.local.store import Store
+    from nighttrain.providers.local.cluster.store.store import Store
 
 
 def test_nothing_is_left_after_the_stop() -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from embedded import Running, condition, script
 
-from nighttrain.providers.local.network import AddressPool, ClusterNetwork
-from nighttrain.providers.local.resources import ENDPOINTSLICES, EVENTS, PODS, SERVICES
+from nighttrain.providers.local.cluster.machine.network import AddressPool, ClusterNetwork
+from nighttrain.providers.local.cluster.store.resources import ENDPOINTSLICES, EVENTS, PODS, SERVICES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nighttrain.providers.local.network import Address
+    from nighttrain.providers.local.cluster.machine.network import Address
 
 PORT = 8080
 

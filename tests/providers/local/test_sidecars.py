@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from embedded import IMAGE, PYTHON, Running, condition, pod_steps, script
 
-from nighttrain.providers.local.eviction import evict
-from nighttrain.providers.local.janitor import marked_processes
-from nighttrain.providers.local.resources import PODS
-from nighttrain.providers.local.routing import Target
-from nighttrain.providers.local.store import DELETED
+from nighttrain.providers.local.cluster.http.eviction import evict
+from nighttrain.providers.local.cluster.http.routing import Target
+from nighttrain.providers.local.cluster.machine.janitor import marked_processes
+from nighttrain.providers.local.cluster.store.resources import PODS
+from nighttrain.providers.local.cluster.store.store import DELETED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nighttrain.providers.local.store import Object
+    from nighttrain.providers.local.cluster.store.store import Object
 
 FOREVER = "import time; print('up'); time.sleep(60)"
 OBEYS = """

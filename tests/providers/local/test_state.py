@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from nighttrain.providers.local.resources import CONFIGMAPS
-from nighttrain.providers.local.server import ClusterStartError, EmbeddedCluster
-from nighttrain.providers.local.state import StateFile
-from nighttrain.providers.local.store import Store
+from nighttrain.providers.local.cluster.node.state import StateFile
+from nighttrain.providers.local.cluster.server import ClusterStartError, EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS
+from nighttrain.providers.local.cluster.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,7 +155,7 @@ async def test_a_burst_is_one_transaction_and_a_crash_loses_only_what_nobody_saw
 
 
 def _create(store: Store, name: str) -> None:
-    from nighttrain.providers.local.resources import NAMESPACES
+    from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 
     if store.find(NAMESPACES, None, "default") is None:
         store.restore([(NAMESPACES, "", _record("default"))], store.revision)
@@ -163,7 +163,7 @@ def _create(store: Store, name: str) -> None:
 
 
 def _record(name: str) -> Any:
-    from nighttrain.providers.local.watching import Record
+    from nighttrain.providers.local.cluster.store.watching import Record
 
     return Record({"metadata": {"name": name}}, 1)
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from nighttrain.providers.local import store as store_module
-from nighttrain.providers.local import watching
-from nighttrain.providers.local.errors import ApiError
-from nighttrain.providers.local.resources import CONFIGMAPS, DEPLOYMENTS, JOBS, NAMESPACES, PODS
-from nighttrain.providers.local.selection import FieldSelector, LabelSelector
-from nighttrain.providers.local.store import Store, copy_object
+from nighttrain.providers.local.cluster.store import store as store_module
+from nighttrain.providers.local.cluster.store import watching
+from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, DEPLOYMENTS, JOBS, NAMESPACES, PODS
+from nighttrain.providers.local.cluster.store.selection import FieldSelector, LabelSelector
+from nighttrain.providers.local.cluster.store.store import Store, copy_object
 
 
 class Clock:

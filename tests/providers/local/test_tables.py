@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nighttrain.providers.local.resources import NODES, PODS, SERVICES, ResourceType
-from nighttrain.providers.local.tables import table
+from nighttrain.providers.local.cluster.store.resources import NODES, PODS, SERVICES, ResourceType
+from nighttrain.providers.local.cluster.tables.tables import table
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 Object = dict[str, Any]

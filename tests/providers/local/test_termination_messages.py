@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from embedded import Running, pod
 
-from nighttrain.providers.local.mounts import Namespaces
-from nighttrain.providers.local.resources import PODS
+from nighttrain.providers.local.cluster.machine.mounts import Namespaces
+from nighttrain.providers.local.cluster.store.resources import PODS
 
 if TYPE_CHECKING:
     from pathlib import Path

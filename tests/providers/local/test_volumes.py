@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from embedded import IMAGE, PYTHON, Recording, Running, condition, pod, pod_steps, reasons
 
-from nighttrain.providers.local.mounts import Namespaces
-from nighttrain.providers.local.resources import CONFIGMAPS, EVENTS, JOBS, PODS, SECRETS
+from nighttrain.providers.local.cluster.machine.mounts import Namespaces
+from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, EVENTS, JOBS, PODS, SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -396,7 +396,7 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from embedded import Running, pod
-from nighttrain.providers.local.resources import PODS
+from nighttrain.providers.local.cluster.store.resources import PODS
 
 async def main():
     async with Running(Path(sys.argv[1])) as cluster:

@@ -17,7 +17,7 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.kubernetes.client import ClusterClient
 from nighttrain.providers.kubernetes.connection import ClusterConfig
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.registry.artifacts import ensure_recorded
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments

@@ -15,7 +15,7 @@ from nighttrain.providers.errors import ClusterForbiddenError, RolloutFailedErro
 from nighttrain.providers.kubernetes.client import ClusterClient
 from nighttrain.providers.kubernetes.connection import ClusterConfig
 from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, SERVICES
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec

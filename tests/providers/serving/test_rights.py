@@ -22,7 +22,7 @@ from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
 from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, JOBS, KUEUE_WORKLOADS, NAMESPACES
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec

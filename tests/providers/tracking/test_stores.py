@@ -15,7 +15,7 @@ from nighttrain.providers.kubernetes.client import ClusterConfig
 from nighttrain.providers.kubernetes.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import promote, recorded
 from nighttrain.providers.tracked_workload import TrackedWorkload

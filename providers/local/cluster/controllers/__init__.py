@@ -1,0 +1,1 @@
+"""The control loops: what follows from what was written."""

@@ -1,0 +1,488 @@
+"""Deployments: ReplicaSets, one for each version of the template, exchanged step by step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.local.cluster.controllers.reconcile import (
+    Controller,
+    controller_of,
+    owner_reference,
+)
+from nighttrain.providers.local.cluster.controllers.replicaset_controller import is_active
+from nighttrain.providers.local.cluster.store.events import EventRecorder
+from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, PODS, REPLICASETS, ResourceType
+from nighttrain.providers.local.cluster.store.store import Object, copy_object, timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
+
+HASH = "pod-template-hash"
+_PREFIX = "deployment.kubernetes.io"
+_REVISION = f"{_PREFIX}/revision"
+_DESIRED, _MAX, _HISTORY = (
+    f"{_PREFIX}/desired-replicas",
+    f"{_PREFIX}/max-replicas",
+    f"{_PREFIX}/revision-history",
+)
+
+# Annotations that say something of the Deployment, or of the one ReplicaSet, only.
+_NOT_COPIED = frozenset(
+    (
+        "kubectl.kubernetes.io/last-applied-configuration",
+        "deprecated.deployment.rollback.to",
+        *(_REVISION, _DESIRED, _MAX, _HISTORY),
+    )
+)
+
+# What a Deployment does when its spec does not say.
+_DEFAULT_DEADLINE, _DEFAULT_HISTORY, _DEFAULT_SHARE = 600, 10, "25%"
+
+# A percentage may have any number of digits; a count of pods may not.
+_LARGEST_SHARE = 100.0 * 2**31
+
+# Letters without vowels: no hash spells a word.
+_LETTERS = "bcdf2456789ghjklmnpqrstvwxz"
+
+
+class DeploymentController(Controller):
+    """Rolls Deployments from one template to the next, and says how far it is."""
+
+    def __init__(self, loop: ReconcileLoop) -> None:
+        super().__init__(loop)
+        self._recorder = EventRecorder(loop.store, "deployment-controller")
+
+    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+        metadata = obj["metadata"]
+        if resource is DEPLOYMENTS:
+            self.enqueue(metadata["namespace"], metadata["name"])
+        elif resource is REPLICASETS:
+            owner = controller_of(obj)
+            if owner is not None and owner["kind"] == "Deployment":
+                self.enqueue(metadata["namespace"], owner["name"])
+        elif resource is PODS and not is_active(obj):
+            # A Recreate waits for the last old pod to be gone.
+            owner = controller_of(obj)
+            if owner is not None and owner["kind"] == "ReplicaSet":
+                replica_set = self.store.find(REPLICASETS, metadata["namespace"], owner["name"])
+                above = controller_of(replica_set) if replica_set is not None else None
+                if above is not None:
+                    self.enqueue(metadata["namespace"], above["name"])
+
+    def reconcile(self, namespace: str, name: str) -> None:
+        deployment = self.store.find(DEPLOYMENTS, namespace, name)
+        if deployment is None or "deletionTimestamp" in deployment["metadata"]:
+            return
+        every = self.owned(deployment, REPLICASETS)
+        new = _matching(deployment, every)
+        if deployment["spec"].get("paused"):
+            if new is not None:
+                deployment = self._mark_revision(deployment, new, every)
+                self._scale_while_paused(deployment, every)
+            self._write_status(deployment, new, every)
+            return
+        if new is None:
+            if self._recreating(deployment) and self._old_pods(every):
+                self._scale_down_all(deployment, every)
+                self._write_status(deployment, None, every)
+                return
+            new = self._create_set(deployment, every)
+        deployment = self._mark_revision(deployment, new, every)
+        every = self.owned(deployment, REPLICASETS)
+        new = _matching(deployment, every) or new
+        old = [each for each in every if each["metadata"]["uid"] != new["metadata"]["uid"]]
+        if self._recreating(deployment):
+            self._recreate(deployment, new, old)
+        else:
+            self._roll(deployment, new, old)
+        every = self.owned(deployment, REPLICASETS)
+        self._trim_history(deployment, every)
+        self._write_status(deployment, _matching(deployment, every), every)
+
+    # ReplicaSets
+
+    def _create_set(self, deployment: Object, every: list[Object]) -> Object:
+        metadata, spec = deployment["metadata"], deployment["spec"]
+        template = copy_object(spec["template"])
+        suffix = template_hash(template)
+        labels = {**((template.get("metadata") or {}).get("labels") or {}), HASH: suffix}
+        template["metadata"] = {**(template.get("metadata") or {}), "labels": labels}
+        selector = copy_object(spec["selector"])
+        selector.setdefault("matchLabels", {})[HASH] = suffix
+        replicas = self._room(deployment, every)
+        body: Object = {
+            "metadata": {
+                "name": f"{metadata['name']}-{suffix}",
+                "namespace": metadata["namespace"],
+                "labels": labels,
+                "annotations": {
+                    **_copied_annotations(deployment),
+                    **_scale_annotations(deployment),
+                    _REVISION: str(_highest(every) + 1),
+                },
+                "ownerReferences": [owner_reference(deployment)],
+            },
+            "spec": {"replicas": replicas, "selector": selector, "template": template},
+            "status": {"replicas": 0},
+        }
+        if spec.get("minReadySeconds"):
+            body["spec"]["minReadySeconds"] = spec["minReadySeconds"]
+        created = self.store.create(REPLICASETS, body)
+        self._say_scaled(deployment, created, 0, replicas)
+        why = f'Created new replica set "{created["metadata"]["name"]}"'
+        self._progress(deployment, "True", "NewReplicaSetCreated", why)
+        return created
+
+    def _room(self, deployment: Object, every: list[Object]) -> int:
+        """How many replicas a new set may start with."""
+        wanted = _wanted(deployment)
+        if self._recreating(deployment):
+            return wanted
+        most = wanted + _surge(deployment)
+        return max(0, min(wanted, most - sum(_replicas(each) for each in every)))
+
+    def _mark_revision(self, deployment: Object, new: Object, every: list[Object]) -> Object:
+        """The newest set carries the Deployment's annotations, its change-cause for example; an old template
+        that comes back gets the next revision number."""
+        highest = _highest(each for each in every if each["metadata"]["uid"] != new["metadata"]["uid"])
+        annotations = new["metadata"].get("annotations") or {}
+        changed = {
+            key: value
+            for key, value in _copied_annotations(deployment).items()
+            if annotations.get(key) != value
+        }
+        revision = _revision(new)
+        if revision <= highest:
+            past = [annotations[_HISTORY]] if annotations.get(_HISTORY) else []
+            changed |= {_REVISION: str(highest + 1), _HISTORY: ",".join([*past, str(revision)])}
+            revision = highest + 1
+        if changed:
+            self._annotate(REPLICASETS, new, changed)
+        if (deployment["metadata"].get("annotations") or {}).get(_REVISION) != str(revision):
+            deployment = self._annotate(DEPLOYMENTS, deployment, {_REVISION: str(revision)})
+        return deployment
+
+    def _annotate(self, resource: ResourceType, obj: Object, annotations: dict[str, str]) -> Object:
+        def write(new: Object) -> None:
+            new["metadata"]["annotations"] = {**(new["metadata"].get("annotations") or {}), **annotations}
+
+        metadata = obj["metadata"]
+        return self.store.mutate(resource, metadata["namespace"], metadata["name"], write) or obj
+
+    def _scale(self, deployment: Object, replica_set: Object, replicas: int) -> None:
+        metadata, before = replica_set["metadata"], _replicas(replica_set)
+        annotations = _scale_annotations(deployment)
+
+        def write(new: Object) -> None:
+            new["spec"]["replicas"] = replicas
+            new["metadata"]["annotations"] = {**(new["metadata"].get("annotations") or {}), **annotations}
+
+        self.store.mutate(REPLICASETS, metadata["namespace"], metadata["name"], write)
+        if before != replicas:
+            self._say_scaled(deployment, replica_set, before, replicas)
+
+    def _say_scaled(self, deployment: Object, replica_set: Object, before: int, after: int) -> None:
+        word = "up" if after > before else "down"
+        name = replica_set["metadata"]["name"]
+        message = f"Scaled {word} replica set {name} from {before} to {after}"
+        self._recorder.normal(deployment, "ScalingReplicaSet", message)
+
+    # Strategies
+
+    def _recreating(self, deployment: Object) -> bool:
+        return (deployment["spec"].get("strategy") or {}).get("type") == "Recreate"
+
+    def _old_pods(self, old: list[Object]) -> bool:
+        return any(
+            (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+            for each in old
+            for pod in self.owned(each, PODS)
+        )
+
+    def _scale_down_all(self, deployment: Object, old: list[Object]) -> None:
+        for each in old:
+            if _replicas(each):
+                self._scale(deployment, each, 0)
+
+    def _recreate(self, deployment: Object, new: Object, old: list[Object]) -> None:
+        self._scale_down_all(deployment, old)
+        if not self._old_pods(old):
+            self._scale(deployment, new, _wanted(deployment))
+
+    def _roll(self, deployment: Object, new: Object, old: list[Object]) -> None:
+        """New pods as far as the surge allows, old ones away as far as enough are available."""
+        wanted = _wanted(deployment)
+        total = sum(_replicas(each) for each in [new, *old])
+        current = _replicas(new)
+        target = current
+        if current > wanted:
+            target = wanted
+        elif current < wanted:
+            target = current + max(0, min(wanted - current, wanted + _surge(deployment) - total))
+        self._scale(deployment, new, target)
+        new = self.store.find(REPLICASETS, new["metadata"]["namespace"], new["metadata"]["name"]) or new
+        total += target - current
+        minimum = wanted - _unavailable(deployment)
+        # Pods of the new set that are not available yet do not make old ones superfluous.
+        spare = total - minimum - (_replicas(new) - _count(new, "availableReplicas"))
+        self._drain(deployment, old, spare, minimum, new)
+
+    def _drain(self, deployment: Object, old: list[Object], spare: int, minimum: int, new: Object) -> None:
+        available = sum(_count(each, "availableReplicas") for each in [new, *old])
+        for each in sorted(old, key=_revision):
+            replicas = _replicas(each)
+            if spare <= 0 or not replicas:
+                continue
+            broken = max(0, replicas - _count(each, "availableReplicas"))
+            healthy = min(replicas - broken, max(0, available - minimum))
+            gone = min(spare, broken + healthy)
+            if gone > 0:
+                self._scale(deployment, each, replicas - gone)
+                spare -= gone
+                available -= max(0, gone - broken)
+
+    def _scale_while_paused(self, deployment: Object, every: list[Object]) -> None:
+        active = [each for each in every if _replicas(each)]
+        if len(active) == 1 and _replicas(active[0]) != _wanted(deployment):
+            self._scale(deployment, active[0], _wanted(deployment))
+
+    def _trim_history(self, deployment: Object, every: list[Object]) -> None:
+        limit = deployment["spec"].get("revisionHistoryLimit", _DEFAULT_HISTORY)
+        new = _matching(deployment, every)
+        idle = [
+            each for each in every if each is not new and not _replicas(each) and not _count(each, "replicas")
+        ]
+        for each in sorted(idle, key=_revision)[: max(0, len(idle) - limit)]:
+            self.store.delete(REPLICASETS, each["metadata"]["namespace"], each["metadata"]["name"])
+
+    # Status
+
+    def _write_status(self, deployment: Object, new: Object | None, every: list[Object]) -> None:
+        metadata = deployment["metadata"]
+        current = self.store.find(DEPLOYMENTS, metadata["namespace"], metadata["name"])
+        if current is None:
+            return
+        wanted = _wanted(current)
+        totals = {key: sum(_count(each, key) for each in every) for key in ("replicas", *_COUNTS)}
+        counts = {
+            "replicas": totals["replicas"],
+            "updatedReplicas": _count(new, "replicas") if new is not None else 0,
+            "readyReplicas": totals["readyReplicas"],
+            "availableReplicas": totals["availableReplicas"],
+            "unavailableReplicas": max(
+                0, sum(_replicas(each) for each in every) - totals["availableReplicas"]
+            ),
+        }
+        enough = totals["availableReplicas"] >= wanted - _unavailable(current)
+        available = (
+            ("True", "MinimumReplicasAvailable", "Deployment has minimum availability.")
+            if enough
+            else (
+                "False",
+                "MinimumReplicasUnavailable",
+                "Deployment does not have minimum availability.",
+            )
+        )
+        old = current.get("status") or {}
+        progress = self._progress_of(current, old, counts, new, wanted)
+
+        def write(stored: Object) -> None:
+            status: Object = {"observedGeneration": metadata_generation(stored)}
+            status |= {key: count for key, count in counts.items() if count}
+            status["terminatingReplicas"] = totals["terminatingReplicas"]
+            conditions = self._with(old.get("conditions") or [], "Available", available)
+            if progress is not None:
+                conditions = self._with(conditions, "Progressing", progress, moved=_moved(old, counts))
+            status["conditions"] = conditions
+            if "collisionCount" in old:
+                status["collisionCount"] = old["collisionCount"]
+            stored["status"] = status
+
+        self.store.mutate(DEPLOYMENTS, metadata["namespace"], metadata["name"], write)
+
+    def _progress_of(
+        self, deployment: Object, old: Object, counts: dict[str, int], new: Object | None, wanted: int
+    ) -> tuple[str, str, str] | None:
+        """The Progressing condition: done, moving on, or stuck for longer than the deadline."""
+        if new is None or deployment["spec"].get("progressDeadlineSeconds") == _NO_DEADLINE:
+            return None
+        name = new["metadata"]["name"]
+        known = next((each for each in old.get("conditions") or [] if each["type"] == "Progressing"), None)
+        complete = (
+            counts["updatedReplicas"] == wanted
+            and counts["replicas"] == wanted
+            and counts["availableReplicas"] >= wanted
+        )
+        if complete:
+            return "True", "NewReplicaSetAvailable", f'ReplicaSet "{name}" has successfully progressed.'
+        if known is None:
+            return "True", "NewReplicaSetCreated", f'Created new replica set "{name}"'
+        same = (known["status"], known["reason"], known["message"])
+        if known["reason"] == "NewReplicaSetAvailable" and name in known["message"]:
+            return same  # scaled, or a pod lost: nothing new is being rolled out
+        if _moved(old, counts):
+            return "True", "ReplicaSetUpdated", f'ReplicaSet "{name}" is progressing.'
+        if known["reason"] == "ProgressDeadlineExceeded":
+            return same
+        if deployment["spec"].get("paused"):
+            return same
+        left = self._deadline_left(deployment, known)
+        if left > 0:
+            metadata = deployment["metadata"]
+            self.enqueue_after(metadata["namespace"], metadata["name"], left)
+            return same
+        return "False", "ProgressDeadlineExceeded", f'ReplicaSet "{name}" has timed out progressing.'
+
+    def _deadline_left(self, deployment: Object, known: Object) -> float:
+        seconds = deployment["spec"].get("progressDeadlineSeconds", _DEFAULT_DEADLINE)
+        since = datetime.fromisoformat(known.get("lastUpdateTime") or known["lastTransitionTime"])
+        return (since + timedelta(seconds=seconds) - self.store.clock()).total_seconds()
+
+    def _progress(self, deployment: Object, status: str, reason: str, message: str) -> None:
+        metadata = deployment["metadata"]
+
+        def write(new: Object) -> None:
+            old = new.get("status") or {}
+            conditions = self._with(
+                old.get("conditions") or [], "Progressing", (status, reason, message), moved=True
+            )
+            new["status"] = {**old, "conditions": conditions}
+
+        self.store.mutate(DEPLOYMENTS, metadata["namespace"], metadata["name"], write)
+
+    def _with(
+        self,
+        conditions: list[Object],
+        type_: str,
+        verdict: tuple[str, str, str],
+        *,
+        moved: bool = False,
+    ) -> list[Object]:
+        now = timestamp(self.store.clock())
+        status, reason, message = verdict
+        old = next((each for each in conditions if each["type"] == type_), None)
+        if old is not None and (old["status"], old["reason"], old["message"]) == verdict and not moved:
+            return conditions
+        condition = {
+            "type": type_,
+            "status": status,
+            "lastUpdateTime": now,
+            "lastTransitionTime": old["lastTransitionTime"]
+            if old is not None and old["status"] == status
+            else now,
+            "reason": reason,
+            "message": message,
+        }
+        return [*(each for each in conditions if each["type"] != type_), condition]
+
+
+_COUNTS = ("readyReplicas", "availableReplicas", "terminatingReplicas")
+
+# progressDeadlineSeconds of somebody who wants none: the largest 32-bit number.
+_NO_DEADLINE = 2**31 - 1
+
+
+def metadata_generation(obj: Object) -> int:
+    return int(obj["metadata"].get("generation", 1))
+
+
+def template_hash(template: Object) -> str:
+    """Ten letters that change with the template."""
+    text = json.dumps(template, sort_keys=True, separators=(",", ":"))
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    letters = []
+    for _ in range(10):
+        number, rest = divmod(number, len(_LETTERS))
+        letters.append(_LETTERS[rest])
+    return "".join(letters)
+
+
+def _matching(deployment: Object, every: list[Object]) -> Object | None:
+    """The ReplicaSet of the template as it is now."""
+    wanted = _without_hash(deployment["spec"]["template"])
+    return next((each for each in every if _without_hash(each["spec"]["template"]) == wanted), None)
+
+
+def _without_hash(template: Object) -> Object:
+    metadata = dict(template.get("metadata") or {})
+    labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key != HASH}
+    return {**template, "metadata": {**metadata, "labels": labels}}
+
+
+def _copied_annotations(deployment: Object) -> dict[str, str]:
+    annotations = deployment["metadata"].get("annotations") or {}
+    return {key: value for key, value in annotations.items() if key not in _NOT_COPIED}
+
+
+def _scale_annotations(deployment: Object) -> dict[str, str]:
+    wanted = _wanted(deployment)
+    return {_DESIRED: str(wanted), _MAX: str(wanted + _surge(deployment))}
+
+
+def _wanted(deployment: Object) -> int:
+    return int(deployment["spec"].get("replicas", 1))
+
+
+def _replicas(replica_set: Object) -> int:
+    return int(replica_set["spec"].get("replicas", 1))
+
+
+def _count(replica_set: Object, key: str) -> int:
+    return int((replica_set.get("status") or {}).get(key, 0))
+
+
+def _revision(replica_set: Object) -> int:
+    text = str((replica_set["metadata"].get("annotations") or {}).get(_REVISION, "0"))
+    # Anybody may write another thing there; the next revision writes over it.
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else 0
+
+
+def _highest(every: Iterable[Object]) -> int:
+    return max(map(_revision, every), default=0)
+
+
+def _rolling(deployment: Object) -> Object:
+    return (deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}
+
+
+def _share(value: int | str, whole: int, *, up: bool) -> int:
+    if isinstance(value, int):
+        return value
+    exact = whole * min(float(value.rstrip("%")), _LARGEST_SHARE) / 100
+    return math.ceil(exact) if up else math.floor(exact)
+
+
+def _surge(deployment: Object) -> int:
+    if (deployment["spec"].get("strategy") or {}).get("type") == "Recreate":
+        return 0
+    return _share(_rolling(deployment).get("maxSurge", _DEFAULT_SHARE), _wanted(deployment), up=True)
+
+
+def _unavailable(deployment: Object) -> int:
+    if (deployment["spec"].get("strategy") or {}).get("type") == "Recreate":
+        return 0
+    wanted = _wanted(deployment)
+    share = _share(_rolling(deployment).get("maxUnavailable", _DEFAULT_SHARE), wanted, up=False)
+    # With no surge either, nothing could ever move.
+    return 1 if not share and not _surge(deployment) else min(share, wanted)
+
+
+def _moved(old: Object, counts: dict[str, int]) -> bool:
+    """Whether more of the new version is there or ready, or less of the old."""
+
+    def was(key: str) -> int:
+        return int(old.get(key, 0))
+
+    return (
+        counts["updatedReplicas"] > was("updatedReplicas")
+        or counts["replicas"] - counts["updatedReplicas"] < was("replicas") - was("updatedReplicas")
+        or counts["readyReplicas"] > was("readyReplicas")
+        or counts["availableReplicas"] > was("availableReplicas")
+    )

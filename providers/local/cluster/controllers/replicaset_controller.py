@@ -1,0 +1,139 @@
+"""ReplicaSets: as many pods as they say."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.local.cluster.controllers.reconcile import (
+    PODS_AT_A_TIME,
+    Controller,
+    controller_of,
+    owner_reference,
+)
+from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.events import EventRecorder
+from nighttrain.providers.local.cluster.store.resources import PODS, REPLICASETS, ResourceType
+from nighttrain.providers.local.cluster.store.store import Object, copy_object
+
+if TYPE_CHECKING:
+    from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
+
+
+class ReplicaSetController(Controller):
+    """Creates and deletes a ReplicaSet's pods, and counts them."""
+
+    def __init__(self, loop: ReconcileLoop) -> None:
+        super().__init__(loop)
+        self._recorder = EventRecorder(loop.store, "replicaset-controller")
+
+    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+        metadata = obj["metadata"]
+        if resource is REPLICASETS:
+            self.enqueue(metadata["namespace"], metadata["name"])
+        elif resource is PODS:
+            owner = controller_of(obj)
+            if owner is not None and owner["kind"] == "ReplicaSet":
+                self.enqueue(metadata["namespace"], owner["name"])
+
+    def reconcile(self, namespace: str, name: str) -> None:
+        replica_set = self.store.find(REPLICASETS, namespace, name)
+        if replica_set is None:
+            return
+        if "deletionTimestamp" not in replica_set["metadata"]:
+            self._manage(replica_set)
+        self._write_status(replica_set)
+
+    def _manage(self, replica_set: Object) -> None:
+        pods = [pod for pod in self.owned(replica_set, PODS) if is_active(pod)]
+        wanted = replica_set["spec"].get("replicas", 1)
+        for _ in range(min(wanted - len(pods), PODS_AT_A_TIME)):
+            self._create(replica_set)
+        if len(pods) > wanted:
+            for pod in sorted(pods, key=_worth)[: len(pods) - wanted]:
+                metadata = pod["metadata"]
+                self.store.delete(PODS, metadata["namespace"], metadata["name"])
+                self._recorder.normal(replica_set, "SuccessfulDelete", f"Deleted pod: {metadata['name']}")
+
+    def _create(self, replica_set: Object) -> None:
+        metadata = replica_set["metadata"]
+        template = copy_object(replica_set["spec"]["template"])
+        meta = template.get("metadata") or {}
+        pod: Object = {
+            "metadata": {
+                "generateName": f"{metadata['name']}-",
+                "namespace": metadata["namespace"],
+                "labels": meta.get("labels") or {},
+                "ownerReferences": [owner_reference(replica_set)],
+            },
+            "spec": template["spec"],
+        }
+        if meta.get("annotations"):
+            pod["metadata"]["annotations"] = meta["annotations"]
+        try:
+            created = self.store.create(PODS, pod)
+        except ApiError as error:
+            self._recorder.warning(replica_set, "FailedCreate", f"Error creating: {error}")
+            raise
+        self._recorder.normal(replica_set, "SuccessfulCreate", f"Created pod: {created['metadata']['name']}")
+
+    def _write_status(self, replica_set: Object) -> None:
+        metadata = replica_set["metadata"]
+        pods = self.owned(replica_set, PODS)
+        active = [pod for pod in pods if is_active(pod)]
+        ready = [pod for pod in active if ready_since(pod) is not None]
+        minimum = replica_set["spec"].get("minReadySeconds") or 0
+        available = 0
+        for pod in ready:
+            left = minimum - self._seconds_since(ready_since(pod)) if minimum else 0.0
+            if left <= 0:
+                available += 1
+            else:
+                self.enqueue_after(metadata["namespace"], metadata["name"], left)
+        counts = {
+            "replicas": len(active),
+            "fullyLabeledReplicas": len(active),
+            "readyReplicas": len(ready),
+            "availableReplicas": available,
+        }
+        status = {key: count for key, count in counts.items() if count or key == "replicas"}
+        status["terminatingReplicas"] = sum(_is_terminating(pod) for pod in pods)
+        status["observedGeneration"] = metadata.get("generation", 1)
+
+        def write(new: Object) -> None:
+            new["status"] = status
+
+        self.store.mutate(REPLICASETS, metadata["namespace"], metadata["name"], write)
+
+    def _seconds_since(self, moment: str | None) -> float:
+        if moment is None:
+            return 0.0
+        return (self.store.clock() - datetime.fromisoformat(moment)).total_seconds()
+
+
+def is_active(pod: Object) -> bool:
+    phase = (pod.get("status") or {}).get("phase")
+    return phase not in ("Succeeded", "Failed") and "deletionTimestamp" not in pod["metadata"]
+
+
+def _is_terminating(pod: Object) -> bool:
+    phase = (pod.get("status") or {}).get("phase")
+    return phase not in ("Succeeded", "Failed") and "deletionTimestamp" in pod["metadata"]
+
+
+def ready_since(pod: Object) -> str | None:
+    """Since when a pod is ready; None if it is not."""
+    for condition in (pod.get("status") or {}).get("conditions") or []:
+        if condition["type"] == "Ready" and condition["status"] == "True":
+            # Who writes a status may leave the time out: then it is long ago.
+            return str(condition.get("lastTransitionTime") or "0001-01-01T00:00:00Z")
+    return None
+
+
+def _worth(pod: Object) -> tuple[bool, bool, int]:
+    """What is lost with a pod: those without a node go first, then those not ready, then the youngest."""
+    return (
+        bool(pod["spec"].get("nodeName")),
+        ready_since(pod) is not None,
+        -int(pod["metadata"]["resourceVersion"]),
+    )

@@ -1,0 +1,1 @@
+"""Processes, mounts, addresses and memory of this machine."""

@@ -1,0 +1,1 @@
+"""The one node: scheduling, pods, containers, probes, logs, volumes."""

@@ -1,0 +1,385 @@
+"""The cluster's one node: binds pods, runs them as processes, reads their logs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import shutil
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.local.cluster.controllers.pace import BackOff
+from nighttrain.providers.local.cluster.machine.claim_folders import ClaimFolders
+from nighttrain.providers.local.cluster.machine.host import host_resources
+from nighttrain.providers.local.cluster.machine.janitor import Janitor, kill_marked
+from nighttrain.providers.local.cluster.machine.memory import MemoryLimits
+from nighttrain.providers.local.cluster.machine.mounts import MountNamespaces, Namespaces
+from nighttrain.providers.local.cluster.node import heartbeat, logs
+from nighttrain.providers.local.cluster.node.container_runner import Node
+from nighttrain.providers.local.cluster.node.node_lifecycle import mark_lost, mark_returned
+from nighttrain.providers.local.cluster.node.pod_worker import PodWorker
+from nighttrain.providers.local.cluster.node.scheduler import Scheduler
+from nighttrain.providers.local.cluster.node.state import remember_restarts
+from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.events import EventRecorder
+from nighttrain.providers.local.cluster.store.resources import (
+    CONFIGMAPS,
+    NODES,
+    PERSISTENTVOLUMECLAIMS,
+    PODS,
+    SECRETS,
+    ResourceType,
+)
+from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from nighttrain.providers.local.cluster.machine.images import ImageTable
+    from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
+
+_log = logging.getLogger(__name__)
+
+# Two processors start about this many processes at a time without slowing one another down.
+_STARTING_AT_ONCE = 4
+
+# The version whose behaviour was recorded and is reproduced.
+KUBERNETES_VERSION = "v1.36.2"
+
+
+class Kubelet:
+    """Scheduler and kubelet of the embedded cluster.
+
+    Everything it starts ends with it: :meth:`stop` kills what runs, and a janitor process does the same if
+    this process is killed.
+
+    :param images: which interpreter stands for which image
+    :param directory: folders and logs of the containers go below it
+    :param back_off: pauses between restarts and between tries to pull
+    :param sleep: waits; replaced in tests that do not want to
+    :param remove: removed by the janitor if this process dies; default: the containers' own folder
+    :param namespaces: how containers get mount namespaces; without, pods with volumes wait
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        images: ImageTable,
+        directory: Path,
+        network: ClusterNetwork,
+        *,
+        claims: Path | None = None,
+        node_name: str = "node1",
+        back_off: BackOff | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        remove: Path | None = None,
+        namespaces: Namespaces = Namespaces.AUTO,
+    ) -> None:
+        self.cluster_id = uuid.uuid4().hex
+        self._store = store
+        self._directory = Path(os.path.abspath(directory)) / f"containers-{self.cluster_id[:8]}"
+        self._remove = remove or self._directory
+        self.claims = ClaimFolders(claims or self._directory / "claims")
+        self._node = Node(
+            store=store,
+            images=images,
+            network=network,
+            directory=self._directory,
+            cluster_id=self.cluster_id,
+            name=node_name,
+            recorder=EventRecorder(store, "kubelet", node_name),
+            starting=asyncio.Semaphore(_STARTING_AT_ONCE),
+            back_off=back_off or BackOff(),
+            sleep=sleep,
+            configuration_changed=asyncio.Event(),
+            namespaces=MountNamespaces(self._directory / "namespace", namespaces),
+            memory=MemoryLimits(),
+            claims=self.claims,
+        )
+        labels = {
+            "kubernetes.io/hostname": node_name,
+            "kubernetes.io/os": "linux",
+            "kubernetes.io/arch": _architecture(),
+        }
+        self._labels = labels
+        self._scheduler = Scheduler(store, node_name, labels)
+        self._workers: dict[str, PodWorker] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._janitor: Janitor | None = None
+
+    async def start(self) -> None:
+        self._directory.mkdir(parents=True)
+        self._janitor = Janitor(self.cluster_id, self._remove)
+        await self._node.namespaces.start()
+        self._create_node()
+        self._tasks = [
+            asyncio.create_task(self._follow_pods(), name="kubelet"),
+            asyncio.create_task(self._follow_node(), name="kubelet-node"),
+            asyncio.create_task(
+                heartbeat.keep(self._store, self._node.name, self._node.reachable), name="kubelet-heartbeat"
+            ),
+            asyncio.create_task(self._follow_claims(), name="scheduler-claims"),
+            asyncio.create_task(self._follow_configuration(CONFIGMAPS), name="kubelet-configmaps"),
+            asyncio.create_task(self._follow_configuration(SECRETS), name="kubelet-secrets"),
+        ]
+
+    async def stop(self) -> None:
+        """Kill every container and remove its files. Nothing is written to the store."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
+        self._workers.clear()
+        await asyncio.to_thread(self._clean_up)
+
+    def _clean_up(self) -> None:
+        self._node.namespaces.close()
+        self._node.memory.close()
+        kill_marked(self.cluster_id)
+        shutil.rmtree(self._directory, ignore_errors=True)
+        if self._janitor is not None:
+            self._janitor.dismiss()
+
+    # Disruptions
+
+    def preempt(self, pod: Object) -> None:
+        """End the pod as the scheduler does for a more important one, which then does not come."""
+        self._scheduler.preempt(pod, str(uuid.uuid4()))
+
+    def lose(self) -> None:
+        """The node is cut off: what runs runs on, and nobody hears of it or can end it until it is back."""
+        if self._node.reachable.is_set():
+            self._node.reachable.clear()
+            self._node.recorder.muted = True
+            mark_lost(self._store, self._node.name)
+
+    def return_(self) -> None:
+        """The node is back: it ends what was deleted meanwhile, and reports the rest."""
+        if self._node.reachable.is_set():
+            return
+        self._node.reachable.set()
+        self._node.recorder.muted = False
+        mark_returned(self._store, self._node.name)
+        self._forget_lost()
+        for pod in self._store.list(PODS)[0]:
+            if pod["spec"].get("nodeName") == self._node.name:
+                self._pod_changed("MODIFIED", pod)
+                worker = self._workers.get(pod["metadata"]["uid"])
+                if worker is not None and not worker.ended:
+                    worker.publish()
+
+    @property
+    def mount_refusal(self) -> str:
+        """Why containers have no mount namespaces, and pods no volumes; empty if they have."""
+        return self._node.namespaces.refusal
+
+    def open_log(
+        self,
+        pod: Object,
+        container: str | None = None,
+        *,
+        follow: bool = False,
+        tail_lines: int | None = None,
+        since_seconds: int | None = None,
+        since_time: str | datetime | None = None,
+        timestamps: bool = False,
+        limit_bytes: int | None = None,
+        previous: bool = False,
+    ) -> AsyncIterator[bytes]:
+        """The container's output in pieces; with ``follow`` until it ends.
+
+        A pod that is not bound yet has an empty log.
+
+        :raises ApiError: 400: no such container, several and none named, not started yet, nothing previous
+        """
+        name = logs.choose_container(pod, container)
+        if not pod["spec"].get("nodeName"):
+            return logs.nothing()
+        if not self._node.reachable.is_set():
+            host = self._node.network.host_ip
+            raise ApiError(500, "InternalError", f'Get "https://{host}:10250/": dial tcp: no route to host')
+        worker = self._workers.get(pod["metadata"]["uid"])
+        found = worker.find(name) if worker is not None else None
+        log = logs.choose_log(pod, name, found, previous=previous)
+        if log is None:
+            return logs.nothing()
+        since = logs.since_stamp(since_seconds, since_time)
+        return logs.read(
+            log,
+            follow=follow,
+            tail_lines=tail_lines,
+            since=since,
+            timestamps=timestamps,
+            limit_bytes=limit_bytes,
+        )
+
+    # Pods
+
+    async def _follow_pods(self) -> None:
+        while True:
+            with self._store.watch(PODS) as watcher:
+                self._forget_lost()
+                try:
+                    async for type_, pod in watcher:
+                        self._pod_changed(type_, pod)
+                except ApiError as error:
+                    if error.code != 410:
+                        raise
+
+    async def _follow_node(self) -> None:
+        while True:
+            with self._store.watch(NODES) as watcher:
+                try:
+                    async for type_, node in watcher:
+                        if type_ != DELETED and node["metadata"]["name"] == self._node.name:
+                            self._scheduler.node_changed(node)
+                except ApiError as error:
+                    if error.code != 410:
+                        raise
+
+    async def _follow_claims(self) -> None:
+        while True:
+            with self._store.watch(PERSISTENTVOLUMECLAIMS) as watcher:
+                try:
+                    async for _ in watcher:
+                        self._scheduler.claims_changed()
+                except ApiError as error:
+                    if error.code != 410:
+                        raise
+
+    def _forget_lost(self) -> None:
+        if not self._node.reachable.is_set():
+            return
+        present = {pod["metadata"]["uid"] for pod in self._store.list(PODS)[0]}
+        for uid in set(self._workers) - present:
+            self._gone(uid)
+
+    def _pod_changed(self, type_: str, pod: Object) -> None:
+        uid = pod["metadata"]["uid"]
+        worker = self._workers.get(uid)
+        if not self._node.reachable.is_set():
+            self._changed_while_lost(type_, pod)
+        elif type_ == DELETED:
+            self._gone(uid)
+        elif worker is not None:
+            worker.update(pod)
+        elif not pod["spec"].get("nodeName"):
+            self._scheduler.offer(pod)
+        elif pod["spec"]["nodeName"] == self._node.name and not _is_terminal(pod) and self._exists(pod):
+            self._scheduler.account(pod)
+            worker = self._workers[uid] = PodWorker(self._node, pod, self._finished)
+            remember_restarts(worker.containers, pod)
+
+    def _changed_while_lost(self, type_: str, pod: Object) -> None:
+        """The scheduler goes on without the node; the node learns of the change when it is back."""
+        if type_ == DELETED:
+            self._scheduler.release(pod["metadata"]["uid"])
+        elif not pod["spec"].get("nodeName"):
+            self._scheduler.offer(pod)
+        elif not _is_terminal(pod):
+            self._scheduler.account(pod)
+
+    def _exists(self, pod: Object) -> bool:
+        """Whether this is not old news: a pod may have come to its end before its watch is read."""
+        metadata = pod["metadata"]
+        current = self._store.find(PODS, metadata["namespace"], metadata["name"])
+        return (
+            current is not None
+            and current["metadata"]["uid"] == metadata["uid"]
+            and not _is_terminal(current)
+        )
+
+    def _gone(self, uid: str) -> None:
+        self._scheduler.release(uid)
+        worker = self._workers.get(uid)
+        if worker is None:
+            return
+        worker.gone()
+        if worker.ended:
+            del self._workers[uid]
+            worker.clean()
+
+    def _finished(self, worker: PodWorker) -> None:
+        """The worker's pod ended. Its log stays readable until the object goes."""
+        self._scheduler.release(worker.uid)
+        if worker.is_gone():
+            self._workers.pop(worker.uid, None)
+            worker.clean()
+
+    async def _follow_configuration(self, resource: ResourceType) -> None:
+        while True:
+            with self._store.watch(resource, since_revision=self._store.revision) as watcher:
+                try:
+                    async for _type, _object in watcher:
+                        changed, self._node.configuration_changed = (
+                            self._node.configuration_changed,
+                            asyncio.Event(),
+                        )
+                        changed.set()
+                except ApiError as error:
+                    if error.code != 410:
+                        raise
+
+    # The node
+
+    def _create_node(self) -> None:
+        now = timestamp(datetime.now(UTC))
+        resources = host_resources()
+        amounts = {
+            "cpu": str(resources["cpu"]),
+            "memory": f"{int(resources['memory']) // 1024}Ki",
+            "pods": "1000",
+        }
+        condition = {
+            "type": "Ready",
+            "status": "True",
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+            "reason": "KubeletReady",
+            "message": "kubelet is posting ready status",
+        }
+        node = {
+            "metadata": {"name": self._node.name, "labels": self._labels},
+            "spec": {},
+            "status": {
+                "capacity": amounts,
+                "allocatable": amounts,
+                "conditions": [condition],
+                "addresses": [
+                    {"type": "InternalIP", "address": self._node.network.host_ip},
+                    {"type": "Hostname", "address": self._node.name},
+                ],
+                "nodeInfo": {
+                    "architecture": _architecture(),
+                    "bootID": str(uuid.uuid4()),
+                    "containerRuntimeVersion": "nighttrain://processes",
+                    "kernelVersion": platform.release(),
+                    "kubeProxyVersion": "",
+                    "kubeletVersion": KUBERNETES_VERSION,
+                    "machineID": self.cluster_id,
+                    "operatingSystem": "linux",
+                    "osImage": "nighttrain embedded cluster",
+                    "systemUUID": self.cluster_id,
+                },
+            },
+        }
+        if self._store.find(NODES, None, self._node.name) is None:
+            self._store.create(NODES, node)
+        else:
+            # A state file's: the same node after a restart.
+            status = node["status"]
+            self._store.mutate(NODES, None, self._node.name, lambda known: known.update(status=status))
+            # It may have been lost when its server was.
+            mark_returned(self._store, self._node.name)
+
+
+def _is_terminal(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _architecture() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())

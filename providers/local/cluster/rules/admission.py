@@ -1,0 +1,124 @@
+"""What every object passes before it is stored: defaults, addresses, rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from nighttrain.providers.local.cluster.kinds.crd_definitions import admit_definition
+from nighttrain.providers.local.cluster.rules.defaults import (
+    NODE_LOST_SECONDS,
+    apply_defaults,
+    label_job,
+    tolerate_lost_node,
+)
+from nighttrain.providers.local.cluster.rules.preemption import apply_priority
+from nighttrain.providers.local.cluster.rules.quota import check_quota
+from nighttrain.providers.local.cluster.rules.validation import validate
+from nighttrain.providers.local.cluster.store import errors
+from nighttrain.providers.local.cluster.store.resources import (
+    CUSTOMRESOURCEDEFINITIONS,
+    JOBS,
+    PODS,
+    SERVICEACCOUNTS,
+    SERVICES,
+)
+
+if TYPE_CHECKING:
+    from nighttrain.providers.local.cluster.store.resources import ResourceType
+    from nighttrain.providers.local.cluster.store.store import Object, Store
+
+
+class Addresses(Protocol):
+    """A pool of Service addresses, as the network has one."""
+
+    def take(self) -> str: ...
+
+    def claim(self, address: str) -> bool: ...
+
+    def owns(self, address: str) -> bool: ...
+
+    def give_back(self, address: str) -> None: ...
+
+
+class Admission:
+    """The ``admit`` and ``release`` of a :class:`Store`.
+
+    :param addresses: where Services get theirs; without, they have none
+    :param toleration_seconds: how long a pod that does not say stays on a lost node
+    """
+
+    def __init__(
+        self, addresses: Addresses | None = None, *, toleration_seconds: int = NODE_LOST_SECONDS
+    ) -> None:
+        self._toleration_seconds = toleration_seconds
+        self.store: Store | None = None
+        self._addresses = addresses
+
+    def admit(self, resource: ResourceType, new: Object, old: Object | None) -> None:
+        """:raises ApiError: 403, 422"""
+        if resource is PODS and old is None and self.store is not None:
+            apply_priority(self.store, new)
+            tolerate_lost_node(new["spec"], self._toleration_seconds)
+        if resource == CUSTOMRESOURCEDEFINITIONS:
+            admit_definition(new, old)
+        if resource.custom is None:
+            apply_defaults(resource, new, old)
+        if resource is PODS and old is None:
+            _check_runtime_class(new)
+        validate(resource, new, old)
+        if resource is JOBS and old is None:
+            label_job(new)
+        elif resource is PODS and old is None:
+            self._check_service_account(new)
+        if old is None and self.store is not None:
+            check_quota(self.store, resource, new)
+        if resource is SERVICES:
+            self._give_address(new, old)
+
+    def release(self, resource: ResourceType, obj: Object) -> None:
+        """The object is gone."""
+        address = obj.get("spec", {}).get("clusterIP") if resource is SERVICES else None
+        if self._addresses is not None and address and address != "None":
+            self._addresses.give_back(address)
+
+    def _check_service_account(self, pod: Object) -> None:
+        """The default account is there by definition; another one must exist."""
+        name, space = pod["spec"]["serviceAccountName"], pod["metadata"]["namespace"]
+        if name == "default" or self.store is None or self.store.find(SERVICEACCOUNTS, space, name):
+            return
+        why = f'error looking up service account {space}/{name}: serviceaccount "{name}" not found'
+        raise errors.forbidden(PODS, pod["metadata"]["name"], why)
+
+    def _give_address(self, service: Object, old: Object | None) -> None:
+        spec = service["spec"]
+        had = (old or {}).get("spec", {}).get("clusterIP")
+        asked = spec.get("clusterIP")
+        if self._addresses is None or spec["type"] == "ExternalName" or asked == "None":
+            return
+        if asked and asked == had:
+            return
+        if asked:
+            why = _cannot_have(asked, self._addresses)
+            if why:
+                cause = errors.invalid_value(
+                    "spec.clusterIPs", [asked], f"failed to allocate IP {asked}: {why}"
+                )
+                raise errors.invalid(SERVICES, service["metadata"]["name"], [cause])
+        else:
+            spec["clusterIP"] = self._addresses.take()
+        spec["clusterIPs"] = [spec["clusterIP"]]
+
+
+def _check_runtime_class(pod: Object) -> None:
+    """There are no RuntimeClasses here, so none is found."""
+    name = pod["spec"].get("runtimeClassName")
+    if name:
+        why = f'pod rejected: RuntimeClass "{name}" not found'
+        raise errors.forbidden(PODS, pod["metadata"].get("name", ""), why)
+
+
+def _cannot_have(asked: str, addresses: Addresses) -> str:
+    """Why the address cannot be had; empty once it is taken."""
+    if not addresses.owns(asked):
+        return "the provided IP is not in the valid range of the cluster's Services"
+    return "" if addresses.claim(asked) else "provided IP is already allocated"

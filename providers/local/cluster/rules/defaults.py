@@ -1,0 +1,305 @@
+"""What an object gets when its author says nothing, as the API server and its admission give it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.local.cluster.rules.claims import default_claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nighttrain.providers.local.cluster.store.resources import ResourceType
+
+Object = dict[str, Any]
+
+# A node that stops answering keeps its pods for five minutes before they are evicted.
+NODE_LOST_SECONDS = 300
+_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
+_FILE_MODE = 0o644
+
+# As the API server marks a new pod that the scheduler must not look at yet.
+_GATED = {
+    "type": "PodScheduled",
+    "status": "False",
+    "lastProbeTime": None,
+    "reason": "SchedulingGated",
+    "message": "Scheduling is blocked due to non-empty scheduling gates",
+}
+
+
+def apply_defaults(resource: ResourceType, new: Object, old: Object | None) -> None:
+    """Complete ``new`` in place; ``old`` is None on creation."""
+    function = _BY_KIND.get(resource.kind)
+    if function is not None:
+        function(new, old)
+
+
+def pod_spec(spec: Object) -> None:
+    """Defaults that pods and pod templates share."""
+    for key in ("initContainers", "containers"):
+        for container in spec.get(key) or ():
+            _container(container)
+    for volume in spec.get("volumes") or ():
+        _volume(volume)
+    _fill(spec, "restartPolicy", "Always")
+    spec.setdefault("terminationGracePeriodSeconds", 30)
+    _fill(spec, "dnsPolicy", "ClusterFirst")
+    if spec.get("serviceAccountName"):
+        spec.setdefault("serviceAccount", spec["serviceAccountName"])
+    elif spec.get("serviceAccount"):
+        spec["serviceAccountName"] = spec["serviceAccount"]
+    spec.setdefault("securityContext", {})
+    _fill(spec, "schedulerName", "default-scheduler")
+
+
+def _fill(obj: Object, key: str, text: str) -> None:
+    """A field that is empty is as one that is not there."""
+    if not obj.get(key):
+        obj[key] = text
+
+
+def _container(container: Object) -> None:
+    for port in container.get("ports") or ():
+        _fill(port, "protocol", "TCP")
+    for variable in container.get("env") or ():
+        reference = (variable.get("valueFrom") or {}).get("fieldRef")
+        if reference is not None:
+            _fill(reference, "apiVersion", "v1")
+    resources = container.setdefault("resources", {})
+    for name, quantity in (resources.get("limits") or {}).items():
+        resources.setdefault("requests", {}).setdefault(name, quantity)
+    for name in _PROBES:
+        if container.get(name):
+            _probe(container[name])
+    for hook in (container.get("lifecycle") or {}).values():
+        if isinstance(hook, dict) and hook.get("httpGet"):
+            _http_get(hook["httpGet"])
+    _fill(container, "terminationMessagePath", "/dev/termination-log")
+    _fill(container, "terminationMessagePolicy", "File")
+    _fill(container, "imagePullPolicy", _pull_policy(container.get("image", "")))
+
+
+def _pull_policy(image: str) -> str:
+    """``latest``, said or unsaid, is looked up each time."""
+    if "@" in image:
+        return "IfNotPresent"
+    match = re.search(r":([^:/]+)$", image)
+    return "Always" if match is None or match.group(1) == "latest" else "IfNotPresent"
+
+
+def _probe(probe: Object) -> None:
+    if probe.get("httpGet"):
+        _http_get(probe["httpGet"])
+    if probe.get("grpc"):
+        probe["grpc"].setdefault("service", "")
+    for name, value in (
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ):
+        if not probe.get(name):
+            probe[name] = value
+
+
+def _http_get(action: Object) -> None:
+    _fill(action, "path", "/")
+    _fill(action, "scheme", "HTTP")
+
+
+def _volume(volume: Object) -> None:
+    if set(volume) <= {"name"}:
+        volume["emptyDir"] = {}
+    for source in ("secret", "configMap", "projected", "downwardAPI"):
+        if volume.get(source) is not None:
+            volume[source].setdefault("defaultMode", _FILE_MODE)
+    if volume.get("hostPath") is not None:
+        volume["hostPath"].setdefault("type", "")
+
+
+def tolerate_lost_node(spec: Object, seconds: int) -> None:
+    """A pod that does not say how long stays on a lost node for so many seconds."""
+    tolerations = spec.setdefault("tolerations", [])
+    known = {each.get("key") for each in tolerations}
+    for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
+        if key not in known and None not in known:
+            base = {"key": key, "operator": "Exists", "effect": "NoExecute"}
+            tolerations.append({**base, "tolerationSeconds": seconds})
+
+
+def _pod(pod: Object, old: Object | None) -> None:
+    spec = pod.setdefault("spec", {})
+    pod_spec(spec)
+    if spec.get("hostNetwork"):
+        _host_ports(spec)
+    if old is None:
+        spec.setdefault("serviceAccountName", "default")
+        spec.setdefault("serviceAccount", spec["serviceAccountName"])
+        tolerate_lost_node(spec, NODE_LOST_SECONDS)
+        spec.setdefault("priority", 0)
+        spec.setdefault("enableServiceLinks", True)
+        spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
+        status = pod.setdefault("status", {})
+        status.setdefault("phase", "Pending")
+        status.setdefault("qosClass", quality_of_service(spec))
+        if spec.get("schedulingGates"):
+            gated = {**_GATED, "lastTransitionTime": pod["metadata"].get("creationTimestamp")}
+            status.setdefault("conditions", [gated])
+
+
+def _host_ports(spec: Object) -> None:
+    """In the network of the host a container's ports are the host's."""
+    for key in ("initContainers", "containers"):
+        for container in spec.get(key) or ():
+            for port in container.get("ports") or ():
+                if not port.get("hostPort") and "containerPort" in port:
+                    port["hostPort"] = port["containerPort"]
+
+
+def quality_of_service(spec: Object) -> str:
+    """Guaranteed, Burstable or BestEffort, from the containers' requests and limits."""
+    resources = [
+        each.get("resources") or {}
+        for key in ("initContainers", "containers")
+        for each in spec.get(key) or ()
+    ]
+    if not any(each.get("requests") or each.get("limits") for each in resources):
+        return "BestEffort"
+    guaranteed = all(
+        {"cpu", "memory"} <= set(each.get("limits") or {})
+        and all((each.get("requests") or {}).get(name) == each["limits"][name] for name in ("cpu", "memory"))
+        for each in resources
+    )
+    return "Guaranteed" if guaranteed else "Burstable"
+
+
+def _job(job: Object, old: Object | None) -> None:
+    spec = job.setdefault("spec", {})
+    if "completions" not in spec and "parallelism" not in spec:
+        spec["completions"] = 1
+    spec.setdefault("parallelism", 1)
+    # Indexed Jobs with a limit for each index have none for the whole: the largest number there is.
+    spec.setdefault("backoffLimit", 6 if spec.get("backoffLimitPerIndex") is None else 2**31 - 1)
+    template = spec.setdefault("template", {})
+    pod_spec(template.setdefault("spec", {}))
+    spec.setdefault("completionMode", "NonIndexed")
+    spec.setdefault("suspend", False)
+    spec.setdefault(
+        "podReplacementPolicy", "Failed" if spec.get("podFailurePolicy") else "TerminatingOrFailed"
+    )
+    if old is None:
+        _job_selector(job)
+        job.setdefault("status", {})
+
+
+def _job_selector(job: Object) -> None:
+    spec, metadata = job["spec"], job["metadata"]
+    labels = spec["template"].setdefault("metadata", {}).setdefault("labels", {})
+    if not spec.setdefault("manualSelector", False):
+        uid, name = metadata["uid"], metadata.get("name", "")
+        labels.update(
+            {
+                "batch.kubernetes.io/controller-uid": uid,
+                "batch.kubernetes.io/job-name": name,
+                "controller-uid": uid,
+                "job-name": name,
+            }
+        )
+        selector = spec.setdefault("selector", {}).setdefault("matchLabels", {})
+        selector["batch.kubernetes.io/controller-uid"] = uid
+
+
+def label_job(job: Object) -> None:
+    """A Job without labels shows its template's; the rules for labels are not applied to them twice."""
+    if not job["metadata"].get("labels"):
+        job["metadata"]["labels"] = dict(job["spec"]["template"]["metadata"]["labels"])
+
+
+def _deployment(deployment: Object, old: Object | None) -> None:
+    spec = deployment.setdefault("spec", {})
+    spec.setdefault("replicas", 1)
+    strategy = spec.setdefault("strategy", {})
+    _fill(strategy, "type", "RollingUpdate")
+    if strategy["type"] == "RollingUpdate":
+        rolling = strategy.setdefault("rollingUpdate", {})
+        rolling.setdefault("maxUnavailable", "25%")
+        rolling.setdefault("maxSurge", "25%")
+    spec.setdefault("revisionHistoryLimit", 10)
+    spec.setdefault("progressDeadlineSeconds", 600)
+    pod_spec(spec.setdefault("template", {}).setdefault("spec", {}))
+    if old is None:
+        deployment.setdefault("status", {})
+
+
+def _replicaset(replicaset: Object, old: Object | None) -> None:
+    spec = replicaset.setdefault("spec", {})
+    spec.setdefault("replicas", 1)
+    pod_spec(spec.setdefault("template", {}).setdefault("spec", {}))
+    if old is None:
+        replicaset.setdefault("status", {"replicas": 0})
+
+
+def _service(service: Object, old: Object | None) -> None:
+    spec = service.setdefault("spec", {})
+    _fill(spec, "type", "ClusterIP")
+    _fill(spec, "sessionAffinity", "None")
+    for port in spec.get("ports") or ():
+        _fill(port, "protocol", "TCP")
+        if not port.get("targetPort"):
+            port["targetPort"] = port.get("port")
+    if spec["type"] != "ExternalName":
+        spec.setdefault("ipFamilies", ["IPv4"])
+        spec.setdefault("ipFamilyPolicy", "SingleStack")
+        spec.setdefault("internalTrafficPolicy", "Cluster")
+    if old is not None:
+        # A replacement that leaves the addresses out keeps them.
+        for field in ("clusterIP", "clusterIPs"):
+            if field in old.get("spec", {}):
+                spec.setdefault(field, old["spec"][field])
+    if spec.get("clusterIP"):
+        spec.setdefault("clusterIPs", [spec["clusterIP"]])
+    service.setdefault("status", {"loadBalancer": {}})
+
+
+def _secret(secret: Object, old: Object | None) -> None:
+    _fill(secret, "type", old["type"] if old else "Opaque")
+    plain = secret.pop("stringData", None) or {}
+    for key, text in plain.items():
+        secret.setdefault("data", {})[key] = base64.b64encode(text.encode()).decode()
+
+
+def _namespace(namespace: Object, old: Object | None) -> None:
+    metadata = namespace["metadata"]
+    metadata.setdefault("labels", {})["kubernetes.io/metadata.name"] = metadata.get("name", "")
+    if old is None:
+        namespace.setdefault("spec", {}).setdefault("finalizers", ["kubernetes"])
+        namespace.setdefault("status", {}).setdefault("phase", "Active")
+
+
+def _endpointslice(piece: Object, _old: Object | None) -> None:
+    for port in piece.get("ports") or ():
+        port.setdefault("name", "")
+        _fill(port, "protocol", "TCP")
+
+
+def _node(node: Object, old: Object | None) -> None:
+    node.setdefault("spec", {})
+    if old is None:
+        node.setdefault("status", {})
+
+
+_BY_KIND: dict[str, Callable[[Object, Object | None], None]] = {
+    "Pod": _pod,
+    "Job": _job,
+    "Deployment": _deployment,
+    "ReplicaSet": _replicaset,
+    "Service": _service,
+    "Secret": _secret,
+    "Namespace": _namespace,
+    "EndpointSlice": _endpointslice,
+    "Node": _node,
+    "PersistentVolumeClaim": default_claim,
+}

@@ -1,0 +1,1 @@
+"""Objects, their kinds, and the store that keeps and watches them."""

@@ -1,0 +1,600 @@
+"""Objects, their versions, and the history that watches read.
+
+Everything here belongs to one event-loop thread and is synchronous: a mutation never gives way half-way, so
+controllers, kubelet and API see one order of events.
+
+**Objects handed out are shared, and nobody may change them.** A write stores a new object; the old one stays
+as it was. A thousand watchers therefore share one object and one encoding of it, and reading copies nothing.
+To change an object use :meth:`Store.mutate`, or :func:`copy_object` followed by :meth:`Store.update`.
+"""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections import deque
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from nighttrain.providers.local.cluster.store import errors
+from nighttrain.providers.local.cluster.store.objects import (
+    Key,
+    Object,
+    at_revision,
+    copy_object,
+    encode,
+    generated_name,
+    keep_identity,
+    ordered_metadata,
+    timestamp,
+    utc_now,
+)
+from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, NAMESPACES, PODS, ResourceType
+from nighttrain.providers.local.cluster.store.watching import (
+    ADDED,
+    DELETED,
+    MODIFIED,
+    Change,
+    Record,
+    Watcher,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from datetime import datetime
+
+    from nighttrain.providers.local.cluster.store.selection import FieldSelector, LabelSelector
+
+# What the kubelet, the controllers and the API need to speak with a store.
+__all__ = [
+    "ADDED",
+    "DELETED",
+    "FOREGROUND_FINALIZER",
+    "GRACE_PERIOD_SECONDS",
+    "MODIFIED",
+    "ORPHAN_FINALIZER",
+    "Admission",
+    "Change",
+    "Key",
+    "Object",
+    "Record",
+    "Store",
+    "Watcher",
+    "copy_object",
+    "encode",
+    "timestamp",
+    "utc_now",
+]
+
+FOREGROUND_FINALIZER = "foregroundDeletion"
+ORPHAN_FINALIZER = "orphan"
+
+HISTORY_LENGTH = 8192
+"""Changes kept for each kind: a burst of a thousand pods makes about seven each, and a watch interrupted in
+it should resume without listing again."""
+
+GRACE_PERIOD_SECONDS = 30
+"""What the Kubernetes API gives a pod that does not say otherwise."""
+
+# Store has a method "list", which hides the builtin inside the class.
+Objects: TypeAlias = list[Object]
+Records: TypeAlias = list[Record]
+Changes: TypeAlias = list[Change]
+Strings: TypeAlias = list[str]
+
+
+Admission: TypeAlias = "Callable[[ResourceType, Object, Object | None], None]"
+"""Completes or refuses an object before it is stored: ``(resource, new, old)``; it may change ``new``."""
+
+
+class Store:
+    """Objects in memory, by kind, namespace and name.
+
+    :param admit: called with every object about to be stored (defaults, validation); ``old`` is None on
+        creation
+    :param release: called with every object that is gone: gives back what admission took for it
+    :param clock: the time, for creation and deletion timestamps
+    """
+
+    def __init__(
+        self,
+        *,
+        admit: Admission | None = None,
+        release: Callable[[ResourceType, Object], None] | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.revision = 1
+        self.clock = clock
+        self._admit = admit
+        self._release = release
+        self._objects: dict[ResourceType, dict[str, dict[str, Record]]] = {}
+        self._history: dict[ResourceType, deque[Change]] = {}
+        self._compacted: dict[ResourceType, int] = {}
+        self._watchers: dict[ResourceType, list[Watcher]] = {}
+        # Where the history of every kind begins: later than 0 in a store that was filled from a file.
+        self._floor = 0
+        self.journal: Callable[[ResourceType, Change], None] | None = None
+
+    def restore(self, objects: Iterable[tuple[ResourceType, str, Record]], revision: int) -> None:
+        """Fill an empty store with what was stored before: kind, namespace, record. Nobody is told, and what
+        happened before ``revision`` is history that nobody remembers."""
+        for resource, space, record in objects:
+            name = record.object["metadata"]["name"]
+            self._objects.setdefault(resource, {}).setdefault(space, {})[name] = record
+        self.revision = self._floor = revision
+
+    # Reading
+
+    def find(self, resource: ResourceType, namespace: str | None, name: str) -> Object | None:
+        """The object, or None. Shared: do not change it."""
+        record = self.record(resource, namespace, name)
+        return record.object if record else None
+
+    def get(self, resource: ResourceType, namespace: str | None, name: str) -> Object:
+        """The object. Shared: do not change it.
+
+        :raises ApiError: 404
+        """
+        obj = self.find(resource, namespace, name)
+        if obj is None:
+            raise errors.not_found(resource, name)
+        return obj
+
+    def record(self, resource: ResourceType, namespace: str | None, name: str) -> Record | None:
+        return self._objects.get(resource, {}).get(_space(resource, namespace), {}).get(name)
+
+    def list(
+        self,
+        resource: ResourceType,
+        namespace: str | None = None,
+        *,
+        labels: LabelSelector | None = None,
+        fields: FieldSelector | None = None,
+    ) -> tuple[Objects, int]:
+        """Matching objects ordered by namespace and name, and the revision they are a picture of."""
+        found = self.records(resource, namespace, labels=labels, fields=fields)
+        return [record.object for record in found], self.revision
+
+    def records(
+        self,
+        resource: ResourceType,
+        namespace: str | None = None,
+        *,
+        labels: LabelSelector | None = None,
+        fields: FieldSelector | None = None,
+    ) -> Records:
+        """As :meth:`list`, with the shared encodings."""
+        spaces = self._objects.get(resource, {})
+        chosen = sorted(spaces) if not namespace else [namespace]
+        name = fields.name if fields else None
+        found = []
+        for space in chosen:
+            records = spaces.get(space, {})
+            names = sorted(records) if name is None else ([name] if name in records else [])
+            found += [records[each] for each in names]
+        selectors = [selector for selector in (labels, fields) if selector is not None]
+        if not selectors:
+            return found
+        return [record for record in found if all(each.matches(record.object) for each in selectors)]
+
+    def records_at(self, resource: ResourceType, namespace: str | None, revision: int) -> Records:
+        """What :meth:`records` would have said at an earlier revision: the later pages of a list.
+
+        :raises ApiError: 410 when the history does not reach back that far
+        """
+        known = {_key(record): record for record in self.records(resource, namespace)}
+        for change in reversed(self.changes_since(resource, revision)):
+            if namespace and change.namespace != namespace:
+                continue
+            if change.before is None:
+                known.pop(_key(change.after), None)
+            else:
+                known[_key(change.before)] = change.before
+        return [known[key] for key in sorted(known)]
+
+    def count(self, resource: ResourceType, namespace: str | None = None) -> int:
+        spaces = self._objects.get(resource, {})
+        return len(spaces.get(namespace, {})) if namespace else sum(map(len, spaces.values()))
+
+    # Writing
+
+    def create(self, resource: ResourceType, obj: Object, *, dry_run: bool = False) -> Object:
+        """Store a new object, with uid, resourceVersion, creationTimestamp, generation and a generated name.
+
+        :raises ApiError: 409 AlreadyExists, 404 when the namespace does not exist, 403 while it is deleted
+        """
+        new = self._normal(resource, copy_object(obj))
+        metadata = new["metadata"]
+        self._check_namespace(resource, metadata)
+        space = metadata.get("namespace", "")
+        self._name(resource, space, metadata)
+        metadata["uid"] = str(uuid.uuid4())
+        metadata.pop("resourceVersion", None)
+        metadata.pop("deletionTimestamp", None)
+        metadata.pop("deletionGracePeriodSeconds", None)
+        if resource.has_generation:
+            metadata["generation"] = 1
+        metadata["creationTimestamp"] = timestamp(self.clock())
+        if self.record(resource, space, metadata.get("name", "")):
+            raise errors.already_exists(resource, metadata["name"])
+        if self._admit is not None:
+            self._admit(resource, new, None)
+        if dry_run:
+            if self._release is not None:
+                self._release(resource, new)
+            new["metadata"] = ordered_metadata(metadata)
+            return new
+        return self._commit(resource, ADDED, None, new)
+
+    def update(
+        self, resource: ResourceType, obj: Object, *, status: bool = False, dry_run: bool = False
+    ) -> Object:
+        """Replace an object, or only its ``.status``. A write that changes nothing is not an event.
+
+        :raises ApiError: 404; 409 when ``metadata.resourceVersion`` or ``uid`` is set and not the current one
+        """
+        new = self._normal(resource, copy_object(obj))
+        metadata = new["metadata"]
+        space, name = _space(resource, metadata.get("namespace")), metadata.get("name", "")
+        old = self.record(resource, space, name)
+        if old is None:
+            raise errors.not_found(resource, name)
+        self._check_current(resource, old.object, metadata)
+        if status:
+            merged = {**old.object, "status": new.get("status", {})}
+        else:
+            merged = new
+            if resource.has_status:
+                merged.pop("status", None)
+                if "status" in old.object:
+                    merged["status"] = old.object["status"]
+            if resource is NAMESPACES:
+                # What empties a namespace is not taken off by whoever writes the rest of it.
+                merged["spec"] = old.object.get("spec", {})
+        # Somebody's change of a Deployment's annotations is a new generation; its controller's is not.
+        told = resource is DEPLOYMENTS and not status
+        told = told and (metadata.get("annotations") or {}) != (
+            old.object["metadata"].get("annotations") or {}
+        )
+        return self._replace(resource, old, merged, dry_run=dry_run, new_generation=told)
+
+    def mutate(
+        self, resource: ResourceType, namespace: str | None, name: str, fn: Callable[[Object], None]
+    ) -> Object | None:
+        """Read, change, write: for controllers and the kubelet. ``fn`` changes a private copy in place; any
+        part of it may change, ``.status`` too. None if the object is gone (also when it goes by this very
+        change: the last finalizer of a deleted object)."""
+        old = self.record(resource, namespace, name)
+        if old is None:
+            return None
+        new = copy_object(old.object)
+        fn(new)
+        stored = self._replace(resource, old, new)
+        return stored if self.record(resource, namespace, name) else None
+
+    def mark_deleted(
+        self, resource: ResourceType, namespace: str | None, name: str, fn: Callable[[Object], None]
+    ) -> Object:
+        """As :meth:`mutate`, for kinds with a deletion of their own: ``fn`` may set the deletion timestamp.
+
+        :raises ApiError: 404
+        """
+        old = self.record(resource, namespace, name)
+        if old is None:
+            raise errors.not_found(resource, name)
+        new = copy_object(old.object)
+        fn(new)
+        return old.object if new == old.object else self._commit(resource, MODIFIED, old, new)
+
+    def delete(
+        self,
+        resource: ResourceType,
+        namespace: str | None,
+        name: str,
+        *,
+        grace_period_seconds: int | None = None,
+        propagation: str = "Background",
+        preconditions_uid: str | None = None,
+        preconditions_rv: str | None = None,
+        dry_run: bool = False,
+    ) -> Object:
+        """Delete, or begin to: a pod waits for its kubelet, an object with finalizers for their owners.
+
+        :param propagation: ``Background``, ``Foreground`` or ``Orphan``; the garbage collector does the rest
+        :return: the object as it was last stored; it is gone unless :meth:`find` still finds it
+        :raises ApiError: 404; 409 when a precondition does not hold
+        """
+        record = self.record(resource, namespace, name)
+        if record is None:
+            raise errors.not_found(resource, name)
+        old = record.object
+        metadata = old["metadata"]
+        if preconditions_uid and preconditions_uid != metadata["uid"]:
+            raise errors.precondition_failed(resource, name, "UID", preconditions_uid, metadata["uid"])
+        if preconditions_rv and preconditions_rv != metadata["resourceVersion"]:
+            raise errors.precondition_failed(
+                resource, name, "ResourceVersion", preconditions_rv, metadata["resourceVersion"]
+            )
+        if dry_run:
+            return old
+        grace = _grace(resource, old, grace_period_seconds)
+        finalizers = _finalizers(metadata, propagation, resource)
+        if not finalizers and grace == 0 and not _must_linger(resource, old):
+            if resource.graceful and "deletionTimestamp" not in metadata:
+                # A pod is seen to be on its way out, also when it goes at once.
+                record = self._mark(resource, record, 0, [])
+            return self._drop(resource, record)
+        marked = self._mark(resource, record, grace, finalizers)
+        return marked.object
+
+    def remove(
+        self, resource: ResourceType, namespace: str | None, name: str, uid: str | None = None
+    ) -> None:
+        """The kubelet's last word on a pod: nothing of it runs any more. It goes now, or, while it has
+        finalizers, as soon as they are gone. Another object of the same name (``uid``) stays."""
+        record = self.record(resource, namespace, name)
+        if record is None or (uid is not None and record.object["metadata"]["uid"] != uid):
+            return
+        metadata = record.object["metadata"]
+        if metadata.get("deletionGracePeriodSeconds") != 0 or "deletionTimestamp" not in metadata:
+            record = self._mark(resource, record, 0, metadata.get("finalizers") or [])
+        if not record.object["metadata"].get("finalizers"):
+            self._drop(resource, record)
+
+    # Watching
+
+    def watch(
+        self,
+        resource: ResourceType,
+        namespace: str | None = None,
+        since_revision: int | None = None,
+        *,
+        labels: LabelSelector | None = None,
+        fields: FieldSelector | None = None,
+    ) -> Watcher:
+        """Subscribe, from this moment on; close the watcher when done.
+
+        :param since_revision: the last revision already known; None or 0 shows what exists as ADDED first
+        :raises ApiError: 410 when the history does not reach back that far
+        """
+        unsubscribe = functools.partial(self._unsubscribe, resource)
+        watcher = Watcher(unsubscribe, namespace, labels, fields)
+        if not since_revision:
+            for record in self.records(resource, namespace):
+                watcher.show(record)
+        else:
+            for change in self.changes_since(resource, since_revision):
+                watcher.offer(change)
+        self._watchers.setdefault(resource, []).append(watcher)
+        return watcher
+
+    def changes_since(self, resource: ResourceType, revision: int) -> Changes:
+        compacted = self._compacted.get(resource, self._floor)
+        if revision < compacted:
+            raise errors.expired(revision, compacted)
+        found: Changes = []
+        for change in reversed(self._history.get(resource, ())):
+            if change.revision <= revision:
+                break
+            found.append(change)
+        found.reverse()
+        return found
+
+    def compact(self) -> None:
+        """Forget the history, as a cluster does after some minutes: older watches get 410."""
+        self._history.clear()
+        self._compacted.clear()
+        self._floor = self.revision
+
+    def close_watchers(self) -> None:
+        """End every watch: the server stops."""
+        for watchers in self._watchers.values():
+            for watcher in list(watchers):
+                watcher.close()
+
+    def _unsubscribe(self, resource: ResourceType, watcher: Watcher) -> None:
+        watchers = self._watchers.get(resource, [])
+        if watcher in watchers:
+            watchers.remove(watcher)
+
+    # Inside
+
+    def _normal(self, resource: ResourceType, obj: Object) -> Object:
+        """kind, apiVersion and metadata come first, and name and namespace fit the kind."""
+        metadata = obj.get("metadata") or {}
+        if not resource.namespaced:
+            metadata.pop("namespace", None)
+        rest = {key: value for key, value in obj.items() if key not in ("kind", "apiVersion", "metadata")}
+        return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata, **rest}
+
+    def _check_namespace(self, resource: ResourceType, metadata: Object) -> None:
+        if not resource.namespaced:
+            return
+        name = metadata.setdefault("namespace", "default")
+        space = self.find(NAMESPACES, None, name)
+        if space is None:
+            raise errors.not_found(NAMESPACES, name)
+        if "deletionTimestamp" in space["metadata"]:
+            why = f"unable to create new content in namespace {name} because it is being terminated"
+            refusal = errors.forbidden(resource, metadata.get("name", ""), why)
+            cause = {"reason": "NamespaceTerminating", "message": f"namespace {name} is being terminated"}
+            details = refusal.details or {}
+            details["causes"] = [{**cause, "field": "metadata.namespace"}]
+            raise refusal
+
+    def _name(self, resource: ResourceType, space: str, metadata: Object) -> None:
+        base = metadata.get("generateName")
+        if metadata.get("name") or not base:
+            return
+        metadata["name"] = generated_name(base)
+        while self.record(resource, space, metadata["name"]):
+            metadata["name"] = generated_name(base)
+
+    def _check_current(self, resource: ResourceType, old: Object, metadata: Object) -> None:
+        known = old["metadata"]
+        if metadata.get("uid") and metadata["uid"] != known["uid"]:
+            why = (
+                f"Precondition failed: UID in precondition: {metadata['uid']}, "
+                f"UID in object meta: {known['uid']}"
+            )
+            raise errors.conflict(resource, known["name"], why)
+        if metadata.get("resourceVersion") and metadata["resourceVersion"] != known["resourceVersion"]:
+            raise errors.conflict(resource, known["name"])
+
+    def _replace(
+        self,
+        resource: ResourceType,
+        record: Record,
+        new: Object,
+        *,
+        dry_run: bool = False,
+        new_generation: bool = False,
+    ) -> Object:
+        old = record.object
+        keep_identity(old["metadata"], new["metadata"])
+        if self._admit is not None and not _same_but(old, new, "status"):
+            self._admit(resource, new, old)
+        if resource.has_generation and (new_generation or _changed(resource, old, new)):
+            new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
+        if new == old:
+            return old
+        if dry_run:
+            return new
+        if _is_finished(resource, new):
+            # The DELETED event shows the object as it was, with the finalizer that has just gone.
+            return self._drop(resource, record)
+        return self._commit(resource, MODIFIED, record, new)
+
+    def _mark(self, resource: ResourceType, record: Record, grace: int, finalizers: Strings) -> Record:
+        """Set or shorten the deletion timestamp."""
+        old = record.object
+        metadata = dict(old["metadata"])
+        known = metadata.get("deletionGracePeriodSeconds")
+        if "deletionTimestamp" not in metadata:
+            if "generation" in metadata:
+                metadata["generation"] += 1
+        elif known is not None and grace >= known:
+            grace = known
+        if known != grace or "deletionTimestamp" not in metadata:
+            metadata["deletionTimestamp"] = timestamp(self.clock() + timedelta(seconds=grace))
+        metadata["deletionGracePeriodSeconds"] = grace
+        if finalizers:
+            metadata["finalizers"] = finalizers
+        new = {**old, "metadata": metadata}
+        if resource is NAMESPACES:
+            new["status"] = {**old.get("status", {}), "phase": "Terminating"}
+        if new == old:
+            return record
+        self._commit(resource, MODIFIED, record, new)
+        return cast("Record", self.record(resource, metadata.get("namespace"), metadata["name"]))
+
+    def _commit(self, resource: ResourceType, type_: str, before: Record | None, new: Object) -> Object:
+        self.revision += 1
+        new["metadata"] = ordered_metadata({**new["metadata"], "resourceVersion": str(self.revision)})
+        record = Record(new, self.revision)
+        metadata = new["metadata"]
+        space = metadata.get("namespace", "")
+        self._objects.setdefault(resource, {}).setdefault(space, {})[metadata["name"]] = record
+        self._publish(resource, Change(self.revision, type_, space, before, record))
+        return new
+
+    def _drop(self, resource: ResourceType, record: Record) -> Object:
+        metadata = record.object["metadata"]
+        space = metadata.get("namespace", "")
+        self.revision += 1
+        records = self._objects[resource][space]
+        del records[metadata["name"]]
+        if not records:
+            del self._objects[resource][space]
+        if self._release is not None:
+            self._release(resource, record.object)
+        last = Record(at_revision(record.object, self.revision), self.revision)
+        self._publish(resource, Change(self.revision, DELETED, space, record, last))
+        return last.object
+
+    def _publish(self, resource: ResourceType, change: Change) -> None:
+        # Before the watchers: whoever they wake finds it written.
+        if self.journal is not None:
+            self.journal(resource, change)
+        history = self._history.get(resource)
+        if history is None:
+            history = self._history[resource] = deque(maxlen=HISTORY_LENGTH)
+        if len(history) == HISTORY_LENGTH:
+            self._compacted[resource] = history[0].revision
+        history.append(change)
+        for watcher in list(self._watchers.get(resource, ())):
+            watcher.offer(change)
+
+    def resources(self) -> Iterator[ResourceType]:
+        """Kinds that have objects now."""
+        return iter([resource for resource, spaces in self._objects.items() if any(spaces.values())])
+
+
+def _key(record: Record) -> Key:
+    metadata = record.object["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
+
+
+def _space(resource: ResourceType, namespace: str | None) -> str:
+    return (namespace or "default") if resource.namespaced else ""
+
+
+def _grace(resource: ResourceType, obj: Object, asked: int | None) -> int:
+    """Seconds until the object may go. Only pods wait, and only those that a kubelet looks after."""
+    if not resource.graceful:
+        return 0
+    spec, phase = obj.get("spec", {}), obj.get("status", {}).get("phase")
+    if not spec.get("nodeName") or phase in ("Succeeded", "Failed"):
+        return 0
+    if asked is None:
+        asked = spec.get("terminationGracePeriodSeconds", GRACE_PERIOD_SECONDS)
+    # A real cluster takes a negative number for one second.
+    return int(asked) if asked >= 0 else 1
+
+
+def _must_linger(resource: ResourceType, obj: Object) -> bool:
+    """A namespace stays until it is empty."""
+    return resource is NAMESPACES and bool(obj.get("spec", {}).get("finalizers"))
+
+
+def _finalizers(metadata: Object, propagation: str, resource: ResourceType) -> list[str]:
+    found = [
+        each
+        for each in metadata.get("finalizers") or []
+        if each not in (FOREGROUND_FINALIZER, ORPHAN_FINALIZER)
+    ]
+    if resource in (PODS, NAMESPACES):
+        return found
+    if propagation == "Foreground":
+        found.append(FOREGROUND_FINALIZER)
+    elif propagation == "Orphan":
+        found.append(ORPHAN_FINALIZER)
+    return found
+
+
+def _is_finished(resource: ResourceType, obj: Object) -> bool:
+    """Deleted, and neither a finalizer nor a kubelet holds it back any more."""
+    metadata = obj["metadata"]
+    return (
+        "deletionTimestamp" in metadata
+        and not metadata.get("finalizers")
+        and metadata.get("deletionGracePeriodSeconds", 0) == 0
+        and not _must_linger(resource, obj)
+    )
+
+
+def _same_but(old: Object, new: Object, field: str) -> bool:
+    return all(old.get(key) == new.get(key) for key in {*old, *new} - {field})
+
+
+def _changed(resource: ResourceType, old: Object, new: Object) -> bool:
+    """Whether a write counts as a new generation. Of a custom object everything is specification, but for its
+    metadata and a status that is written separately."""
+    if resource.custom is None:
+        before, after = old.get("spec"), new.get("spec")
+        if resource is PODS and before and after:
+            # Binding is no new generation: the recorded pods stay at 1.
+            before, after = {**before, "nodeName": ""}, {**after, "nodeName": ""}
+        return bool(after != before)
+    aside = {"metadata", "status"} if resource.has_status else {"metadata"}
+    return any(old.get(key) != new.get(key) for key in {*old, *new} - aside)
