@@ -37,7 +37,7 @@ from kill.plans import (
 from kill.tasks import over
 
 from nighttrain.operators import outages
-from nighttrain.providers.kubernetes import waiting
+from nighttrain.providers.kubernetes import waiting, watch
 from nighttrain.providers.local.server import EmbeddedCluster
 from nighttrain.providers.serving import rollout
 from nighttrain.sensors import removal
@@ -70,8 +70,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
         patched.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-2")
         patched.setattr(outages, "PAUSE_SECONDS", 0.05)
         patched.setattr(rollout, "POLL_SECONDS", 0.1)
-        patched.setattr(removal, "FIRST_PAUSE_SECONDS", 0.05)
-        patched.setattr(removal, "LONGEST_PAUSE_SECONDS", 0.05)
+        for module, names in (
+            (removal, ("FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS")),
+            (watch, ("PAUSE_SECONDS", "PAUSE_MAXIMUM_SECONDS")),
+        ):
+            for name in names:
+                patched.setattr(module, name, 0.05)
         # Every wait is explained, not only one that happens to take long: the same calls in every run.
         patched.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
         with (
