@@ -3,6 +3,7 @@
 The short form runs in CI. The long form, which takes hours, and single plans again:
 
     pytest tests/faults/test_kill_every_step.py -s -n 0 --kill-every --kill-seeds 600
+    pytest tests/faults/test_kill_every_step.py -s -n 0 -k every --kill-every --kill-part 1/2 --kill-skip 900
     pytest tests/faults/test_kill_every_step.py -s -n 0 -k random --kill-seed 123
     pytest tests/faults/test_kill_every_step.py -s -n 0 -k found --kill-plan "Plan(faults=(Fault(...),), ...)"
 """
@@ -115,7 +116,7 @@ def test_every_fault_at_every_boundary_breaks_no_promise(
     every = every_boundary(recorded)
     if request.config.getoption("--kill-every", default=False):
         part, parts = map(int, request.config.getoption("--kill-part", default="1/1").split("/"))
-        chosen = every[part - 1 :: parts]
+        chosen = every[part - 1 :: parts][request.config.getoption("--kill-skip", default=0) :]
         print(f"{len(every)} boundaries of {len(recorded)} flows, of which {len(chosen)} run")
         verdicts = place.all(chosen)
         no_promise_is_broken(verdicts)
