@@ -111,7 +111,7 @@ class Arena:
         return verdicts
 
     def _clean(self, flow: Flow) -> None:
-        """Later flows find nothing of it; nor does the reaper in them, which reads every experiment there is."""
+        """Later flows find nothing of it, nor does the reaper in them, which reads all experiments."""
         cluster, mlflow = self.place.cluster, self.place.mlflow
         for name in flow.experiments:
             with contextlib.suppress(AssertionError):  # nobody came as far as to make it
