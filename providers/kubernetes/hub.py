@@ -137,7 +137,7 @@ class Subscription:
             self._waiter = asyncio.get_running_loop().create_future()
             timer = None
             if within is not None:
-                timer = asyncio.ensure_future(_run(self._sleep(max(0.0, within))))
+                timer = asyncio.ensure_future(_pause(self._sleep, max(0.0, within)))
                 timer.add_done_callback(lambda _: self.wake())
             try:
                 await self._waiter
@@ -499,6 +499,6 @@ def _by_name(name: str) -> str:
     return f"/{name}"  # no uid begins so
 
 
-async def _run(awaitable: Any) -> None:
+async def _pause(sleep: Sleep, seconds: float) -> None:
     with contextlib.suppress(asyncio.CancelledError):
-        await awaitable
+        await sleep(seconds)

@@ -22,5 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kill-plan", help="run this plan, as a failed test printed it")
     group.addoption("--kill-every", action="store_true", help="every fault at every boundary, not a sample")
     group.addoption("--kill-part", default="1/1", help="of --kill-every, a part: 2/4 is the second quarter")
+    group.addoption("--kill-skip", type=int, default=0, help="leave out so many: an interrupted run goes on")
     group.addoption("--kill-rounds", type=int, help="how often a real worker is killed (1 by default)")
     group.addoption("--dag-runs", type=int, help="how many DAG runs open their parents (4 by default)")

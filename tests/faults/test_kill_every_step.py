@@ -3,6 +3,7 @@
 The short form runs in CI. The long form, which takes hours, and single plans again:
 
     pytest tests/faults/test_kill_every_step.py -s -n 0 --kill-every --kill-seeds 600
+    pytest tests/faults/test_kill_every_step.py -s -n 0 -k every --kill-every --kill-part 1/2 --kill-skip 900
     pytest tests/faults/test_kill_every_step.py -s -n 0 -k random --kill-seed 123
     pytest tests/faults/test_kill_every_step.py -s -n 0 -k found --kill-plan "Plan(faults=(Fault(...),), ...)"
 """
@@ -37,7 +38,7 @@ from kill.plans import (
 from kill.tasks import over
 
 from nighttrain.operators import outages
-from nighttrain.providers.kubernetes import waiting
+from nighttrain.providers.kubernetes import waiting, watch
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving import rollout
 from nighttrain.sensors import removal
@@ -70,8 +71,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
         patched.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-2")
         patched.setattr(outages, "PAUSE_SECONDS", 0.05)
         patched.setattr(rollout, "POLL_SECONDS", 0.1)
-        patched.setattr(removal, "FIRST_PAUSE_SECONDS", 0.05)
-        patched.setattr(removal, "LONGEST_PAUSE_SECONDS", 0.05)
+        for module, names in (
+            (removal, ("FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS")),
+            (watch, ("PAUSE_SECONDS", "PAUSE_MAXIMUM_SECONDS")),
+        ):
+            for name in names:
+                patched.setattr(module, name, 0.05)
         # Every wait is explained, not only one that happens to take long: the same calls in every run.
         patched.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
         with (
@@ -111,7 +116,7 @@ def test_every_fault_at_every_boundary_breaks_no_promise(
     every = every_boundary(recorded)
     if request.config.getoption("--kill-every", default=False):
         part, parts = map(int, request.config.getoption("--kill-part", default="1/1").split("/"))
-        chosen = every[part - 1 :: parts]
+        chosen = every[part - 1 :: parts][request.config.getoption("--kill-skip", default=0) :]
         print(f"{len(every)} boundaries of {len(recorded)} flows, of which {len(chosen)} run")
         verdicts = place.all(chosen)
         no_promise_is_broken(verdicts)

@@ -100,6 +100,7 @@ class Flow:
             for name in PROCESSES
         }
         self.experiment = f"experiment-{self.run_id}"
+        self.earlier = f"earlier-{self.run_id}"
         self.model = f"model-{self.run_id}"
         self.endpoint = f"e-{self.run_id}"
         self.book = self.place.directory / f"{self.run_id}.book"
@@ -109,6 +110,12 @@ class Flow:
     def workload_task(self) -> str:
         """The task that has a Job and a run; none in a rollout."""
         return {"train": "train", "judge": "evaluate", "rollout": ""}[self.plan.flow]
+
+    @property
+    def experiments(self) -> list[str]:
+        """Where its runs are in MLflow."""
+        own = [] if self.plan.flow == "rollout" else [self.experiment]
+        return own if self.plan.flow == "train" else [*own, self.earlier]
 
     @property
     def identity(self) -> WorkloadIdentity:
@@ -275,7 +282,7 @@ class Flow:
 
     def _two_versions(self) -> None:
         mlflow = self.place.mlflow
-        experiment = mlflow.experiment(f"earlier-{self.run_id}")
+        experiment = mlflow.experiment(self.earlier)
         for version in ("1", "2"):
             run = mlflow.run(experiment)
             files = {**MODEL_FILES, "model.txt": self._text(version).encode()}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
@@ -231,6 +233,27 @@ async def test_a_right_that_is_withdrawn_ends_every_wait_with_its_name(
     job = await new_job(admin)
     await complete(admin, job)
     assert (await waits(client, job)).succeeded
+
+
+async def test_a_process_that_ends_while_a_wait_begins_says_nothing_of_it(client: ClusterClient) -> None:
+    """All of its tasks are cancelled, also those that have not begun."""
+
+    async def ending() -> None:
+        subscription = Subscription(hub.Hub(client, NAMESPACE), "job", "uid", asyncio.sleep)
+        change = asyncio.create_task(subscription.change(within=60))
+        await asyncio.sleep(0)
+        begun = asyncio.all_tasks() - before - {asyncio.current_task()}
+        assert len(begun) == 2
+        for task in begun:
+            task.cancel()
+        await asyncio.wait({change})
+
+    before = asyncio.all_tasks()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        await ending()
+        gc.collect()
+    assert [str(each.message) for each in told] == []
 
 
 async def test_events_explain_through_one_shared_feed_that_ends_with_its_readers(
