@@ -214,8 +214,8 @@ def test_a_type_checker_reads_the_types_of_an_installed_wheel(alone: Path, tmp_p
         ("nighttrain.sensors:registered_model", "airflow", "airflow"),
         ("nighttrain.assets:training_asset", "dagster", "dagster"),
         ("nighttrain.assets.flights:airline_delay_definitions", "dagster", "dagster"),
-        ("nighttrain.providers.local.cluster.server:EmbeddedCluster", "cel", "local"),
-        ("nighttrain.providers.local.demo:main", "cel", "local"),
+        ("nighttrain.providers.local.cluster.server:EmbeddedCluster", "jsonpatch", "local"),
+        ("nighttrain.providers.local.demo:main", "jsonpatch", "local"),
     ],
 )
 def test_a_missing_extra_names_the_command_that_brings_it(
