@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from nighttrain.assets.registry import registered_model_sensor
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
     from nighttrain.assets.training import training_asset
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 else:
     __getattr__, __dir__ = public_names(
         __name__,
         {
             "KubernetesResource": "nighttrain.assets.resources",
             "MLflowResource": "nighttrain.assets.resources",
-            "WorkloadSpec": "nighttrain.providers.kubernetes.spec",
+            "WorkloadSpec": "nighttrain.providers.kubernetes.job.spec",
             "airline_delay_definitions": "nighttrain.assets.flights",
             "model_gate_check": "nighttrain.assets.gates",
             "registered_model_sensor": "nighttrain.assets.registry",

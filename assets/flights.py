@@ -10,7 +10,7 @@ from nighttrain.assets.gates import model_gate_check
 from nighttrain.assets.registry import registered_model_sensor
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.assets.training import training_asset
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
 MODEL = "airline-delay"
 IMAGE = "localhost/airline-delay:1"

@@ -21,7 +21,7 @@ from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, ModelVersionNotFoundError
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.registry.gates import Rule, Verdict
 
 CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"

@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.client import ClusterConfig
+    from nighttrain.providers.kubernetes.api.client import ClusterConfig
     from nighttrain.providers.pod_access import PodAccess
     from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
@@ -30,7 +30,7 @@ class KubernetesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def cluster_config(self) -> ClusterConfig:
         """The same as the cluster adapter's configuration."""
-        from nighttrain.providers.kubernetes.client import ClusterConfig
+        from nighttrain.providers.kubernetes.api.client import ClusterConfig
 
         return ClusterConfig(
             kubeconfig=self.kubeconfig,

@@ -23,7 +23,7 @@ from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import RegistryError
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.registry.models import ModelVersion
 
 

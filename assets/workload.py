@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from nighttrain.assets.interruptible import Say, run_interruptibly
+from nighttrain.providers.attempts.tracked_workload import TrackedWorkload, with_env
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import TrackingMisconfiguredError
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.pod_access import with_access
-from nighttrain.providers.tracked_workload import TrackedWorkload, with_env
 from nighttrain.providers.training_advice import advised
 
 if TYPE_CHECKING:
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
-    from nighttrain.providers.kubernetes.outcome import Outcome
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
-    from nighttrain.providers.tracked_workload import StartedWorkload
+    from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.outcome.outcome import Outcome
 
 Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
 Arguments = Sequence[str] | Callable[[Any], Sequence[str]]
@@ -195,7 +195,7 @@ def _tracked(
     environment: Mapping[str, str],
     params: Mapping[str, str],
 ) -> TrackedWorkload:
-    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
     from nighttrain.providers.tracking.names import fit_run_name
     from nighttrain.providers.tracking.runs import Lineage, RunKey
 

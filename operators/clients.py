@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
+    from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.serving.rollout import Rollout
     from nighttrain.sensors.connections import MLflowConnection
@@ -26,7 +26,7 @@ async def open_registry(mlflow: MLflowConnection) -> AsyncIterator[ModelRegistry
 @asynccontextmanager
 async def open_rollout(cluster: ClusterConfig) -> AsyncIterator[tuple[ClusterClient, Rollout]]:
     """A cluster client and the rollout engine for the plain Kubernetes backend."""
-    from nighttrain.providers.kubernetes.client import shared_client
+    from nighttrain.providers.kubernetes.api.client import shared_client
     from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
     from nighttrain.providers.serving.rollout import Rollout
 

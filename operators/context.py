@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
     from nighttrain.providers.tracking.runs import Lineage, RunKey
 
 # What follows is asked for in this order; the first that is set names the commit of the DAG's code.
@@ -19,7 +19,7 @@ COMMIT_VARIABLES = ("NIGHTTRAIN_COMMIT", "GIT_COMMIT", "GIT_SHA")
 
 def workload_identity(context: Context) -> WorkloadIdentity:
     """The identity that every attempt of this task shares."""
-    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
     ti = context["ti"]
     return WorkloadIdentity(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from nighttrain.providers.tracked_workload import StartedWorkload
+    from nighttrain.providers.attempts.tracked_workload import StartedWorkload
 
 KEY = "nighttrain_workload"
 

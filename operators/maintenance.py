@@ -16,11 +16,11 @@ from nighttrain.sensors.failures import failing_clearly
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-    from nighttrain.providers.kubernetes.reaper import Finding, TaskState
-    from nighttrain.providers.reaping import ForgottenRun
+    from nighttrain.providers.attempts.reaper import Finding, TaskState
+    from nighttrain.providers.attempts.reaping import ForgottenRun
+    from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
-# See nighttrain.providers.kubernetes.reaper.MINIMUM_AGE_SECONDS; repeated, since that module is not imported
+# See nighttrain.providers.attempts.reaper.MINIMUM_AGE_SECONDS; repeated, since that module is not imported
 # while a DAG is parsed.
 MINIMUM_AGE_SECONDS = 300.0
 
@@ -59,7 +59,7 @@ class ReapWorkloadsOperator(BaseOperator):
         self.mlflow_conn_id = mlflow_conn_id
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        from nighttrain.providers.kubernetes.reaper import table
+        from nighttrain.providers.attempts.reaper import table
 
         with failing_clearly():
             findings, forgotten = run_sync(self._reap(_OwnTasks(context["ti"])))
@@ -73,9 +73,14 @@ class ReapWorkloadsOperator(BaseOperator):
         return str(self.only_show).strip().lower() in {"true", "1", "yes"}
 
     async def _reap(self, states: _OwnTasks) -> tuple[list[Finding], list[ForgottenRun]]:
-        from nighttrain.providers.kubernetes.client import shared_client
-        from nighttrain.providers.kubernetes.reaper import find
-        from nighttrain.providers.reaping import close_forgotten, find_forgotten, reap_all, settle_parents
+        from nighttrain.providers.attempts.reaper import find
+        from nighttrain.providers.attempts.reaping import (
+            close_forgotten,
+            find_forgotten,
+            reap_all,
+            settle_parents,
+        )
+        from nighttrain.providers.kubernetes.api.client import shared_client
         from nighttrain.providers.tracking.client import MLflowClient
 
         async with AsyncExitStack() as stack:
@@ -108,7 +113,7 @@ class _OwnTasks:
 
     async def state(self, identity: WorkloadIdentity) -> TaskState:
         from nighttrain.providers.airflow_api import task_state
-        from nighttrain.providers.kubernetes.reaper import TaskState
+        from nighttrain.providers.attempts.reaper import TaskState
 
         if identity.region:
             return self._state_in_loop(identity)
@@ -127,7 +132,7 @@ class _OwnTasks:
         """Of one iteration Airflow tells a task only that it has ended; that it was replaced or is gone shows
         when its DAG run ends."""
         from nighttrain.providers.airflow_regions import has_ended
-        from nighttrain.providers.kubernetes.reaper import TaskState
+        from nighttrain.providers.attempts.reaper import TaskState
 
         dag_id, run_id, task_id = identity.dag_id, identity.run_id, identity.task_id
         if not self._ti.get_task_states(dag_id=dag_id, task_ids=[task_id], run_ids=[run_id]).get(run_id):

@@ -28,7 +28,7 @@ from nighttrain.sensors.triggerer_health import warn_without_triggerer
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
-    from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
     from nighttrain.providers.serving.backends.base import EndpointStatus
     from nighttrain.providers.serving.spec import ServingSpec

@@ -11,12 +11,12 @@ from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.operators.workload import Prepared
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes import shipped_code
+from nighttrain.providers.kubernetes.job import shipped_code
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
 
 # A longer text is data rather than something to compare runs by. It was MLflow's own limit for many years.

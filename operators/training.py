@@ -16,8 +16,8 @@ from nighttrain.sensors.failures import failing_clearly
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
+    from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
     from nighttrain.providers.registry.models import ModelVersion
-    from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
     from nighttrain.sensors.connections import MLflowConnection
 
 # What the scoring code finds in its environment; both are pinned: models:/name/version.

@@ -26,7 +26,7 @@ from nighttrain.providers.errors import (
     TrackingMisconfiguredError,
     TrackingUnreachableError,
 )
-from nighttrain.providers.kubernetes.timeouts import (
+from nighttrain.providers.kubernetes.values.timeouts import (
     DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
     DEFAULT_SIDECAR_GRACE_SECONDS,
     Timeouts,
@@ -44,9 +44,9 @@ from nighttrain.sensors.triggerer_health import warn_without_triggerer
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
-    from nighttrain.providers.kubernetes.outcome import Observation, Outcome
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
-    from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
+    from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome
     from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
 
 STARTED_KEY = "nighttrain_started"
@@ -366,7 +366,7 @@ class WorkloadOperator(BaseOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any] | None:
         """Take over the outcome that the trigger saw."""
-        from nighttrain.providers.kubernetes.outcome import Outcome
+        from nighttrain.providers.kubernetes.outcome.outcome import Outcome
 
         self._resumed = True  # by a triggerer, so there is one
         if "error" in event:
@@ -434,8 +434,8 @@ class WorkloadOperator(BaseOperator):
     # The common part.
 
     def _tracked(self, context: Context, prepared: Prepared) -> TrackedWorkload:
-        from nighttrain.providers.kubernetes.plain_secrets import check_no_known_secret
-        from nighttrain.providers.tracked_workload import TrackedWorkload
+        from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
+        from nighttrain.providers.kubernetes.job.plain_secrets import check_no_known_secret
         from nighttrain.providers.tracking.names import check_run_name, fit_run_name
 
         mlflow = get_mlflow(self.mlflow_conn_id)
@@ -464,9 +464,9 @@ class WorkloadOperator(BaseOperator):
     def _spec(
         self, environment: Mapping[str, str], cluster: ClusterConnection, mlflow: MLflowConnection
     ) -> WorkloadSpec:
-        from nighttrain.providers.kubernetes.spec import WorkloadSpec
+        from nighttrain.providers.attempts.tracked_workload import with_env
+        from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
         from nighttrain.providers.pod_access import with_access
-        from nighttrain.providers.tracked_workload import with_env
 
         names = [each.name for each in fields(WorkloadSpec) if each.name not in _NOT_PARAMETERS]
         given = {name: getattr(self, name) for name in names}
@@ -625,7 +625,7 @@ class WorkloadOperator(BaseOperator):
         """Only for an end of the training command's own: an eviction has exit codes too."""
         from airflow.sdk.exceptions import AirflowSkipException
 
-        from nighttrain.providers.kubernetes.outcome import OutcomeKind
+        from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
 
         own = outcome.kind is OutcomeKind.APPLICATION_ERROR and outcome.exit_code is not None
         if own and outcome.exit_code in self.skip_on_exit_code:
@@ -662,7 +662,7 @@ class WorkloadOperator(BaseOperator):
         remember_links(context, **links)
 
     def _remembered(self, context: Context) -> tuple[StartedWorkload, dict[str, Any]]:
-        from nighttrain.providers.tracked_workload import StartedWorkload
+        from nighttrain.providers.attempts.tracked_workload import StartedWorkload
 
         ti = context["ti"]
         stored = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=STARTED_KEY)

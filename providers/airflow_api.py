@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
 from nighttrain.providers.airflow_regions import as_parameters
+from nighttrain.providers.attempts.reaper import TaskState
 from nighttrain.providers.errors import AirflowError, ConfigurationError
-from nighttrain.providers.kubernetes.reaper import TaskState
 
 if TYPE_CHECKING:
     import httpx
 
-    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+    from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 TOKEN_VARIABLE = "NIGHTTRAIN_AIRFLOW_TOKEN"  # noqa: S105
 USERNAME_VARIABLE = "NIGHTTRAIN_AIRFLOW_USERNAME"

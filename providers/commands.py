@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.errors import NighttrainError
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.reaper import Finding
-    from nighttrain.providers.reaping import ForgottenRun
+    from nighttrain.providers.attempts.reaper import Finding
+    from nighttrain.providers.attempts.reaping import ForgottenRun
 
 DONE, FAILED, MISUSED = 0, 1, 2
 
@@ -36,9 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def reap_workloads(options: argparse.Namespace) -> tuple[list[Finding], list[ForgottenRun]]:
     """Find, and with ``--yes`` remove, the workloads whose task is over; close the runs nobody will close."""
     from nighttrain.providers.airflow_api import AirflowAPI
-    from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-    from nighttrain.providers.kubernetes.reaper import find
-    from nighttrain.providers.reaping import close_forgotten, find_forgotten, reap_all, settle_parents
+    from nighttrain.providers.attempts.reaper import find
+    from nighttrain.providers.attempts.reaping import (
+        close_forgotten,
+        find_forgotten,
+        reap_all,
+        settle_parents,
+    )
+    from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
     from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
     config = ClusterConfig(
@@ -69,7 +74,7 @@ def _warn(message: str) -> None:
 
 
 def _show(findings: list[Finding], forgotten: list[ForgottenRun], options: argparse.Namespace) -> None:
-    from nighttrain.providers.kubernetes.reaper import Verdict, table
+    from nighttrain.providers.attempts.reaper import Verdict, table
 
     if options.output == "json":
         print(json.dumps([*(each.to_dict() for each in findings), *(each.to_dict() for each in forgotten)]))

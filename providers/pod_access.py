@@ -15,7 +15,7 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.tracking.service_account import AUTH_VARIABLE, WORKSPACE_VARIABLE, workspace_of
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.tracking.client import TrackingConfig
 
 CA_FILE = "mlflow-ca.pem"
@@ -80,7 +80,7 @@ def pod_access(config: TrackingConfig, *, uri: str, secret: str | None = None) -
     :raises ConfigurationError: the CA file holds no certificate, or too many
     :raises TrackingMisconfiguredError: the workspace is this process's namespace, and it has none
     """
-    from nighttrain.providers.kubernetes.plain_secrets import known_forms
+    from nighttrain.providers.kubernetes.job.plain_secrets import known_forms
 
     tls = uri.startswith("https://")
     return PodAccess(
@@ -97,8 +97,8 @@ def pod_access(config: TrackingConfig, *, uri: str, secret: str | None = None) -
 
 def with_access(spec: WorkloadSpec, access: PodAccess) -> WorkloadSpec:
     """``spec`` with what its container needs to reach MLflow; variables that the user set stay."""
-    from nighttrain.providers.kubernetes.files import FOLDER
-    from nighttrain.providers.tracked_workload import with_env
+    from nighttrain.providers.attempts.tracked_workload import with_env
+    from nighttrain.providers.kubernetes.job.files import FOLDER
 
     given = {variable["name"] for variable in spec.env()}
     environment = access.environment()

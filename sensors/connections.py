@@ -16,7 +16,7 @@ from nighttrain.providers.errors import ConfigurationError
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
-    from nighttrain.providers.kubernetes.client import ClusterConfig
+    from nighttrain.providers.kubernetes.api.client import ClusterConfig
     from nighttrain.providers.pod_access import PodAccess
     from nighttrain.providers.tracking.client import TrackingConfig
 
@@ -111,7 +111,7 @@ def cluster_config(conn: Connection) -> ClusterConfig:
 
     :raises ConfigurationError: two ways to reach the cluster are set at once, or ``kube_config`` is not JSON
     """
-    from nighttrain.providers.kubernetes.client import ClusterConfig
+    from nighttrain.providers.kubernetes.api.client import ClusterConfig
 
     extra = _extra(conn)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import RolloutFailedError
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.serving.backends.base import EndpointStatus
 
 # Two small requests a second while somebody waits; a switch is noticed within a second.

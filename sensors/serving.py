@@ -86,7 +86,7 @@ class EndpointReadySensor(DeferringSensor):
         return status
 
     async def _look(self) -> EndpointStatus | None:
-        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.providers.kubernetes.api.client import shared_client
         from nighttrain.sensors.endpoints import endpoint_status
 
         async with shared_client(get_cluster_config(self.kubernetes_conn_id)) as client:

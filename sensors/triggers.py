@@ -22,8 +22,8 @@ from nighttrain.sensors.failures import MLFLOW_OUTAGE_SECONDS
 from nighttrain.sensors.removal import remove_with_its_task
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.client import ClusterClient
-    from nighttrain.providers.kubernetes.outcome import Observation
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
+    from nighttrain.providers.kubernetes.outcome.outcome import Observation
     from nighttrain.providers.registry.feed import Change
 
 # Looking takes MLflow about 10 ms, so one look in 5 s is 0.2 % of a server's time for each watched model,
@@ -68,7 +68,8 @@ class WorkloadTrigger(BaseTrigger):
 
     The event is ``{"outcome": {...}}``, or ``{"error": sentence}`` when the cluster could not be asked.
 
-    :param timeouts: those of :class:`~nighttrain.providers.kubernetes.timeouts.Timeouts`, as plain values
+    :param timeouts: those of :class:`~nighttrain.providers.kubernetes.values.timeouts.Timeouts`, as plain
+        values
     :param startup_timeout_seconds: retired, like the two that follow: triggers that an earlier version stored
         have them in the place of ``timeouts``
     """
@@ -118,10 +119,10 @@ class WorkloadTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        from nighttrain.providers.kubernetes.client import shared_client
-        from nighttrain.providers.kubernetes.follow import follow_to_end
-        from nighttrain.providers.kubernetes.timeouts import Timeouts
-        from nighttrain.providers.kubernetes.workload import Workload
+        from nighttrain.providers.attempts.follow import follow_to_end
+        from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+        from nighttrain.providers.kubernetes.values.workload import Workload
 
         settling = _Settling()
         event: dict[str, Any]
@@ -170,8 +171,9 @@ class WorkloadTrigger(BaseTrigger):
 
     async def _remove(self) -> None:
         from nighttrain.providers.airflow_regions import region_of
-        from nighttrain.providers.kubernetes.client import shared_client
-        from nighttrain.providers.kubernetes.workload import Workload, cancel, cancel_if_live
+        from nighttrain.providers.attempts.lifecycle import cancel, cancel_if_live
+        from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.providers.kubernetes.values.workload import Workload
 
         config = await aget_cluster_config(self.kubernetes_conn_id)
         workload = Workload.from_dict(self.workload)
@@ -248,7 +250,7 @@ class EndpointTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.providers.kubernetes.api.client import shared_client
 
         settling = _Settling()
         try:
@@ -270,7 +272,7 @@ class EndpointTrigger(BaseTrigger):
             await remove_with_its_task(self, self._remove, what, "roll out again, or roll back")
 
     async def _remove(self) -> None:
-        from nighttrain.providers.kubernetes.client import shared_client
+        from nighttrain.providers.kubernetes.api.client import shared_client
         from nighttrain.sensors.endpoints import remove_candidate
 
         config = await aget_cluster_config(self.kubernetes_conn_id)

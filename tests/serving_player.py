@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES
+from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
 
 NAMESPACE = "default"
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.fields import plain
-from nighttrain.providers.kubernetes.identity import PREFIX
-from nighttrain.providers.kubernetes.names import check_annotations, check_dns_label, check_labels
-from nighttrain.providers.kubernetes.plain_secrets import check_no_known_secret
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.fields import plain
+from nighttrain.providers.kubernetes.job.plain_secrets import check_no_known_secret
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import PREFIX
+from nighttrain.providers.kubernetes.values.names import check_annotations, check_dns_label, check_labels
 
 ENDPOINT_LABEL = PREFIX + "endpoint"
 VERSION_LABEL = PREFIX + "version"

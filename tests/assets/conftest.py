@@ -13,7 +13,7 @@ import pytest
 from scripted_http import scripted
 
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS
 

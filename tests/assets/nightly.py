@@ -16,7 +16,7 @@ import dagster as dg
 from nighttrain.assets import training
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.assets.training import training_asset
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
 DIRECTORY, MODEL, MLFLOW, KUBECONFIG, *AGAIN = sys.argv[1:]
 

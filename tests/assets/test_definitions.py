@@ -17,7 +17,7 @@ from nighttrain.assets.registry import registered_model_sensor
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.assets.training import training_asset
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

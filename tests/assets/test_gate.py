@@ -16,7 +16,7 @@ from nighttrain.assets.training import training_asset
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
 
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 

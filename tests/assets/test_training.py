@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlflow_server import MLflowServer
     from scripted_http import Scripted
 
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]

@@ -30,18 +30,21 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nighttrain.providers.kubernetes.client import PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.kinds import JOB_NAME_LABEL
-from nighttrain.providers.kubernetes.outcome import OutcomeKind
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.workload import Workload, submit, wait
+from nighttrain.providers.attempts.lifecycle import submit, wait
+from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.kinds import JOB_NAME_LABEL
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.stack import Stack
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.values.workload import Workload
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -41,16 +41,19 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.errors import ObjectNotFoundError
-from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.kinds import JOB_NAME_LABEL
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.workload import Workload, submit
+from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.kinds import JOB_NAME_LABEL
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.values.workload import Workload
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -320,7 +320,7 @@ def test_each_form_of_a_rule_becomes_what_the_page_says(written: str, becomes: s
 
 
 def test_every_outcome_is_explained() -> None:
-    from nighttrain.providers.kubernetes import outcome
+    from nighttrain.providers.kubernetes.outcome import outcome
 
     table = [row for row in rows((REFERENCE / "outcomes.md").read_text("utf-8")) if len(row) == 4]
     documented = {kind.strip("`"): error.strip("`") for kind, error, _, _ in table}
@@ -337,7 +337,7 @@ VERBS = {"create": "create", "get": "get", "list": "list", "watch": "watch", "pa
     "delete": "delete",
 }
 TRAINING_CODE = [
-    "providers/tracked_workload.py",
+    "providers/attempts/tracked_workload.py",
     *(
         f"providers/kubernetes/{n}.py"
         for n in (
@@ -360,7 +360,7 @@ MIRRORED = {"list", "watch"}
 
 def calls(path: str) -> set[tuple[str, str, str]]:
     """(API group, resource, verb) of every request that a module makes through the cluster client."""
-    from nighttrain.providers.kubernetes import resources
+    from nighttrain.providers.kubernetes.api import resources
 
     def resource(node: ast.expr) -> Any:
         if ast.unparse(node) in ("resource", "kind.resource", "kind_named(workload.kind).resource"):
@@ -414,7 +414,7 @@ def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE, "providers/kubernetes/client.py"}
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, "providers/kubernetes/api/client.py"}
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):
             path = file.relative_to(ROOT).as_posix()

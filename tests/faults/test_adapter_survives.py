@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from nighttrain.providers.kubernetes import workload
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
-from nighttrain.providers.kubernetes.outcome import OutcomeKind
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.faults.faults import Fault, FaultPlan
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
@@ -45,13 +45,13 @@ def spec(code: str) -> WorkloadSpec:
     return WorkloadSpec(image="py", cmds=["python", "-u", "-c", code], termination_grace_period=1)
 
 
-async def submit(client: ClusterClient, code: str, who: WorkloadIdentity) -> workload.Workload:
-    return await workload.submit(client, spec(code), who, epoch="0", namespace=NAMESPACE)
+async def submit(client: ClusterClient, code: str, who: WorkloadIdentity) -> lifecycle.Workload:
+    return await lifecycle.submit(client, spec(code), who, epoch="0", namespace=NAMESPACE)
 
 
-async def wait(client: ClusterClient, job: workload.Workload) -> OutcomeKind:
+async def wait(client: ClusterClient, job: lifecycle.Workload) -> OutcomeKind:
     async with asyncio.timeout(60):
-        return (await workload.wait(client, job, timeouts=Timeouts(30))).kind
+        return (await lifecycle.wait(client, job, timeouts=Timeouts(30))).kind
 
 
 async def names(client: ClusterClient) -> list[str]:

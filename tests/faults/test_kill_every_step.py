@@ -38,7 +38,8 @@ from kill.plans import (
 from kill.tasks import over
 
 from nighttrain.operators import outages
-from nighttrain.providers.kubernetes import waiting, watch
+from nighttrain.providers.attempts import waiting
+from nighttrain.providers.kubernetes.mirror import watch
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving import rollout
 from nighttrain.sensors import removal

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nighttrain.providers.kubernetes import logs, reaper, workload
-from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
-from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind
-from nighttrain.providers.kubernetes.resources import Resource
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.attempts import lifecycle, reaper
+from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import Resource
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.logs import logs
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.workload import Workload
+    from nighttrain.providers.kubernetes.values.workload import Workload
 
 NAMESPACE = "default"
 QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
@@ -78,12 +79,12 @@ def spec(code: str, **fields: Any) -> WorkloadSpec:
 async def submit(
     client: ClusterClient, given: WorkloadSpec, who: WorkloadIdentity, epoch: str = "1"
 ) -> Workload:
-    return await workload.submit(client, given, who, epoch=epoch, namespace=NAMESPACE)
+    return await lifecycle.submit(client, given, who, epoch=epoch, namespace=NAMESPACE)
 
 
 async def wait(client: ClusterClient, job: Workload, seconds: float = 30, **options: Any) -> Outcome:
     async with asyncio.timeout(60):
-        return await workload.wait(client, job, timeouts=Timeouts(seconds), **options)
+        return await lifecycle.wait(client, job, timeouts=Timeouts(seconds), **options)
 
 
 async def pods_of(client: ClusterClient, job: Workload) -> list[dict[str, Any]]:
@@ -163,7 +164,7 @@ async def test_pod_was_gone_before_anybody_looked__airflow_73006_41867(
         while await pods_of(client, job) or not await completed(client, job):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     assert (await wait(client, job)).kind is kind
-    observed = await workload.observe(client, job)
+    observed = await lifecycle.observe(client, job)
     assert observed.outcome is not None
     assert observed.outcome.kind is kind
 
@@ -199,7 +200,7 @@ async def test_more_than_one_pod_was_found_with_the_labels__airflow_10544_12111(
     await client.create(PODS, NAMESPACE, stranger)
     racers = await asyncio.gather(*(submit(client, spec(SLEEP), identity) for _ in range(4)))
     assert {racer.uid for racer in racers} == {first.uid}
-    await workload.cancel(client, first)
+    await lifecycle.cancel(client, first)
     assert (await wait(client, first)).kind is OutcomeKind.CANCELLED
     await client.delete(PODS, NAMESPACE, "stranger")
 
@@ -213,7 +214,7 @@ async def test_clearing_a_deferred_task_orphans_its_pod__airflow_62398_72100(
     new = await submit(client, spec(SLEEP), identity, epoch="2")
     assert (await old_trigger).kind is OutcomeKind.CANCELLED
     assert not [pod for pod in await pods_of(client, old) if pod["status"]["phase"] == "Running"]
-    await workload.cancel(client, old)
+    await lifecycle.cancel(client, old)
     assert (await client.get(JOBS, NAMESPACE, new.name))["metadata"]["uid"] == new.uid
 
 
@@ -250,7 +251,7 @@ async def test_evictions_burn_the_users_retries__airflow_73238_66405(
     await evict(cluster, client, job)
     outcome = await wait(client, job)
     assert outcome.infrastructure
-    await workload.mark_consumed(client, job, "1", outcome=outcome)
+    await lifecycle.mark_consumed(client, job, "1", outcome=outcome)
     following = await submit(client, spec(SLEEP), identity)
     assert (following.attempt, following.infrastructure_failures) == (2, 1)
 
@@ -346,9 +347,9 @@ async def test_out_of_quota_is_a_failure__airflow_16316_35792(
     cluster.call(lambda store: store.create(NAMESPACES, {"metadata": {"name": "crowded"}}))
     await client.create(QUOTAS, "crowded", {"metadata": {"name": "one"}, "spec": {"hard": {"pods": "1"}}})
     other = replace(identity, task_id="other")
-    first = await workload.submit(client, spec(SLEEP), other, epoch="1", namespace="crowded")
+    first = await lifecycle.submit(client, spec(SLEEP), other, epoch="1", namespace="crowded")
     await asleep(client, first)
-    job = await workload.submit(client, spec("pass"), identity, epoch="1", namespace="crowded")
+    job = await lifecycle.submit(client, spec("pass"), identity, epoch="1", namespace="crowded")
     told = asyncio.Event()
 
     def says_quota(observation: Observation) -> None:
@@ -360,7 +361,7 @@ async def test_out_of_quota_is_a_failure__airflow_16316_35792(
         await told.wait()
     await asyncio.sleep(1.5)  # longer than the workload may take to start: a queue's wait is not counted
     assert not waiting.done()
-    await workload.cancel(client, first)
+    await lifecycle.cancel(client, first)
     assert (await waiting).kind is OutcomeKind.SUCCEEDED
 
 

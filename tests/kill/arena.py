@@ -18,7 +18,7 @@ from kill.cluster import DEPLOYMENTS, JOBS, SERVICES, Cluster
 from kill.flow import Flow, Place, Plan
 from kill.history import JobHistory
 from kill.tasks import DEADLINE_SECONDS
-from nighttrain.providers.kubernetes.client import ClusterConfig
+from nighttrain.providers.kubernetes.api.client import ClusterConfig
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer

@@ -24,7 +24,7 @@ import aiohttp
 import httpx
 
 from nighttrain.providers import bridge
-from nighttrain.providers.kubernetes.session import Session
+from nighttrain.providers.kubernetes.api.session import Session
 
 CRASHES = ("crash_before", "crash_after")
 STATUSES = ("409", "429", "500")

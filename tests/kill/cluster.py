@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import yaml
 
-from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL
+from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL
 
 Json = dict[str, Any]
 NAMESPACE = "default"

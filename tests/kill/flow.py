@@ -21,7 +21,7 @@ from nighttrain.operators.maintenance import ReapWorkloadsOperator
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.serving import RolloutModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer

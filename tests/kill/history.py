@@ -9,8 +9,8 @@ from collections import defaultdict
 from typing import Any
 
 from kill.cluster import NAMESPACE, is_live
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL
 
 
 class JobHistory:

@@ -17,10 +17,10 @@ from mlflow_server import MLflowServer, unique
 
 from nighttrain.operators import hints
 from nighttrain.operators.training import TrainingJobOperator
+from nighttrain.providers.attempts.tracked_workload import StartedWorkload
 from nighttrain.providers.errors import WorkloadFailedError
-from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
-from nighttrain.providers.tracked_workload import StartedWorkload
 
 LOG = logging.getLogger("test").debug
 

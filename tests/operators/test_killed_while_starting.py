@@ -13,9 +13,9 @@ from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from one_task import Task
 
 from nighttrain.operators.workload import Prepared
+from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
-from nighttrain.providers.tracked_workload import TrackedWorkload
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer

@@ -15,8 +15,8 @@ from front import Authority, Front
 from one_task import Task
 
 from nighttrain.providers.errors import ApplicationError
-from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.resources import SECRETS
+from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import SECRETS
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, EVENTS, JOBS, PODS
 

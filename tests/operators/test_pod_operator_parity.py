@@ -14,11 +14,11 @@ from kubernetes.client import models as k8s
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.operators.workload import DEFAULT_TTL_SECONDS_AFTER_FINISHED, WorkloadOperator
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes import spec as spec_module
-from nighttrain.providers.kubernetes.connection import ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.manifests import build_job
-from nighttrain.providers.kubernetes.outcome import Outcome, OutcomeKind
+from nighttrain.providers.kubernetes.api.connection import ClusterConfig
+from nighttrain.providers.kubernetes.job import spec as spec_module
+from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.outcome.outcome import Outcome, OutcomeKind
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.tracking.client import TrackingConfig
 from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
 

@@ -16,8 +16,8 @@ import pytest
 from nighttrain.operators import context as task_context
 from nighttrain.operators.maintenance import _OwnTasks
 from nighttrain.providers.airflow_regions import as_parameters, region_of
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.reaper import TaskState
+from nighttrain.providers.attempts.reaper import TaskState
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 LOOP = UUID("019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0")
 REPLACED = UUID("019b0f5e-9d02-7f40-8a11-0d7a8f1c2b3e")

@@ -14,10 +14,10 @@ from airflow.sdk.exceptions import AirflowSkipException
 from mlflow_server import MLflowServer, unique
 
 from nighttrain.operators.training import TrainingJobOperator
+from nighttrain.providers.attempts.history import history_of
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ApplicationError
-from nighttrain.providers.kubernetes.attempts import history_of
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]

@@ -14,12 +14,12 @@ from nighttrain.operators.provider_info import get_provider_info
 from nighttrain.operators.train_function import train_task
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.client import ClusterConfig
+from nighttrain.providers.kubernetes.api.client import ClusterConfig
 from nighttrain.providers.tracking.client import TrackingConfig
 from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
 CLUSTER = ClusterConnection(ClusterConfig(kubeconfig="nowhere"))
 MLFLOW = MLflowConnection(TrackingConfig(uri="http://mlflow"), "http://mlflow", "http://mlflow")

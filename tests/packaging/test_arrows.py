@@ -19,7 +19,11 @@ WRONG = {
     ),
     "providers/tracking/looks_up.py": (
         "import nighttrain.providers.registry.models",
-        "Inside providers: serving -> registry -> kubernetes | tracking -> errors",
+        "Inside providers: serving -> registry -> attempts -> kubernetes | tracking -> errors",
+    ),
+    "providers/kubernetes/values/looks_up.py": (
+        "import nighttrain.providers.kubernetes.mirror.hub",
+        "The cluster adapter's rooms: arrows point down",
     ),
     "providers/local/uses_adapter.py": (
         "import nighttrain.providers.tracking.client",

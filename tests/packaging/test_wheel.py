@@ -162,7 +162,7 @@ def test_airflow_knows_the_links(seen: dict[str, Any]) -> None:
 
 USER = """
 import nighttrain
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
 reveal_type(nighttrain.__version__)
 reveal_type(WorkloadSpec(image="py").image)

@@ -145,11 +145,11 @@ def test_marking_a_deferred_training_as_failed_removes_its_workload(pipeline: Pi
 
 
 def test_the_reaper_removes_what_no_task_waits_for_and_nothing_else(pipeline: Pipeline) -> None:
+    from nighttrain.providers.attempts.lifecycle import submit
     from nighttrain.providers.bridge import run_sync
-    from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-    from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-    from nighttrain.providers.kubernetes.spec import WorkloadSpec
-    from nighttrain.providers.kubernetes.workload import submit
+    from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
     async def leave_behind() -> None:
         """What a DAG run that was deleted leaves."""

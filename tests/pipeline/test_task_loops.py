@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nighttrain.providers.airflow_api import TOKEN_VARIABLE, AirflowAPI
+from nighttrain.providers.attempts.lifecycle import submit
+from nighttrain.providers.attempts.reaper import TaskState
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import REGION_ANNOTATION, WorkloadIdentity
-from nighttrain.providers.kubernetes.reaper import TaskState
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.workload import submit
+from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import REGION_ANNOTATION, WorkloadIdentity
 
 if TYPE_CHECKING:
     from conftest import Pipeline

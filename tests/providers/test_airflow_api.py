@@ -9,8 +9,8 @@ import pytest
 
 from nighttrain.providers import errors
 from nighttrain.providers.airflow_api import AirflowAPI
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.reaper import TaskState
+from nighttrain.providers.attempts.reaper import TaskState
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 IDENTITY = WorkloadIdentity(orchestrator="airflow", dag_id="d", run_id="manual__2026+1/2", task_id="t")
 VERSION = json.dumps({"version": "3.3.2", "git_version": None})

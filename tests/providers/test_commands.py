@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from mlflow_server import free_port
 
+from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.commands import main
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.workload import submit
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS as JOBS_OF_THE_STORE
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nighttrain.providers.kubernetes.manifests import build_pod_template
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.manifests import build_pod_template
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.pod_access import PodAccess, with_access
 
 ACCESS = PodAccess(uri="http://mlflow", workspace="team-a", auth="kubernetes", secret="mlflow")

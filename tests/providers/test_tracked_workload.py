@@ -15,20 +15,20 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
-from nighttrain.providers.kubernetes.reaper import TaskState, TaskStates, Verdict, find
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
-from nighttrain.providers.reaping import (
+from nighttrain.providers.attempts.reaper import TaskState, TaskStates, Verdict, find
+from nighttrain.providers.attempts.reaping import (
     ForgottenRun,
     close_forgotten,
     find_forgotten,
     reap_all,
     settle_parents,
 )
-from nighttrain.providers.tracked_workload import StartedWorkload, TrackedWorkload
+from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey
@@ -36,7 +36,7 @@ from nighttrain.providers.tracking.runs import Lineage, Run, RunKey
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
 
-    from nighttrain.providers.kubernetes.outcome import Outcome
+    from nighttrain.providers.kubernetes.outcome.outcome import Outcome
 
 _numbers = count(1)
 

@@ -12,8 +12,8 @@ from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, T
 from serving_player import NAMESPACE, Player
 
 from nighttrain.providers.errors import ClusterError, RolloutFailedError
-from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, SERVICES
+from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, SERVICES
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout

@@ -9,18 +9,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nighttrain.providers.attempts.lifecycle import submit, wait
 from nighttrain.providers.errors import AirflowError, ClusterForbiddenError, ClusterUnreachableError
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.outcome import OutcomeKind
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.workload import Workload, submit, wait
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
@@ -28,6 +28,9 @@ from nighttrain.providers.serving.spec import ServingSpec
 from nighttrain.sensors import removal
 from nighttrain.sensors.removal import until_removed
 from nighttrain.sensors.triggers import EndpointTrigger, MLflowAnswersTrigger, WorkloadTrigger
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.values.workload import Workload
 
 REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
 GOES_ON = WorkloadSpec(

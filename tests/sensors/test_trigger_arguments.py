@@ -8,9 +8,9 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from nighttrain.operators.training import TrainingJobOperator
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.workload import Workload
-from nighttrain.providers.tracked_workload import StartedWorkload
+from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.sensors.triggers import WorkloadTrigger
 
 # What Airflow's database may still hold.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.sensors.triggers import WorkloadTrigger
 
 WORKLOAD = {"namespace": "ml", "name": "j", "uid": "u", "attempt": 1}

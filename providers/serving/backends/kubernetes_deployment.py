@@ -21,9 +21,9 @@ from nighttrain.providers.errors import (
     WorkloadConflictError,
     clip,
 )
-from nighttrain.providers.kubernetes.objects import is_deleting, mapping, metadata, status, whole
-from nighttrain.providers.kubernetes.redaction import redact
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES
+from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES
+from nighttrain.providers.kubernetes.values.objects import is_deleting, mapping, metadata, status, whole
+from nighttrain.providers.kubernetes.values.redaction import redact
 from nighttrain.providers.serving.backends.base import EndpointStatus, Progress, Readiness, VersionStatus
 from nighttrain.providers.serving.backends.pods import desired_replicas, judge
 from nighttrain.providers.serving.spec import (
@@ -45,7 +45,7 @@ from nighttrain.providers.serving.spec import (
 )
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.client import ClusterClient
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
 
 Json = dict[str, Any]
 _Result = TypeVar("_Result")
@@ -199,7 +199,7 @@ class KubernetesDeployments:
 
     async def last_lines(self, endpoint: str, namespace: str, version: str) -> tuple[str, ...]:
         """What the newest pod of the version printed last; empty if that cannot be had."""
-        from nighttrain.providers.kubernetes.manifests import MAIN_CONTAINER
+        from nighttrain.providers.kubernetes.job.manifests import MAIN_CONTAINER
 
         lines: list[str] = []
         try:

@@ -10,8 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from nighttrain.providers.kubernetes.fields import plain
-from nighttrain.providers.kubernetes.manifests import build_pod_template
+from nighttrain.providers.kubernetes.job.fields import plain
+from nighttrain.providers.kubernetes.job.manifests import build_pod_template
 from nighttrain.providers.serving.spec import (
     DEPLOYED_ANNOTATION,
     DIGEST_ANNOTATION,

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from nighttrain.providers.errors import clip
-from nighttrain.providers.kubernetes import waits
-from nighttrain.providers.kubernetes.objects import (
+from nighttrain.providers.kubernetes.outcome import waits
+from nighttrain.providers.kubernetes.values.objects import (
     Json,
     any_condition,
     is_deleting,
@@ -19,7 +19,7 @@ from nighttrain.providers.kubernetes.objects import (
     text,
     whole,
 )
-from nighttrain.providers.kubernetes.redaction import redact
+from nighttrain.providers.kubernetes.values.redaction import redact
 from nighttrain.providers.serving.backends.base import Readiness
 from nighttrain.providers.serving.scoring_server import EXIT_DIGEST_MISMATCH
 from nighttrain.providers.serving.spec import TEMPLATE_ANNOTATION

@@ -16,8 +16,8 @@ import yaml
 from scripted_api import Answer, ScriptedServer, refusal
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import client as client_module
-from nighttrain.providers.kubernetes.client import (
+from nighttrain.providers.kubernetes.api import client as client_module
+from nighttrain.providers.kubernetes.api.client import (
     CONFIGMAPS,
     JOBS,
     NAMESPACES,

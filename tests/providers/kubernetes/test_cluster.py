@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import logs, workload
-from nighttrain.providers.kubernetes.client import (
+from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.kubernetes.api.client import (
     CONFIGMAPS,
     EVENTS,
     JOBS,
@@ -25,10 +25,11 @@ from nighttrain.providers.kubernetes.client import (
     ClusterClient,
     ClusterConfig,
 )
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
-from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.logs import logs
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
@@ -73,12 +74,12 @@ SLEEP = "import time; print('asleep', flush=True); time.sleep(60)"
 async def submit(
     client: ClusterClient, given: WorkloadSpec, who: WorkloadIdentity, epoch: str = "0"
 ) -> Workload:
-    return await workload.submit(client, given, who, epoch=epoch, namespace=NAMESPACE)
+    return await lifecycle.submit(client, given, who, epoch=epoch, namespace=NAMESPACE)
 
 
 async def wait(client: ClusterClient, job: Workload, timeout: float = 30) -> Any:  # noqa: ASYNC109
     async with asyncio.timeout(60):
-        return await workload.wait(client, job, timeouts=Timeouts(timeout))
+        return await lifecycle.wait(client, job, timeouts=Timeouts(timeout))
 
 
 async def jobs_of(client: ClusterClient, who: WorkloadIdentity) -> list[str]:
@@ -102,7 +103,7 @@ async def test_a_training_runs_to_success_and_tells_each_step(
     assert (job.name, job.attempt, job.adopted) == (identity.name(1), 1, False)
     assert Workload.from_dict(job.to_dict()) == job
     seen: list[Observation] = []
-    outcome = await workload.wait(client, job, timeouts=Timeouts(30), on_observation=seen.append)
+    outcome = await lifecycle.wait(client, job, timeouts=Timeouts(30), on_observation=seen.append)
     assert outcome.kind is OutcomeKind.SUCCEEDED
     assert outcome.exit_code == 0
     assert outcome.pod_name
@@ -111,7 +112,7 @@ async def test_a_training_runs_to_success_and_tells_each_step(
     assert outcome.image_id
     assert seen[-1].phase is Phase.FINISHED
     assert len(seen) == len({(step.phase, step.detail, step.pod_name) for step in seen})
-    assert (await workload.observe(client, job)).outcome == outcome
+    assert (await lifecycle.observe(client, job)).outcome == outcome
 
 
 async def test_a_program_that_exits_3_fails_with_its_last_lines(
@@ -130,7 +131,7 @@ async def test_a_second_worker_adopts_what_runs(client: ClusterClient, identity:
     second = await submit(client, spec(SLEEP), identity)
     assert second == replace(first, adopted=True)
     assert await jobs_of(client, identity) == [first.name]
-    await workload.cancel(client, first)
+    await lifecycle.cancel(client, first)
 
 
 async def test_a_cleared_task_ends_what_runs_and_starts_anew(
@@ -140,7 +141,7 @@ async def test_a_cleared_task_ends_what_runs_and_starts_anew(
     second = await submit(client, spec(SLEEP), identity, epoch="2")
     assert (second.attempt, second.adopted) == (2, False)
     assert await running_pods(client, first) == []
-    await workload.cancel(client, second)
+    await lifecycle.cancel(client, second)
 
 
 async def test_a_try_from_before_the_clear_touches_nothing(
@@ -150,20 +151,20 @@ async def test_a_try_from_before_the_clear_touches_nothing(
     with pytest.raises(errors.WorkloadConflictError, match="later clear"):
         await submit(client, spec(SLEEP), identity, epoch="1")
     assert await jobs_of(client, identity) == [cleared.name]
-    await workload.cancel(client, cleared)
+    await lifecycle.cancel(client, cleared)
 
 
 async def test_an_orchestrator_without_clears_adopts_across_epochs(
     client: ClusterClient, identity: WorkloadIdentity
 ) -> None:
-    first = await workload.submit(
+    first = await lifecycle.submit(
         client, spec(SLEEP), identity, epoch="b", namespace=NAMESPACE, adopts_earlier_epochs=True
     )
-    second = await workload.submit(
+    second = await lifecycle.submit(
         client, spec(SLEEP), identity, epoch="a", namespace=NAMESPACE, adopts_earlier_epochs=True
     )
     assert second == replace(first, adopted=True)
-    await workload.cancel(client, first)
+    await lifecycle.cancel(client, first)
 
 
 async def test_adoption_fences_off_whoever_saw_the_job_before(
@@ -175,7 +176,7 @@ async def test_adoption_fences_off_whoever_saw_the_job_before(
     now = await client.get(JOBS, NAMESPACE, first.name)
     assert now["metadata"]["resourceVersion"] != seen["metadata"]["resourceVersion"]
     assert now["metadata"]["annotations"]["nighttrain.dev/adopted"]
-    await workload.cancel(client, first)
+    await lifecycle.cancel(client, first)
 
 
 async def test_attempts_that_the_cluster_ended_are_counted_until_the_task_is_cleared(
@@ -186,10 +187,10 @@ async def test_attempts_that_the_cluster_ended_are_counted_until_the_task_is_cle
     for _ in range(3):
         job = await submit(client, spec(SLEEP), identity, epoch="1")
         counts.append(job.infrastructure_failures)
-        await workload.mark_consumed(client, job, "1", outcome=evicted)
+        await lifecycle.mark_consumed(client, job, "1", outcome=evicted)
     cleared = await submit(client, spec(SLEEP), identity, epoch="2")
     assert [*counts, cleared.infrastructure_failures] == [0, 1, 2, 0]
-    await workload.cancel(client, cleared)
+    await lifecycle.cancel(client, cleared)
 
 
 async def test_memory_grows_to_its_ceiling_after_running_out(
@@ -208,7 +209,7 @@ async def test_memory_grows_to_its_ceiling_after_running_out(
         resources = sent["spec"]["template"]["spec"]["containers"][0]["resources"]
         assert resources["limits"] == resources["requests"]
         given.append(resources["limits"]["memory"])
-        await workload.mark_consumed(client, job, "", outcome=Outcome(OutcomeKind.OUT_OF_MEMORY))
+        await lifecycle.mark_consumed(client, job, "", outcome=Outcome(OutcomeKind.OUT_OF_MEMORY))
     assert given == ["64Mi", "96Mi", "100Mi"]
 
 
@@ -240,7 +241,7 @@ async def test_workers_that_race_share_one_job(client: ClusterClient, identity: 
     assert len({racer.uid for racer in racers}) == 1
     assert sum(not racer.adopted for racer in racers) == 1
     assert await jobs_of(client, identity) == [identity.name(1)]
-    await workload.cancel(client, racers[0])
+    await lifecycle.cancel(client, racers[0])
 
 
 async def test_an_ended_attempt_is_adopted_until_its_result_is_consumed(
@@ -251,7 +252,7 @@ async def test_an_ended_attempt_is_adopted_until_its_result_is_consumed(
     await wait(client, first)
     assert (await submit(client, failing, identity)).uid == first.uid
     assert (await wait(client, first)).exit_code == 4
-    await workload.mark_consumed(client, first, "0")
+    await lifecycle.mark_consumed(client, first, "0")
     second = await submit(client, failing, identity)
     assert (second.attempt, second.adopted) == (2, False)
     assert await jobs_of(client, identity) == [identity.name(1), identity.name(2)]
@@ -263,7 +264,7 @@ async def test_a_consumed_success_is_adopted_again_unless_the_task_was_cleared(
     good = spec("pass")
     first = await submit(client, good, identity, epoch="1")
     outcome = await wait(client, first)
-    await workload.mark_consumed(client, first, "1", outcome=outcome)
+    await lifecycle.mark_consumed(client, first, "1", outcome=outcome)
     assert (await submit(client, good, identity, epoch="1")).uid == first.uid
     cleared = await submit(client, good, identity, epoch="2")
     assert (cleared.attempt, cleared.adopted) == (2, False)
@@ -275,7 +276,7 @@ async def test_the_kind_of_a_consumed_attempt_is_read_from_the_job_if_not_given(
     good = spec("pass")
     first = await submit(client, good, identity)
     await wait(client, first)
-    await workload.mark_consumed(client, first, "0")
+    await lifecycle.mark_consumed(client, first, "0")
     assert (await submit(client, good, identity)).adopted
 
 
@@ -283,11 +284,11 @@ async def test_a_consumed_attempt_that_still_lives_is_ended_before_the_next(
     client: ClusterClient, identity: WorkloadIdentity
 ) -> None:
     first = await submit(client, spec(SLEEP), identity)
-    await workload.mark_consumed(client, first, "0")
+    await lifecycle.mark_consumed(client, first, "0")
     second = await submit(client, spec(SLEEP), identity)
     assert second.attempt == 2
     assert await running_pods(client, first) == []
-    await workload.cancel(client, second)
+    await lifecycle.cancel(client, second)
 
 
 async def test_a_changed_spec_replaces_a_live_attempt(
@@ -298,7 +299,7 @@ async def test_a_changed_spec_replaces_a_live_attempt(
     assert (second.attempt, second.adopted) == (2, False)
     assert await running_pods(client, first) == []
     assert f"Cancelling Job {first.name}: the task asks for something else" in caplog.text
-    await workload.cancel(client, second)
+    await lifecycle.cancel(client, second)
 
 
 async def test_a_changed_spec_follows_an_ended_attempt(
@@ -333,7 +334,7 @@ async def test_an_attempt_being_deleted_is_waited_for(
     assert await running_pods(client, first) == []
     with pytest.raises(errors.ObjectNotFoundError):
         await client.get(JOBS, NAMESPACE, first.name)
-    await workload.cancel(client, second, grace_period_seconds=0)
+    await lifecycle.cancel(client, second, grace_period_seconds=0)
 
 
 async def until_line(client: ClusterClient, job: Workload, wanted: str) -> None:
@@ -352,11 +353,11 @@ async def test_cancel_leaves_nothing_running_and_ends_the_wait(
     job = await submit(client, spec(SLEEP), identity)
     waiting = asyncio.create_task(wait(client, job))
     await until_line(client, job, "asleep")
-    await workload.cancel(client, job)
+    await lifecycle.cancel(client, job)
     assert (await waiting).kind is OutcomeKind.CANCELLED
     assert await running_pods(client, job) == []
     assert await jobs_of(client, identity) == []
-    await workload.cancel(client, job)  # once more is fine
+    await lifecycle.cancel(client, job)  # once more is fine
 
 
 async def test_a_conflict_ends_no_cancelling_of_what_is_still_there(
@@ -365,31 +366,31 @@ async def test_a_conflict_ends_no_cancelling_of_what_is_still_there(
     job = await submit(client, spec(SLEEP), identity)
     refused = Fault.answer(409, verb="delete", resource="jobs", name=job.name, count=2)
     cluster.faults.add(refused)
-    await asyncio.wait_for(workload.cancel(client, job), 60)
+    await asyncio.wait_for(lifecycle.cancel(client, job), 60)
     assert cluster.faults.struck(refused) == 2
     assert await jobs_of(client, identity) == []
     second = await submit(client, spec(SLEEP), identity)
     often = Fault.answer(
-        409, verb="delete", resource="jobs", name=second.name, count=workload.CONFLICT_ROUNDS
+        409, verb="delete", resource="jobs", name=second.name, count=lifecycle.CONFLICT_ROUNDS
     )
     cluster.faults.add(often)
     with pytest.raises(errors.ObjectConflictError):
-        await asyncio.wait_for(workload.cancel(client, second), 60)
-    await workload.cancel(client, second)
+        await asyncio.wait_for(lifecycle.cancel(client, second), 60)
+    await lifecycle.cancel(client, second)
 
 
 async def test_cancel_spares_a_later_job_of_the_same_name(
     client: ClusterClient, identity: WorkloadIdentity
 ) -> None:
     first = await submit(client, spec(SLEEP), identity)
-    await workload.cancel(client, first)
+    await lifecycle.cancel(client, first)
     second = await submit(client, spec(SLEEP), identity)
     assert second.name == first.name
-    await workload.cancel(client, first)
+    await lifecycle.cancel(client, first)
     assert await jobs_of(client, identity) == [second.name]
-    await workload.mark_consumed(client, first, "0")  # about a Job that is gone: nothing to note
+    await lifecycle.mark_consumed(client, first, "0")  # about a Job that is gone: nothing to note
     assert (await submit(client, spec(SLEEP), identity)).uid == second.uid
-    await workload.cancel(client, second)
+    await lifecycle.cancel(client, second)
 
 
 async def test_an_unknown_image_ends_after_the_start_up_time_out(
@@ -401,10 +402,10 @@ async def test_an_unknown_image_ends_after_the_start_up_time_out(
     assert 1.5 <= time.monotonic() - started < 15
     assert (outcome.kind, outcome.reason) == (OutcomeKind.IMAGE_PULL, "StartupTimeout")
     assert "start-up time-out of 1.5 s" in outcome.explain()
-    await workload.cancel_if_live(client, job)
+    await lifecycle.cancel_if_live(client, job)
     assert await jobs_of(client, identity) == [job.name]  # only its pod was removed
-    assert (await workload.observe(client, job)).outcome == outcome
-    await workload.cancel(client, job)
+    assert (await lifecycle.observe(client, job)).outcome == outcome
+    await lifecycle.cancel(client, job)
 
 
 async def test_a_deadline_ends_the_job(client: ClusterClient, identity: WorkloadIdentity) -> None:
@@ -453,9 +454,9 @@ async def test_a_forbidden_namespace_names_the_right_that_is_missing(
     client: ClusterClient, identity: WorkloadIdentity
 ) -> None:
     with pytest.raises(errors.ClusterForbiddenError, match="Grant list on jobs in namespace vault: "):
-        await workload.submit(client, spec("pass"), identity, namespace="vault")
+        await lifecycle.submit(client, spec("pass"), identity, namespace="vault")
     with pytest.raises(errors.ClusterForbiddenError, match="Grant list on"):
-        await workload.wait(client, Workload("vault", "a", "b", 1), timeouts=Timeouts(5))
+        await lifecycle.wait(client, Workload("vault", "a", "b", 1), timeouts=Timeouts(5))
     lines: list[str] = []
     await logs.follow(client, Workload("vault", "a", "b", 1), lines.append)  # logs never fail
     assert lines == []
@@ -547,17 +548,17 @@ async def test_a_wait_and_a_log_survive_a_network_that_drops_every_connection(
 
 WORKER = """
 import asyncio, sys
-from nighttrain.providers.kubernetes import workload
-from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
 
 async def main(kubeconfig, run_id, code):
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run_id, task_id="train")
     what = WorkloadSpec(image="py", cmds=["python", "-u", "-c", code], termination_grace_period=1)
     async with await ClusterClient.open(ClusterConfig(kubeconfig=kubeconfig)) as client:
-        job = await workload.submit(client, what, who, epoch="0", namespace="default")
+        job = await lifecycle.submit(client, what, who, epoch="0", namespace="default")
         print(job.uid, flush=True)
-        await workload.wait(client, job, timeouts=Timeouts(30))
+        await lifecycle.wait(client, job, timeouts=Timeouts(30))
 
 asyncio.run(main(*sys.argv[1:]))
 """

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 import shipped_functions as written
 
+from nighttrain.providers.attempts.lifecycle import cancel, observe, submit, wait
 from nighttrain.providers.errors import ConfigurationError, ObjectNotFoundError, WorkloadConflictError
-from nighttrain.providers.kubernetes import files as files_module
-from nighttrain.providers.kubernetes.client import CONFIGMAPS, JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.files import MAX_BYTES, check_files, config_map
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.kinds import JOB
-from nighttrain.providers.kubernetes.manifests import build_job
-from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind, Phase
-from nighttrain.providers.kubernetes.shipped_code import ship
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.workload import Workload, cancel, observe, submit, wait
+from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job import files as files_module
+from nighttrain.providers.kubernetes.job.files import MAX_BYTES, check_files, config_map
+from nighttrain.providers.kubernetes.job.kinds import JOB
+from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.shipped_code import ship
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 _numbers = count(1)

@@ -18,15 +18,16 @@ import stamina
 from front import Front
 
 from nighttrain.providers import errors
+from nighttrain.providers.attempts import verdicts, waiting
 from nighttrain.providers.errors import ObjectExistsError
-from nighttrain.providers.kubernetes import explanations, hub, verdicts, waiting, watch
-from nighttrain.providers.kubernetes.client import EVENTS, JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.hub import Subscription, subscribe
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
-from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind
-from nighttrain.providers.kubernetes.resources import KUEUE_WORKLOADS, Resource
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.kubernetes.api.client import EVENTS, JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import KUEUE_WORKLOADS, Resource
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.mirror import explanations, hub, watch
+from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
@@ -203,7 +204,7 @@ async def test_an_outage_ends_no_wait_and_is_said_once(
     while not seen:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     down = Fault.answer(503, count=None, resource="jobs"), Fault.answer(503, count=None, resource="pods")
-    with caplog.at_level(logging.WARNING, "nighttrain.providers.kubernetes.hub"):
+    with caplog.at_level(logging.WARNING, "nighttrain.providers.kubernetes.mirror.hub"):
         cluster.faults.add(*down)
         async with asyncio.timeout(20):
             while "does not answer" not in seen[-1].detail:  # noqa: ASYNC110

@@ -14,17 +14,25 @@ from typing import Any
 import pytest
 from front import Front
 
+from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.errors import ConfigurationError, ObjectExistsError, ObjectNotFoundError
-from nighttrain.providers.kubernetes import logs, reaper, workload
-from nighttrain.providers.kubernetes.client import PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import SPEC_HASH_ANNOTATION, WorkloadIdentity
-from nighttrain.providers.kubernetes.kinds import JOB, KINDS, WorkloadKind
-from nighttrain.providers.kubernetes.manifests import build_job
-from nighttrain.providers.kubernetes.objects import items, main_container, mapping, metadata, status, uid_of
-from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase
-from nighttrain.providers.kubernetes.resources import Resource
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import Resource
+from nighttrain.providers.kubernetes.job.kinds import JOB, KINDS, WorkloadKind
+from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.logs import logs
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.values.identity import SPEC_HASH_ANNOTATION, WorkloadIdentity
+from nighttrain.providers.kubernetes.values.objects import (
+    items,
+    main_container,
+    mapping,
+    metadata,
+    status,
+    uid_of,
+)
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 Json = dict[str, Any]
@@ -180,28 +188,30 @@ async def test_it_is_submitted_adopted_followed_and_settled(
     client: ClusterClient, kind: WorkloadKind, identity: WorkloadIdentity
 ) -> None:
     what = spec("for n in range(3): print('line', n)")
-    first = await workload.submit(client, what, identity, epoch="1", namespace=NAMESPACE, kind=kind)
-    again = await workload.submit(client, what, identity, epoch="1", namespace=NAMESPACE, kind=kind)
+    first = await lifecycle.submit(client, what, identity, epoch="1", namespace=NAMESPACE, kind=kind)
+    again = await lifecycle.submit(client, what, identity, epoch="1", namespace=NAMESPACE, kind=kind)
     assert (again.uid, again.adopted, again.kind) == (first.uid, True, "Training")
     lines: list[str] = []
     async with asyncio.timeout(60):
         _, outcome = await asyncio.gather(
-            logs.follow(client, first, lines.append), workload.wait(client, first, timeouts=Timeouts(30))
+            logs.follow(client, first, lines.append), lifecycle.wait(client, first, timeouts=Timeouts(30))
         )
     assert outcome.succeeded
     assert lines == ["line 0", "line 1", "line 2"]
-    await workload.mark_consumed(client, first, "1", outcome=outcome)
-    cleared = await workload.submit(client, what, identity, epoch="2", namespace=NAMESPACE, kind=kind)
+    await lifecycle.mark_consumed(client, first, "1", outcome=outcome)
+    cleared = await lifecycle.submit(client, what, identity, epoch="2", namespace=NAMESPACE, kind=kind)
     assert (cleared.attempt, cleared.adopted) == (2, False)
-    assert (await workload.wait(client, cleared, timeouts=Timeouts(30))).succeeded
+    assert (await lifecycle.wait(client, cleared, timeouts=Timeouts(30))).succeeded
 
 
 async def test_its_failure_is_read_from_its_pods(
     client: ClusterClient, kind: WorkloadKind, identity: WorkloadIdentity
 ) -> None:
-    job = await workload.submit(client, spec("raise SystemExit(3)"), identity, namespace=NAMESPACE, kind=kind)
+    job = await lifecycle.submit(
+        client, spec("raise SystemExit(3)"), identity, namespace=NAMESPACE, kind=kind
+    )
     async with asyncio.timeout(60):
-        outcome = await workload.wait(client, job, timeouts=Timeouts(30))
+        outcome = await lifecycle.wait(client, job, timeouts=Timeouts(30))
     assert (outcome.kind, outcome.exit_code) == (OutcomeKind.APPLICATION_ERROR, 3)
 
 
@@ -209,13 +219,13 @@ async def test_cancel_leaves_nothing_of_it(
     client: ClusterClient, kind: WorkloadKind, identity: WorkloadIdentity
 ) -> None:
     sleeping = spec("import time; print('asleep'); time.sleep(60)")
-    job = await workload.submit(client, sleeping, identity, namespace=NAMESPACE, kind=kind)
+    job = await lifecycle.submit(client, sleeping, identity, namespace=NAMESPACE, kind=kind)
     began = asyncio.Event()
     following = asyncio.create_task(logs.follow(client, job, lambda _: began.set()))
     async with asyncio.timeout(60):
         await began.wait()
-        waiting = asyncio.create_task(workload.wait(client, job, timeouts=Timeouts(30)))
-        await workload.cancel(client, job)
+        waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(30)))
+        await lifecycle.cancel(client, job)
         assert (await waiting).kind is OutcomeKind.CANCELLED
         await following
     listed = await client.list(PODS, NAMESPACE, label_selector=f"{LABEL}={job.name}")
@@ -232,13 +242,13 @@ async def test_all_of_a_kind_share_one_watch_beside_that_of_jobs(
         await ClusterClient.open(ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))) as watched,
     ):
         found = [
-            await workload.submit(watched, sleeping, who, namespace=NAMESPACE, kind=each)
+            await lifecycle.submit(watched, sleeping, who, namespace=NAMESPACE, kind=each)
             for who, each in zip(identities, cycle((JOB, kind)), strict=False)
         ]
         seen: asyncio.Queue[Observation] = asyncio.Queue()
         waits = [
             asyncio.create_task(
-                workload.wait(watched, each, timeouts=Timeouts(30), on_observation=seen.put_nowait)
+                lifecycle.wait(watched, each, timeouts=Timeouts(30), on_observation=seen.put_nowait)
             )
             for each in found
         ]
@@ -246,7 +256,7 @@ async def test_all_of_a_kind_share_one_watch_beside_that_of_jobs(
             for _ in waits:
                 await seen.get()
             for each in found:
-                await workload.cancel(client, each)
+                await lifecycle.cancel(client, each)
             assert {outcome.kind for outcome in await asyncio.gather(*waits)} == {OutcomeKind.CANCELLED}
     lists = Counter(request.path.rpartition("/")[2] for request in front.seen if request.query.get("limit"))
     # The pods are listed for each kind: a hub sees its own kind's.
@@ -264,7 +274,7 @@ async def test_the_reaper_finds_it(
     client: ClusterClient, kind: WorkloadKind, identity: WorkloadIdentity
 ) -> None:
     sleeping = spec("import time; time.sleep(60)")
-    job = await workload.submit(client, sleeping, identity, namespace=NAMESPACE, kind=kind)
+    job = await lifecycle.submit(client, sleeping, identity, namespace=NAMESPACE, kind=kind)
     findings = await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0)
     (finding,) = (each for each in findings if each.workload.uid == job.uid)
     assert (await reaper.reap(client, finding, Over())).verdict is reaper.Verdict.REAPED
@@ -273,13 +283,13 @@ async def test_the_reaper_finds_it(
 
 
 def test_a_stored_workload_names_its_kind_and_older_ones_are_jobs() -> None:
-    stored = workload.Workload(NAMESPACE, "w", "u", 1, kind="Training").to_dict()
-    assert workload.Workload.from_dict(stored).kind == "Training"
+    stored = lifecycle.Workload(NAMESPACE, "w", "u", 1, kind="Training").to_dict()
+    assert lifecycle.Workload.from_dict(stored).kind == "Training"
     del stored["kind"]
-    assert workload.Workload.from_dict(stored).kind == "Job"
+    assert lifecycle.Workload.from_dict(stored).kind == "Job"
 
 
 async def test_a_kind_that_is_not_there_is_named(client: ClusterClient) -> None:
-    strange = workload.Workload(NAMESPACE, "w", "u", 1, kind="Trainning")
+    strange = lifecycle.Workload(NAMESPACE, "w", "u", 1, kind="Trainning")
     with pytest.raises(ConfigurationError, match="workload kind = 'Trainning': there are: Job"):
-        await workload.observe(client, strange)
+        await lifecycle.observe(client, strange)

@@ -14,8 +14,9 @@ from front import Front, Judge, Seen
 from scripted_api import Answer, ScriptedServer
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import waiting, workload
-from nighttrain.providers.kubernetes.client import (
+from nighttrain.providers.attempts import lifecycle, waiting
+from nighttrain.providers.attempts.reaper import TaskState, find
+from nighttrain.providers.kubernetes.api.client import (
     CONFIGMAPS,
     EVENTS,
     JOBS,
@@ -25,10 +26,9 @@ from nighttrain.providers.kubernetes.client import (
     ClusterClient,
     ClusterConfig,
 )
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.manifests import build_job
-from nighttrain.providers.kubernetes.reaper import TaskState, find
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store import resources
 
@@ -167,7 +167,7 @@ async def test_the_newest_attempt_is_found_on_the_last_page(cluster: EmbeddedClu
     async with connected(cluster, page=1) as (client, _):
         for attempt in (1, 2, 3):
             await client.create(JOBS, "default", build_job(SPEC, identity, attempt))
-        job = await workload.submit(client, SPEC, identity, namespace="default")
+        job = await lifecycle.submit(client, SPEC, identity, namespace="default")
     assert (job.adopted, job.attempt) == (True, 3)
 
 
@@ -189,7 +189,7 @@ async def test_events_and_pods_are_read_to_the_last_page(cluster: EmbeddedCluste
     async with connected(cluster, page=1) as (client, _):
         made = await client.create(JOBS, "default", build_job(SPEC, who(), 1))
         name, uid = made["metadata"]["name"], made["metadata"]["uid"]
-        job = workload.Workload("default", name, uid, 1)
+        job = lifecycle.Workload("default", name, uid, 1)
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid, "controller": True}
         for number in range(3):
             meta = {"name": f"{name}-{number}", "ownerReferences": [owner]}

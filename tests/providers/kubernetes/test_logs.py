@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scripted_api import Answer, ScriptedServer
 
-from nighttrain.providers.kubernetes import logs
-from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.streams import Streams
-from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.logs import logs
+from nighttrain.providers.kubernetes.logs.streams import Streams
+from nighttrain.providers.kubernetes.values.workload import Workload
 
 
 def stamp(tick: int) -> str:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from kubernetes.client import models as k8s
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job, spec_hash
-from nighttrain.providers.kubernetes.names import LABEL_VALUE, parse_quantity
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job, spec_hash
+from nighttrain.providers.kubernetes.values.names import LABEL_VALUE, parse_quantity
 
 IDENTITY = WorkloadIdentity(
     orchestrator="airflow", dag_id="nightly_retraining", run_id="scheduled__2013-06-01", task_id="train"

@@ -10,10 +10,10 @@ import pytest
 from test_cluster import until_line
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import workload
-from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
-from nighttrain.providers.kubernetes.outcome import (
+from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
     Phase,
@@ -21,7 +21,7 @@ from nighttrain.providers.kubernetes.outcome import (
     decide,
     timed_out,
 )
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 NAMESPACE = "default"
@@ -89,41 +89,41 @@ async def test_no_second_training_starts_beside_one_that_may_still_run(
             await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client,
         ):
 
-            async def submit(**options: Any) -> workload.Workload:
-                return await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE, **options)
+            async def submit(**options: Any) -> lifecycle.Workload:
+                return await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE, **options)
 
             first = await submit()
             await until_line(client, first, "asleep")
             await asyncio.to_thread(cluster.lose_node)
-            outcome = await workload.wait(client, first, timeouts=Timeouts(60, node_lost=3))
+            outcome = await lifecycle.wait(client, first, timeouts=Timeouts(60, node_lost=3))
             assert (outcome.kind, outcome.infrastructure) == (OutcomeKind.NODE_LOST, True)
             assert "kubectl delete node node1" in outcome.explain()
             # Closing neither waits nor removes: the Job says what became of it.
-            await workload.cancel_if_live(client, first)
-            await workload.mark_consumed(client, first, "0", outcome=outcome)
+            await lifecycle.cancel_if_live(client, first)
+            await lifecycle.mark_consumed(client, first, "0", outcome=outcome)
             with pytest.raises(errors.LostNodeError, match=r"node1 has been silent .* delete node node1"):
                 await submit()
-            assert (await workload.observe(client, first)).outcome == outcome
+            assert (await lifecycle.observe(client, first)).outcome == outcome
             # Whoever says that it may run twice gets the next attempt.
             second = await submit(replace_on_lost_node=True)
             assert second.attempt == 2
-            await workload.cancel(client, second)
+            await lifecycle.cancel(client, second)
             # Cancelling does not wait for a node that may never come back.
-            await workload.cancel(client, first)
+            await lifecycle.cancel(client, first)
             assert "cannot be seen to end" in caplog.text
             with pytest.raises(errors.LostNodeError):
                 await submit()
             await asyncio.to_thread(cluster.return_node)
             third = await until_accepted(submit)
             assert third.uid not in (first.uid, second.uid)
-            await workload.cancel(client, third)
+            await lifecycle.cancel(client, third)
 
 
-async def until_accepted(submit: Any) -> workload.Workload:
+async def until_accepted(submit: Any) -> lifecycle.Workload:
     """The node is back: its kubelet needs a moment to end what it was to end."""
     while True:
         try:
-            started: workload.Workload = await submit()
+            started: lifecycle.Workload = await submit()
         except errors.LostNodeError:
             await asyncio.sleep(0.2)
         else:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes.outcome import Outcome, OutcomeKind, Phase, decide, timed_out
-from nighttrain.providers.kubernetes.redaction import redact
+from nighttrain.providers.kubernetes.outcome.outcome import Outcome, OutcomeKind, Phase, decide, timed_out
+from nighttrain.providers.kubernetes.values.redaction import redact
 
 K = OutcomeKind
 

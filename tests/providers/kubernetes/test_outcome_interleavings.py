@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_outcome_recordings import ENDINGS, has_succeeded, is_complete
 
-from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind, Phase, decide
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind, Phase, decide
 
 Record = dict[str, Any]
 STREAMS = ("jobs", "pods", "events", "workloads")

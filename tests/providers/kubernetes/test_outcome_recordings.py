@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nighttrain.providers.kubernetes.outcome import (
+from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     Outcome,
     OutcomeKind,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.manifests import build_pod_template
-from nighttrain.providers.kubernetes.plain_secrets import known_forms, names_a_secret
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.manifests import build_pod_template
+from nighttrain.providers.kubernetes.job.plain_secrets import known_forms, names_a_secret
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
 
 @pytest.mark.parametrize(

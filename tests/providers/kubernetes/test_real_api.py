@@ -10,9 +10,9 @@ import pytest
 from pod_security import baseline, restricted
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.fields import plain
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
-from nighttrain.providers.kubernetes.names import DNS_LABEL, LABEL_VALUE
+from nighttrain.providers.kubernetes.job.fields import plain
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.values.names import DNS_LABEL, LABEL_VALUE
 from nighttrain.providers.serving.backends.manifests import build_deployment, build_service
 from nighttrain.providers.serving.spec import ServingSpec
 

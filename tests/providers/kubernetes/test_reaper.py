@@ -11,12 +11,12 @@ from itertools import count
 import pytest
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import workload
-from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.reaper import Finding, TaskState, Verdict, find, reap, table
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.attempts.reaper import Finding, TaskState, Verdict, find, reap, table
+from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 NAMESPACE = "default"
@@ -63,8 +63,8 @@ def who(orchestrator: str = "airflow", map_index: int = -1, region: str = "") ->
     )
 
 
-async def submit(client: ClusterClient, identity: WorkloadIdentity) -> workload.Workload:
-    return await workload.submit(client, SPEC, identity, epoch="1", namespace=NAMESPACE)
+async def submit(client: ClusterClient, identity: WorkloadIdentity) -> lifecycle.Workload:
+    return await lifecycle.submit(client, SPEC, identity, epoch="1", namespace=NAMESPACE)
 
 
 async def found(client: ClusterClient, tasks: Tasks, age: float = 0) -> dict[str, Finding]:
@@ -141,7 +141,7 @@ async def test_a_later_job_of_the_same_name_is_left_alone(client: ClusterClient)
     job = await submit(client, identity)
     tasks.states[identity] = TaskState.OVER
     finding = (await found(client, tasks))[job.name]
-    await workload.cancel(client, job)
+    await lifecycle.cancel(client, job)
     later = await submit(client, identity)
     assert later.name == job.name
     assert (await reap(client, finding, tasks)).verdict is Verdict.KEEP
@@ -155,10 +155,10 @@ async def test_young_ended_and_foreign_workloads_are_no_findings_to_reap(client:
     for identity in (young, ended, foreign):
         tasks.states[identity] = TaskState.GONE
     await submit(client, foreign)
-    over = await workload.submit(
+    over = await lifecycle.submit(
         client, WorkloadSpec(image="py", cmds=["python", "-S", "-c", ""]), ended, namespace=NAMESPACE
     )
-    await workload.wait(client, over, timeouts=Timeouts(30))
+    await lifecycle.wait(client, over, timeouts=Timeouts(30))
     findings = await found(client, tasks, age=300)
     assert {name: finding.verdict for name, finding in findings.items()} == {job.name: Verdict.KEEP}
 

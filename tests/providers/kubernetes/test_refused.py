@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.errors import ObjectInvalidError
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.manifests import build_job
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.workload import submit
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 

@@ -15,7 +15,7 @@ import pytest
 import shipped_functions as written
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.shipped_code import bind, ship, source_of
+from nighttrain.providers.kubernetes.job.shipped_code import bind, ship, source_of
 
 
 def run(files: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nighttrain.providers.kubernetes import verdicts, workload
-from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.follow import follow_to_end
-from nighttrain.providers.kubernetes.identity import MAIN_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION
-from nighttrain.providers.kubernetes.kinds import JOB
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
-from nighttrain.providers.kubernetes.objects import main_container
-from nighttrain.providers.kubernetes.outcome import Observation, Outcome, OutcomeKind, Phase, decide
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.trimming import trim_pod, trim_workload
+from nighttrain.providers.attempts import lifecycle, verdicts
+from nighttrain.providers.attempts.follow import follow_to_end
+from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.kinds import JOB
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.mirror.trimming import trim_pod, trim_workload
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind, Phase, decide
+from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION
+from nighttrain.providers.kubernetes.values.objects import main_container
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.workload import Workload
+    from nighttrain.providers.kubernetes.values.workload import Workload
 
 K = OutcomeKind
 Json = dict[str, Any]
@@ -281,7 +281,7 @@ def spec(code: str, sidecar: str = "import time; time.sleep(60)") -> WorkloadSpe
 async def start(client: ClusterClient, given: WorkloadSpec) -> tuple[Workload, WorkloadIdentity]:
     run = f"sidecars-{next(_numbers)}"
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
-    return await workload.submit(client, given, who, epoch="0", namespace=NAMESPACE), who
+    return await lifecycle.submit(client, given, who, epoch="0", namespace=NAMESPACE), who
 
 
 QUICK = Timeouts(30, sidecar_grace=0.5)
@@ -313,12 +313,12 @@ async def test_a_sidecar_that_runs_on_ends_with_the_training(
     assert outcome.message == "Container 'a-proxy' still ran, and is told to go."
     assert any("waiting for 'a-proxy' for 0.5 s at most" in each.detail for each in seen)
     # Closing leaves the Job, whatever the cluster makes of its pod; so does the next look.
-    await workload.cancel_if_live(client, started)
+    await lifecycle.cancel_if_live(client, started)
     await job_ended(client, started)
-    again = (await workload.observe(client, started)).outcome
+    again = (await lifecycle.observe(client, started)).outcome
     assert again is not None
     assert (again.kind, again.exit_code) == (kind, code)
-    adopted = await workload.submit(client, given, who, epoch="0", namespace=NAMESPACE)
+    adopted = await lifecycle.submit(client, given, who, epoch="0", namespace=NAMESPACE)
     assert (adopted.uid, adopted.adopted) == (started.uid, True)
 
 
@@ -329,10 +329,10 @@ async def test_a_crash_between_the_two_steps_and_a_second_process_keep_the_first
     first = Outcome(K.SUCCEEDED, "Completed", "as the first one saw it", exit_code=0)
     assert await verdicts.note_outcome(client, started, first) == first  # and here it died
     async with asyncio.timeout(30):
-        ends = await asyncio.gather(*(workload.wait(client, started, timeouts=QUICK) for _ in range(3)))
+        ends = await asyncio.gather(*(lifecycle.wait(client, started, timeouts=QUICK) for _ in range(3)))
     assert set(ends) == {first}
     await job_ended(client, started)
-    assert (await workload.observe(client, started)).outcome == first
+    assert (await lifecycle.observe(client, started)).outcome == first
 
 
 async def test_processes_that_decide_at_once_agree(client: ClusterClient) -> None:
@@ -343,13 +343,13 @@ async def test_processes_that_decide_at_once_agree(client: ClusterClient) -> Non
     assert len(set(ends)) == 1
     assert ends[0] is not None
     assert json.loads(found["metadata"]["annotations"][OUTCOME_ANNOTATION])["message"] == ends[0].message
-    await workload.cancel(client, started)
+    await lifecycle.cancel(client, started)
 
 
 async def test_a_sidecar_that_fails_after_a_good_end_fails_nothing(client: ClusterClient) -> None:
     started, _ = await start(client, spec("pass", "import time; time.sleep(1); raise SystemExit(2)"))
     async with asyncio.timeout(30):
-        outcome = await workload.wait(client, started, timeouts=Timeouts(30))
+        outcome = await lifecycle.wait(client, started, timeouts=Timeouts(30))
     assert (outcome.kind, outcome.exit_code) == (K.SUCCEEDED, 0)
     assert outcome.message == "Container 'a-proxy' ended with exit code 2."
     assert (await job_ended(client, started))["status"]["failed"] == 1
@@ -360,7 +360,7 @@ async def test_a_pod_that_a_job_may_replace_is_not_trained_again_after_its_succe
 ) -> None:
     started, _ = await start(client, replace(spec("pass"), backoff_limit=2))
     async with asyncio.timeout(30):
-        assert (await workload.wait(client, started, timeouts=QUICK)).succeeded
+        assert (await lifecycle.wait(client, started, timeouts=QUICK)).succeeded
     await job_ended(client, started)
     listed = await client.list(PODS, NAMESPACE, label_selector=f"batch.kubernetes.io/job-name={started.name}")
     assert len(listed["items"]) <= 1

@@ -15,13 +15,13 @@ import pytest
 from front import Front, Seen, status
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import workload
-from nighttrain.providers.kubernetes.client import JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.follow import follow_to_end
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
-from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.workload import Workload
+from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.attempts.follow import follow_to_end
+from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ async def test_an_init_container_that_outlasts_the_time_out_leaves_no_training_b
     who = identity()
     lines: list[str] = []
     async with connected(cluster) as client:
-        job = await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+        job = await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
         outcome = await follow_to_end(client, job, timeouts=Timeouts(1), on_line=lines.append)
         assert (outcome.kind, outcome.reason) == (K.START_TIMEOUT, "StartupTimeout")
         assert "an init container runs (for longer than the start-up time-out of 1 s)" in outcome.explain()
@@ -75,22 +75,22 @@ async def test_an_init_container_that_outlasts_the_time_out_leaves_no_training_b
         with pytest.raises(errors.StartTimeout):
             outcome.raise_for_failure()
         # Closing and the next attempt leave the Job, which the cluster ends; a later look sees the same.
-        await workload.cancel_if_live(client, job)
-        assert (await workload.observe(client, job)).outcome == outcome
-        await workload.mark_consumed(client, job, "0", outcome=outcome)
-        second = await workload.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+        await lifecycle.cancel_if_live(client, job)
+        assert (await lifecycle.observe(client, job)).outcome == outcome
+        await lifecycle.mark_consumed(client, job, "0", outcome=outcome)
+        second = await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
         assert second.attempt == 2
         await client.get(JOBS, NAMESPACE, job.name)
-        await workload.cancel(client, second)
+        await lifecycle.cancel(client, second)
     assert not trained.exists()
 
 
 async def test_without_a_pod_the_job_is_removed(cluster: EmbeddedCluster) -> None:
     spec = WorkloadSpec(image="py", cmds=["python"], queue_name="nobody-admits")
     async with connected(cluster) as client:
-        job = await workload.submit(client, spec, identity(), epoch="0", namespace=NAMESPACE)
+        job = await lifecycle.submit(client, spec, identity(), epoch="0", namespace=NAMESPACE)
         async with asyncio.timeout(30):
-            outcome = await workload.wait(client, job, timeouts=Timeouts(0.5))
+            outcome = await lifecycle.wait(client, job, timeouts=Timeouts(0.5))
         assert outcome.kind is K.QUOTA_WAIT
         with pytest.raises(errors.ObjectNotFoundError):
             await client.get(JOBS, NAMESPACE, job.name)
@@ -208,7 +208,7 @@ async def test_a_pod_that_starts_between_the_look_and_the_deletion_trains_to_its
                 made.patch(f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{job.name}", COMPLETE)
 
         async with asyncio.timeout(30):
-            outcome = await workload.wait(client, job, timeouts=Timeouts(0.5), on_observation=ends)
+            outcome = await lifecycle.wait(client, job, timeouts=Timeouts(0.5), on_observation=ends)
     assert (outcome.kind, outcome.exit_code) == (K.SUCCEEDED, 0)
     assert made.deletions == ["pods"]  # one, and it was refused
 
@@ -227,7 +227,7 @@ async def test_a_container_that_began_after_all_is_an_attempt_that_was_stopped(a
     async with world(api) as (made, client):
         job = await made.job()
         pod = await made.pod(job)
-        waiting = asyncio.create_task(workload.wait(client, job, timeouts=Timeouts(0.2)))
+        waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
         async with asyncio.timeout(30):
             await told_to_go(client, job)
             # The kubelet had started it before it heard of the deletion.
@@ -235,7 +235,7 @@ async def test_a_container_that_began_after_all_is_an_attempt_that_was_stopped(a
             outcome = await waiting
         assert (outcome.kind, outcome.reason) == (K.CANCELLED, "StartupTimeout")
         assert "It had begun at 2026-01-01T00:00:00Z" in outcome.explain()
-        assert (await workload.observe(client, job)).outcome == outcome
+        assert (await lifecycle.observe(client, job)).outcome == outcome
 
 
 NEVER = {
@@ -254,7 +254,7 @@ async def test_a_pod_that_never_began_did_not_start_although_it_claims_137(
     async with world(api) as (made, client):
         job = await made.job()
         pod = await made.pod(job)
-        waiting = asyncio.create_task(workload.wait(client, job, timeouts=Timeouts(0.2)))
+        waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
         async with asyncio.timeout(30):
             await told_to_go(client, job)
             made.patch(pod, phase("Failed", NEVER))
@@ -276,7 +276,7 @@ async def test_a_job_that_gets_its_pod_between_the_look_and_the_deletion_goes_on
 
         made.before = comes
         async with asyncio.timeout(30):
-            outcome = await workload.wait(client, job, timeouts=Timeouts(0.2))
+            outcome = await lifecycle.wait(client, job, timeouts=Timeouts(0.2))
     assert outcome.kind is K.SUCCEEDED
     assert made.deletions == ["jobs", "jobs"]
 
@@ -294,7 +294,7 @@ async def test_without_the_right_to_delete_pods_the_job_goes_and_the_right_is_na
             return status(403, "Forbidden", 'pods "p" is forbidden: User "airflow" cannot delete')
 
         made.before = forbids
-        waiting = asyncio.create_task(workload.wait(client, job, timeouts=Timeouts(0.2)))
+        waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
         async with asyncio.timeout(30):
             while "jobs" not in made.deletions:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)

@@ -20,10 +20,12 @@ import yaml
 from front import Authority, Front, Seen, WebProxy, status
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import connection, logs, session, workload
-from nighttrain.providers.kubernetes.client import CONFIGMAPS, JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.kubernetes.api import connection, session
+from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.logs import logs
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -89,11 +91,11 @@ async def trained(client: ClusterClient) -> list[str]:
     """Submit, follow the log, wait: a list of the lines."""
     code = "print('one'); print('two')"
     what = WorkloadSpec(image="py", cmds=["python", "-u", "-c", code], termination_grace_period=1)
-    job = await workload.submit(client, what, identity(), namespace=NAMESPACE)
+    job = await lifecycle.submit(client, what, identity(), namespace=NAMESPACE)
     lines: list[str] = []
     async with asyncio.timeout(60):
         following = asyncio.create_task(logs.follow(client, job, lines.append))
-        outcome = await workload.wait(client, job, timeouts=Timeouts(30))
+        outcome = await lifecycle.wait(client, job, timeouts=Timeouts(30))
         await following
     assert outcome.succeeded
     return lines

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from nighttrain.providers.kubernetes.outcome import Observation, OutcomeKind, Phase
-from nighttrain.providers.kubernetes.timeouts import Timeouts
-from nighttrain.providers.kubernetes.waiting import Limits
+from nighttrain.providers.attempts.waiting import Limits
+from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 
 
 @dataclass(frozen=True)

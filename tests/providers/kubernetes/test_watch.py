@@ -11,9 +11,9 @@ import stamina
 from scripted_api import Answer, ScriptedServer, refusal
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import client as client_module
-from nighttrain.providers.kubernetes import watch
-from nighttrain.providers.kubernetes.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api import client as client_module
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.mirror import watch
 
 
 def job(name: str, version: str) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from nighttrain.providers.errors import (
     ModelVersionNotFoundError,
     RolloutFailedError,
 )
-from nighttrain.providers.kubernetes.client import ClusterClient
-from nighttrain.providers.kubernetes.connection import ClusterConfig
+from nighttrain.providers.kubernetes.api.client import ClusterClient
+from nighttrain.providers.kubernetes.api.connection import ClusterConfig
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.registry.artifacts import ensure_recorded
 from nighttrain.providers.registry.models import ModelRegistry

@@ -12,9 +12,9 @@ from front import Front, Seen, status
 from serving_player import NAMESPACE, Player
 
 from nighttrain.providers.errors import ClusterForbiddenError, RolloutFailedError
-from nighttrain.providers.kubernetes.client import ClusterClient
-from nighttrain.providers.kubernetes.connection import ClusterConfig
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, SERVICES
+from nighttrain.providers.kubernetes.api.client import ClusterClient
+from nighttrain.providers.kubernetes.api.connection import ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, SERVICES
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout

@@ -17,11 +17,12 @@ import yaml
 from front import Front, Seen, status
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes import logs, workload
-from nighttrain.providers.kubernetes.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.manifests import WorkloadIdentity, WorkloadSpec, build_job
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, JOBS, KUEUE_WORKLOADS, NAMESPACES
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, JOBS, KUEUE_WORKLOADS, NAMESPACES
+from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.logs import logs
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
@@ -131,30 +132,30 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
     what = WorkloadSpec(image="py", cmds=["python", "-u", "-c", "print('x')"], termination_grace_period=1)
     await client.create(JOBS, NAMESPACE, build_job(what, who, 1), dry_run=True)
-    job = await workload.submit(client, what, who, epoch="0", namespace=NAMESPACE)
+    job = await lifecycle.submit(client, what, who, epoch="0", namespace=NAMESPACE)
     lines: list[str] = []
     async with asyncio.timeout(60):
         following = asyncio.create_task(logs.follow(client, job, lines.append))
         try:
-            outcome = await workload.wait(client, job, timeouts=Timeouts(30))
+            outcome = await lifecycle.wait(client, job, timeouts=Timeouts(30))
         except BaseException:
             following.cancel()
             raise
         finally:
             await asyncio.gather(following, return_exceptions=True)
     assert outcome.succeeded
-    assert (await workload.submit(client, what, who, epoch="0", namespace=NAMESPACE)).adopted
-    await workload.mark_consumed(client, job, "0")
+    assert (await lifecycle.submit(client, what, who, epoch="0", namespace=NAMESPACE)).adopted
+    await lifecycle.mark_consumed(client, job, "0")
     # The task is cleared, and its next attempt waits in a queue until it is cancelled.
     queued = WorkloadSpec(image="py", cmds=["python"], queue_name="night", files={"train.py": "print('x')"})
-    second = await workload.submit(client, queued, who, epoch="1", namespace=NAMESPACE)
+    second = await lifecycle.submit(client, queued, who, epoch="1", namespace=NAMESPACE)
     assert second.attempt == 2
     # A worker that died here: the next one finds the Job, and looks whether its files are there.
-    assert await workload.submit(client, queued, who, epoch="1", namespace=NAMESPACE) == replace(
+    assert await lifecycle.submit(client, queued, who, epoch="1", namespace=NAMESPACE) == replace(
         second, adopted=True
     )
-    await workload.observe(client, second)
-    waiting = asyncio.create_task(workload.wait(client, second, timeouts=Timeouts(30)))
+    await lifecycle.observe(client, second)
+    waiting = asyncio.create_task(lifecycle.wait(client, second, timeouts=Timeouts(30)))
     # Why it waits is told by feeds; Kueue does not run here, so that its Workloads are listed and no more.
     feed = {("", "events", "list"), ("", "events", "watch")}
     while not (waiting.done() or feed <= judge.used or feed & set(judge.refused)):  # noqa: ASYNC110
@@ -163,7 +164,7 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
         await waiting  # refused again and again, it says so
     with contextlib.suppress(errors.ObjectNotFoundError, errors.ClusterForbiddenError):
         await anext(client.watch(KUEUE_WORKLOADS[0], NAMESPACE, resource_version="1"), None)
-    await workload.cancel(client, second)
+    await lifecycle.cancel(client, second)
     await waiting
     await a_training_with_a_sidecar(client, judge)
     return lines
@@ -183,14 +184,14 @@ async def a_training_with_a_sidecar(client: ClusterClient, judge: Authorizer) ->
         cmds=["python", "-S", "-c", "pass"],
         termination_grace_period=1,
     )
-    job = await workload.submit(client, what, who, epoch="0", namespace=NAMESPACE)
+    job = await lifecycle.submit(client, what, who, epoch="0", namespace=NAMESPACE)
     async with asyncio.timeout(60):
-        outcome = await workload.wait(client, job, timeouts=Timeouts(30, sidecar_grace=0.1))
+        outcome = await lifecycle.wait(client, job, timeouts=Timeouts(30, sidecar_grace=0.1))
     assert outcome.succeeded
     refused = DELETE_PODS in judge.refused
     assert ("Grant delete on pods in namespace ml" in outcome.explain()) == refused
     assert ("kubectl delete pod -n ml" in outcome.explain()) == refused
-    await workload.cancel(client, job)
+    await lifecycle.cancel(client, job)
 
 
 class Player:

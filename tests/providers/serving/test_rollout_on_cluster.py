@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from nighttrain.providers.errors import RolloutFailedError
-from nighttrain.providers.kubernetes.client import ClusterClient
-from nighttrain.providers.kubernetes.connection import ClusterConfig
-from nighttrain.providers.kubernetes.resources import DEPLOYMENTS, PODS, SERVICES, Resource
+from nighttrain.providers.kubernetes.api.client import ClusterClient
+from nighttrain.providers.kubernetes.api.connection import ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES, Resource
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 from mlflow_server import unique
 
+from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.client import ClusterConfig
-from nighttrain.providers.kubernetes.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.timeouts import Timeouts
+from nighttrain.providers.kubernetes.api.client import ClusterConfig
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import promote, recorded
-from nighttrain.providers.tracked_workload import TrackedWorkload
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.names import fit_run_name, read_params
 from nighttrain.providers.tracking.run_tree import RunTree

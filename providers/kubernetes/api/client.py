@@ -1,0 +1,622 @@
+"""One pooled async client per cluster. Plain dictionaries go in and come out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakKeyDictionary
+
+from nighttrain.providers.errors import (
+    ClusterError,
+    ClusterRequestError,
+    ClusterUnauthorizedError,
+    ClusterUnreachableError,
+    ObjectNotFoundError,
+    WatchExpiredError,
+)
+from nighttrain.providers.kubernetes.api.connection import ClusterConfig, Loaded, load
+from nighttrain.providers.kubernetes.api.replies import Asked, parse_status, to_error
+from nighttrain.providers.kubernetes.api.resources import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    ENDPOINTSLICES,
+    EVENTS,
+    JOBS,
+    LEASES,
+    NAMESPACES,
+    PODS,
+    REPLICASETS,
+    SECRETS,
+    SERVICES,
+    Resource,
+)
+from nighttrain.providers.kubernetes.api.session import Credentials, Session, credentials, open_session, why
+from nighttrain.providers.retries import say_retries_plainly
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiohttp import ClientResponse
+
+__all__ = [
+    "CONFIGMAPS",
+    "DEPLOYMENTS",
+    "ENDPOINTSLICES",
+    "EVENTS",
+    "JOBS",
+    "LEASES",
+    "NAMESPACES",
+    "PODS",
+    "REPLICASETS",
+    "SECRETS",
+    "SERVICES",
+    "ClusterClient",
+    "ClusterConfig",
+    "PatchType",
+    "Resource",
+    "WatchEvent",
+    "shared_client",
+]
+
+RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+# Five tries span about four seconds: an API server behind a load balancer fails over in that time, and a
+# mistyped address is still reported before its author looks away.
+ATTEMPTS = 5
+# The API server's own limit for a request that is not a watch.
+REQUEST_TIMEOUT_SECONDS = 60.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+# A continue token lives for minutes, and a list begun anew comes in one answer from most servers: one that
+# expires for the third time comes from a server that cannot keep up.
+LIST_ROUNDS = 3
+# A server that honours Retry-After with more than this is down, not busy.
+RETRY_AFTER_MAXIMUM_SECONDS = 30.0
+# The server closes a watch after timeoutSeconds; silence this much longer means that the connection is dead.
+WATCH_GRACE_SECONDS = 15.0
+# A log line longer than this reaches the sink in pieces: progress bars without line feeds must not pile up.
+LOG_LINE_LIMIT = 64 * 1024
+
+
+class PatchType(StrEnum):
+    """The patch formats of the API, by their media type."""
+
+    MERGE = "application/merge-patch+json"
+    STRATEGIC = "application/strategic-merge-patch+json"
+    JSON = "application/json-patch+json"
+    APPLY = "application/apply-patch+yaml"
+
+
+@dataclass(frozen=True)
+class WatchEvent:
+    """``type`` is ADDED, MODIFIED, DELETED or BOOKMARK."""
+
+    type: str
+    object: dict[str, Any]
+
+
+class _TryAgain(Exception):
+    def __init__(self, error: ClusterError, wait: float | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.wait = wait
+
+
+class ClusterClient:
+    """Talks to one API server over one pooled session.
+
+    Every method raises only errors of :mod:`nighttrain.providers.errors`. Calls that are safe to repeat are
+    repeated on 429, 500, 502, 503, 504 and lost connections, with jitter, honouring Retry-After; ``create``
+    is among them because names are chosen by the caller, so that a repeated call answers AlreadyExists.
+    """
+
+    def __init__(self, config: ClusterConfig, loaded: Loaded, session: Session, *, attempts: int) -> None:
+        self._config = config
+        self._access = _Access(loaded, session, credentials(loaded.configuration))
+        self._sessions = [session]
+        self._renewing = asyncio.Lock()
+        self._attempts = attempts
+        self._ahead: float | None = None
+
+    @classmethod
+    async def open(cls, config: ClusterConfig, *, attempts: int = ATTEMPTS) -> ClusterClient:
+        """Load the configuration and make the session; the server is not asked anything yet.
+
+        :raises ConfigurationError: the configuration cannot be used
+        :raises ClusterUnreachableError: its certificates cannot be used
+        """
+        loaded = await load(config)
+        return cls(config, loaded, open_session(loaded.configuration, loaded.source), attempts=attempts)
+
+    async def close(self) -> None:
+        """Close the session and its connections."""
+        for session in self._sessions:
+            await session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def namespace(self) -> str:
+        """The connection's, else the kubeconfig context's, else ``default``."""
+        return self._access.loaded.namespace
+
+    @property
+    def cluster_time(self) -> float | None:
+        """The API server's clock in seconds since 1970, about; ``None`` before its first answer."""
+        return None if self._ahead is None else time.time() + self._ahead
+
+    @property
+    def server(self) -> str:
+        """The API server's URL, for messages."""
+        return str(self._access.loaded.configuration.host)
+
+    async def create(
+        self, resource: Resource, namespace: str | None, body: dict[str, Any], *, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Create an object; unknown fields are an error.
+
+        :raises ObjectExistsError: the name is taken, possibly by an earlier try of this very call
+        """
+        query = {"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {})
+        name = (body.get("metadata") or {}).get("name")
+        asked = self._asked("create", resource, namespace, name)
+        path = resource.path(namespace)
+        return await self._json(asked, "POST", path, query, body, again=name is not None)
+
+    async def get(
+        self, resource: Resource, namespace: str | None, name: str, *, subresource: str | None = None
+    ) -> dict[str, Any]:
+        """Read an object.
+
+        :raises ObjectNotFoundError: there is none of that name
+        """
+        asked = self._asked("get", resource, namespace, name, subresource)
+        return await self._json(asked, "GET", resource.path(namespace, name, subresource), {})
+
+    async def list(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int | None = None,
+    ) -> dict[str, Any]:
+        """The List object, complete however many answers it takes.
+
+        :param limit: how many objects one answer may hold; a server may send fewer of its own accord
+        :raises WatchExpiredError: the rest was too old to be read, time and again
+        """
+        for round_ in range(1, LIST_ROUNDS + 1):
+            # A list that expired half-way begins anew, in one answer if the server likes.
+            size = limit if round_ == 1 else None
+            found: list[Any] = []
+            try:
+                async for page in self.pages(
+                    resource,
+                    namespace,
+                    label_selector=label_selector,
+                    field_selector=field_selector,
+                    limit=size,
+                ):
+                    found += page.get("items") or []
+            except WatchExpiredError:
+                if round_ == LIST_ROUNDS:
+                    raise
+                continue
+            rest = ("continue", "remainingItemCount")
+            meta = {key: held for key, held in (page.get("metadata") or {}).items() if key not in rest}
+            return {**page, "metadata": meta, "items": found}
+        raise AssertionError("the last round returns or raises")
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """One List object after the other until the last, as the server divides them.
+
+        :raises WatchExpiredError: the rest is too old to be read: begin anew
+        """
+        query = _selectors(label_selector, field_selector)
+        if limit is not None:
+            query["limit"] = str(limit)
+        asked = self._asked("list", resource, namespace)
+        while True:
+            page = await self._json(asked, "GET", resource.path(namespace), query)
+            yield page
+            token = str((page.get("metadata") or {}).get("continue") or "")
+            if not token:
+                return
+            if token == query.get("continue"):
+                raise ClusterRequestError(
+                    f"{asked}: {self.server} answers each page with the same continue token: is it a proxy "
+                    "that drops the query?",
+                    status=200,
+                )
+            query["continue"] = token
+
+    async def replace(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        body: dict[str, Any],
+        subresource: str | None = None,
+    ) -> dict[str, Any]:
+        """Write an object whole; guarded by its resourceVersion where the body has one.
+
+        :raises ObjectConflictError: it changed since it was read
+        """
+        asked = self._asked("update", resource, namespace, name, subresource)
+        path = resource.path(namespace, name, subresource)
+        return await self._json(asked, "PUT", path, {"fieldValidation": "Strict"}, body)
+
+    async def patch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        body: Any,
+        *,
+        patch_type: PatchType = PatchType.MERGE,
+        subresource: str | None = None,
+        field_manager: str = "nighttrain",
+        force: bool = False,
+    ) -> dict[str, Any]:
+        """Change part of an object; with ``PatchType.APPLY`` it is created when absent."""
+        query = {"fieldValidation": "Strict", "fieldManager": field_manager}
+        if force:
+            query["force"] = "true"
+        asked = self._asked("patch", resource, namespace, name, subresource)
+        path = resource.path(namespace, name, subresource)
+        # A list of JSON patch operations is not safe to repeat: "add" to an array would add twice.
+        again = patch_type is not PatchType.JSON
+        return await self._json(asked, "PATCH", path, query, body, media_type=patch_type.value, again=again)
+
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        propagation: str = "Foreground",
+        grace_period_seconds: int | None = None,
+    ) -> None:
+        """Ask for an object's deletion; it may take its time to go.
+
+        :param uid: delete only the object with this uid
+        :param resource_version: delete it only if it has not changed since it had this version
+        :raises ObjectNotFoundError: it is gone already
+        :raises ObjectConflictError: another object has that name now, or it has changed
+        """
+        body: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": propagation,
+        }
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        if any(preconditions.values()):
+            body["preconditions"] = {name: value for name, value in preconditions.items() if value}
+        if grace_period_seconds is not None:
+            body["gracePeriodSeconds"] = grace_period_seconds
+        asked = self._asked("delete", resource, namespace, name)
+        await self._json(asked, "DELETE", resource.path(namespace, name), {}, body)
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        *,
+        resource_version: str,
+        label_selector: str = "",
+        field_selector: str = "",
+        timeout_seconds: int = 300,
+    ) -> AsyncIterator[WatchEvent]:
+        """One watch request; it ends when the server closes it. Resuming is the caller's part.
+
+        :param timeout_seconds: how long the server keeps the stream open. Five minutes is the least an API
+            server chooses by itself.
+        :raises WatchExpiredError: ``resource_version`` is too old; list again
+        :raises ClusterUnreachableError: the connection was lost, or fell silent
+        """
+        query = _selectors(label_selector, field_selector) | {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": resource_version,
+            "timeoutSeconds": str(timeout_seconds),
+        }
+        asked = self._asked("watch", resource, namespace)
+        silence = timeout_seconds + WATCH_GRACE_SECONDS
+        async with self._stream(asked, resource.path(namespace), query, silence) as chunks:
+            async for line in _lines(chunks, limit=None):
+                yield _watch_event(asked, line)
+
+    async def logs(
+        self,
+        namespace: str,
+        pod: str,
+        *,
+        container: str | None = None,
+        follow: bool = False,
+        since_time: str | None = None,
+        timestamps: bool = False,
+        tail_lines: int | None = None,
+        previous: bool = False,
+    ) -> AsyncIterator[str]:
+        """A container's log, line by line; nothing for a pod that is not scheduled yet.
+
+        :param since_time: an RFC 3339 time; the server looks at its whole seconds only
+        :raises ClusterRequestError: the container has not started, or there is none of that name
+        """
+        given = {
+            "container": container,
+            "follow": "true" if follow else None,
+            "sinceTime": since_time,
+            "timestamps": "true" if timestamps else None,
+            "tailLines": None if tail_lines is None else str(tail_lines),
+            "previous": "true" if previous else None,
+        }
+        query = {name: value for name, value in given.items() if value is not None}
+        asked = self._asked("get", PODS, namespace, pod, "log")
+        # A silent training run is healthy: a followed log may be still for as long as it likes.
+        silence = None if follow else REQUEST_TIMEOUT_SECONDS
+        async with self._stream(asked, PODS.path(namespace, pod, "log"), query, silence) as chunks:
+            async for line in _lines(chunks, limit=LOG_LINE_LIMIT):
+                yield line.decode("utf-8", "replace")
+
+    def _asked(
+        self,
+        verb: str,
+        resource: Resource,
+        namespace: str | None,
+        name: str | None = None,
+        subresource: str | None = None,
+    ) -> Asked:
+        what = resource.plural if subresource is None else f"{resource.plural}/{subresource}"
+        return Asked(verb, what, namespace if resource.namespaced else None, name, self.server)
+
+    async def _json(
+        self,
+        asked: Asked,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Any = None,
+        *,
+        media_type: str = "application/json",
+        again: bool = True,
+    ) -> dict[str, Any]:
+        import stamina
+
+        def wait(error: Exception) -> bool | float:
+            if not again or not isinstance(error, _TryAgain):
+                return False
+            return True if error.wait is None else min(error.wait, RETRY_AFTER_MAXIMUM_SECONDS)
+
+        say_retries_plainly()
+        number = 0
+        try:
+            async for attempt in stamina.retry_context(on=wait, attempts=self._attempts):
+                with attempt:
+                    number = attempt.num
+                    return await self._once(asked, method, path, query, body, media_type)
+        except _TryAgain as last:
+            raise last.error from last.__cause__
+        except ObjectNotFoundError:
+            if method == "DELETE" and number > 1:  # an earlier try went through and its answer was lost
+                return {}
+            raise
+        raise AssertionError("the retry loop always returns or raises")
+
+    async def _once(
+        self, asked: Asked, method: str, path: str, query: dict[str, str], body: Any, media_type: str
+    ) -> dict[str, Any]:
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+        try:
+            response = await self._request(method, path, query, body, media_type, limits)
+            async with response:
+                content = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            unreachable, passing = self._unreachable(asked, error)
+            raise (_TryAgain(unreachable, None) if passing else unreachable) from error
+        if not 200 <= response.status < 300:
+            refusal = _refusal(asked, response, content)
+            if response.status in RETRIED_STATUSES:
+                raise _TryAgain(refusal, _retry_after(response))
+            raise refusal
+        try:
+            answer = json.loads(content) if content else {}
+        except ValueError as error:
+            raise ClusterRequestError(
+                f"{asked}: the answer of {self.server} is not JSON. Is it an API server, or a proxy?",
+                status=response.status,
+            ) from error
+        return answer if isinstance(answer, dict) else {}
+
+    @asynccontextmanager
+    async def _stream(
+        self, asked: Asked, path: str, query: dict[str, str], silence: float | None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(connect=CONNECT_TIMEOUT_SECONDS, sock_read=silence)
+        try:
+            response = await self._request("GET", path, query, None, "application/json", limits)
+            try:
+                if not 200 <= response.status < 300:
+                    raise _refusal(asked, response, await response.read())
+                yield response.content.iter_any()
+            finally:
+                response.close()  # the rest of a stream is of no use: the connection does not go back
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(asked, error)[0] from error
+
+    async def _request(
+        self, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
+    ) -> ClientResponse:
+        used = self._access
+        response = await _send(used, method, path, query, body, media_type, limits)
+        if response.status == 401 and await self._renewed(used):
+            response.close()
+            response = await _send(self._access, method, path, query, body, media_type, limits)
+        self._note_time(response)
+        return response
+
+    def _note_time(self, response: ClientResponse) -> None:
+        try:
+            told = parsedate_to_datetime(response.headers.get("Date", ""))
+        except ValueError:
+            return
+        if told.tzinfo is not None:
+            self._ahead = told.timestamp() - time.time()
+
+    async def _renewed(self, used: _Access) -> bool:
+        """Tokens and certificates expire while a client lives: look once more where they came from."""
+        async with self._renewing:
+            if self._access is not used:  # another request was refused first, and has looked already
+                return True
+            try:
+                loaded = await load(self._config)
+                fresh = credentials(loaded.configuration)
+                if fresh == used.credentials:
+                    return False
+                session = used.session
+                if fresh.certificates != used.credentials.certificates:
+                    session = open_session(loaded.configuration, loaded.source)
+                    # Streams may still run over the old one: it is closed with the client.
+                    self._sessions.append(session)
+            except (ClusterError, ValueError, OSError):
+                return False
+            self._access = _Access(loaded, session, fresh)
+            return True
+
+    def _unreachable(self, asked: Asked, error: BaseException) -> tuple[ClusterUnreachableError, bool]:
+        """The error, and whether trying again may help."""
+        source, proxy = self._access.loaded.source, self._access.session.proxy
+        reason, passing = why(error, source)
+        through = f" through the proxy {proxy}" if proxy else ""
+        text = f"{asked}: no answer from {self.server}{through}, configured by {source}: {reason}"
+        return ClusterUnreachableError(text), passing
+
+
+@dataclass(frozen=True)
+class _Access:
+    """A configuration as loaded at one time, with the connections made by it."""
+
+    loaded: Loaded
+    session: Session
+    credentials: Credentials
+
+
+async def _send(
+    access: _Access, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
+) -> ClientResponse:
+    headers = {"Accept": "application/json, */*", "Content-Type": media_type, "User-Agent": "nighttrain"}
+    try:
+        settings = (await access.loaded.configuration.auth_settings()).get("BearerToken")
+    except Exception as error:  # whatever a refresh hook raises, such as for a token file that is gone
+        raise ClusterUnauthorizedError(
+            f"the token of {access.loaded.source} cannot be read: {error}"
+        ) from error
+    if settings is not None:
+        headers[settings["key"]] = settings["value"].strip()
+    return await access.session.request(method, path, query=query, headers=headers, body=body, limits=limits)
+
+
+def _code(status: dict[str, Any]) -> int:
+    code = status.get("code")
+    return code if isinstance(code, int) else 500
+
+
+def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
+    query = {"labelSelector": label_selector, "fieldSelector": field_selector}
+    return {name: value for name, value in query.items() if value}
+
+
+def _refusal(asked: Asked, response: ClientResponse, content: bytes) -> ClusterError:
+    refusal = to_error(asked, response.status, parse_status(content))
+    if isinstance(refusal, ClusterRequestError):
+        refusal.retry_after = _retry_after(response)
+    return refusal
+
+
+def _retry_after(response: ClientResponse) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if re.fullmatch(r"\d{1,6}", value) else None
+
+
+def _watch_event(asked: Asked, line: bytes) -> WatchEvent:
+    try:
+        event = json.loads(line)
+        kind, content = str(event["type"]), dict(event["object"])
+    except (ValueError, KeyError, TypeError) as error:
+        # Half a line is what a connection cut in the middle leaves behind.
+        raise ClusterUnreachableError(f"{asked}: the stream from {asked.server} was cut") from error
+    if kind == "ERROR":
+        raise to_error(asked, _code(content), content)
+    return WatchEvent(kind, content)
+
+
+async def _lines(chunks: AsyncIterator[bytes], *, limit: int | None) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in chunks:
+        *complete, rest = (rest + chunk).split(b"\n")
+        for line in complete:
+            if line or limit is not None:
+                yield line
+        if limit is not None and len(rest) > limit:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
+
+
+class _Shared:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+        self.client: ClusterClient | None = None
+
+
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Shared]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def shared_client(config: ClusterConfig) -> AsyncIterator[ClusterClient]:
+    """The client of this configuration in the running loop: made for the first user, closed after the last.
+
+    All tasks of a triggerer share one session, and with it the TLS handshakes.
+    """
+    clients = _shared.setdefault(asyncio.get_running_loop(), {})
+    entry = clients.setdefault(config.key, _Shared())
+    entry.users += 1
+    try:
+        async with entry.lock:
+            if entry.client is None:
+                entry.client = await ClusterClient.open(config)
+        yield entry.client
+    finally:
+        entry.users -= 1
+        if entry.users == 0:
+            if clients.get(config.key) is entry:
+                del clients[config.key]
+            if entry.client is not None:
+                await entry.client.close()

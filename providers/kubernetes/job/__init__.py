@@ -1,0 +1,1 @@
+"""What is sent to the cluster: the spec, its pod, files, and the kinds of workload."""

@@ -1,0 +1,1 @@
+"""The lines of training pods, while they run."""

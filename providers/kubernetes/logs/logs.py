@@ -1,0 +1,250 @@
+"""The training's log, line by line while it runs. Best effort: it never decides anything and never fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, cast
+
+from nighttrain.providers.errors import ClusterError, ClusterForbiddenError
+from nighttrain.providers.kubernetes.job.kinds import WorkloadKind, kind_named
+from nighttrain.providers.kubernetes.logs.streams import streams_of
+from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe
+from nighttrain.providers.kubernetes.values.objects import Json, by_age, main_container, name_of, uid_of
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
+    from nighttrain.providers.kubernetes.mirror.watch import Sleep
+    from nighttrain.providers.kubernetes.values.workload import Workload
+
+_log = logging.getLogger(__name__)
+
+# A stream that breaks is opened again after this long: a restarted kubelet is back within seconds.
+RESUME_SECONDS = 1.0
+# After so many breaks in a row without a new line the log is given up; the workload is not.
+BREAKS_IN_A_ROW = 10
+# A progress bar draws itself many times a second; a person reads one state of it a second.
+PROGRESS_SECONDS = 1.0
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z ?(.*)", re.DOTALL)
+
+
+class LogCursor:
+    """Where a container's log has been read to, so that a resumed stream repeats and loses nothing."""
+
+    def __init__(self) -> None:
+        self._last = ""
+        self._at_last = 0
+        self._skipped = 0
+
+    @property
+    def since(self) -> str | None:
+        """The time to resume from. The server looks at whole seconds, so some lines come again."""
+        return f"{self._last[:19]}Z" if self._last else None
+
+    def resume(self) -> None:
+        """Say that a new stream begins."""
+        self._skipped = 0
+
+    def fresh(self, line: str) -> str | None:
+        """The line without its time stamp, or ``None`` if it has been seen."""
+        match = _STAMP.fullmatch(line)
+        if match is None:  # the continuation of a line too long for one piece
+            return line
+        stamp = f"{match[1]}.{(match[2] or '').ljust(9, '0')}"
+        if stamp < self._last:
+            return None
+        if stamp > self._last:
+            self._last, self._at_last, self._skipped = stamp, 1, 1
+            return match[3]
+        # Several lines can share a time stamp: those counted before the break come again, in order.
+        self._skipped += 1
+        if self._skipped <= self._at_last:
+            return None
+        self._at_last = self._skipped
+        return match[3]
+
+
+class Bars:
+    """Turns progress bars, which redraw one line after a carriage return, into lines.
+
+    Of each burst the last state shows, and no more than one each second.
+    """
+
+    def __init__(self, sink: Callable[[str], None]) -> None:
+        self._sink = sink
+        self._held: str | None = None
+        self._shown_at: float | None = None
+
+    def line(self, text: str, now: float) -> None:
+        """One line as the log has it; ``now`` is in seconds by any clock."""
+        plain = text.strip("\r")
+        if "\r" not in plain:
+            self.flush()
+            self._sink(plain)
+            return
+        self._held = next((part for part in reversed(plain.split("\r")) if part), "")
+        if self._shown_at is None or now - self._shown_at >= PROGRESS_SECONDS:
+            self._shown_at = now
+            self.flush()
+
+    def flush(self) -> None:
+        """Show the state that was held back, if any."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._sink(held)
+
+
+class End:
+    """Tells whoever reads a log that the attempt has ended: what has begun to be read is read to its end."""
+
+    def __init__(self) -> None:
+        self.said = False
+        self._wake: Callable[[], None] | None = None
+
+    def say(self) -> None:
+        """No further pod is to be read."""
+        self.said = True
+        if self._wake is not None:
+            self._wake()
+
+    def wakes(self, wake: Callable[[], None]) -> None:
+        """Have :meth:`say` call ``wake``."""
+        self._wake = wake
+
+
+async def follow(
+    client: ClusterClient,
+    workload: Workload,
+    sink: Callable[[str], None],
+    *,
+    narrow: bool = False,
+    end: End | None = None,
+    sleep: Sleep = asyncio.sleep,
+) -> None:
+    """Pass each line of the workload's main container to ``sink``, once, until it has ended.
+
+    Pods that replace one another follow one another. Of many workloads that are followed over one client, a
+    hundred have a stream at a time, in turns. Errors of the cluster end in a debug message; exceptions of
+    ``sink`` are the caller's.
+
+    :param narrow: as for :func:`~nighttrain.providers.attempts.waiting.wait`, whose watch it shares
+    :param end: said where the attempt's end is known before its object says so
+    """
+    done: set[str] = set()
+    namespace, name, uid = workload.namespace, workload.name, workload.uid
+    kind, end = kind_named(workload.kind), end or End()
+    try:
+        async with subscribe(client, namespace, name, uid, kind=kind, narrow=narrow, sleep=sleep) as view:
+            end.wakes(view.wake)
+            while True:
+                await view.change()
+                while (pod := _next(view, done)) is not None:
+                    done.add(uid_of(pod))
+                    await _Reader(client, workload, view, pod, sink).follow()
+                if end.said or (view.synced and _ended(view, kind)):
+                    return
+    except ClusterError as error:
+        _log.debug("the log of %s ends here: %s", workload.name, error)
+
+
+def _next(view: Subscription, done: set[str]) -> Json | None:
+    for pod in by_age(view.live_pods):
+        container = main_container(pod)
+        if uid_of(pod) not in done and container is not None and container.began:
+            return pod
+    return None
+
+
+def _ended(view: Subscription, kind: WorkloadKind) -> bool:
+    return view.object is None or kind.ended(view.object, view.pods)
+
+
+class _Reader:
+    """Reads one pod's log, over as many streams as it takes."""
+
+    def __init__(
+        self,
+        client: ClusterClient,
+        workload: Workload,
+        view: Subscription,
+        pod: Json,
+        sink: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._namespace = workload.namespace
+        self._kind = kind_named(workload.kind)
+        self._view = view
+        self._name, self._uid = name_of(pod), uid_of(pod)
+        container = main_container(pod)
+        self._container = container.name if container else None
+        self._streams = streams_of(client)
+        self._cursor = LogCursor()
+        self._bars = Bars(sink)
+        self._breaks = 0
+
+    async def follow(self) -> None:
+        """Return when the log is read to its end, or given up."""
+        try:
+            while self._breaks < BREAKS_IN_A_ROW:
+                if await self._turn():
+                    return
+        finally:
+            self._bars.flush()
+
+    async def _turn(self) -> bool:
+        """Wait for a place among the streams and read until the stream ends; whether that was the end."""
+        with self._streams.ticket(self._view.wake) as ticket:
+            while not ticket.granted:
+                if self._over or _ended(self._view, self._kind):
+                    ticket.hurry()
+                await self._view.change()
+            # Asked before the stream: one that begins after the container's end and closes cleanly is whole.
+            over = self._over
+            self._cursor.resume()
+            try:
+                async with ticket.slice():
+                    await self._read()
+            except TimeoutError:  # others wait: the rest comes with the next turn
+                return False
+            except ClusterForbiddenError as error:  # asking again grants nothing
+                _log.warning("the log of pod %s cannot be read, the training goes on: %s", self._name, error)
+                return True
+            except ClusterError as error:
+                _log.debug("the log of pod %s broke off: %s", self._name, error)
+                self._breaks += 1
+            else:  # proxies close silent streams: that is no fault
+                if over:
+                    return True
+        if self._uid not in {uid_of(live) for live in self._view.live_pods}:
+            return True
+        await self._view.change(within=RESUME_SECONDS)
+        return False
+
+    async def _read(self) -> None:
+        clock = asyncio.get_running_loop().time
+        lines = self._client.logs(
+            self._namespace,
+            self._name,
+            container=self._container,
+            follow=True,
+            since_time=self._cursor.since,
+            timestamps=True,
+        )
+        # Closed here, not whenever the garbage is collected: the connection goes with it.
+        async with aclosing(cast("AsyncGenerator[str, None]", lines)) as stream:
+            async for line in stream:
+                began = clock()
+                fresh = self._cursor.fresh(line)
+                if fresh is not None:
+                    self._breaks = 0
+                    self._bars.line(fresh, began)
+                await self._streams.breathe(began)
+
+    @property
+    def _over(self) -> bool:
+        pod = next((live for live in self._view.live_pods if uid_of(live) == self._uid), None)
+        container = main_container(pod) if pod is not None else None
+        return container is None or container.over

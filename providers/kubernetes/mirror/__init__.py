@@ -1,0 +1,1 @@
+"""One watch for all that wait: what the cluster holds, kept current."""

@@ -1,0 +1,178 @@
+"""Why workloads wait: one feed of events and one of Kueue's Workloads for all who wait in a namespace.
+
+They explain and never decide. So they run only while somebody asks, and a right that is missing leaves the
+reasons shorter and is no error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.errors import ClusterError, ObjectNotFoundError
+from nighttrain.providers.kubernetes.api.resources import EVENTS, KUEUE_WORKLOADS
+from nighttrain.providers.kubernetes.mirror.trimming import trim_event, trim_queue
+from nighttrain.providers.kubernetes.mirror.watch import Feed, Selection
+from nighttrain.providers.kubernetes.values.objects import mapping, metadata, text, uid_of
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
+
+Json = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+QUEUE_LABEL = "kueue.x-k8s.io/job-uid"
+# Tasks that start one after another share the feeds instead of opening them anew.
+LINGER_SECONDS = 30.0
+# An event often arrives before the pod it is about; one that is about others' pods is forgotten with the
+# oldest. At ten events of half a kilobyte each this is 10 MB at the very most.
+REMEMBERED_OBJECTS = 2000
+REMEMBERED_EVENTS = 10
+# Rights are granted, and Kueue is installed, while trainings wait.
+AGAIN_SECONDS = 300.0
+
+StartTask = Callable[[Coroutine[Any, Any, Any], str], "asyncio.Task[Any]"]
+
+
+class Explanations:
+    """Events and queue entries by the uid of what they are about.
+
+    :param changed: told of the uid about which something new is known
+    """
+
+    def __init__(
+        self, client: ClusterClient, namespace: str, changed: Callable[[str], None], start_task: StartTask
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._changed = changed
+        self._start_task = start_task
+        self._wanted: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._stopping: list[asyncio.Task[Any]] = []
+        self._linger: asyncio.TimerHandle | None = None
+        self._events: OrderedDict[str, dict[str, Json]] = OrderedDict()
+        self.queues: dict[str, Json] = {}
+        self.no_queues = False
+
+    def want(self, uid: str, wanted: bool) -> None:
+        """Somebody begins, or ceases, to ask about the Job of this uid."""
+        count = self._wanted.get(uid, 0) + (1 if wanted else -1)
+        if count > 0:
+            self._wanted[uid] = count
+        else:
+            self._wanted.pop(uid, None)
+        if self._wanted and self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        if self._wanted and not self._tasks:
+            self._tasks = [
+                self._start_task(self._follow_events(), f"events of {self._namespace}"),
+                self._start_task(self._follow_queues(), f"queues of {self._namespace}"),
+            ]
+        if not self._wanted and self._tasks and self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._stop)
+
+    def close(self) -> list[asyncio.Task[Any]]:
+        """Stop; the tasks that the caller must still await."""
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        self._stop()
+        return self._stopping
+
+    def events_of(self, about: Iterable[str]) -> list[Json]:
+        """The events about these objects."""
+        return [event for uid in about for event in self._events.get(uid, {}).values()]
+
+    def queue_of(self, job_uid: str) -> Json | None:
+        """Kueue's Workload of a Job."""
+        return {"absent": True} if self.no_queues else self.queues.get(job_uid)
+
+    def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._stopping = [task for task in [*self._stopping, *self._tasks] if not task.done()]
+        self._tasks = []
+        self._linger = None
+        self._events.clear()
+        self.queues.clear()
+        self.no_queues = False
+
+    async def _follow_events(self) -> None:
+        while True:
+            feed = Feed(self._client, Selection(EVENTS, self._namespace), _Events(self), trim=trim_event)
+            try:
+                await feed.run()
+            except ClusterError as error:
+                _log.debug("events of namespace %s cannot be read: %s", self._namespace, error)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _follow_queues(self) -> None:
+        while True:
+            try:
+                for resource in KUEUE_WORKLOADS:
+                    selection = Selection(resource, self._namespace, label_selector=QUEUE_LABEL)
+                    with contextlib.suppress(ObjectNotFoundError):
+                        await Feed(self._client, selection, _Queues(self), trim=trim_queue).run()
+                self.no_queues = True
+                for uid in list(self._wanted):
+                    self._changed(uid)
+            except ClusterError as error:
+                _log.debug("Kueue's workloads in %s cannot be read: %s", self._namespace, error)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    def remember(self, event: Json) -> None:
+        """Store an event, and forget the oldest."""
+        about = text((mapping(event.get("involvedObject")) or mapping(event.get("regarding"))).get("uid"))
+        if not about:
+            return
+        known = self._events.setdefault(about, {})
+        known.pop(uid_of(event), None)
+        known[uid_of(event)] = event
+        while len(known) > REMEMBERED_EVENTS:
+            del known[next(iter(known))]
+        self._events.move_to_end(about)
+        while len(self._events) > REMEMBERED_OBJECTS + 4 * len(self._wanted):
+            self._events.popitem(last=False)
+        self._changed(about)
+
+
+class _Events:
+    def __init__(self, kept: Explanations) -> None:
+        self._kept = kept
+
+    def reset(self, listed: list[Json], began: float) -> None:
+        for event in listed:
+            self._kept.remember(event)
+
+    def apply(self, kind: str, event: Json) -> None:
+        if kind != "DELETED":  # an event that expires was true
+            self._kept.remember(event)
+
+
+class _Queues:
+    def __init__(self, kept: Explanations) -> None:
+        self._kept = kept
+
+    def reset(self, listed: list[Json], began: float) -> None:
+        self._kept.no_queues = False
+        self._kept.queues = {_job_of(entry): entry for entry in listed}
+        for uid in list(self._kept._wanted):
+            self._kept._changed(uid)
+
+    def apply(self, kind: str, entry: Json) -> None:
+        uid = _job_of(entry)
+        if kind == "DELETED":
+            self._kept.queues.pop(uid, None)
+        else:
+            self._kept.queues[uid] = entry
+        self._kept._changed(uid)
+
+
+def _job_of(entry: Json) -> str:
+    return text(mapping(metadata(entry).get("labels")).get(QUEUE_LABEL))

@@ -1,0 +1,505 @@
+"""One watch for all: the workloads of a kind in a namespace and their pods as one mirror, shared by all who
+wait there.
+
+A :class:`Hub` runs from its first subscriber to its last. Each change costs one dictionary look-up and wakes
+only those whom it concerns; a subscriber that waits costs a future.
+
+The mirror may be older than the workload a subscriber has just created. So "it is gone" is concluded only
+from its DELETED event, from a list that began after the subscription did, or from a read of that workload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from nighttrain.providers.errors import (
+    ClusterError,
+    ClusterForbiddenError,
+    ClusterUnauthorizedError,
+    ObjectNotFoundError,
+    WorkloadConflictError,
+)
+from nighttrain.providers.kubernetes.api.resources import PODS
+from nighttrain.providers.kubernetes.job.kinds import JOB
+from nighttrain.providers.kubernetes.mirror.explanations import Explanations
+from nighttrain.providers.kubernetes.mirror.trimming import trim_pod, trim_workload
+from nighttrain.providers.kubernetes.mirror.watch import Feed, Selection, Sleep
+from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL
+from nighttrain.providers.kubernetes.values.objects import is_deleting, mapping, metadata, text, uid_of
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
+    from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
+
+Json = dict[str, Any]
+_log = logging.getLogger(__name__)
+
+# Deleted pods explain a failed workload; one rarely has more than a handful.
+REMEMBERED = 20
+# A cut stream is open again by then; what lasts longer is worth a word.
+OUTAGE_NOTED_SECONDS = 5.0
+# A watch is behind by milliseconds: most workloads that the mirror lacks arrive by themselves in this time.
+CONFIRM_AFTER_SECONDS = 1.0
+CONFIRM_AGAIN_SECONDS = 5.0
+
+
+class Subscription:
+    """One workload and its pods as its subscriber may see them."""
+
+    def __init__(self, hub: Hub, name: str, uid: str, sleep: Sleep) -> None:
+        self._hub = hub
+        self._sleep = sleep
+        self._dirty = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._explained = False
+        self.name = name
+        self.uid = uid
+        self.since = asyncio.get_running_loop().time()
+        self.gone = False
+        self.fetched: Json | None = None
+        self.deleted: dict[str, Json] = {}
+        self.error: ClusterError | None = None
+
+    @property
+    def synced(self) -> bool:
+        """Whether it is known how the workload stands; nothing may be concluded before."""
+        return self._hub.synced and (self.gone or self.object is not None)
+
+    @property
+    def outage(self) -> bool:
+        """Whether what is seen here is old because the cluster does not answer."""
+        return self._hub.outage
+
+    @property
+    def object(self) -> Json | None:
+        """The workload of this uid; ``None`` once it is deleted, even if another took its name."""
+        return None if self.gone else self._hub.objects.get(self.uid, self.fetched)
+
+    @property
+    def live_pods(self) -> list[Json]:
+        """The workload's pods that exist."""
+        return [pod for key in self.keys for pod in self._hub.pods.get(key, {}).values()]
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """What its pods are filed under: its uid, or its name where a pod does not know more."""
+        return self.uid, _by_name(self.name)
+
+    @property
+    def pods(self) -> list[Json]:
+        """The workload's pods, those deleted as last seen."""
+        return [*self.deleted.values(), *self.live_pods]
+
+    def explain(self, wanted: bool) -> None:
+        """Say whether events and Kueue's view are of use now; feeds for them run while anyone wants them."""
+        if wanted != self._explained:
+            self._explained = wanted
+            self._hub.explanations.want(self.uid, wanted)
+
+    @property
+    def events(self) -> list[Json]:
+        """Events of the workload and its pods, as far as they are known."""
+        about = [self.uid, *map(uid_of, self.live_pods), *self.deleted]
+        return self._hub.explanations.events_of(about)
+
+    @property
+    def queue(self) -> Json | None:
+        """Kueue's Workload of it; ``{"absent": True}`` in a cluster without Kueue."""
+        return self._hub.explanations.queue_of(self.uid)
+
+    def wake(self) -> None:
+        """Have :meth:`change` return."""
+        self._dirty = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def bury(self, pod: Json) -> None:
+        """Remember a deleted pod."""
+        self.deleted[uid_of(pod)] = pod
+        while len(self.deleted) > REMEMBERED:
+            del self.deleted[next(iter(self.deleted))]
+
+    async def change(self, within: float | None = None) -> None:
+        """Return at the next change, or after ``within`` seconds.
+
+        :raises ClusterError: the mirror cannot be kept current
+        """
+        if not self._dirty and self.error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            timer = None
+            if within is not None:
+                timer = asyncio.ensure_future(_pause(self._sleep, max(0.0, within)))
+                timer.add_done_callback(lambda _: self.wake())
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if timer is not None and not timer.done():
+                    timer.cancel()
+                    await asyncio.wait({timer})
+        self._dirty = False
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+
+
+def _keep_first_told(before: Json | None, pod: Json) -> None:
+    """Keep when a pod's deletion was asked for: its last step overwrites that, with a grace period of 0."""
+    for field in ("deletionTimestamp", "deletionGracePeriodSeconds"):
+        if before is not None and is_deleting(before) and field in metadata(before):
+            pod["metadata"][field] = before["metadata"][field]
+
+
+class Hub:
+    """The mirror of a namespace's workloads of one kind, or of a single one.
+
+    :param name: mirror the workload of this name alone
+    """
+
+    def __init__(
+        self,
+        client: ClusterClient,
+        namespace: str,
+        name: str | None = None,
+        kind: WorkloadKind = JOB,
+        *,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._kind = kind
+        self._client = client
+        self._namespace = namespace
+        self._name = name
+        self._sleep = sleep
+        self.objects: dict[str, Json] = {}
+        # The pods of each workload, by one of its keys.
+        self.pods: dict[str, dict[str, Json]] = {}
+        self._owners: dict[str, str] = {}
+        self._all: set[Subscription] = set()
+        self._subscribers: dict[str, set[Subscription]] = {}
+        self._unconfirmed: deque[Subscription] = deque()
+        self._to_confirm = asyncio.Event()
+        self._first_lists = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._synced = {"workloads": False, "pods": False}
+        self._failing: dict[str, float] = {}
+        self.outage = False
+        self.error: ClusterError | None = None
+        self.explanations = Explanations(client, namespace, self._explained, self._start_task)
+
+    @property
+    def synced(self) -> bool:
+        """Whether the first lists have come."""
+        return all(self._synced.values())
+
+    @property
+    def idle(self) -> bool:
+        return not self._all
+
+    def start(self) -> None:
+        """Open the feeds."""
+        resource, pod_label = self._kind.resource, self._kind.pod_label
+        if self._name is None:
+            objects = Selection(resource, self._namespace, label_selector=ATTEMPT_KEY_LABEL)
+            pods = Selection(PODS, self._namespace, label_selector=ATTEMPT_KEY_LABEL)
+        else:
+            objects = Selection(resource, self._namespace, field_selector=f"metadata.name={self._name}")
+            pods = Selection(PODS, self._namespace, label_selector=f"{pod_label}={self._name}")
+        for key, selection, sink, trim in (
+            ("workloads", objects, _Workloads(self), partial(trim_workload, spec=self._kind.spec_kept)),
+            ("pods", pods, _Pods(self), trim_pod),
+        ):
+            feed = Feed(
+                self._client,
+                selection,
+                sink,
+                trim=trim,
+                on_health=lambda error, key=key: self._health(key, error),  # type: ignore[misc]
+                sleep=self._sleep,
+            )
+            name = f"{selection.resource.plural} of {self._namespace}"
+            self._tasks.append(self._start_task(self._run(feed), name))
+        self._tasks.append(self._start_task(self._confirm(), f"missing {resource.plural}"))
+
+    async def stop(self) -> None:
+        """Close the feeds; no task is left."""
+        tasks = [*self._tasks, *self.explanations.close()]
+        self._tasks = []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def add(self, subscription: Subscription) -> None:
+        """Tell a subscriber of what concerns its workload from here on."""
+        self._all.add(subscription)
+        for key in subscription.keys:
+            self._subscribers.setdefault(key, set()).add(subscription)
+        if self.error is not None:
+            subscription.error = self.error
+        if subscription.uid not in self.objects:
+            self._unconfirmed.append(subscription)
+            self._to_confirm.set()
+        subscription.wake()
+
+    def remove(self, subscription: Subscription) -> None:
+        """The inverse of :meth:`add`."""
+        subscription.explain(False)
+        self._all.discard(subscription)
+        for key in subscription.keys:
+            others = self._subscribers.get(key, set())
+            others.discard(subscription)
+            if not others:
+                self._subscribers.pop(key, None)
+
+    @property
+    def everyone(self) -> list[Subscription]:
+        """All subscribers."""
+        return list(self._all)
+
+    def subscribers(self, key: str) -> set[Subscription]:
+        """Those who follow the workload with this key."""
+        return self._subscribers.get(key, set())
+
+    def wake(self, key: str) -> None:
+        """Tell the subscribers of a workload that something changed."""
+        for subscription in self._subscribers.get(key, ()):
+            subscription.wake()
+
+    def wake_all(self) -> None:
+        for subscription in self._all:
+            subscription.wake()
+
+    def mark_synced(self, key: str) -> None:
+        self._synced[key] = True
+        if self.synced:
+            self._first_lists.set()
+        self.wake_all()
+
+    def put_pod(self, pod: Json) -> str:
+        """Store a pod; the key of the workload it belongs to, empty if it belongs to none."""
+        owner, uid = self._owner(pod), uid_of(pod)
+        if owner:
+            _keep_first_told(self.pods.get(owner, {}).get(uid), pod)
+            self.pods.setdefault(owner, {})[uid] = pod
+            self._owners[uid] = owner
+        return owner
+
+    def drop_pod(self, pod: Json) -> str:
+        """Forget a pod, but for those who follow its workload."""
+        owner, uid = self._owner(pod), uid_of(pod)
+        self._owners.pop(uid, None)
+        pods = self.pods.get(owner, {})
+        _keep_first_told(pods.pop(uid, None), pod)
+        if not pods:
+            self.pods.pop(owner, None)
+        for subscription in self.subscribers(owner):
+            subscription.bury(pod)
+        return owner
+
+    def _owner(self, pod: Json) -> str:
+        owner = self._kind.owner_of(pod)
+        if not owner:
+            name = text(mapping(metadata(pod).get("labels")).get(self._kind.pod_label))
+            owner = _by_name(name) if name else ""
+        return owner
+
+    def _explained(self, uid: str) -> None:
+        """Something was said about an object: a workload, or a pod."""
+        self.wake(self._owners.get(uid, uid))
+
+    def _start_task(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        # Not in the context of whichever subscriber happens to be first: its task's log is not the hub's.
+        return asyncio.get_running_loop().create_task(work, name=name, context=Context())
+
+    async def _run(self, feed: Feed) -> None:
+        try:
+            await feed.run()
+        except ClusterError as error:
+            self._fail(error)
+
+    def _fail(self, error: ClusterError) -> None:
+        self.error = error
+        for subscription in self._all:
+            subscription.error = error
+            subscription.wake()
+
+    def _health(self, key: str, error: ClusterError | None) -> None:
+        now = asyncio.get_running_loop().time()
+        if error is not None:
+            first = self._failing.setdefault(key, now)
+            if not self.outage and now - first >= OUTAGE_NOTED_SECONDS:
+                self.outage = True
+                _log.warning("The cluster does not answer; waiting goes on meanwhile: %s", error)
+                self.wake_all()
+            return
+        self._failing.pop(key, None)
+        if self.outage and not self._failing:
+            self.outage = False
+            _log.warning("The cluster %s answers again", self._client.server)
+            self.wake_all()
+
+    async def _confirm(self) -> None:
+        """Read, once each, the workloads that are waited for and that the mirror does not hold."""
+        while True:
+            # The first list may hold it, or was asked for late enough to say that it is gone.
+            await self._first_lists.wait()
+            await self._to_confirm.wait()
+            self._to_confirm.clear()
+            await self._sleep(CONFIRM_AFTER_SECONDS)
+            while self._unconfirmed:
+                subscription = self._unconfirmed[0]
+                if subscription in self.subscribers(subscription.uid) and not subscription.synced:
+                    try:
+                        await self._confirm_one(subscription)
+                    except (ClusterForbiddenError, ClusterUnauthorizedError, WorkloadConflictError) as error:
+                        subscription.error = error
+                        subscription.wake()
+                    except ClusterError:  # the feeds tell of it; the answer is still needed
+                        await self._sleep(CONFIRM_AGAIN_SECONDS)
+                        continue
+                self._unconfirmed.popleft()
+
+    async def _confirm_one(self, subscription: Subscription) -> None:
+        resource = self._kind.resource
+        try:
+            found = await self._client.get(resource, self._namespace, subscription.name)
+        except ObjectNotFoundError:
+            found = {}
+        if subscription.uid in self.objects or subscription.gone:
+            return
+        if uid_of(found) != subscription.uid:
+            subscription.gone = True
+        elif self._name is None and ATTEMPT_KEY_LABEL not in mapping(metadata(found).get("labels")):
+            raise WorkloadConflictError(
+                f"{resource.kind} {subscription.name} in namespace {self._namespace} lost its label "
+                f"{ATTEMPT_KEY_LABEL}, by which it is watched: put it back, then retry"
+            )
+        else:
+            subscription.fetched = trim_workload(found, self._kind.spec_kept)
+        subscription.wake()
+
+
+class _Workloads:
+    """Takes over what the workloads' feed brings."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def reset(self, listed: list[Json], began: float) -> None:
+        hub = self._hub
+        fresh = {uid_of(obj): obj for obj in listed}
+        gone = hub.objects.keys() - fresh.keys()
+        hub.objects = fresh
+        for uid in gone:
+            self._bury(uid)
+        for subscription in hub.everyone:
+            if subscription.uid not in fresh and began >= subscription.since:
+                subscription.gone = True
+        hub.mark_synced("workloads")
+
+    def apply(self, kind: str, obj: Json) -> None:
+        uid = uid_of(obj)
+        if kind == "DELETED":
+            self._hub.objects.pop(uid, None)
+            self._bury(uid)
+        else:
+            self._hub.objects[uid] = obj
+        self._hub.wake(uid)
+
+    def _bury(self, uid: str) -> None:
+        for subscription in self._hub.subscribers(uid):
+            subscription.gone = True
+
+
+class _Pods:
+    """Takes over what the pods' feed brings."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+
+    def reset(self, listed: list[Json], began: float) -> None:
+        hub = self._hub
+        fresh = {uid_of(pod) for pod in listed}
+        for pods in list(hub.pods.values()):
+            for uid, pod in list(pods.items()):
+                if uid not in fresh:
+                    hub.drop_pod(pod)
+        for pod in listed:
+            hub.put_pod(pod)
+        hub.mark_synced("pods")
+
+    def apply(self, kind: str, pod: Json) -> None:
+        hub = self._hub
+        hub.wake(hub.drop_pod(pod) if kind == "DELETED" else hub.put_pod(pod))
+
+
+_hubs: WeakKeyDictionary[ClusterClient, dict[tuple[str, str | None, str], Hub]] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def subscribe(
+    client: ClusterClient,
+    namespace: str,
+    name: str,
+    uid: str,
+    *,
+    kind: WorkloadKind = JOB,
+    narrow: bool = False,
+    sleep: Sleep = asyncio.sleep,
+) -> AsyncIterator[Subscription]:
+    """Follow a workload through the hub of its namespace and kind: started for the first subscriber, stopped
+    after the last.
+
+    Users of :func:`~nighttrain.providers.kubernetes.api.client.shared_client` share it over the whole event
+    loop.
+
+    :param narrow: watch this one workload alone: for processes that wait for one and not for many
+    """
+    hubs = _hubs.setdefault(client, {})
+    key = (namespace, name if narrow else None, kind.name)
+    hub = hubs.get(key)
+    if hub is None or hub.error is not None:
+        hub = hubs[key] = Hub(client, namespace, name if narrow else None, kind)
+        hub.start()
+    subscription = Subscription(hub, name, uid, sleep)
+    hub.add(subscription)
+    try:
+        yield subscription
+    finally:
+        hub.remove(subscription)
+        if hub.idle:
+            if hubs.get(key) is hub:
+                del hubs[key]
+            await hub.stop()
+
+
+@asynccontextmanager
+async def subscribe_alone(
+    client: ClusterClient, namespace: str, name: str, uid: str, kind: WorkloadKind = JOB
+) -> AsyncIterator[Subscription]:
+    """Follow a workload through a hub of its own, whose lists begin now: nothing of it is from before."""
+    hub = Hub(client, namespace, name, kind)
+    subscription = Subscription(hub, name, uid, asyncio.sleep)
+    hub.add(subscription)
+    hub.start()
+    try:
+        yield subscription
+    finally:
+        hub.remove(subscription)
+        await hub.stop()
+
+
+def _by_name(name: str) -> str:
+    return f"/{name}"  # no uid begins so
+
+
+async def _pause(sleep: Sleep, seconds: float) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await sleep(seconds)

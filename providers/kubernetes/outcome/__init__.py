@@ -1,0 +1,1 @@
+"""How an attempt stands, and how it ended."""

@@ -1,0 +1,71 @@
+"""A pod whose node does not answer: whether it still trains, only that node could tell."""
+
+from __future__ import annotations
+
+from nighttrain.providers.kubernetes.outcome.endings import is_terminal
+from nighttrain.providers.kubernetes.values.objects import (
+    Json,
+    any_condition,
+    condition,
+    is_deleting,
+    mapping,
+    metadata,
+    moment,
+    name_of,
+    status,
+    text,
+)
+
+# A kubelet that lives kills what has not ended when its grace period is over, and says so within seconds.
+OVERDUE_SECONDS = 60.0
+
+
+def node_of(pod: Json) -> str:
+    return text(mapping(pod.get("spec")).get("nodeName"))
+
+
+def silent_since(pod: Json) -> str | None:
+    """Since when a pod's node does not answer, as the cluster notes it on the pod; ``None`` if it may answer.
+
+    A kubelet that says that a pod is not ready says why. The cluster that says so in its place does not.
+    """
+    if is_terminal(pod) or not node_of(pod):
+        return None
+    ready = any_condition(pod, "Ready")
+    unexplained = ready.get("status") in ("False", "Unknown") and not text(ready.get("reason"))
+    if unexplained or text(status(pod).get("phase")) == "Unknown":
+        return text(ready.get("lastTransitionTime"))
+    return None
+
+
+def removed_for_its_node(pod: Json) -> str | None:
+    """Since when a pod is being removed because its node is not usable; ``None`` if it is not."""
+    disruption = condition(pod, "DisruptionTarget") or {}
+    if is_terminal(pod) or not is_deleting(pod) or disruption.get("reason") != "DeletionByTaintManager":
+        return None
+    return text(disruption.get("lastTransitionTime"))
+
+
+def is_lost(pod: Json, now: float | None) -> bool:
+    """Whether it may still run on a node that does not answer.
+
+    :param now: by the cluster's clock, if it is known
+    """
+    if is_terminal(pod) or not node_of(pod):
+        return False
+    due = moment(text(metadata(pod).get("deletionTimestamp")))
+    overdue = due is not None and now is not None and now > due + OVERDUE_SECONDS
+    return silent_since(pod) is not None or overdue
+
+
+def of_lost(pod: Json) -> str:
+    """What is known of it, and what a person can do."""
+    node, since = node_of(pod), silent_since(pod)
+    if since is None:
+        since = text(metadata(pod).get("deletionTimestamp"))
+    silent = f"node {node} has been silent{f' since {since}' if since else ''}"
+    return (
+        f"{silent}: whether pod {name_of(pod)} still trains there cannot be known, and no other one comes "
+        "before the node is back or its Node object is gone. Bring the node back, or, if it never comes: "
+        f"kubectl delete node {node}"
+    )

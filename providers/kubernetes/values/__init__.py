@@ -1,0 +1,1 @@
+"""Names, identities, time-outs, and access to objects as the API gives them."""

@@ -1,0 +1,221 @@
+"""Reading Jobs, pods and events as they come: any field may be absent, null or of a surprising type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Json = dict[str, Any]
+TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
+# kubectl's own convention, for pods that ours is not on.
+DEFAULT_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
+
+
+def mapping(value: object) -> Json:
+    """``value`` if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def items(value: object) -> list[Json]:
+    """The mappings in ``value`` if it is a list, else none."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def text(value: object) -> str:
+    """``value`` if it is a string, else an empty one."""
+    return value if isinstance(value, str) else ""
+
+
+def whole(value: object) -> int | None:
+    """``value`` if it is a whole number."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def moment(stamp: str) -> float | None:
+    """An RFC 3339 time in seconds since 1970; ``None`` if it is none."""
+    try:
+        when = datetime.fromisoformat(stamp) if stamp else None
+    except ValueError:
+        return None
+    return when.timestamp() if when is not None and when.tzinfo is not None else None
+
+
+def metadata(obj: object) -> Json:
+    return mapping(mapping(obj).get("metadata"))
+
+
+def status(obj: object) -> Json:
+    return mapping(mapping(obj).get("status"))
+
+
+def name_of(obj: object) -> str:
+    return text(metadata(obj).get("name"))
+
+
+def uid_of(obj: object) -> str:
+    return text(metadata(obj).get("uid"))
+
+
+def is_deleting(obj: object) -> bool:
+    return bool(metadata(obj).get("deletionTimestamp"))
+
+
+def condition(obj: object, kind: str) -> Json | None:
+    """The condition of this type whose status is "True"."""
+    for entry in items(status(obj).get("conditions")):
+        if entry.get("type") == kind and entry.get("status") == "True":
+            return entry
+    return None
+
+
+def any_condition(obj: object, kind: str) -> Json:
+    """The condition of this type whatever its status; empty if there is none."""
+    for entry in items(status(obj).get("conditions")):
+        if entry.get("type") == kind:
+            return entry
+    return {}
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container's status, flattened.
+
+    :param init: it runs before the others, or beside them as a native sidecar
+    :param native_sidecar: an init container that the kubelet itself ends after the others
+    :param restarts: it has ended and will be started again
+    """
+
+    name: str
+    init: bool
+    state: str
+    reason: str
+    message: str
+    exit_code: int | None
+    started_at: str
+    finished_at: str
+    image: str
+    image_id: str
+    native_sidecar: bool = False
+    restarts: bool = False
+
+    @property
+    def failed(self) -> bool:
+        return self.state == "terminated" and self.exit_code != 0
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended for good."""
+        return self.state == "terminated" and not self.restarts
+
+    @property
+    def began(self) -> bool:
+        """Whether its program ever ran, as far as the status tells."""
+        unseen = (*CANNOT_START, NEVER_SEEN)
+        return self.state == "running" or (self.state == "terminated" and self.reason not in unseen)
+
+
+# The runtime could not start the program: no such command, not executable, wrong architecture.
+CANNOT_START = frozenset({"StartError", "ContainerCannotRun"})
+# What a kubelet writes of a container of which it knows nothing: mostly one that never ran.
+NEVER_SEEN = "ContainerStatusUnknown"
+
+
+def containers(pod: object) -> list[Container]:
+    """Init containers first, in the order of the status."""
+    found = []
+    for written, specified, init in (
+        ("initContainerStatuses", "initContainers", True),
+        ("containerStatuses", "containers", False),
+    ):
+        specs = {text(entry.get("name")): entry for entry in _specified(pod, specified)}
+        for entry in items(status(pod).get(written)):
+            found.append(_container(pod, entry, specs.get(text(entry.get("name")), {}), init=init))
+    return found
+
+
+def _specified(pod: object, field: str) -> list[Json]:
+    return items(mapping(mapping(pod).get("spec")).get(field))
+
+
+def _container(pod: object, entry: Json, spec: Json, *, init: bool) -> Container:
+    state = mapping(entry.get("state"))
+    kind = next(
+        (name for name in ("terminated", "running", "waiting") if isinstance(state.get(name), dict)), ""
+    )
+    detail = mapping(state.get(kind))
+    code = whole(detail.get("exitCode")) if kind == "terminated" else None
+    return Container(
+        name=text(entry.get("name")),
+        init=init,
+        state=kind,
+        reason=text(detail.get("reason")),
+        message=text(detail.get("message")),
+        exit_code=code,
+        started_at=text(detail.get("startedAt")),
+        finished_at=text(detail.get("finishedAt")),
+        image=text(entry.get("image")),
+        image_id=text(entry.get("imageID")),
+        native_sidecar=init and spec.get("restartPolicy") == "Always",
+        restarts=kind == "terminated" and _restarts(pod, spec, code),
+    )
+
+
+def _restarts(pod: object, spec: Json, code: int | None) -> bool:
+    """Whether the kubelet starts an ended container again: its rules, its own policy, then the pod's."""
+    if is_deleting(pod) or text(status(pod).get("phase")) in TERMINAL_PHASES:
+        return False
+    for rule in items(spec.get("restartPolicyRules")):
+        asked = mapping(rule.get("exitCodes"))
+        values = asked.get("values")
+        listed = isinstance(values, list) and code in values
+        if asked.get("operator") == "In" and listed:
+            return True
+        if asked.get("operator") == "NotIn" and not listed:
+            return True
+    whole_pod = mapping(mapping(pod).get("spec")).get("restartPolicy")
+    policy = text(spec.get("restartPolicy")) or text(whole_pod) or "Never"
+    return policy == "Always" or (policy == "OnFailure" and code != 0)
+
+
+def main_container(pod: object) -> Container | None:
+    """The container that decides; ``None`` while its status says nothing.
+
+    It is the one that nighttrain's annotation names, else kubectl's, else the first of the spec: a status
+    lists containers by name, and what is injected may come first.
+    """
+    annotations = mapping(metadata(pod).get("annotations"))
+    plain = {container.name: container for container in containers(pod) if not container.init}
+    names = [text(entry.get("name")) for entry in _specified(pod, "containers")] or list(plain)
+    asked = [text(annotations.get(key)) for key in (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION)]
+    return plain.get(next((name for name in [*asked, *names] if name in {*names, *plain}), ""))
+
+
+def culprit(pod: object) -> Container | None:
+    """The container that explains a pod's end: the main one, or an init container that kept it waiting."""
+    main = main_container(pod)
+    if main is not None and main.state == "terminated" and main.reason != NEVER_SEEN:
+        return main
+    failed = (each for each in containers(pod) if each.init and not each.native_sidecar and each.failed)
+    return next(failed, main)
+
+
+def by_age(pods: Iterable[object]) -> list[Json]:
+    """Oldest first; the name breaks ties, because creation times have whole seconds."""
+    known = [pod for pod in pods if isinstance(pod, dict)]
+    return sorted(known, key=lambda pod: (text(metadata(pod).get("creationTimestamp")), name_of(pod)))
+
+
+def concerns(event: Json, obj: object) -> bool:
+    """Whether an event is about this very object."""
+    about = mapping(event.get("involvedObject")) or mapping(event.get("regarding"))
+    return bool(uid_of(obj)) and about.get("uid") == uid_of(obj)
+
+
+def event_text(event: Json) -> str:
+    return text(event.get("message")) or text(event.get("note"))
