@@ -337,20 +337,13 @@ VERBS = {"create": "create", "get": "get", "list": "list", "watch": "watch", "pa
     "delete": "delete",
 }
 TRAINING_CODE = [
-    "providers/attempts/tracked_workload.py",
     *(
-        f"providers/kubernetes/{n}.py"
-        for n in (
-            "workload",
-            "waiting",
-            "reads",
-            "verdicts",
-            "hub",
-            "explanations",
-            "files",
-            "logs",
-            "reaper",
-        )
+        f"providers/attempts/{module}.py"
+        for module in ("tracked_workload", "lifecycle", "waiting", "verdicts", "reaper")
+    ),
+    *(
+        f"providers/kubernetes/{module}.py"
+        for module in ("job/reads", "job/files", "mirror/hub", "mirror/explanations", "logs/logs")
     ),
 ]
 SERVING_CODE = ["providers/serving/backends/kubernetes_deployment.py"]
