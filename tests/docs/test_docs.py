@@ -155,6 +155,16 @@ def test_python_in_the_documents_parses(page: Path) -> None:
         ast.parse(block)
 
 
+FILE = re.compile(r"`((?:providers|operators|sensors|assets|dags|tests|docs)/[\w/.-]+\.\w+)`")
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "architecture.md", ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_every_file_named_exists(page: Path) -> None:
+    named = FILE.findall(page.read_text("utf-8"))
+    assert named
+    assert [file for file in named if not (ROOT / file).is_file()] == []
+
+
 def test_every_module_and_class_named_exists() -> None:
     for page in MARKDOWN:
         for dotted in re.findall(r"`(nighttrain(?:\.[a-z_]+)+)`", page.read_text("utf-8")):
