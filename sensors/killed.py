@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Mapping
@@ -68,10 +69,8 @@ async def task_waits(ti: Any) -> bool:
         # since then calls ``on_kill`` only where the task waits for its trigger no more.
         return False
 
-    from asgiref.sync import sync_to_async
-
     try:
-        return not await sync_to_async(_ask)(ti)
+        return not await asyncio.to_thread(_ask, ti)
     except Exception as error:
         raise AirflowError(f"Airflow did not say whether the task still waits: {error!r}") from error
 

@@ -139,6 +139,7 @@ class Marking(Interference):
         self, make: Callable[[], Any], ti: Any, schedule: Schedule
     ) -> tuple[str, dict[str, Any]] | None:
         async def kill() -> bool:
+            schedule.loop = asyncio.get_running_loop()
             trigger = make()
             trigger.task_instance = SimpleNamespace(
                 dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index

@@ -121,6 +121,38 @@ async def test_a_workload_goes_once_the_cluster_answers_again() -> None:
     assert paused == [1, 2, 4, 8, 16, 30, 30]
 
 
+@pytest.mark.parametrize("answers_first", [True, False])
+async def test_a_triggerer_that_ends_while_it_asks_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, answers_first: bool
+) -> None:
+    """Its end, and that of the supervisor whom it asks, may come in either order."""
+    asked, answer, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def supervisor_goes(**_: Any) -> dict[str, Any]:
+        asked.set()
+        answer.wait(30)
+        threading.Timer(0.05, answered.set).start()
+        raise ConnectionError("the supervisor is gone")
+
+    monkeypatch.setattr(SUPERVISOR, staticmethod(supervisor_goes))
+    monkeypatch.setattr(removal, "FIRST_PAUSE_SECONDS", 0.0)
+    trigger = MLflowAnswersTrigger(mlflow_conn_id="mlflow_default", event={})
+    trigger.task_instance = SimpleNamespace(dag_id="nightly", run_id="r", task_id="train", map_index=-1)
+
+    async def remove() -> None:
+        raise AssertionError("nobody said that the task is over")
+
+    removing = asyncio.create_task(until_removed(trigger, remove, "Job j", "kubectl"))
+    assert await asyncio.to_thread(asked.wait, 30)
+    for step in (answer.set, removing.cancel) if answers_first else (removing.cancel, answer.set):
+        step()
+        if step == answer.set:
+            answered.wait(30)  # in the event loop's thread: it hears of both at once
+    _, unended = await asyncio.wait({removing}, timeout=5)
+    assert not unended
+    assert removing.cancelled()
+
+
 async def test_an_hour_without_an_answer_is_told_with_what_removes_the_workload(
     cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
