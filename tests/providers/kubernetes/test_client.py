@@ -311,12 +311,17 @@ async def test_an_answer_that_is_not_json_is_an_error_of_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["client", "manifests", "spec", "outcome", "workload", "logs", "watch", "connection"]
+    "module",
+    [
+        *("kubernetes.api.client", "kubernetes.api.connection", "kubernetes.job.manifests"),
+        *("kubernetes.job.spec", "kubernetes.outcome.outcome", "kubernetes.logs.logs"),
+        *("kubernetes.mirror.watch", "attempts.lifecycle", "attempts.tracked_workload"),
+    ],
 )
 def test_importing_the_adapter_imports_no_client_library(module: str) -> None:
     heavy = ["kubernetes_asyncio", "kubernetes", "aiohttp", "stamina", "yaml", "httpx", "pydantic"]
     code = (
-        f"import sys, nighttrain.providers.kubernetes.{module}\n"
+        f"import sys, nighttrain.providers.{module}\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
