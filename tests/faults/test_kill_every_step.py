@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(6 * 3600)]
 
 # What was recorded by chance, a pod seen waiting say, may not come again: other boundaries show the same.
-SAMPLES = 3
+# Rounds after the first run only what is missing, so more of them cost nothing where nothing is.
+SAMPLES = 12
 # Of many, such may be left over.
 TIMING = 0.02
 
@@ -125,20 +126,16 @@ def test_every_fault_at_every_boundary_breaks_no_promise(
         assert len(idle) <= len(verdicts) * TIMING
         return
     print(f"{len(every)} boundaries of {len(recorded)} flows")
-    goals = all_goals(recorded)
-    missing, verdicts = set(goals), []
+    missing, verdicts = all_goals(recorded), []
     for _ in range(SAMPLES):
+        if not missing:
+            break
         tried = [verdict.plan for verdict in verdicts]
         verdicts += place.all(sample(recorded, missing, tried))
         for verdict in verdicts:
             missing -= goals_of(verdict.name, verdict.struck)
     no_promise_is_broken(verdicts)
-    # A call that was recorded by chance, such as the watch of events that explain a short wait, may not come
-    # again in nine runs of its flow. Every kind of fault has struck every class of call, and every flow.
-    by_chance = {goal for goal in missing if goal[0] == "call"}
-    print(f"not met again: {sorted(by_chance)}")
-    assert missing == by_chance, f"no schedule has shown {sorted(missing - by_chance)}"
-    assert len(by_chance) <= len(goals) * TIMING
+    assert not missing, f"no schedule has shown {sorted(missing)}"
 
 
 def test_what_once_found_something_breaks_no_promise(place: Arena, request: pytest.FixtureRequest) -> None:
