@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local.cluster.kinds.schema_data import TYPES
+from nighttrain.providers.local.cluster.kinds.builtin_schemas import definitions
 from nighttrain.providers.local.cluster.store.resources import SUBRESOURCE_VERBS
 from nighttrain.providers.local.cluster.store.store import encode
 
@@ -37,14 +37,10 @@ _REVIEW = {
     "kind": "SelfSubjectAccessReview",
     "verbs": ["create"],
 }
-_SCHEMA_TYPES: dict[str, dict[str, Any]] = {
-    "s": {"type": "string"},
-    "i": {"type": "integer"},
-    "b": {"type": "boolean"},
-    "f": {"type": "number"},
-    "t": {"type": "string", "format": "date-time"},
-    "*": {"x-kubernetes-preserve-unknown-fields": True},
-}
+
+
+# What schemas say to this server alone.
+_OWN_WORDS = ("x-unset", "x-kept-empty")
 
 
 class Discovery:
@@ -182,11 +178,11 @@ class Discovery:
                 }
                 schemas[schema] = {**own, "properties": known, "x-kubernetes-group-version-kind": [gvk]}
                 for reached in ("ObjectMeta", *_reached("ObjectMeta")):
-                    schemas.setdefault(_schema_name("", "v1", reached), _schema(reached))
+                    schemas.setdefault(_schema_name("", "v1", reached), _schema(definitions()[reached]))
                 continue
-            schemas[schema] = {**_schema(type_.kind), "x-kubernetes-group-version-kind": [gvk]}
+            schemas[schema] = {**_schema(definitions()[type_.kind]), "x-kubernetes-group-version-kind": [gvk]}
             for reached in _reached(type_.kind):
-                schemas.setdefault(_schema_name("", "v1", reached), _schema(reached))
+                schemas.setdefault(_schema_name("", "v1", reached), _schema(definitions()[reached]))
         return {
             "openapi": "3.0.0",
             "info": {"title": "Kubernetes", "version": VERSION["gitVersion"]},
@@ -250,26 +246,16 @@ def _operation(gvk: dict[str, str], verb: str, schema: str) -> dict[str, Any]:
     return operation
 
 
-def _schema(kind: str) -> dict[str, Any]:
-    fields = TYPES.get(kind, {})
-    required = [name for name, declared in fields.items() if declared.endswith("!")]
-    schema: dict[str, Any] = {
-        "type": "object",
-        "properties": {name: _property(declared.rstrip("!")) for name, declared in fields.items()},
-    }
-    if required:
-        schema["required"] = required
-    return schema
-
-
-def _property(declared: str) -> dict[str, Any]:
-    if declared[0] == "[":
-        return {"type": "array", "items": _property(declared[1:])}
-    if declared[0] == "{":
-        return {"type": "object", "additionalProperties": _property(declared[1:])}
-    if declared in _SCHEMA_TYPES:
-        return dict(_SCHEMA_TYPES[declared])
-    return {"allOf": [{"$ref": f"#/components/schemas/{_schema_name('', 'v1', declared)}"}]}
+def _schema(value: Any) -> Any:
+    """A schema as OpenAPI has it: without what is our own, references as they are written there."""
+    if isinstance(value, list):
+        return [_schema(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _schema(each) for key, each in value.items() if key not in _OWN_WORDS}
+    if "$ref" in kept:
+        return {"allOf": [{"$ref": f"#/components/schemas/{_schema_name('', 'v1', kept['$ref'])}"}]}
+    return kept
 
 
 def _reached(kind: str) -> list[str]:
@@ -277,9 +263,16 @@ def _reached(kind: str) -> list[str]:
     found: list[str] = []
     waiting = [kind]
     while waiting:
-        for declared in TYPES.get(waiting.pop(), {}).values():
-            name = declared.rstrip("!").lstrip("[{")
-            if name in TYPES and name not in found:
+        for name in _references(definitions()[waiting.pop()]["properties"]):
+            if name not in found:
                 found.append(name)
                 waiting.append(name)
     return found
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("$ref"), str):
+            yield value["$ref"]
+        for each in value.values():
+            yield from _references(each)

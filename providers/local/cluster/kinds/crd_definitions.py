@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.kinds.crd_schema import wrong_schema
+from nighttrain.providers.local.cluster.kinds.schemas import wrong_schema
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.errors import Cause, invalid_value, required_value
 from nighttrain.providers.local.cluster.store.resources import CUSTOMRESOURCEDEFINITIONS

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.kinds.crd_definitions import storage_version
-from nighttrain.providers.local.cluster.kinds.crd_schema import Schema, complete, prune, validate
+from nighttrain.providers.local.cluster.kinds.schemas import Schema, complete, prune, validate
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import (
     CUSTOMRESOURCEDEFINITIONS,

@@ -6,6 +6,8 @@ import base64
 import re
 from typing import TYPE_CHECKING, Any
 
+from nighttrain.providers.local.cluster.kinds.builtin_schemas import schema_of
+from nighttrain.providers.local.cluster.kinds.schemas import complete
 from nighttrain.providers.local.cluster.rules.claims import default_claim
 
 if TYPE_CHECKING:
@@ -17,8 +19,8 @@ Object = dict[str, Any]
 
 # A node that stops answering keeps its pods for five minutes before they are evicted.
 NODE_LOST_SECONDS = 300
-_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
-_FILE_MODE = 0o644
+_WITH_TEMPLATE = ("Job", "Deployment", "ReplicaSet")
+_WITH_SPEC = ("Pod", "Service", "Namespace", "Node", "PersistentVolumeClaim")
 
 # As the API server marks a new pod that the scheduler must not look at yet.
 _GATED = {
@@ -32,54 +34,39 @@ _GATED = {
 
 def apply_defaults(resource: ResourceType, new: Object, old: Object | None) -> None:
     """Complete ``new`` in place; ``old`` is None on creation."""
+    if resource.kind in _WITH_TEMPLATE:
+        spec = new.setdefault("spec", {})
+        spec.setdefault("template", {}).setdefault("spec", {})
+    elif resource.kind in _WITH_SPEC:
+        new.setdefault("spec", {})
+    complete(schema_of(resource.kind), new)
+    if resource.kind in _WITH_TEMPLATE:
+        pod_spec(new["spec"]["template"]["spec"])
     function = _BY_KIND.get(resource.kind)
     if function is not None:
         function(new, old)
 
 
 def pod_spec(spec: Object) -> None:
-    """Defaults that pods and pod templates share."""
+    """Defaults that pods and pod templates share and that depend on more than one field."""
     for key in ("initContainers", "containers"):
         for container in spec.get(key) or ():
             _container(container)
     for volume in spec.get("volumes") or ():
-        _volume(volume)
-    _fill(spec, "restartPolicy", "Always")
-    spec.setdefault("terminationGracePeriodSeconds", 30)
-    _fill(spec, "dnsPolicy", "ClusterFirst")
+        if set(volume) <= {"name"}:
+            volume["emptyDir"] = {}
     if spec.get("serviceAccountName"):
         spec.setdefault("serviceAccount", spec["serviceAccountName"])
     elif spec.get("serviceAccount"):
         spec["serviceAccountName"] = spec["serviceAccount"]
-    spec.setdefault("securityContext", {})
-    _fill(spec, "schedulerName", "default-scheduler")
-
-
-def _fill(obj: Object, key: str, text: str) -> None:
-    """A field that is empty is as one that is not there."""
-    if not obj.get(key):
-        obj[key] = text
 
 
 def _container(container: Object) -> None:
-    for port in container.get("ports") or ():
-        _fill(port, "protocol", "TCP")
-    for variable in container.get("env") or ():
-        reference = (variable.get("valueFrom") or {}).get("fieldRef")
-        if reference is not None:
-            _fill(reference, "apiVersion", "v1")
-    resources = container.setdefault("resources", {})
+    resources = container["resources"]
     for name, quantity in (resources.get("limits") or {}).items():
         resources.setdefault("requests", {}).setdefault(name, quantity)
-    for name in _PROBES:
-        if container.get(name):
-            _probe(container[name])
-    for hook in (container.get("lifecycle") or {}).values():
-        if isinstance(hook, dict) and hook.get("httpGet"):
-            _http_get(hook["httpGet"])
-    _fill(container, "terminationMessagePath", "/dev/termination-log")
-    _fill(container, "terminationMessagePolicy", "File")
-    _fill(container, "imagePullPolicy", _pull_policy(container.get("image", "")))
+    if not container.get("imagePullPolicy"):
+        container["imagePullPolicy"] = _pull_policy(container.get("image", ""))
 
 
 def _pull_policy(image: str) -> str:
@@ -88,36 +75,6 @@ def _pull_policy(image: str) -> str:
         return "IfNotPresent"
     match = re.search(r":([^:/]+)$", image)
     return "Always" if match is None or match.group(1) == "latest" else "IfNotPresent"
-
-
-def _probe(probe: Object) -> None:
-    if probe.get("httpGet"):
-        _http_get(probe["httpGet"])
-    if probe.get("grpc"):
-        probe["grpc"].setdefault("service", "")
-    for name, value in (
-        ("timeoutSeconds", 1),
-        ("periodSeconds", 10),
-        ("successThreshold", 1),
-        ("failureThreshold", 3),
-    ):
-        if not probe.get(name):
-            probe[name] = value
-
-
-def _http_get(action: Object) -> None:
-    _fill(action, "path", "/")
-    _fill(action, "scheme", "HTTP")
-
-
-def _volume(volume: Object) -> None:
-    if set(volume) <= {"name"}:
-        volume["emptyDir"] = {}
-    for source in ("secret", "configMap", "projected", "downwardAPI"):
-        if volume.get(source) is not None:
-            volume[source].setdefault("defaultMode", _FILE_MODE)
-    if volume.get("hostPath") is not None:
-        volume["hostPath"].setdefault("type", "")
 
 
 def tolerate_lost_node(spec: Object, seconds: int) -> None:
@@ -131,7 +88,7 @@ def tolerate_lost_node(spec: Object, seconds: int) -> None:
 
 
 def _pod(pod: Object, old: Object | None) -> None:
-    spec = pod.setdefault("spec", {})
+    spec = pod["spec"]
     pod_spec(spec)
     if spec.get("hostNetwork"):
         _host_ports(spec)
@@ -177,16 +134,12 @@ def quality_of_service(spec: Object) -> str:
 
 
 def _job(job: Object, old: Object | None) -> None:
-    spec = job.setdefault("spec", {})
+    spec = job["spec"]
     if "completions" not in spec and "parallelism" not in spec:
         spec["completions"] = 1
     spec.setdefault("parallelism", 1)
     # Indexed Jobs with a limit for each index have none for the whole: the largest number there is.
     spec.setdefault("backoffLimit", 6 if spec.get("backoffLimitPerIndex") is None else 2**31 - 1)
-    template = spec.setdefault("template", {})
-    pod_spec(template.setdefault("spec", {}))
-    spec.setdefault("completionMode", "NonIndexed")
-    spec.setdefault("suspend", False)
     spec.setdefault(
         "podReplacementPolicy", "Failed" if spec.get("podFailurePolicy") else "TerminatingOrFailed"
     )
@@ -198,7 +151,7 @@ def _job(job: Object, old: Object | None) -> None:
 def _job_selector(job: Object) -> None:
     spec, metadata = job["spec"], job["metadata"]
     labels = spec["template"].setdefault("metadata", {}).setdefault("labels", {})
-    if not spec.setdefault("manualSelector", False):
+    if not spec["manualSelector"]:
         uid, name = metadata["uid"], metadata.get("name", "")
         labels.update(
             {
@@ -219,35 +172,21 @@ def label_job(job: Object) -> None:
 
 
 def _deployment(deployment: Object, old: Object | None) -> None:
-    spec = deployment.setdefault("spec", {})
-    spec.setdefault("replicas", 1)
-    strategy = spec.setdefault("strategy", {})
-    _fill(strategy, "type", "RollingUpdate")
+    strategy = deployment["spec"]["strategy"]
     if strategy["type"] == "RollingUpdate":
-        rolling = strategy.setdefault("rollingUpdate", {})
-        rolling.setdefault("maxUnavailable", "25%")
-        rolling.setdefault("maxSurge", "25%")
-    spec.setdefault("revisionHistoryLimit", 10)
-    spec.setdefault("progressDeadlineSeconds", 600)
-    pod_spec(spec.setdefault("template", {}).setdefault("spec", {}))
+        complete(schema_of("RollingUpdateDeployment"), strategy.setdefault("rollingUpdate", {}))
     if old is None:
         deployment.setdefault("status", {})
 
 
 def _replicaset(replicaset: Object, old: Object | None) -> None:
-    spec = replicaset.setdefault("spec", {})
-    spec.setdefault("replicas", 1)
-    pod_spec(spec.setdefault("template", {}).setdefault("spec", {}))
     if old is None:
         replicaset.setdefault("status", {"replicas": 0})
 
 
 def _service(service: Object, old: Object | None) -> None:
-    spec = service.setdefault("spec", {})
-    _fill(spec, "type", "ClusterIP")
-    _fill(spec, "sessionAffinity", "None")
+    spec = service["spec"]
     for port in spec.get("ports") or ():
-        _fill(port, "protocol", "TCP")
         if not port.get("targetPort"):
             port["targetPort"] = port.get("port")
     if spec["type"] != "ExternalName":
@@ -265,7 +204,8 @@ def _service(service: Object, old: Object | None) -> None:
 
 
 def _secret(secret: Object, old: Object | None) -> None:
-    _fill(secret, "type", old["type"] if old else "Opaque")
+    if not secret.get("type"):
+        secret["type"] = old["type"] if old else "Opaque"
     plain = secret.pop("stringData", None) or {}
     for key, text in plain.items():
         secret.setdefault("data", {})[key] = base64.b64encode(text.encode()).decode()
@@ -279,14 +219,7 @@ def _namespace(namespace: Object, old: Object | None) -> None:
         namespace.setdefault("status", {}).setdefault("phase", "Active")
 
 
-def _endpointslice(piece: Object, _old: Object | None) -> None:
-    for port in piece.get("ports") or ():
-        port.setdefault("name", "")
-        _fill(port, "protocol", "TCP")
-
-
 def _node(node: Object, old: Object | None) -> None:
-    node.setdefault("spec", {})
     if old is None:
         node.setdefault("status", {})
 
@@ -299,7 +232,6 @@ _BY_KIND: dict[str, Callable[[Object, Object | None], None]] = {
     "Service": _service,
     "Secret": _secret,
     "Namespace": _namespace,
-    "EndpointSlice": _endpointslice,
     "Node": _node,
     "PersistentVolumeClaim": default_claim,
 }

@@ -1,35 +1,29 @@
-"""The rules an object must keep, refused with every broken one named by its field."""
+"""The rules an object must keep, refused with every broken one named by its field.
+
+What holds of a single field is in the kinds' schemas; here is what concerns several fields or two versions of
+an object, as far as manifests that people and nighttrain write meet it. A real API server has more rules.
+"""
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local.cluster.rules import validation_names as names
+from nighttrain.providers.local.cluster.kinds import formats
+from nighttrain.providers.local.cluster.kinds.builtin_schemas import schema_of
+from nighttrain.providers.local.cluster.kinds.schemas import broken_rules
 from nighttrain.providers.local.cluster.rules.claims import validate_claim
-from nighttrain.providers.local.cluster.rules.validation_fields import check
-from nighttrain.providers.local.cluster.rules.validation_jobs import (
-    validate_job_spec,
-    validate_job_update,
-    validate_pod_failure_policy,
-    validate_selector,
-)
-from nighttrain.providers.local.cluster.rules.validation_kinds import (
-    validate_endpoint_slice,
-    validate_priority_class,
-    validate_quota,
-    validate_secret_type,
-    validate_service,
-)
+from nighttrain.providers.local.cluster.rules.validation_jobs import validate_job
 from nighttrain.providers.local.cluster.rules.validation_pods import validate_pod_spec, validate_pod_update
-from nighttrain.providers.local.cluster.rules.validation_types import label_selector
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.errors import (
     Cause,
+    duplicate_value,
+    forbidden_value,
     invalid_value,
     required_value,
     unsupported_value,
 )
+from nighttrain.providers.local.cluster.store.selection import selects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,11 +49,23 @@ def validate(resource: ResourceType, new: Object, old: Object | None) -> None:
     # A custom kind may have the name of a built-in one; its own schema has been applied already.
     rules = _RULES.get(resource.kind) if resource.custom is None else None
     if rules is not None and (old is None or old.get("spec") != new.get("spec") or "spec" not in new):
-        if old is None or resource.kind not in _FIXED_AFTER_CREATION:
-            causes += check(resource.kind, new)
+        # A pod's spec hardly changes; what may be changed is checked by itself.
+        if old is None or resource.kind != "Pod":
+            described = {key: each for key, each in new.items() if key not in ("metadata", "status")}
+            causes += broken_rules(schema_of(resource.kind), described)
         causes += rules(new, old)
     if causes:
-        raise errors.invalid(resource, new["metadata"].get("name", ""), causes)
+        raise errors.invalid(resource, new["metadata"].get("name", ""), _once_a_field(causes))
+
+
+def _once_a_field(causes: list[Cause]) -> list[Cause]:
+    """A field that is not there breaks no other rule."""
+    missing = {each.field for each in causes if each.reason == "FieldValueRequired"}
+    return [
+        each
+        for at, each in enumerate(causes)
+        if each not in causes[:at] and (each.reason == "FieldValueRequired" or each.field not in missing)
+    ]
 
 
 def _metadata(resource: ResourceType, obj: Object) -> list[Cause]:
@@ -68,17 +74,15 @@ def _metadata(resource: ResourceType, obj: Object) -> list[Cause]:
     causes += validate_labels(metadata.get("labels") or {}, "metadata.labels")
     annotations = metadata.get("annotations") or {}
     for key in annotations:
-        wrong = names.qualified_name(key.lower())
-        causes += [invalid_value("metadata.annotations", key, why) for why in wrong]
+        causes += _wrong("metadata.annotations", key, formats.qualified_name(key.lower()))
     if sum(len(key) + len(value) for key, value in annotations.items()) > _ANNOTATION_BYTES:
-        causes.append(
-            Cause(
-                "FieldValueTooLong",
-                f"Too long: may not be more than {_ANNOTATION_BYTES} bytes",
-                "metadata.annotations",
-            )
-        )
+        why = f"Too long: may not be more than {_ANNOTATION_BYTES} bytes"
+        causes.append(Cause("FieldValueTooLong", why, "metadata.annotations"))
     return causes + _owners(metadata.get("ownerReferences") or [])
+
+
+def _wrong(field: str, value: object, why: str) -> list[Cause]:
+    return [invalid_value(field, value, why)] if why else []
 
 
 def _owners(owners: list[Object]) -> list[Cause]:
@@ -89,58 +93,46 @@ def _owners(owners: list[Object]) -> list[Cause]:
         for name in ("apiVersion", "kind", "name", "uid")
         if not owner.get(name)
     ]
-    controllers = [
-        f"{each.get('kind', '')}/{each.get('name', '')}" for each in owners if each.get("controller")
-    ]
-    for other in controllers[1:]:
-        why = (
-            'Only one reference can have Controller set to true. Found "true" in references for '
-            f"{controllers[0]} and {other}"
-        )
-        causes.append(invalid_value(field, owners, why))
+    if sum(1 for each in owners if each.get("controller")) > 1:
+        causes.append(invalid_value(field, owners, "only one reference can have controller set to true"))
     return causes
 
 
 def _finalizers(resource: ResourceType, metadata: Object, old: Object | None) -> list[Cause]:
     field = "metadata.finalizers"
     finalizers = metadata.get("finalizers") or []
-    causes = [invalid_value(field, each, why) for each in finalizers for why in names.qualified_name(each)]
-    bare = [(i, each) for i, each in enumerate(finalizers) if "/" not in each]
-    for index, each in bare if resource.custom is None else ():
-        if each not in _STANDARD_FINALIZERS and not (old and each in (old.get("finalizers") or ())):
+    before = (old or {}).get("finalizers") or ()
+    causes = [cause for each in finalizers for cause in _wrong(field, each, formats.qualified_name(each))]
+    for index, each in enumerate(finalizers if resource.custom is None else ()):
+        if "/" not in each and each not in _STANDARD_FINALIZERS and each not in before:
             why = "name is neither a standard finalizer name nor is it fully qualified"
             causes.append(invalid_value(f"{field}[{index}]", each, why))
-    if old is not None and "deletionTimestamp" in old:
-        added = [each for each in finalizers if each not in (old.get("finalizers") or ())]
-        if added:
-            why = f"no new finalizers can be added if the object is being deleted, found {', '.join(added)}"
-            causes.append(errors.forbidden_value(field, why))
+    added = [each for each in finalizers if each not in before]
+    if old is not None and "deletionTimestamp" in old and added:
+        why = f"no new finalizers can be added if the object is being deleted, found {', '.join(added)}"
+        causes.append(forbidden_value(field, why))
     return causes
 
 
 def _name(resource: ResourceType, metadata: Object) -> list[Cause]:
     name, start = metadata.get("name", ""), metadata.get("generateName", "")
     if resource.kind == "Service" and resource.custom is None:
-        rule = names.service_name
-    elif resource.kind == "Namespace":
-        rule = names.label
+        rule = formats.service_name
     else:
-        rule = names.subdomain
+        rule = formats.dns_label if resource.kind == "Namespace" else formats.dns_subdomain
     # What ends in a dash gets more to its right.
-    causes = [
-        invalid_value("metadata.generateName", start, why)
-        for why in (rule(start[:-1] + "a" if start.endswith("-") else start) if start else ())
-    ]
+    begun = start[:-1] + "a" if start.endswith("-") else start
+    causes = _wrong("metadata.generateName", start, rule(begun) if begun else "")
     if not name:
         return [*causes, required_value("metadata.name", "name or generateName is required")]
-    return causes + [invalid_value("metadata.name", name, why) for why in rule(name)]
+    return causes + _wrong("metadata.name", name, rule(name))
 
 
 def validate_labels(labels: dict[str, str], field: str) -> list[Cause]:
     causes: list[Cause] = []
     for key, value in labels.items():
-        causes += [invalid_value(field, key, why) for why in names.qualified_name(key)]
-        causes += [invalid_value(field, value, why) for why in names.label_value(value)]
+        causes += _wrong(field, key, formats.qualified_name(key))
+        causes += _wrong(field, value, formats.label_value(value))
     return causes
 
 
@@ -151,55 +143,32 @@ def _pod(pod: Object, old: Object | None) -> list[Cause]:
 
 
 def _job(job: Object, old: Object | None) -> list[Cause]:
-    causes = list(validate_job_spec(job))
-    if old is not None:
-        return causes + validate_job_update(job, old)
-    template = job["spec"]["template"]
-    causes += validate_labels((template.get("metadata") or {}).get("labels") or {}, "spec.template.labels")
-    causes += validate_pod_failure_policy(job["spec"])
-    causes += validate_selector(job)
-    if template["spec"]["restartPolicy"] == "Always":
-        text = 'valid values: "OnFailure", "Never"'
-        causes.append(required_value("spec.template.spec.restartPolicy", text))
-    return causes + validate_pod_spec(template["spec"], "spec.template.spec")
+    labels = (job["spec"]["template"].get("metadata") or {}).get("labels") or {}
+    return validate_labels(labels, "spec.template.labels") + validate_job(job, old)
 
 
 def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
-    spec = deployment["spec"]
     causes = _replicated(deployment, old)
-    deadline = spec.get("progressDeadlineSeconds")
-    if deadline is not None and deadline <= spec.get("minReadySeconds", 0):
-        why = "must be greater than minReadySeconds"
-        causes.append(invalid_value("spec.progressDeadlineSeconds", deadline, why))
-    strategy = spec["strategy"]
-    if strategy["type"] == "Recreate" and strategy.get("rollingUpdate"):
-        why = "may not be specified when strategy `type` is 'Recreate'"
-        causes.append(errors.forbidden_value("spec.strategy.rollingUpdate", why))
+    strategy = deployment["spec"]["strategy"]
+    field = "spec.strategy.rollingUpdate"
     rolling = strategy.get("rollingUpdate") or {}
-    share = re.fullmatch(r"([0-9]+)%", str(rolling.get("maxUnavailable", "")))
-    if share is not None and int(share[1]) > 100:
-        field = "spec.strategy.rollingUpdate.maxUnavailable"
-        causes.append(invalid_value(field, rolling["maxUnavailable"], "must not be greater than 100%"))
+    if strategy["type"] == "Recreate" and rolling:
+        causes.append(forbidden_value(field, "may not be specified when strategy `type` is 'Recreate'"))
     if rolling and all(str(rolling.get(each)) in ("0", "0%") for each in ("maxUnavailable", "maxSurge")):
         why = "may not be 0 when `maxSurge` is 0"
-        causes.append(
-            invalid_value("spec.strategy.rollingUpdate.maxUnavailable", rolling["maxUnavailable"], why)
-        )
+        causes.append(invalid_value(f"{field}.maxUnavailable", rolling["maxUnavailable"], why))
     return causes
 
 
 def _replicated(obj: Object, old: Object | None) -> list[Cause]:
     spec = obj["spec"]
-    causes: list[Cause] = []
-    selector = spec.get("selector") or {}
-    template = spec["template"]
+    selector, template = spec.get("selector") or {}, spec["template"]
     labels = (template.get("metadata") or {}).get("labels") or {}
-    if spec.get("selector") is None:
-        causes.append(required_value("spec.selector"))
-    elif not selector.get("matchLabels") and not selector.get("matchExpressions"):
+    causes = validate_labels(labels, "spec.template.labels")
+    if spec.get("selector") is not None and not any(selector.values()):
         why = f"empty selector is invalid for {obj.get('kind', '').lower()}"
         causes.append(invalid_value("spec.selector", selector, why))
-    elif not any(label_selector(selector, "")) and not _selects(selector, labels):
+    elif selector and not selects(selector, labels):
         why = "`selector` does not match template `labels`"
         causes.append(invalid_value("spec.template.metadata.labels", labels, why))
     if old is not None and selector != old["spec"].get("selector"):
@@ -207,42 +176,30 @@ def _replicated(obj: Object, old: Object | None) -> list[Cause]:
     if template["spec"]["restartPolicy"] != "Always":
         field = "spec.template.spec.restartPolicy"
         causes.append(unsupported_value(field, template["spec"]["restartPolicy"], ("Always",)))
-    if template["spec"].get("activeDeadlineSeconds") is not None:
-        field = "spec.template.spec.activeDeadlineSeconds"
-        why = "activeDeadlineSeconds in ReplicaSet is not Supported"
-        causes.append(errors.forbidden_value(field, why))
-    causes += validate_labels(labels, "spec.template.labels")
     return causes + validate_pod_spec(template["spec"], "spec.template.spec")
 
 
-def _selects(selector: Object, labels: dict[str, str]) -> bool:
-    from nighttrain.providers.local.cluster.store.selection import LabelSelector
-
-    return LabelSelector.from_object(selector).matches_labels(labels)
-
-
 def _service(service: Object, old: Object | None) -> list[Cause]:
-    return list(validate_service(service, old))
-
-
-def _endpoint_slice(piece: Object, _old: Object | None) -> list[Cause]:
-    return list(validate_endpoint_slice(piece))
-
-
-def _priority_class(class_: Object, old: Object | None) -> list[Cause]:
-    return list(validate_priority_class(class_, old))
-
-
-def _quota(quota: Object, _old: Object | None) -> list[Cause]:
-    return list(validate_quota(quota))
-
-
-def _secret(secret: Object, old: Object | None) -> list[Cause]:
-    return _data(secret, old) + list(validate_secret_type(secret))
-
-
-def _node(_node: Object, _old: Object | None) -> list[Cause]:
-    return []
+    spec = service["spec"]
+    ports = spec.get("ports") or []
+    causes = validate_labels(spec.get("selector") or {}, "spec.selector")
+    if not ports and spec["type"] == "ClusterIP" and spec.get("clusterIP") != "None":
+        causes.append(required_value("spec.ports"))
+    for index, port in enumerate(ports):
+        path, name = f"spec.ports[{index}]", port.get("name")
+        if len(ports) > 1 and not name:
+            causes.append(required_value(f"{path}.name"))
+        elif name in [each.get("name") for each in ports[:index]] and name:
+            causes.append(duplicate_value(f"{path}.name", name))
+        number = {"protocol": port["protocol"], "port": port.get("port")}
+        if any(number.items() <= each.items() for each in ports[:index]):
+            causes.append(duplicate_value(path, number))
+    if spec["type"] == "ExternalName" and not spec.get("externalName"):
+        causes.append(required_value("spec.externalName"))
+    had = (old or {}).get("spec", {}).get("clusterIP")
+    if had and spec["type"] != "ExternalName" and spec.get("clusterIP") != had:
+        causes.append(invalid_value("spec.clusterIPs[0]", spec.get("clusterIPs"), _IMMUTABLE))
+    return causes
 
 
 def _data(obj: Object, old: Object | None) -> list[Cause]:
@@ -251,41 +208,28 @@ def _data(obj: Object, old: Object | None) -> list[Cause]:
     for field in ("data", "binaryData"):
         for key, value in (obj.get(field) or {}).items():
             size += len(value)
-            causes += [invalid_value(f"{field}[{key}]", key, why) for why in names.config_key(key)]
-            other = "binaryData" if field == "data" else "data"
-            if key in (obj.get(other) or {}):
-                why = f"duplicate of key present in {other}"
-                causes.append(invalid_value(f"{field}[{key}]", key, why))
+            causes += _wrong(f"{field}[{key}]", key, formats.config_key(key))
+    for key in sorted(set(obj.get("data") or {}) & set(obj.get("binaryData") or {})):
+        causes.append(invalid_value(f"data[{key}]", key, "duplicate of key present in binaryData"))
     if size > _DATA_BYTES:
         causes.append(Cause("FieldValueTooLong", f"Too long: may not be more than {_DATA_BYTES} bytes", ""))
     if old is not None and old.get("immutable"):
         for field in ("data", "binaryData", "immutable"):
             if obj.get(field) != old.get(field):
-                causes.append(errors.forbidden_value(field, "field is immutable when `immutable` is set"))
+                causes.append(forbidden_value(field, "field is immutable when `immutable` is set"))
     if old is not None and "type" in old and obj.get("type") != old["type"]:
         causes.append(invalid_value("type", obj.get("type"), _IMMUTABLE))
     return causes
 
 
-def _lease(lease: Object, _old: Object | None) -> list[Cause]:
-    spec = lease.get("spec") or {}
-    causes = []
-    if spec.get("leaseDurationSeconds") is not None and spec["leaseDurationSeconds"] <= 0:
-        why = "must be greater than 0"
-        causes.append(invalid_value("spec.leaseDurationSeconds", spec["leaseDurationSeconds"], why))
-    if spec.get("leaseTransitions") is not None and spec["leaseTransitions"] < 0:
-        why = "must be greater than or equal to 0"
-        causes.append(invalid_value("spec.leaseTransitions", spec["leaseTransitions"], why))
-    return causes
-
-
 def _event(event: Object, old: Object | None) -> list[Cause]:
-    about = event.get("involvedObject")
-    if old is None and about is None:
-        return [required_value("involvedObject")]
-    space = (about or {}).get("namespace") or "default"
+    space = (event.get("involvedObject") or {}).get("namespace") or "default"
     if old is None and space != event["metadata"]["namespace"]:
         return [invalid_value("involvedObject.namespace", space, "does not match event.namespace")]
+    return []
+
+
+def _fields_alone(_obj: Object, _old: Object | None) -> list[Cause]:
     return []
 
 
@@ -296,14 +240,10 @@ _RULES: dict[str, Callable[[Object, Object | None], list[Cause]]] = {
     "ReplicaSet": _replicated,
     "Service": _service,
     "ConfigMap": _data,
-    "Secret": _secret,
-    "EndpointSlice": _endpoint_slice,
-    "PriorityClass": _priority_class,
-    "ResourceQuota": _quota,
-    "Node": _node,
-    "Lease": _lease,
+    "Secret": _data,
+    "EndpointSlice": _fields_alone,
+    "Node": _fields_alone,
+    "Lease": _fields_alone,
     "Event": _event,
     "PersistentVolumeClaim": validate_claim,
 }
-# A pod's spec hardly changes; what may be changed is checked by itself.
-_FIXED_AFTER_CREATION = ("Pod",)

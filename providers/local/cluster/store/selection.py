@@ -180,6 +180,14 @@ def _key(token: str) -> str:
     return token
 
 
+def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    """Whether an object's selector matches the labels; one that is wrong is refused elsewhere."""
+    try:
+        return LabelSelector.from_object(selector).matches_labels(labels)
+    except (ApiError, KeyError):
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class FieldSelector:
     """``path=value`` terms over a fixed set of paths; all must hold."""

@@ -1,19 +1,21 @@
-"""The schema of a CustomResourceDefinition applied to an object: pruned, completed, checked.
+"""A kind's schema applied to an object: pruned, completed, checked; a built-in kind's or a definition's.
 
-What is checked is what JSON Schema and Kubernetes' structural schemas have in common. Rules in CEL, patterns
-(a definition's expression could hold up the server), keys of lists and most formats are not.
+Of a CustomResourceDefinition's schema is checked what JSON Schema and Kubernetes' structural schemas have in
+common. Rules in CEL, patterns (a definition's expression could hold up the server), keys of lists and most
+formats are not.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jsonschema import Draft4Validator, Draft6Validator, FormatChecker, SchemaError, ValidationError
-from jsonschema.validators import extend
+from jsonschema.validators import create, extend
 
+from nighttrain.providers.local.cluster.kinds.formats import FORMATS, OF_TYPES
 from nighttrain.providers.local.cluster.store.errors import Cause
 from nighttrain.providers.local.cluster.store.objects import copy_object
 
@@ -74,23 +76,53 @@ def complete(schema: Schema, value: Any) -> None:
         if isinstance(items, dict):
             for item in value:
                 complete(items, item)
-        return
-    if not isinstance(value, dict):
-        return
-    properties, additional = schema.get("properties") or {}, schema.get("additionalProperties")
-    for name, below in properties.items():
-        if name in value and value[name] is None and not below.get("nullable"):
-            del value[name]
-        if name not in value and below.get("default") is not None:
-            value[name] = copy_object(below["default"])
-        if name in value:
-            complete(below, value[name])
-    if isinstance(additional, dict):
-        for name in [each for each in value if each not in properties]:
-            if value[name] is None and not additional.get("nullable"):
+    elif isinstance(value, dict):
+        properties, additional = schema.get("properties") or {}, schema.get("additionalProperties")
+        for name, below in properties.items():
+            _complete_field(below, value, name)
+        if isinstance(additional, dict):
+            for name in [each for each in value if each not in properties]:
+                _complete_field(additional, value, name)
+
+
+def _complete_field(schema: Schema, parent: dict[str, Any], name: str) -> None:
+    present = name in parent
+    if present:
+        null = parent[name] is None and not schema.get("nullable")
+        unset = "x-unset" in schema and "default" in schema and parent[name] in schema["x-unset"]
+        if null or unset:
+            del parent[name]
+            present = False
+    if not present and schema.get("default") is not None:
+        parent[name] = copy_object(schema["default"])
+        present = True
+    if present:
+        complete(schema, parent[name])
+
+
+def tidy(schema: Schema, value: Any) -> None:
+    """Leave out, in place, what the API does not store of a built-in kind: nulls, and lists and maps that are
+    empty where they need not be there. Amounts become texts.
+    """
+    if isinstance(value, list):
+        for item in value:
+            tidy(schema.get("items") or {}, item)
+    elif isinstance(value, dict):
+        properties = schema.get("properties") or {}
+        other: Schema = schema.get("additionalProperties") or {}
+        for name, item in list(value.items()):
+            below: Schema = properties.get(name) or other
+            if item is None or (item in ([], {}) and _is_optional_collection(schema, name, below)):
                 del value[name]
+            elif below.get("format") == "quantity" and isinstance(item, int | float):
+                value[name] = item if isinstance(item, bool) else str(item)
             else:
-                complete(additional, value[name])
+                tidy(below, item)
+
+
+def _is_optional_collection(schema: Schema, name: str, below: Schema) -> bool:
+    collection = below.get("type") == "array" or "additionalProperties" in below
+    return collection and name not in schema.get("required", ()) and not below.get("x-kept-empty")
 
 
 def wrong_schema(schema: Schema) -> str:
@@ -103,13 +135,27 @@ def wrong_schema(schema: Schema) -> str:
 
 
 def validate(schema: Schema, value: Any) -> list[Cause]:
-    """What is wrong with ``value``, field by field."""
-    errors = _validator()(schema, format_checker=FormatChecker()).iter_errors(value)
+    """What is wrong with a custom object, field by field."""
+    errors = _custom_validator()(schema, format_checker=FormatChecker()).iter_errors(value)
     return [_cause(error) for error in errors]
 
 
+def mismatch(schema: Schema, value: Any) -> str | None:
+    """The first field of an object of a built-in kind that has the wrong type, and how; None if none has."""
+    error = next(_type_validator()(schema).iter_errors(value), None)
+    return None if error is None else f"{_path(error) or 'the object'}: {error.message}"
+
+
+def broken_rules(schema: Schema, value: Any, path: str = "") -> list[Cause]:
+    """What is wrong with the values of an object of a built-in kind, field by field.
+
+    :param path: where the object is in the one that is checked
+    """
+    return [_cause(error, path) for error in _rule_validator()(schema).iter_errors(value)]
+
+
 @functools.cache
-def _validator() -> Any:
+def _custom_validator() -> Any:
     keywords = {
         "type": _type,
         "enum": _enum,
@@ -121,7 +167,49 @@ def _validator() -> Any:
     return extend(Draft4Validator, keywords, type_checker=Draft6Validator.TYPE_CHECKER)
 
 
+_INNER = {key: Draft4Validator.VALIDATORS[key] for key in ("properties", "items", "additionalProperties")}
+
+
+@functools.cache
+def _type_validator() -> Any:
+    keywords = {
+        **_INNER,
+        "type": _type,
+        "format": lambda _, name, value, _schema: _formatted(OF_TYPES, name, value),
+        "x-kubernetes-int-or-string": _int_or_string,
+    }
+    return create({}, keywords, type_checker=Draft4Validator.TYPE_CHECKER)
+
+
+@functools.cache
+def _rule_validator() -> Any:
+    keywords = {
+        **_INNER,
+        "enum": _if_set(_enum),
+        "format": _if_set(lambda _, name, value, _schema: _formatted(FORMATS, name, value)),
+        "minimum": _if_set(Draft4Validator.VALIDATORS["minimum"]),
+        "maximum": _if_set(Draft4Validator.VALIDATORS["maximum"]),
+        "required": _required_and_filled,
+    }
+    return create({}, keywords, type_checker=Draft4Validator.TYPE_CHECKER)
+
+
 Errors = Iterator[ValidationError]
+Keyword = Callable[[Any, Any, Any, Schema], Errors]
+
+
+def _if_set(keyword: Keyword) -> Keyword:
+    def check(validator: Any, declared: Any, value: Any, schema: Schema) -> Errors:
+        if value not in schema.get("x-unset", ()):
+            yield from keyword(validator, declared, value, schema) or ()
+
+    return check
+
+
+def _formatted(known: Mapping[str, Callable[[Any], str]], name: str, value: Any) -> Errors:
+    why = known[name](value) if name in known else ""
+    if why:
+        yield ValidationError(why)
 
 
 def _type(validator: Any, declared: str, value: Any, schema: Schema) -> Errors:
@@ -146,6 +234,12 @@ def _required(_: Any, names: list[str], value: Any, _schema: Schema) -> Errors:
                 yield ValidationError("", path=[name])
 
 
+def _required_and_filled(_: Any, names: list[str], value: Any, _schema: Schema) -> Errors:
+    for name in names:
+        if value.get(name) in (None, "", []):
+            yield ValidationError("", path=[name])
+
+
 def _unchecked(*_: Any) -> Errors:
     return iter(())
 
@@ -159,11 +253,15 @@ def _word(value: Any) -> str:
     return words.get(type(value), "null")
 
 
-def _cause(error: ValidationError) -> Cause:
+def _path(error: ValidationError) -> str:
     path = ""
     for part in error.absolute_path:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    path = path.removeprefix(".")
+    return path.removeprefix(".")
+
+
+def _cause(error: ValidationError, within: str = "") -> Cause:
+    path = ".".join(filter(None, (within, _path(error))))
     reason = _REASONS.get(str(error.validator), "FieldValueInvalid")
     if reason == "FieldValueRequired":
         return Cause(reason, "Required value", path)
