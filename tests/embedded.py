@@ -43,9 +43,8 @@ class Running:
         self.kubelet = Kubelet(
             self.store, images, directory, self.network, back_off=BackOff(0.2, 1), namespaces=namespaces
         )
-        self.controllers = Controllers(
-            self.store, self.network, self.kubelet.claims, job_back_off=BackOff(0.3, 1)
-        )
+        admission.claims = self.kubelet.claims
+        self.controllers = Controllers(self.store, self.network, job_back_off=BackOff(0.3, 1))
         self.seen: dict[ResourceType, list[tuple[str, Object]]] = {}
         self._watchers = {resource: self.store.watch(resource) for resource in (PODS, JOBS, EVENTS)}
 

@@ -183,12 +183,6 @@ KINDS = (
         },
     ),
     Kind(
-        "ResourceQuota",
-        _core("resourcequotas"),
-        {"spec": {"hard": {"pods": "1000", "requests.cpu": "1000", "count/jobs.batch": "50"}}},
-        subresources=("status",),
-    ),
-    Kind(
         "PersistentVolumeClaim",
         _core("persistentvolumeclaims"),
         {
@@ -261,12 +255,6 @@ KINDS = (
         _group("coordination.k8s.io/v1", "leases"),
         {"spec": {"holderIdentity": "a", "leaseDurationSeconds": 5, "renewTime": "2026-01-01T00:00:00.5Z"}},
         api="coordination.k8s.io/v1",
-    ),
-    Kind(
-        "PriorityClass",
-        "/apis/scheduling.k8s.io/v1/priorityclasses",
-        {"value": 5, "preemptionPolicy": "Never"},
-        api="scheduling.k8s.io/v1",
     ),
     Kind(
         "CustomResourceDefinition",

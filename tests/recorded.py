@@ -50,9 +50,6 @@ _SLEEPS: dict[str, dict[str, float]] = {
     "job-evicted-replaced": {"12": 2.5},
     # Ends by itself inside its grace period.
     "job-evicted-finished-in-grace": {"6": 0.6},
-    "node-taint": {"12": 2.5},
-    # The important one is done before the other comes back.
-    "preempted": {"8": 2.5, "3": 0.2},
     # Keeps its place while the second Job is refused three times.
     "quota": {"4": 6.0},
 }
@@ -325,11 +322,12 @@ class Replay:
         self.late: list[str] = []
         self._learned: dict[str, str] = {}
         self._moved = asyncio.Event()
+        self._cluster: EmbeddedCluster
 
     async def run(self) -> Replay:
         forbidden = {"rec"} if self.name == "forbidden" else set()
         images = {"localhost/python": Path(sys.executable)}
-        cluster = EmbeddedCluster(
+        cluster = self._cluster = EmbeddedCluster(
             images=images,
             forbidden_namespaces=forbidden,
             back_off=BackOff(10 * _PACE, 300 * _PACE),
@@ -379,10 +377,7 @@ class Replay:
             await asyncio.gather(*watches, return_exceptions=True)
 
     async def _prepare(self, client: httpx.AsyncClient) -> None:
-        """What was there before the recording began."""
-        for name, value in {"low": 1, "high": 1000}.items() if self.name == "preempted" else ():
-            made = {"metadata": {"name": name}, "value": value}
-            await client.post("/apis/scheduling.k8s.io/v1/priorityclasses", json=made)
+        """What the manifests are fitted to."""
         node = (await client.get("/api/v1/nodes/node1")).json()
         self._cpus = float(node["status"]["allocatable"]["cpu"])
 
@@ -431,6 +426,8 @@ class Replay:
                 return
 
     async def _send(self, client: httpx.AsyncClient, call: Call) -> None:
+        if call.path.endswith("/resourcequotas"):
+            self._cluster.quota(int(call.body["spec"]["hard"]["count/pods"]), "rec")
         own = {new: name for name, new in self.seen.names().items()}
         names = {name: own.get(new, name) for name, new in self.recorded.names().items()}
         names |= self._learned

@@ -58,6 +58,7 @@ def test_a_pod_of_its_own_shares_with_no_other_mode(space: Space) -> None:
 
 
 @pytest.mark.api
+@pytest.mark.not_embedded("protection of claims")
 def test_a_new_claim_is_pending_and_protected(space: Space) -> None:
     """Persistent Volumes, Storage Object in Use Protection; PersistentVolumeClaim phases."""
     made = space.create(KIND, claim(storageClassName=NO_CLASS))
@@ -114,6 +115,7 @@ def test_what_one_pod_writes_the_next_one_reads(provided: Space) -> None:
     assert provided.output("reads") == "kept\n"
 
 
+@pytest.mark.not_embedded("protection of claims")
 def test_a_claim_in_use_goes_after_its_pod(provided: Space) -> None:
     """Persistent Volumes, Storage Object in Use Protection: removal is postponed while a pod uses it."""
     provided.create(KIND, claim())

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from conformance_client import Cluster, Object, Space
 
+pytestmark = pytest.mark.not_embedded("quotas and priorities")
+
 CLASSES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 
 

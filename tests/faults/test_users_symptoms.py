@@ -18,7 +18,6 @@ import pytest
 
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.api.resources import Resource
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.values.workload import Workload
 
 NAMESPACE = "default"
-QUOTAS = Resource("", "v1", "resourcequotas", "ResourceQuota")
 _numbers = count()
 
 SLEEP = "import time; print('asleep', flush=True); time.sleep(60)"
@@ -345,7 +343,7 @@ async def test_out_of_quota_is_a_failure__airflow_16316_35792(
     cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity
 ) -> None:
     cluster.call(lambda store: store.create(NAMESPACES, {"metadata": {"name": "crowded"}}))
-    await client.create(QUOTAS, "crowded", {"metadata": {"name": "one"}, "spec": {"hard": {"pods": "1"}}})
+    cluster.quota(pods=1, namespace="crowded")
     other = replace(identity, task_id="other")
     first = await lifecycle.submit(client, spec(SLEEP), other, epoch="1", namespace="crowded")
     await asleep(client, first)

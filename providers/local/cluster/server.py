@@ -12,10 +12,11 @@ import shutil
 import socket
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nighttrain.providers.local.cluster.faults.faults import Fault, FaultLayer, FaultPlan, reset
+from nighttrain.providers.local.cluster.faults.faults import FaultLayer, FaultPlan, reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from nighttrain.providers.local.cluster.controllers.pace import BackOff, Pace
-    from nighttrain.providers.local.cluster.faults.disruptions import Disruptions
     from nighttrain.providers.local.cluster.machine.images import ImageEnvironment
     from nighttrain.providers.local.cluster.machine.mounts import Namespaces
     from nighttrain.providers.local.cluster.node.kubelet import Kubelet
@@ -63,8 +63,6 @@ class EmbeddedCluster:
         None: objects end with the server
     :param faults: what goes wrong, see :mod:`~nighttrain.providers.local.cluster.faults.faults`; more can be
         added later
-    :param toleration_seconds: how long a pod that does not say stays on a node that is lost; a real cluster's
-        300 unless a test cannot wait
     :param back_off: pauses between restarts of containers and tries to pull; None: a real kubelet's
     :param job_back_off: pauses between a Job's failed pods; None: a real Job controller's
     :param job_pace: how fast Jobs are looked at and written; None: at once.
@@ -88,7 +86,6 @@ class EmbeddedCluster:
         trust_own_user: bool = True,
         state: Path | None = None,
         faults: FaultPlan | None = None,
-        toleration_seconds: int = 300,
         back_off: BackOff | None = None,
         job_back_off: BackOff | None = None,
         job_pace: Pace | None = None,
@@ -96,12 +93,11 @@ class EmbeddedCluster:
     ) -> None:
         self.token = token or ""
         self.port = port
-        self._toleration_seconds = toleration_seconds
         self._back_off = back_off
         self._job_back_off = job_back_off
         self._job_pace = job_pace
         self._namespaces = namespaces
-        self._disruptions: Disruptions
+        self._quotas: dict[str, int] = {}
         self.faults = faults or FaultPlan()
         self.state = Path(state).absolute() if state is not None else None
         self.directory = Path(directory) if directory is not None else Path()
@@ -246,13 +242,16 @@ class EmbeddedCluster:
 
         return self.submit(run())
 
-    def lose_node(self) -> None:
-        """Cut the node off, now: see :meth:`Fault.lose_node`."""
-        self.call(lambda _store: self._disruptions.strike(Fault.lose_node()))
+    def quota(self, pods: int | None, namespace: str = "default") -> None:
+        """Let the namespace hold no more than so many pods; None: as many as come.
 
-    def return_node(self) -> None:
-        """The lost node is back, now."""
-        self.call(lambda _store: self._disruptions.strike(Fault.return_node()))
+        One too many is refused as by a ResourceQuota, whoever makes it: a client, a Job, a Deployment. Pods
+        that have ended count until they are deleted.
+        """
+        if pods is None:
+            self._quotas.pop(namespace, None)
+        else:
+            self._quotas[namespace] = pods
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine in the cluster's event loop and wait for its result."""
@@ -298,7 +297,6 @@ class EmbeddedCluster:
     async def _compose(self, stack: contextlib.AsyncExitStack) -> None:
         """Start every part; the stack ends them in the opposite order."""
         from nighttrain.providers.local.cluster.controllers.namespaces import NamespaceController, bootstrap
-        from nighttrain.providers.local.cluster.faults.disruptions import Disruptions
         from nighttrain.providers.local.cluster.http.api import Api
         from nighttrain.providers.local.cluster.machine.network import ClusterNetwork, unreached_services
         from nighttrain.providers.local.cluster.rules.admission import Admission
@@ -310,7 +308,7 @@ class EmbeddedCluster:
             network = ClusterNetwork(int(kept) if kept else None)
             stack.push_async_callback(network.close)
         services = network.services if network else unreached_services()
-        admission = Admission(services, toleration_seconds=self._toleration_seconds)
+        admission = Admission(services, quotas=self._quotas)
         store = self.store = admission.store = Store(admit=admission.admit, release=admission.release)
         if self._file is not None:
             _restore(store, self._file, services)
@@ -354,21 +352,21 @@ class EmbeddedCluster:
             controllers = Controllers(
                 store,
                 network,
-                kubelet.claims,
                 job_back_off=self._job_back_off or JOB_BACK_OFF,
                 job_pace=self._job_pace,
             )
+            admission.claims = kubelet.claims
             await controllers.start()
             stack.push_async_callback(controllers.stop)
             await kubelet.start()
             stack.push_async_callback(kubelet.stop)
             api.logs = kubelet
-        self._disruptions = Disruptions(store, kubelet, self.faults)
-        stack.push_async_callback(self._disruptions.close)
         stack.callback(store.close_watchers)
         await self._serve(api, stack)
 
     def _with_layers(self, app: ASGIApp) -> ASGIApp:
+        from nighttrain.providers.local.cluster.http.eviction import evict_by_name
+
         if self._file is not None:
             from nighttrain.providers.local.cluster.node.state import DurableLayer
 
@@ -379,7 +377,7 @@ class EmbeddedCluster:
             self.faults,
             compact=self.store.compact,
             restart=self._restart_soon,
-            disrupt=self._disruptions.strike,
+            evict=partial(evict_by_name, self.store),
         )
         return self._front
 

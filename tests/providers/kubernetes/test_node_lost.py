@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_cluster import until_line
 
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.outcome.nodes import silent_since
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
@@ -23,8 +24,15 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import PODS
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.local.cluster.store.store import Store
 
 NAMESPACE = "default"
+# Of which the embedded cluster knows nothing.
+NODE = "node2"
 SILENT = "node node1 has been silent since 2026-11-26T02:57:04Z"
 REMEDY = "kubectl delete node node1"
 
@@ -72,15 +80,40 @@ def test_a_pod_that_is_not_ready_for_a_reason_of_its_own_is_not_lost() -> None:
         assert (decide(job, [pod]).waiting_for is WaitFor.NODE_BACK) == lost
 
 
+def lost_pod(recordings: Any) -> Any:
+    """The last that the real cluster knew of a pod whose node stopped answering."""
+    pods = [each["object"] for each in recordings.records("node-lost") if each.get("from") == "pods"]
+    return next(each for each in reversed(pods) if silent_since(each) is not None)
+
+
+def lose(cluster: EmbeddedCluster, job: Workload, recorded: Any) -> str:
+    """The Job's pod came to a node that stopped answering, and is to be removed; its name."""
+
+    def write(store: Store) -> str | None:
+        pods = store.list(PODS, NAMESPACE)[0]
+        name = next((each["metadata"]["name"] for each in pods if owned_by(each, job)), None)
+        if name is not None:
+            status = recorded["status"]
+            store.mutate(PODS, NAMESPACE, name, lambda pod: pod["spec"].update(nodeName=NODE))
+            store.mutate(PODS, NAMESPACE, name, lambda pod: pod.update(status=status))
+            store.delete(PODS, NAMESPACE, name)
+        return name
+
+    while (name := cluster.call(write)) is None:
+        time.sleep(0.05)
+    return str(name)
+
+
+def owned_by(pod: Any, job: Workload) -> bool:
+    return bool(pod["metadata"]["ownerReferences"][0]["uid"] == job.uid)
+
+
 async def test_no_second_training_starts_beside_one_that_may_still_run(
-    caplog: pytest.LogCaptureFixture,
+    recordings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    unreachable = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+    # No node here takes it: where it is, and how it is, is what was recorded of a node that is lost.
     spec = WorkloadSpec(
-        image="py",
-        cmds=["python", "-u", "-c", "import time; print('asleep'); time.sleep(60)"],
-        tolerations=[unreachable | {"tolerationSeconds": 1}],
-        termination_grace_period=1,
+        image="py", cmds=["python", "-c", "pass"], node_selector={"silent": "yes"}, termination_grace_period=1
     )
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="lost", task_id="train")
     with EmbeddedCluster(images={"py": sys.executable}) as cluster:
@@ -89,19 +122,18 @@ async def test_no_second_training_starts_beside_one_that_may_still_run(
             await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client,
         ):
 
-            async def submit(**options: Any) -> lifecycle.Workload:
+            async def submit(**options: Any) -> Workload:
                 return await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE, **options)
 
             first = await submit()
-            await until_line(client, first, "asleep")
-            await asyncio.to_thread(cluster.lose_node)
+            pod = await asyncio.to_thread(lose, cluster, first, lost_pod(recordings))
             outcome = await lifecycle.wait(client, first, timeouts=Timeouts(60, node_lost=3))
             assert (outcome.kind, outcome.infrastructure) == (OutcomeKind.NODE_LOST, True)
-            assert "kubectl delete node node1" in outcome.explain()
+            assert "kubectl delete node node2" in outcome.explain()
             # Closing neither waits nor removes: the Job says what became of it.
             await lifecycle.cancel_if_live(client, first)
             await lifecycle.mark_consumed(client, first, "0", outcome=outcome)
-            with pytest.raises(errors.LostNodeError, match=r"node1 has been silent .* delete node node1"):
+            with pytest.raises(errors.LostNodeError, match=r"node2 has been silent .* delete node node2"):
                 await submit()
             assert (await lifecycle.observe(client, first)).outcome == outcome
             # Whoever says that it may run twice gets the next attempt.
@@ -113,18 +145,8 @@ async def test_no_second_training_starts_beside_one_that_may_still_run(
             assert "cannot be seen to end" in caplog.text
             with pytest.raises(errors.LostNodeError):
                 await submit()
-            await asyncio.to_thread(cluster.return_node)
-            third = await until_accepted(submit)
+            # The node is back, and has ended what it was to end.
+            await asyncio.to_thread(cluster.call, lambda store: store.remove(PODS, NAMESPACE, pod))
+            third = await submit()
             assert third.uid not in (first.uid, second.uid)
             await lifecycle.cancel(client, third)
-
-
-async def until_accepted(submit: Any) -> lifecycle.Workload:
-    """The node is back: its kubelet needs a moment to end what it was to end."""
-    while True:
-        try:
-            started: lifecycle.Workload = await submit()
-        except errors.LostNodeError:
-            await asyncio.sleep(0.2)
-        else:
-            return started

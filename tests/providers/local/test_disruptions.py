@@ -1,26 +1,20 @@
-"""Evictions, taints, priorities and quotas, beyond what the recordings show."""
+"""Evictions, quotas, scheduling, beyond what the recordings show."""
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import TYPE_CHECKING, Any
 
-import pytest
-from embedded import Running, condition, job, pod, script
+import httpx
+from embedded import Recording, Running, condition, job, pod, script
 
 from nighttrain.providers.local.cluster.machine.host import host_resources
-from nighttrain.providers.local.cluster.store.errors import ApiError
-from nighttrain.providers.local.cluster.store.resources import (
-    JOBS,
-    NODES,
-    PODS,
-    PRIORITYCLASSES,
-    RESOURCEQUOTAS,
-)
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import NODES, PODS
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import httpx
 
 SLEEP = "import time; time.sleep(60)"
 
@@ -60,47 +54,6 @@ def test_eviction_that_is_refused(http: httpx.Client, space: str) -> None:
     assert not http.get(path).json().get("status", {}).get("conditions")
 
 
-def test_quota_counts_and_amounts(http: httpx.Client, space: str) -> None:
-    quota = {"metadata": {"name": "few"}, "spec": {"hard": {"requests.cpu": "1", "count/secrets": 1}}}
-    http.post(f"/api/v1/namespaces/{space}/resourcequotas", json=quota).raise_for_status()
-    manifest = pod("big", "true", resources={"requests": {"cpu": "1500m"}})
-    manifest["metadata"]["namespace"] = space
-    refused = http.post(f"/api/v1/namespaces/{space}/pods", json=manifest)
-    assert refused.status_code == 403
-    wanted = (
-        "exceeded quota: few, requested: requests.cpu=1500m, used: requests.cpu=0, limited: requests.cpu=1"
-    )
-    assert wanted in refused.json()["message"]
-    secrets = f"/api/v1/namespaces/{space}/secrets"
-    codes = [http.post(secrets, json={"metadata": {"generateName": "m-"}}).status_code for _ in range(2)]
-    assert codes == [201, 403]
-
-
-async def test_quota_says_what_is_used(tmp_path: Path) -> None:
-    async with Running(tmp_path) as cluster:
-        quota = {"metadata": {"name": "q", "namespace": "default"}, "spec": {"hard": {"pods": "2"}}}
-        cluster.store.create(RESOURCEQUOTAS, quota)
-        cluster.store.create(PODS, script("one", SLEEP))
-
-        def used(number: str) -> Any:
-            return lambda obj: ((obj.get("status") or {}).get("used") or {}).get("pods") == number
-
-        await cluster.until(RESOURCEQUOTAS, "q", used("1"))
-        cluster.store.delete(PODS, "default", "one", grace_period_seconds=0)
-        await cluster.until(RESOURCEQUOTAS, "q", used("0"))
-
-
-async def test_priority_comes_from_its_class(tmp_path: Path) -> None:
-    async with Running(tmp_path) as cluster:
-        cluster.store.create(PRIORITYCLASSES, {"metadata": {"name": "high"}, "value": 7})
-        made = cluster.store.create(PODS, script("p", "1", spec={"priorityClassName": "high"}))
-        assert made["spec"]["priority"] == 7
-        for spec in ({"priorityClassName": "absent"}, {"priority": 5}):
-            with pytest.raises(ApiError) as caught:
-                cluster.store.create(PODS, script("r", "1", spec=spec))
-            assert caught.value.code == 403
-
-
 async def test_binding_is_no_new_generation(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
         cluster.store.create(PODS, script("p", "1"))
@@ -108,7 +61,7 @@ async def test_binding_is_no_new_generation(tmp_path: Path) -> None:
         assert (bool(bound["spec"]["nodeName"]), bound["metadata"]["generation"]) == (True, 1)
 
 
-async def test_pods_of_equal_priority_are_not_preempted(tmp_path: Path) -> None:
+async def test_a_pod_that_does_not_fit_ends_nobody(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
         cluster.store.create(PODS, script("first", SLEEP, resources=_half_and_more()))
         await cluster.pod_phase("first", "Running")
@@ -116,40 +69,6 @@ async def test_pods_of_equal_priority_are_not_preempted(tmp_path: Path) -> None:
         await cluster.until(PODS, "second", lambda obj: condition(obj, "PodScheduled", "False"))
         first = cluster.store.find(PODS, "default", "first") or {}
         assert "deletionTimestamp" not in first["metadata"]
-
-
-async def test_node_with_a_taint_takes_only_who_tolerates_it(tmp_path: Path) -> None:
-    taint = {"key": "kept", "value": "1", "effect": "NoSchedule"}
-    async with Running(tmp_path) as cluster:
-        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].update(taints=[taint]))
-        await cluster.until(NODES, "node1", lambda node: node["spec"].get("taints"))
-        toleration = {"tolerations": [{"key": "kept", "operator": "Exists"}]}
-        cluster.store.create(PODS, script("waits", "1"))
-        cluster.store.create(PODS, script("comes", "1", spec=toleration))
-        await cluster.pod_phase("comes", "Succeeded")
-        waits = await cluster.until(PODS, "waits", lambda obj: condition(obj, "PodScheduled", "False"))
-        assert "untolerated taint" in (condition(waits, "PodScheduled", "False") or {})["message"]
-        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].pop("taints"))
-        await cluster.pod_phase("waits", "Succeeded")
-
-
-async def test_a_cordoned_node_takes_nobody_and_says_why(tmp_path: Path) -> None:
-    taint = {"key": "kept", "effect": "NoSchedule"}
-    async with Running(tmp_path) as cluster:
-        spec = {"unschedulable": True, "taints": [taint]}
-        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].update(spec))
-        cluster.store.create(PODS, script("waits", "1"))
-        waits = await cluster.until(PODS, "waits", lambda obj: condition(obj, "PodScheduled", "False"))
-        assert (condition(waits, "PodScheduled", "False") or {})["message"].startswith(
-            "0/1 nodes are available: 1 node(s) were unschedulable. "
-        )
-        # Who bears the cordon meets the taint.
-        toleration = {"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}
-        cluster.store.create(PODS, script("bears", "1", spec={"tolerations": [toleration]}))
-        bears = await cluster.until(PODS, "bears", lambda obj: condition(obj, "PodScheduled", "False"))
-        assert "untolerated taint" in (condition(bears, "PodScheduled", "False") or {})["message"]
-        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].clear())
-        await cluster.pod_phase("waits", "Succeeded")
 
 
 async def test_a_gated_pod_comes_when_its_gates_are_gone(tmp_path: Path) -> None:
@@ -162,16 +81,56 @@ async def test_a_gated_pod_comes_when_its_gates_are_gone(tmp_path: Path) -> None
         assert (scheduled["status"], scheduled.get("reason")) == ("True", None)
 
 
-async def test_toleration_ends_after_its_seconds(tmp_path: Path) -> None:
-    taint = {"key": "gone", "effect": "NoExecute"}
-    wait = {"key": "gone", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
-    short = {"tolerations": [wait]}
+async def test_a_pod_waits_for_the_labels_it_selects(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
-        cluster.store.create(JOBS, job("j", SLEEP))
-        cluster.store.create(PODS, script("p", SLEEP, spec=short))
-        await cluster.pod_phase("p", "Running")
-        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].update(taints=[taint]))
-        await cluster.until(JOBS, "j", lambda obj: condition(obj, "Failed"))
-        await cluster.gone(PODS, "p")
-        evicted = [obj for _type, obj in cluster.history(PODS) if condition(obj, "DisruptionTarget")]
-        assert {"p", "j"} == {obj["metadata"]["name"].split("-")[0] for obj in evicted}
+        cluster.store.create(PODS, script("p", "1", spec={"nodeSelector": {"gpu": "yes"}}))
+        waits = await cluster.until(PODS, "p", lambda obj: condition(obj, "PodScheduled", "False"))
+        assert (condition(waits, "PodScheduled", "False") or {})["message"] == (
+            "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector. no new claims to "
+            "deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
+        )
+        cluster.store.mutate(NODES, None, "node1", lambda node: node["metadata"]["labels"].update(gpu="yes"))
+        await cluster.pod_phase("p", "Succeeded")
+
+
+async def test_taints_cordon_and_classes_have_no_effect(tmp_path: Path) -> None:
+    spec = {"unschedulable": True, "taints": [{"key": "kept", "effect": "NoExecute"}]}
+    async with Running(tmp_path) as cluster:
+        cluster.store.mutate(NODES, None, "node1", lambda node: node["spec"].update(spec))
+        made = cluster.store.create(PODS, script("p", "1", spec={"priorityClassName": "absent"}))
+        assert (made["spec"]["priority"], made["spec"]["priorityClassName"]) == (0, "absent")
+        seconds = {each["key"]: each["tolerationSeconds"] for each in made["spec"]["tolerations"]}
+        assert seconds == {"node.kubernetes.io/not-ready": 300, "node.kubernetes.io/unreachable": 300}
+        await cluster.pod_phase("p", "Succeeded")
+
+
+def test_a_quota_strikes_clients_and_jobs_until_it_is_lifted() -> None:
+    core, jobs = "/api/v1/namespaces/default", "/apis/batch/v1/namespaces/default/jobs"
+    with EmbeddedCluster(images={"localhost/python": sys.executable}) as cluster:
+        headers = {"Authorization": f"Bearer {cluster.token}"}
+        with httpx.Client(base_url=cluster.url, headers=headers, timeout=20) as http:
+            cluster.quota(pods=0)
+            recorded = next(
+                line["response"]["body"]
+                for line in Recording("quota").lines
+                if line["from"] == "http" and line["response"]["status"] == 403
+            )
+            refused = http.post(f"{core}/pods", json=script("direct", "1"))
+            said = recorded["message"].replace("used: count/pods=1, limited: count/pods=1", "{}")
+            assert refused.json()["message"] == said.format("used: count/pods=0, limited: count/pods=0")
+            assert (refused.status_code, refused.json()["details"]) == (403, recorded["details"])
+            http.post(jobs, json=job("j", "1")).raise_for_status()
+            path = f"{core}/events?watch=true&fieldSelector=reason=FailedCreate"
+            with http.stream("GET", path) as stream:
+                event = json.loads(next(stream.iter_lines()))["object"]
+            assert event["message"].startswith('Error creating: pods "j-')
+            assert "is forbidden: exceeded quota: one, requested: count/pods=1," in event["message"]
+            # Elsewhere nothing is limited.
+            other = script("elsewhere", "1")
+            other["metadata"]["namespace"] = "kube-public"
+            http.post("/api/v1/namespaces/kube-public/pods", json=other).raise_for_status()
+            cluster.quota(pods=None)
+            with http.stream("GET", f"{jobs}?watch=true") as stream:
+                for line in stream.iter_lines():
+                    if json.loads(line)["object"]["status"].get("succeeded") == 1:
+                        break

@@ -105,22 +105,8 @@ def test_a_gated_pod_waits_for_its_gate(kubectl: Kubectl) -> None:
     kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/one", "--timeout=30s")
 
 
-def test_a_cordoned_node_says_so_and_takes_nobody(kubectl: Kubectl) -> None:
-    kubectl("cordon", "node1")
-    try:
-        assert "Unschedulable:      true" in kubectl("describe", "node", "node1")
-        kubectl.pod("one", restartPolicy="Never", containers=[container("main", "pass")])
-        kubectl("wait", "--for=condition=PodScheduled=False", "pod/one", "--timeout=30s")
-        assert "1 node(s) were unschedulable" in kubectl("describe", "pod", "one")
-    finally:
-        kubectl("uncordon", "node1")
-    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/one", "--timeout=30s")
-
-
 def test_describe_a_node(kubectl: Kubectl) -> None:
     done = kubectl.run("describe", "node", "node1")
-    assert "HolderIdentity:  node1" in done.stdout
-    assert "Failed to get lease" not in done.stdout + done.stderr
     assert "kubelet is posting ready status" in done.stdout
 
 

@@ -18,7 +18,6 @@ import pytest
 
 from nighttrain.providers.local.cluster.controllers.controllers import Controllers
 from nighttrain.providers.local.cluster.controllers.pace import REAL_PACE, Pace
-from nighttrain.providers.local.cluster.machine.claim_folders import ClaimFolders
 from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS, NAMESPACES, PODS
@@ -60,7 +59,7 @@ class Jobs:
         self.store = Store()
         self.store.create(NAMESPACES, {"metadata": {"name": "default"}})
         self._network = ClusterNetwork()
-        self._controllers = Controllers(self.store, self._network, ClaimFolders(directory), job_pace=pace)
+        self._controllers = Controllers(self.store, self._network, job_pace=pace)
 
     async def __aenter__(self) -> Jobs:
         await self._controllers.start()

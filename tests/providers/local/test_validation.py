@@ -16,11 +16,9 @@ PODS = f"{_CORE}/pods"
 SERVICES = f"{_CORE}/services"
 SECRETS = f"{_CORE}/secrets"
 CONFIGMAPS = f"{_CORE}/configmaps"
-QUOTAS = f"{_CORE}/resourcequotas"
 JOBS = "/apis/batch/v1/namespaces/default/jobs"
 DEPLOYMENTS = "/apis/apps/v1/namespaces/default/deployments"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-PRIORITIES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 
 INVALID, REQUIRED, UNKNOWN = "FieldValueInvalid", "FieldValueRequired", "FieldValueNotSupported"
 DUPLICATE, FORBIDDEN = "FieldValueDuplicate", "FieldValueForbidden"
@@ -77,10 +75,6 @@ def service(**spec: Any) -> Object:
 
 def named(**fields: Any) -> Object:
     return {"metadata": {"name": "wrong"}, **fields}
-
-
-def hard(name: str, amount: str) -> Object:
-    return named(spec={"hard": {name: amount}})
 
 
 def slice_of(type_: str, *addresses: str) -> Object:
@@ -623,24 +617,6 @@ def test_an_indexed_jobs_name_is_part_of_host_names(http: httpx.Client) -> None:
             'Invalid value: "::1": must be a valid IPv4 address',
         ),
         (SLICES, slice_of("IPv4"), "endpoints[0].addresses", REQUIRED, "must contain at least 1 address"),
-        (
-            PRIORITIES,
-            named(value=2_000_000_000),
-            "value",
-            FORBIDDEN,
-            "maximum allowed value of a user defined priority is 1000000000",
-        ),
-        (
-            PRIORITIES,
-            {"metadata": {"name": "system-x"}, "value": 1},
-            "metadata.name",
-            FORBIDDEN,
-            "priority class names with 'system-' prefix are reserved for system use only. error: system-x is "
-            "not a known system priority class",
-        ),
-        (QUOTAS, hard("bogus", "1"), "spec.hard[bogus]", INVALID, "must be a standard resource for quota"),
-        (QUOTAS, hard("pods", "-1"), "spec.hard[pods]", INVALID, "must be greater than or equal to 0"),
-        (QUOTAS, hard("pods", "1500m"), "spec.hard[pods]", INVALID, "must be an integer"),
     ],
 )
 def test_other_kinds(
@@ -688,10 +664,6 @@ def test_what_is_neither_a_number_nor_a_text_is_a_bad_request(
     ("spec", "why"),
     [
         ({"runtimeClassName": "gvisor"}, 'pod rejected: RuntimeClass "gvisor" not found'),
-        (
-            {"preemptionPolicy": "Never"},
-            "the string value of PreemptionPolicy (Never) must not be provided in pod spec",
-        ),
     ],
 )
 def test_what_admission_refuses(http: httpx.Client, spec: Object, why: str) -> None:
@@ -724,11 +696,6 @@ def test_what_admission_refuses(http: httpx.Client, spec: Object, why: str) -> N
         (SECRETS, named(type="example.com/own")),
         (SECRETS, named(type="kubernetes.io/tls", stringData={"tls.crt": "", "tls.key": ""})),
         (SLICES, named(addressType="IPv4", endpoints=[])),
-        (
-            QUOTAS,
-            named(spec={"hard": {"requests.nvidia.com/gpu": "1", "count/jobs.batch": "2", "cpu": "1500m"}}),
-        ),
-        (PRIORITIES, named(value=1_000_000_000)),
     ],
 )
 def test_what_a_real_server_takes_is_taken(http: httpx.Client, path: str, body: Object) -> None:

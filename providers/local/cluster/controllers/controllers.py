@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.controllers.claim_controller import ClaimController
 from nighttrain.providers.local.cluster.controllers.deployment_controller import DeploymentController
 from nighttrain.providers.local.cluster.controllers.endpoints_controller import EndpointsController
 from nighttrain.providers.local.cluster.controllers.garbage_collector import GarbageCollector
 from nighttrain.providers.local.cluster.controllers.job_controller import JobController
 from nighttrain.providers.local.cluster.controllers.pace import BackOff
-from nighttrain.providers.local.cluster.controllers.quota_controller import QuotaController
 from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
 from nighttrain.providers.local.cluster.controllers.replicaset_controller import ReplicaSetController
-from nighttrain.providers.local.cluster.controllers.taints import TaintController
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, EVENTS, LEASES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nighttrain.providers.local.cluster.controllers.pace import Pace
-    from nighttrain.providers.local.cluster.machine.claim_folders import ClaimFolders
     from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
     from nighttrain.providers.local.cluster.store.store import Store
 
@@ -30,7 +26,7 @@ JOB_BACK_OFF = BackOff(first=10.0, longest=600.0)
 
 
 class Controllers:
-    """Jobs, ReplicaSets, Deployments, Services, claims and garbage collection.
+    """Jobs, ReplicaSets, Deployments, Services and garbage collection.
 
     The time is the store's clock; ``sleep`` waits for what comes later (deadlines, pauses, TTLs).
     """
@@ -39,13 +35,12 @@ class Controllers:
         self,
         store: Store,
         network: ClusterNetwork,
-        claims: ClaimFolders,
         *,
         job_back_off: BackOff = JOB_BACK_OFF,
         job_pace: Pace | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        # Events and leases own nothing, and but for the node's Lease nobody owns them: no need to watch.
+        # Events and leases own nothing, and nobody owns them: no need to watch.
         watched = tuple(resource for resource in BUILT_IN if resource not in (EVENTS, LEASES))
         self._loop = ReconcileLoop(store, watched, sleep)
         for controller in (
@@ -53,9 +48,6 @@ class Controllers:
             ReplicaSetController(self._loop),
             DeploymentController(self._loop),
             EndpointsController(self._loop, network),
-            TaintController(self._loop),
-            QuotaController(self._loop),
-            ClaimController(self._loop, claims),
             GarbageCollector(self._loop, BUILT_IN),
         ):
             self._loop.add(controller)

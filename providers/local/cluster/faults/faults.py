@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # A planned stall of a random plan: long enough to be seen, short enough for a test that really waits.
 _RANDOM_STALL_SECONDS = 0.2
-# A planned loss of the node: long enough for a client to look in between.
-_RANDOM_LOSS_SECONDS = 1.0
 
 # Sub-resources of a namespace itself; any other third part of /namespaces/NAME/... is a kind inside it.
 _OF_NAMESPACES = ("status", "finalize")
@@ -48,9 +46,6 @@ class Effect(enum.Enum):
     SLOW = "slow"
     RESTART = "restart"
     EVICT = "evict"
-    PREEMPT = "preempt"
-    LOSE_NODE = "lose_node"
-    RETURN_NODE = "return_node"
 
     def __repr__(self) -> str:
         # So that a fault's repr is the expression that makes it.
@@ -71,10 +66,10 @@ class Fault:
     :param count: how many calls in a row from there; None: all of them
     :param code: HTTP status of an answer
     :param retry_after: whole seconds in the ``Retry-After`` header of an answer; None: no header
-    :param seconds: length of a stall, of the node's loss, or of the pause before each piece of a slow answer
+    :param seconds: length of a stall, or of the pause before each piece of a slow answer
     :param after: complete lines that a cut answer still delivers
     :param torn: a cut answer ends in the middle of the next line
-    :param pod: pattern of the names of the pods that are disrupted
+    :param pod: pattern of the names of the pods that are evicted
     """
 
     effect: Effect
@@ -95,8 +90,8 @@ class Fault:
             raise ValueError("nth and count are counted from 1")
         if self.effect is Effect.ANSWER and not 400 <= self.code <= 599:
             raise ValueError(f"a refusal has a code from 400 to 599, not {self.code}")
-        if self.effect in (Effect.EVICT, Effect.PREEMPT) and not self.pod:
-            raise ValueError("name the pod to disrupt (a pattern; * means all)")
+        if self.effect is Effect.EVICT and not self.pod:
+            raise ValueError("name the pod to evict (a pattern; * means all)")
 
     @classmethod
     def answer(cls, code: int, *, retry_after: int | None = None, **aim: Any) -> Fault:
@@ -147,21 +142,6 @@ class Fault:
     def evict(cls, pod: str, **aim: Any) -> Fault:
         """Evict the pods of this name, as the eviction API does; then do the call's work."""
         return cls(Effect.EVICT, pod=pod, **aim)
-
-    @classmethod
-    def preempt(cls, pod: str, **aim: Any) -> Fault:
-        """Preempt the pods of this name, as the scheduler does; then do the call's work."""
-        return cls(Effect.PREEMPT, pod=pod, **aim)
-
-    @classmethod
-    def lose_node(cls, seconds: float = 0.0, **aim: Any) -> Fault:
-        """Lose the node as the call arrives; it returns after so many seconds (0: when it is returned)."""
-        return cls(Effect.LOSE_NODE, seconds=seconds, **aim)
-
-    @classmethod
-    def return_node(cls, **aim: Any) -> Fault:
-        """Return the lost node as the call arrives."""
-        return cls(Effect.RETURN_NODE, **aim)
 
     def aims_at(self, call: Call) -> bool:
         return (
@@ -241,15 +221,15 @@ class FaultPlan:
 
         :param number: how many
         :param within: each strikes one of the first so many calls of its verb
-        :param pods: a pattern of names: every other fault evicts or preempts such pods, or loses the node for
-            a second. "" means none does
+        :param pods: a pattern of names: every other fault evicts such pods. "" means none does
         """
         chance = random.Random(seed)
         faults = []
         for turn in range(number):
             verb = chance.choice(verbs)
             if pods and turn % 2:
-                faults.append(_random_disruption(chance, verb, within, resource, pods))
+                nth = chance.randint(1, within)
+                faults.append(Fault.evict(pods, verb=verb, resource=resource, nth=nth))
             else:
                 faults.append(_random_fault(chance, verb, within, resource))
         return cls(faults)
@@ -325,23 +305,12 @@ def _random_fault(chance: random.Random, verb: str, within: int, resource: str) 
     )
 
 
-def _random_disruption(chance: random.Random, verb: str, within: int, resource: str, pods: str) -> Fault:
-    aim: dict[str, Any] = {"verb": verb, "resource": resource, "nth": chance.randint(1, within)}
-    return chance.choice(
-        (
-            Fault.evict(pods, **aim),
-            Fault.preempt(pods, **aim),
-            Fault.lose_node(_RANDOM_LOSS_SECONDS, **aim),
-        )
-    )
-
-
 class FaultLayer:
     """The ASGI application in front of the API.
 
     :param compact: forgets the history
     :param restart: kills the server and starts it again; returns at once
-    :param disrupt: does to pods or the node what the fault says
+    :param evict: evicts the pods whose names match a pattern
     """
 
     def __init__(
@@ -351,13 +320,13 @@ class FaultLayer:
         *,
         compact: Callable[[], None],
         restart: Callable[[], None],
-        disrupt: Callable[[Fault], None],
+        evict: Callable[[str], None],
     ) -> None:
         self._app = app
         self._plan = plan
         self._compact = compact
         self._restart = restart
-        self._disrupt = disrupt
+        self._evict = evict
         self._killed = False
 
     def kill(self) -> None:
@@ -399,8 +368,8 @@ class FaultLayer:
                 await self._plan.sleep(fault.seconds)
             case Effect.COMPACT:
                 self._compact()
-            case Effect.EVICT | Effect.PREEMPT | Effect.LOSE_NODE | Effect.RETURN_NODE:
-                self._disrupt(fault)
+            case Effect.EVICT:
+                self._evict(fault.pod)
             case Effect.DROP_REPLY:
                 await self._app(scope, receive, line.drop)
                 await line.close()

@@ -1,13 +1,14 @@
-"""What ``pods/eviction`` does: a pod is marked as disrupted, then deleted."""
+"""Evictions: a pod is marked as ended for no fault of its own, then deleted."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.kinds.decoding import decode_part
-from nighttrain.providers.local.cluster.kinds.disruption import disrupt
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import PODS
+from nighttrain.providers.local.cluster.store.store import timestamp
 
 if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.http.routing import Target
@@ -34,9 +35,41 @@ def evict(store: Store, target: Target, body: Any, *, dry_run: bool) -> Object:
     version = preconditions.get("resourceVersion")
     store.delete(PODS, target.namespace, target.name, dry_run=True, preconditions_rv=version, **checked)
     if not dry_run:
-        disrupt(store, pod, "EvictionByEvictionAPI", "Eviction API: evicting")
-        store.delete(PODS, target.namespace, target.name, **checked)
+        _evict(store, pod, **checked)
     return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+
+
+def evict_by_name(store: Store, pattern: str) -> None:
+    """Evict the pods on the node whose names match, unless they have ended or are on their way out."""
+    for pod in store.list(PODS)[0]:
+        if fnmatchcase(pod["metadata"]["name"], pattern) and pod["spec"].get("nodeName") and _lives(pod):
+            _evict(store, pod)
+
+
+def _evict(store: Store, pod: Object, **options: Any) -> None:
+    metadata = pod["metadata"]
+    if _lives(pod):
+        store.mutate(PODS, metadata["namespace"], metadata["name"], lambda new: _mark(new, store))
+    store.delete(PODS, metadata["namespace"], metadata["name"], **options)
+
+
+def _lives(pod: Object) -> bool:
+    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+    return not ended and "deletionTimestamp" not in pod["metadata"]
+
+
+def _mark(pod: Object, store: Store) -> None:
+    status = pod.get("status") or {}
+    others = [each for each in status.get("conditions") or [] if each["type"] != "DisruptionTarget"]
+    condition = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "lastProbeTime": None,
+        "lastTransitionTime": timestamp(store.clock()),
+        "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting",
+    }
+    pod["status"] = {**status, "conditions": [*others, condition]}
 
 
 def _read(target: Target, body: Any) -> Object:

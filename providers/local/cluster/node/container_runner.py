@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Coroutine
 
     from nighttrain.providers.local.cluster.controllers.pace import BackOff
-    from nighttrain.providers.local.cluster.machine.claim_folders import ClaimFolders
     from nighttrain.providers.local.cluster.machine.memory import MemoryLimits
     from nighttrain.providers.local.cluster.machine.mounts import MountNamespaces
     from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
     from nighttrain.providers.local.cluster.node.volumes import PodVolumes
+    from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
     from nighttrain.providers.local.cluster.store.events import EventRecorder
 
 # What the kubelet reports of a log as a termination message.
@@ -73,12 +73,6 @@ _SECOND_LOOK_SECONDS = 1.0
 _LAST_MOMENT_SECONDS = 2.0
 
 
-def _set_event() -> asyncio.Event:
-    event = asyncio.Event()
-    event.set()
-    return event
-
-
 @dataclass
 class Node:
     """What every pod of the node shares.
@@ -104,8 +98,6 @@ class Node:
     namespaces: MountNamespaces
     memory: MemoryLimits
     claims: ClaimFolders
-    # Whether the control plane is heard and hears; cleared while the node is lost.
-    reachable: asyncio.Event = field(default_factory=_set_event)
 
     def now(self) -> str:
         return timestamp(self.store.clock())

@@ -13,17 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.controllers.pace import BackOff
-from nighttrain.providers.local.cluster.machine.claim_folders import ClaimFolders
 from nighttrain.providers.local.cluster.machine.host import host_resources
 from nighttrain.providers.local.cluster.machine.janitor import Janitor, kill_marked
 from nighttrain.providers.local.cluster.machine.memory import MemoryLimits
 from nighttrain.providers.local.cluster.machine.mounts import MountNamespaces, Namespaces
-from nighttrain.providers.local.cluster.node import heartbeat, logs
+from nighttrain.providers.local.cluster.node import logs
 from nighttrain.providers.local.cluster.node.container_runner import Node
-from nighttrain.providers.local.cluster.node.node_lifecycle import mark_lost, mark_returned
 from nighttrain.providers.local.cluster.node.pod_worker import PodWorker
 from nighttrain.providers.local.cluster.node.scheduler import Scheduler
 from nighttrain.providers.local.cluster.node.state import remember_restarts
+from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import (
@@ -119,9 +118,6 @@ class Kubelet:
         self._tasks = [
             asyncio.create_task(self._follow_pods(), name="kubelet"),
             asyncio.create_task(self._follow_node(), name="kubelet-node"),
-            asyncio.create_task(
-                heartbeat.keep(self._store, self._node.name, self._node.reachable), name="kubelet-heartbeat"
-            ),
             asyncio.create_task(self._follow_claims(), name="scheduler-claims"),
             asyncio.create_task(self._follow_configuration(CONFIGMAPS), name="kubelet-configmaps"),
             asyncio.create_task(self._follow_configuration(SECRETS), name="kubelet-secrets"),
@@ -143,34 +139,6 @@ class Kubelet:
         shutil.rmtree(self._directory, ignore_errors=True)
         if self._janitor is not None:
             self._janitor.dismiss()
-
-    # Disruptions
-
-    def preempt(self, pod: Object) -> None:
-        """End the pod as the scheduler does for a more important one, which then does not come."""
-        self._scheduler.preempt(pod, str(uuid.uuid4()))
-
-    def lose(self) -> None:
-        """The node is cut off: what runs runs on, and nobody hears of it or can end it until it is back."""
-        if self._node.reachable.is_set():
-            self._node.reachable.clear()
-            self._node.recorder.muted = True
-            mark_lost(self._store, self._node.name)
-
-    def return_(self) -> None:
-        """The node is back: it ends what was deleted meanwhile, and reports the rest."""
-        if self._node.reachable.is_set():
-            return
-        self._node.reachable.set()
-        self._node.recorder.muted = False
-        mark_returned(self._store, self._node.name)
-        self._forget_lost()
-        for pod in self._store.list(PODS)[0]:
-            if pod["spec"].get("nodeName") == self._node.name:
-                self._pod_changed("MODIFIED", pod)
-                worker = self._workers.get(pod["metadata"]["uid"])
-                if worker is not None and not worker.ended:
-                    worker.publish()
 
     @property
     def mount_refusal(self) -> str:
@@ -199,9 +167,6 @@ class Kubelet:
         name = logs.choose_container(pod, container)
         if not pod["spec"].get("nodeName"):
             return logs.nothing()
-        if not self._node.reachable.is_set():
-            host = self._node.network.host_ip
-            raise ApiError(500, "InternalError", f'Get "https://{host}:10250/": dial tcp: no route to host')
         worker = self._workers.get(pod["metadata"]["uid"])
         found = worker.find(name) if worker is not None else None
         log = logs.choose_log(pod, name, found, previous=previous)
@@ -252,8 +217,6 @@ class Kubelet:
                         raise
 
     def _forget_lost(self) -> None:
-        if not self._node.reachable.is_set():
-            return
         present = {pod["metadata"]["uid"] for pod in self._store.list(PODS)[0]}
         for uid in set(self._workers) - present:
             self._gone(uid)
@@ -261,9 +224,7 @@ class Kubelet:
     def _pod_changed(self, type_: str, pod: Object) -> None:
         uid = pod["metadata"]["uid"]
         worker = self._workers.get(uid)
-        if not self._node.reachable.is_set():
-            self._changed_while_lost(type_, pod)
-        elif type_ == DELETED:
+        if type_ == DELETED:
             self._gone(uid)
         elif worker is not None:
             worker.update(pod)
@@ -273,15 +234,6 @@ class Kubelet:
             self._scheduler.account(pod)
             worker = self._workers[uid] = PodWorker(self._node, pod, self._finished)
             remember_restarts(worker.containers, pod)
-
-    def _changed_while_lost(self, type_: str, pod: Object) -> None:
-        """The scheduler goes on without the node; the node learns of the change when it is back."""
-        if type_ == DELETED:
-            self._scheduler.release(pod["metadata"]["uid"])
-        elif not pod["spec"].get("nodeName"):
-            self._scheduler.offer(pod)
-        elif not _is_terminal(pod):
-            self._scheduler.account(pod)
 
     def _exists(self, pod: Object) -> bool:
         """Whether this is not old news: a pod may have come to its end before its watch is read."""
@@ -373,8 +325,6 @@ class Kubelet:
             # A state file's: the same node after a restart.
             status = node["status"]
             self._store.mutate(NODES, None, self._node.name, lambda known: known.update(status=status))
-            # It may have been lost when its server was.
-            mark_returned(self._store, self._node.name)
 
 
 def _is_terminal(pod: Object) -> bool:

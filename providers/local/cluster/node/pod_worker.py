@@ -180,8 +180,6 @@ class PodWorker:
         """Write the terminal status, and the pod's last word if it is deleted."""
         await self._cancel_tasks()
         self._sandbox = False
-        # A lost node has nobody to tell; once it is back it says how its pods ended.
-        await self.node.reachable.wait()
         self.publish(final=True)
         if self._is_deleted():
             self.node.store.remove(PODS, self.namespace, self.name, self.uid)
@@ -331,7 +329,7 @@ class PodWorker:
         """Write the pod's status. Only the last call, when nothing runs any more, writes a terminal phase."""
         self._changed.set()
         self._changed = asyncio.Event()
-        if not self.node.reachable.is_set() or self.is_gone() or (not final and self._starting()):
+        if self.is_gone() or (not final and self._starting()):
             return
         outlook = podstatus.phase_of(self.containers, self._policy, ended=self._ended_early)
         if self._failing:

@@ -22,8 +22,8 @@ from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, PERSI
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from nighttrain.providers.local.cluster.machine.claim_folders import ClaimFolders
     from nighttrain.providers.local.cluster.machine.mounts import MountNamespaces
+    from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
     from nighttrain.providers.local.cluster.store.store import Object, Store
 
 # What a file of a configuration volume may do unless its volume says otherwise: Kubernetes' own default.
@@ -167,12 +167,9 @@ class PodVolumes:
         name = source["claimName"]
         claim = self._store.find(PERSISTENTVOLUMECLAIMS, self._namespace, name)
         if claim is None:
+            # The scheduler asks too; a pod that names its node has not seen it.
             raise VolumeError(f'persistentvolumeclaim "{name}" not found')
-        # The scheduler asks too; a pod that names its node has not seen it.
-        if claim["status"].get("phase") != "Bound" or "deletionTimestamp" in claim["metadata"]:
-            what = "being deleted" if "deletionTimestamp" in claim["metadata"] else "not bound"
-            raise VolumeError(f"error processing PVC {self._namespace}/{name}: PVC is {what}")
-        folder = self._claims.folder(claim["metadata"]["uid"])
+        folder = self._claims.make(claim["metadata"]["uid"])
         return Volume(str(folder), read_only=bool(source.get("readOnly")))
 
     def _write(self, name: str, files: Mapping[str, _File]) -> Volume:

@@ -5,25 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from nighttrain.providers.local.cluster.kinds.crd_definitions import admit_definition
-from nighttrain.providers.local.cluster.rules.defaults import (
-    NODE_LOST_SECONDS,
-    apply_defaults,
-    label_job,
-    tolerate_lost_node,
-)
-from nighttrain.providers.local.cluster.rules.preemption import apply_priority
-from nighttrain.providers.local.cluster.rules.quota import check_quota
+from nighttrain.providers.local.cluster.rules.defaults import apply_defaults, label_job
 from nighttrain.providers.local.cluster.rules.validation import validate
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import (
     CUSTOMRESOURCEDEFINITIONS,
     JOBS,
+    PERSISTENTVOLUMECLAIMS,
     PODS,
     SERVICEACCOUNTS,
     SERVICES,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
     from nighttrain.providers.local.cluster.store.resources import ResourceType
     from nighttrain.providers.local.cluster.store.store import Object, Store
 
@@ -44,21 +41,19 @@ class Admission:
     """The ``admit`` and ``release`` of a :class:`Store`.
 
     :param addresses: where Services get theirs; without, they have none
-    :param toleration_seconds: how long a pod that does not say stays on a lost node
+    :param quotas: namespace -> how many pods it may hold; may change at any time
     """
 
     def __init__(
-        self, addresses: Addresses | None = None, *, toleration_seconds: int = NODE_LOST_SECONDS
+        self, addresses: Addresses | None = None, *, quotas: Mapping[str, int] | None = None
     ) -> None:
-        self._toleration_seconds = toleration_seconds
         self.store: Store | None = None
+        self.claims: ClaimFolders | None = None
         self._addresses = addresses
+        self._quotas = quotas if quotas is not None else {}
 
     def admit(self, resource: ResourceType, new: Object, old: Object | None) -> None:
         """:raises ApiError: 403, 422"""
-        if resource is PODS and old is None and self.store is not None:
-            apply_priority(self.store, new)
-            tolerate_lost_node(new["spec"], self._toleration_seconds)
         if resource == CUSTOMRESOURCEDEFINITIONS:
             admit_definition(new, old)
         if resource.custom is None:
@@ -70,8 +65,9 @@ class Admission:
             label_job(new)
         elif resource is PODS and old is None:
             self._check_service_account(new)
-        if old is None and self.store is not None:
-            check_quota(self.store, resource, new)
+            self._check_quota(new)
+        elif resource is PERSISTENTVOLUMECLAIMS and old is None and self.claims is not None:
+            self.claims.make(new["metadata"]["uid"])
         if resource is SERVICES:
             self._give_address(new, old)
 
@@ -80,6 +76,19 @@ class Admission:
         address = obj.get("spec", {}).get("clusterIP") if resource is SERVICES else None
         if self._addresses is not None and address and address != "None":
             self._addresses.give_back(address)
+        if resource is PERSISTENTVOLUMECLAIMS and self.claims is not None:
+            self.claims.remove(obj["metadata"]["uid"])
+
+    def _check_quota(self, pod: Object) -> None:
+        """Refuse a pod too many, as a ResourceQuota named ``one`` on ``count/pods`` does."""
+        space = pod["metadata"]["namespace"]
+        most = self._quotas.get(space)
+        if most is None or self.store is None:
+            return
+        used = len(self.store.list(PODS, space)[0])
+        if used >= most:
+            why = f"requested: count/pods=1, used: count/pods={used}, limited: count/pods={most}"
+            raise errors.forbidden(PODS, pod["metadata"]["name"], f"exceeded quota: one, {why}")
 
     def _check_service_account(self, pod: Object) -> None:
         """The default account is there by definition; another one must exist."""

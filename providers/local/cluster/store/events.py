@@ -24,8 +24,6 @@ class EventRecorder:
         self._store = store
         self._component = component
         self._host = host
-        # While its node is lost nobody hears it.
-        self.muted = False
         self._known: OrderedDict[tuple[str, ...], tuple[str, str]] = OrderedDict()
 
     def normal(self, obj: Object, reason: str, message: str, *, field: str = "") -> None:
@@ -35,8 +33,6 @@ class EventRecorder:
         self._record(obj, "Warning", reason, message, field)
 
     def _record(self, obj: Object, type_: str, reason: str, message: str, field: str) -> None:
-        if self.muted:
-            return
         key = (obj["metadata"]["uid"], type_, reason, message, field)
         known = self._known.get(key)
         if known is not None and self._store.mutate(EVENTS, *known, self._count_up) is not None:

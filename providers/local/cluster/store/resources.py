@@ -135,15 +135,6 @@ SERVICEACCOUNTS = ResourceType(
     kind="ServiceAccount",
     short_names=("sa",),
 )
-RESOURCEQUOTAS = ResourceType(
-    group="",
-    version="v1",
-    plural="resourcequotas",
-    singular="resourcequota",
-    kind="ResourceQuota",
-    short_names=("quota",),
-    subresources=("status",),
-)
 PERSISTENTVOLUMECLAIMS = ResourceType(
     group="",
     version="v1",
@@ -152,15 +143,6 @@ PERSISTENTVOLUMECLAIMS = ResourceType(
     kind="PersistentVolumeClaim",
     short_names=("pvc",),
     subresources=("status",),
-)
-PRIORITYCLASSES = ResourceType(
-    group="scheduling.k8s.io",
-    version="v1",
-    plural="priorityclasses",
-    singular="priorityclass",
-    kind="PriorityClass",
-    namespaced=False,
-    short_names=("pc",),
 )
 EVENTS = ResourceType(
     group="", version="v1", plural="events", singular="event", kind="Event", short_names=("ev",)
@@ -235,9 +217,7 @@ BUILT_IN = (
     REPLICASETS,
     ENDPOINTSLICES,
     LEASES,
-    RESOURCEQUOTAS,
     PERSISTENTVOLUMECLAIMS,
-    PRIORITYCLASSES,
     CUSTOMRESOURCEDEFINITIONS,
 )
 
