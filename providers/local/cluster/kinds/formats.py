@@ -115,6 +115,11 @@ def _count_or_percent(value: int | str) -> str:
     return "" if value >= 0 else "must be greater than or equal to 0"
 
 
+def _share(value: int | str) -> str:
+    over = isinstance(value, str) and re.fullmatch(r"[0-9]+%", value) and int(value[:-1]) > 100
+    return "must not be greater than 100%" if over else _count_or_percent(value)
+
+
 def relative_path(text: str) -> str:
     """A path that leads nowhere out of the folder it is put in, nor to what the kubelet keeps there."""
     if text.startswith("/"):
@@ -180,6 +185,7 @@ OF_TYPES: dict[str, Format] = {
 FORMATS: dict[str, Format] = {
     "config-key": config_key,
     "count-or-percent": _count_or_percent,
+    "count-or-share": _share,
     "dns-label": dns_label,
     "dns-subdomain": dns_subdomain,
     "domain-path": _domain_path,

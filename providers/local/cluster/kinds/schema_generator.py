@@ -27,8 +27,6 @@ ROOTS = (
     "V1ConfigMap",
     "V1Secret",
     "V1ServiceAccount",
-    "V1ResourceQuota",
-    "V1PriorityClass",
     "CoreV1Event",
     "V1Job",
     "V1Deployment",
@@ -134,7 +132,13 @@ RULES: dict[str, dict[str, Schema]] = {
     },
     "HTTPHeader": {"name": _format("header-name")},
     "HostAlias": {"ip": _format("ip")},
-    "HostPathVolumeSource": {"type": _default("")},
+    "HostPathVolumeSource": {
+        "type": _choice(
+            *("", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate"),
+            *("Socket",),
+            default="",
+        )
+    },
     "JSONSchemaProps": {"items": {"$ref": "JSONSchemaProps"}},
     "JobSpec": {
         "activeDeadlineSeconds": _COUNT,
@@ -200,7 +204,7 @@ RULES: dict[str, dict[str, Schema]] = {
     "ReplicaSetSpec": {"minReadySeconds": _COUNT, "replicas": {**_COUNT, "default": 1}},
     "RollingUpdateDeployment": {
         "maxSurge": {**_INT_OR_STRING, "format": "count-or-percent", "default": "25%"},
-        "maxUnavailable": {**_INT_OR_STRING, "format": "count-or-percent", "default": "25%"},
+        "maxUnavailable": {**_INT_OR_STRING, "format": "count-or-share", "default": "25%"},
     },
     "SeccompProfile": {"type": _choice("Localhost", "RuntimeDefault", "Unconfined")},
     "Secret": {"data": {"additionalProperties": _SIMPLE["bytes"]}},

@@ -23,7 +23,6 @@ Schema = dict[str, Any]
 EMBEDDED = ("apiVersion", "kind", "metadata")
 _REASONS = {
     "type": "FieldValueTypeInvalid",
-    "format": "FieldValueTypeInvalid",
     "x-kubernetes-int-or-string": "FieldValueTypeInvalid",
     "enum": "FieldValueNotSupported",
     "required": "FieldValueRequired",
@@ -151,7 +150,9 @@ def broken_rules(schema: Schema, value: Any, path: str = "") -> list[Cause]:
 
     :param path: where the object is in the one that is checked
     """
-    return [_cause(error, path) for error in _rule_validator()(schema).iter_errors(value)]
+    # A type's format has been checked by now: this one is a rule about the value.
+    errors = _rule_validator()(schema).iter_errors(value)
+    return [_cause(error, path, formats="FieldValueInvalid") for error in errors]
 
 
 @functools.cache
@@ -260,9 +261,10 @@ def _path(error: ValidationError) -> str:
     return path.removeprefix(".")
 
 
-def _cause(error: ValidationError, within: str = "") -> Cause:
+def _cause(error: ValidationError, within: str = "", formats: str = "FieldValueTypeInvalid") -> Cause:
     path = ".".join(filter(None, (within, _path(error))))
     reason = _REASONS.get(str(error.validator), "FieldValueInvalid")
+    reason = formats if error.validator == "format" else reason
     if reason == "FieldValueRequired":
         return Cause(reason, "Required value", path)
     shown = json.dumps(error.instance, separators=(",", ":"), ensure_ascii=False)

@@ -149,7 +149,11 @@ def _job(job: Object, old: Object | None) -> list[Cause]:
 
 def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
     causes = _replicated(deployment, old)
-    strategy = deployment["spec"]["strategy"]
+    spec = deployment["spec"]
+    if spec["progressDeadlineSeconds"] <= spec.get("minReadySeconds", 0):
+        why = "must be greater than minReadySeconds"
+        causes.append(invalid_value("spec.progressDeadlineSeconds", spec["progressDeadlineSeconds"], why))
+    strategy = spec["strategy"]
     field = "spec.strategy.rollingUpdate"
     rolling = strategy.get("rollingUpdate") or {}
     if strategy["type"] == "Recreate" and rolling:

@@ -98,6 +98,8 @@ def _exit_codes(codes: Object, path: str, containers: set[Any]) -> Iterator[Caus
         why = "must be one of the container or initContainer names in the pod template"
         yield invalid_value(f"{path}.containerName", codes["containerName"], why)
     values = codes.get("values") or []
+    if not values:
+        yield invalid_value(f"{path}.values", values, "at least one value is required")
     for at, code in enumerate(values):
         if code == 0 and codes.get("operator") == "In":
             yield invalid_value(f"{path}.values[{at}]", code, "must not be 0 for the In operator")

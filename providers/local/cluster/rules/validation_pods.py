@@ -118,6 +118,10 @@ def _handler(handler: Object, path: str) -> Iterator[Cause]:
         yield required_value(path, "must specify a handler type")
     for extra in found[1:]:
         yield forbidden_value(f"{path}.{extra}", "may not specify more than 1 handler type")
+    seconds = handler.get("terminationGracePeriodSeconds")
+    if seconds is not None and (seconds <= 0 or path.endswith(".readinessProbe")):
+        why = "must be greater than 0, and not be set for readiness probes"
+        yield invalid_value(f"{path}.terminationGracePeriodSeconds", seconds, why)
     if handler.get("successThreshold", 1) != 1 and not path.endswith(".readinessProbe"):
         yield invalid_value(f"{path}.successThreshold", handler["successThreshold"], "must be 1")
 
@@ -198,3 +202,6 @@ def _toleration(toleration: Object, path: str) -> Iterator[Cause]:
         yield invalid_value(f"{path}.operator", operator, why)
     if operator == "Exists" and value:
         yield invalid_value(f"{path}.operator", value, "value must be empty when `operator` is 'Exists'")
+    if toleration.get("tolerationSeconds") is not None and toleration.get("effect") != "NoExecute":
+        why = "effect must be 'NoExecute' when `tolerationSeconds` is set"
+        yield invalid_value(f"{path}.effect", toleration.get("effect") or "", why)
