@@ -122,7 +122,12 @@ def service(*ports: Object, **spec: Any) -> Object:
             UNKNOWN,
         ),
         # PodSpec: dnsPolicy None needs a dnsConfig; ephemeral containers come later, by their own request
-        (pod(dnsPolicy="None"), "dnsConfig", REQUIRED),
+        pytest.param(
+            pod(dnsPolicy="None"),
+            "dnsConfig",
+            REQUIRED,
+            marks=pytest.mark.not_embedded("rules for DNS settings"),
+        ),
         (pod(ephemeralContainers=[{"name": "e", "image": "x"}]), "ephemeralContainers", FORBIDDEN),
     ],
 )
@@ -202,6 +207,7 @@ def test_a_port_is_a_number_or_a_name(space: Space, port: Any) -> None:
     refusal(answer, 400, "BadRequest")
 
 
+@pytest.mark.not_embedded("rules for a Secret's type")
 @pytest.mark.parametrize(
     ("type_", "missing"),
     [
@@ -217,6 +223,7 @@ def test_a_secret_has_what_its_type_is_for(space: Space, type_: str, missing: se
     assert causes(answer) == {(field, REQUIRED) for field in missing}
 
 
+@pytest.mark.not_embedded("rules for an EndpointSlice's addresses")
 def test_an_endpoint_has_addresses_of_the_slices_type(space: Space) -> None:
     """EndpointSlice, addressType: all addresses are of it."""
     body = {"metadata": {"name": "one"}, "addressType": "IPv4", "endpoints": [{"addresses": ["nope"]}]}

@@ -40,7 +40,7 @@ _REVIEW = {
 
 
 # What schemas say to this server alone.
-_OWN_WORDS = ("x-unset", "x-kept-empty")
+_OWN_WORDS = ("x-unset", "x-kept-empty", "x-zeros")
 
 
 class Discovery:
@@ -253,7 +253,8 @@ def _schema(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kept = {key: _schema(each) for key, each in value.items() if key not in _OWN_WORDS}
-    if "$ref" in kept:
+    # A schema of schemas has a property of this name.
+    if isinstance(kept.get("$ref"), str):
         return {"allOf": [{"$ref": f"#/components/schemas/{_schema_name('', 'v1', kept['$ref'])}"}]}
     return kept
 

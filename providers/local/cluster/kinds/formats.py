@@ -142,6 +142,15 @@ def _pod_field(text: str) -> str:
     return "" if _POD_FIELD.fullmatch(text) else f"field label not supported: {text}"
 
 
+def _selector_operator(text: str) -> str:
+    return "" if text in ("In", "NotIn", "Exists", "DoesNotExist") else "not a valid selector operator"
+
+
+def _indexes(text: str) -> str:
+    one = r"[0-9]{1,9}(-[0-9]{1,9})?"
+    return "" if re.fullmatch(rf"{one}(,{one})*", text) else "must be numbers and ranges such as 0,2-4"
+
+
 def _time(text: Any) -> str:
     if isinstance(text, str) and _TIME.fullmatch(text):
         try:
@@ -190,11 +199,13 @@ FORMATS: dict[str, Format] = {
     "dns-subdomain": dns_subdomain,
     "domain-path": _domain_path,
     "header-name": _header_name,
+    "indexes": _indexes,
     "ip": ip,
     "pod-field": _pod_field,
     "port": _port,
     "port-name": _port_name,
     "qualified-name": qualified_name,
     "relative-path": relative_path,
+    "selector-operator": _selector_operator,
     "variable-name": _variable_name,
 }

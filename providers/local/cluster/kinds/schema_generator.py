@@ -6,7 +6,7 @@ result, because loading the client's models takes longer than starting the clust
 
 The models know types; what values a field may have and what an empty one becomes is in the tables here,
 after the API reference. ``x-unset`` lists the values that the API takes for none at all; ``x-kept-empty``
-marks a list that is stored when it is empty.
+marks a list that is stored when it is empty; ``x-zeros`` are values of fields that are always written.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ RULES: dict[str, dict[str, Schema]] = {
     "ConfigMapVolumeSource": {"defaultMode": _MODE},
     "Container": {
         "imagePullPolicy": _choice("Always", "IfNotPresent", "Never"),
+        "name": _format("dns-label"),
         "resources": _default({}),
         "restartPolicy": _choice("Always", "Never", "OnFailure"),
         "terminationMessagePath": _default("/dev/termination-log"),
@@ -157,7 +158,7 @@ RULES: dict[str, dict[str, Schema]] = {
     "KeyToPath": {"mode": {"minimum": 0, "maximum": 0o777}, "path": _format("relative-path")},
     "LabelSelectorRequirement": {
         "key": _format("qualified-name"),
-        "operator": _choice("In", "NotIn", "Exists", "DoesNotExist"),
+        "operator": _format("selector-operator"),
     },
     "LeaseSpec": {"leaseDurationSeconds": {"minimum": 1}, "leaseTransitions": _COUNT},
     "NodeSelectorRequirement": {
@@ -218,11 +219,13 @@ RULES: dict[str, dict[str, Schema]] = {
         "targetPort": {**_INT_OR_STRING, "format": "port", "x-unset": [0]},
     },
     "ServiceSpec": {
-        "clusterIP": _format("ip", **{"x-unset": ["", "None"]}),
+        # The only one, `clusterIP`, is the first of these.
+        "clusterIPs": {"items": {**_SIMPLE["str"], **_format("ip", **{"x-unset": ["", "None"]})}},
         "sessionAffinity": _choice("ClientIP", "None", default="None"),
         # Kubernetes knows more types, but this cluster has nothing outside of it to open a port to.
         "type": _choice("ClusterIP", "ExternalName", default="ClusterIP"),
     },
+    "SuccessPolicyRule": {"succeededIndexes": _format("indexes")},
     "TCPSocketAction": {"port": _format("port")},
     "Toleration": {
         "effect": _choice("NoSchedule", "PreferNoSchedule", "NoExecute"),
@@ -233,6 +236,7 @@ RULES: dict[str, dict[str, Schema]] = {
         "maxSkew": {"minimum": 1},
         "whenUnsatisfiable": _choice("DoNotSchedule", "ScheduleAnyway"),
     },
+    "Volume": {"name": _format("dns-label")},
 }
 for _type in ("HTTPGetAction", "TCPSocketAction"):
     RULES[_type]["port"] |= _INT_OR_STRING
@@ -248,6 +252,9 @@ REQUIRED = {
     "SecretProjection": ("name",),
     "SecretVolumeSource": ("secretName",),
 }
+
+# Without a value these break a rule of their own.
+_CHECKED_ELSEWHERE = {"PodFailurePolicyOnExitCodesRequirement": ("values",)}
 
 # What is missing in these is written as the zero value of its type, as everywhere in Go; whoever reads a
 # status relies on it.
@@ -276,15 +283,18 @@ def _definition(name: str, model: Any) -> tuple[Schema, list[str]]:
     for attribute, field in sorted(model.attribute_map.items(), key=lambda pair: pair[1]):
         properties[field] = _property(name, field, model.openapi_types[attribute], reached)
         # An object's metadata and status have rules of their own.
-        if field in ("metadata", "status"):
+        own = field in ("metadata", "status") and "$ref" in properties[field]
+        if own or field in _CHECKED_ELSEWHERE.get(name, ()):
             continue
         if "must not be `None`" in inspect.getsource(getattr(model, attribute).fset):
             required.append(field)
-    if name.endswith("Condition") or name in _WRITTEN_WHOLE:
-        for field in required:
-            if properties[field].get("type") in _ZEROS and "date-time" not in properties[field].values():
-                properties[field]["default"] = _ZEROS[properties[field]["type"]]
     schema: Schema = {"type": "object", "properties": properties}
+    if name.endswith("Condition") or name in _WRITTEN_WHOLE:
+        schema["x-zeros"] = {
+            field: _ZEROS[properties[field]["type"]]
+            for field in required
+            if properties[field].get("type") in _ZEROS and "date-time" not in properties[field].values()
+        }
     return {**schema, "required": sorted(required)} if required else schema, reached
 
 

@@ -100,8 +100,8 @@ def _complete_field(schema: Schema, parent: dict[str, Any], name: str) -> None:
 
 
 def tidy(schema: Schema, value: Any) -> None:
-    """Leave out, in place, what the API does not store of a built-in kind: nulls, and lists and maps that are
-    empty where they need not be there. Amounts become texts.
+    """Write a built-in kind's value, in place, as the API stores it: without nulls, and without lists and maps
+    that are empty where they need not be there. Amounts become texts.
     """
     if isinstance(value, list):
         for item in value:
@@ -117,6 +117,8 @@ def tidy(schema: Schema, value: Any) -> None:
                 value[name] = item if isinstance(item, bool) else str(item)
             else:
                 tidy(below, item)
+        for name, zero in schema.get("x-zeros", {}).items():
+            value.setdefault(name, zero)
 
 
 def _is_optional_collection(schema: Schema, name: str, below: Schema) -> bool:
@@ -201,7 +203,8 @@ Keyword = Callable[[Any, Any, Any, Schema], Errors]
 
 def _if_set(keyword: Keyword) -> Keyword:
     def check(validator: Any, declared: Any, value: Any, schema: Schema) -> Errors:
-        if value not in schema.get("x-unset", ()):
+        # What is not there and must be is told as required.
+        if value is not None and value not in schema.get("x-unset", ()):
             yield from keyword(validator, declared, value, schema) or ()
 
     return check

@@ -103,7 +103,8 @@ class Environment:
         given = (container.get("resources") or {}).get(section) or {}
         # Without a limit of its own, a container may use what the node has.
         amount = quantity(given[name]) if name in given else host_resources().get(name, Decimal(0))
-        return str(math.ceil(amount / quantity(reference.get("divisor") or "1")))
+        # No divisor is zero, and is one.
+        return str(math.ceil(amount / (quantity(reference.get("divisor") or "1") or 1)))
 
     def _named(self, name: str | None) -> Object:
         spec = self._pod["spec"]

@@ -210,8 +210,10 @@ class PodVolumes:
             mode = _mode(item.get("mode"), source.get("defaultMode"), default)
             if "fieldRef" in item:
                 text = self._field(item["fieldRef"]["fieldPath"])
-            else:
+            elif "resourceFieldRef" in item:
                 text = self._fields.resource(item["resourceFieldRef"])
+            else:
+                raise VolumeError(f"item {item['path']!r} has neither fieldRef nor resourceFieldRef")
             files[_inside(item["path"])] = _File(text.encode(), mode)
         return files
 

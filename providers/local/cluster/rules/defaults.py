@@ -187,8 +187,8 @@ def _replicaset(replicaset: Object, old: Object | None) -> None:
 def _service(service: Object, old: Object | None) -> None:
     spec = service["spec"]
     for port in spec.get("ports") or ():
-        if not port.get("targetPort"):
-            port["targetPort"] = port.get("port")
+        if not port.get("targetPort") and "port" in port:
+            port["targetPort"] = port["port"]
     if spec["type"] != "ExternalName":
         spec.setdefault("ipFamilies", ["IPv4"])
         spec.setdefault("ipFamilyPolicy", "SingleStack")

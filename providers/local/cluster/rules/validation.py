@@ -61,11 +61,7 @@ def validate(resource: ResourceType, new: Object, old: Object | None) -> None:
 def _once_a_field(causes: list[Cause]) -> list[Cause]:
     """A field that is not there breaks no other rule."""
     missing = {each.field for each in causes if each.reason == "FieldValueRequired"}
-    return [
-        each
-        for at, each in enumerate(causes)
-        if each not in causes[:at] and (each.reason == "FieldValueRequired" or each.field not in missing)
-    ]
+    return [each for each in causes if each.reason == "FieldValueRequired" or each.field not in missing]
 
 
 def _metadata(resource: ResourceType, obj: Object) -> list[Cause]:
