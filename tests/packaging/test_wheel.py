@@ -60,7 +60,7 @@ def test_every_module_and_nothing_else(wheel: Path, session_tree: Path) -> None:
         f"nighttrain/{file.relative_to(session_tree).as_posix()}"
         for folder in FOLDERS
         for file in (session_tree / folder).rglob("*")
-        if file.suffix == ".py" or file.name == "py.typed"
+        if file.suffix == ".py" or file.name in ("py.typed", "schemas.json.gz")
     } | {"nighttrain/__init__.py", "nighttrain/py.typed"}
     assert {f"nighttrain/{folder}/py.typed" for folder in FOLDERS} <= expected
     assert contents(wheel) == expected
@@ -158,6 +158,27 @@ def test_airflow_shows_the_connections_fields(seen: dict[str, Any]) -> None:
 
 def test_airflow_knows_the_links(seen: dict[str, Any]) -> None:
     assert {f"nighttrain.operators.links.{name}" for name in LINKS} <= set(seen["links"])
+
+
+LOAD_SCHEMAS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from nighttrain.providers.local.cluster.kinds import builtin_schemas
+print(builtin_schemas.__file__)
+print(*builtin_schemas.definitions())
+"""
+
+
+def test_an_installed_wheel_has_the_embedded_clusters_schemas(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    asked = subprocess.run(
+        [sys.executable, "-c", LOAD_SCHEMAS, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert asked.returncode == 0, asked.stderr
+    file, names = asked.stdout.splitlines()
+    assert file.startswith(str(tmp_path)), "the tree was asked, not the wheel"
+    assert {"Pod", "Job", "Deployment", "Service"} <= set(names.split())
 
 
 USER = """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nighttrain.providers.local.cluster.http.patches import STRATEGIC_PATCH, apply_patch, merge
-from nighttrain.providers.local.cluster.kinds import schema_data, schema_generator
+from nighttrain.providers.local.cluster.kinds import builtin_schemas, schema_generator
 from nighttrain.providers.local.cluster.kinds.decoding import decode
 from nighttrain.providers.local.cluster.machine.network import AddressPool
 from nighttrain.providers.local.cluster.rules.admission import Admission
@@ -58,8 +58,8 @@ def test_an_address_stays_when_a_replacement_leaves_it_out(store: Store) -> None
     assert store.update(SERVICES, replaced)["spec"]["clusterIP"] == had
 
 
-def test_the_schema_is_the_installed_clients() -> None:
-    assert schema_generator.trees() == schema_data.TYPES
+def test_the_schemas_are_the_installed_clients() -> None:
+    assert schema_generator.definitions() == builtin_schemas.definitions()
 
 
 def test_decoding_names_every_unknown_field() -> None:
@@ -72,14 +72,22 @@ def test_decoding_names_every_unknown_field() -> None:
 @pytest.mark.parametrize(
     ("resource", "body", "said"),
     [
-        (PODS, {"spec": {"containers": {}}}, "cannot unmarshal object"),
-        (JOBS, {"spec": {"suspend": "yes"}}, "of type bool"),
-        (PODS, {"spec": {"activeDeadlineSeconds": 1.5}}, "of type int64"),
-        (SECRETS, {"data": {"a": "?"}}, "illegal base64 data at input byte 0"),
-        (PODS, {"spec": {"overhead": {"cpu": "1x"}}}, "quantities must match"),
-        (PODS, {"spec": {"overhead": {"cpu": "1mm"}}}, "suffix"),
-        (PODS, {"metadata": {"creationTimestamp": "yesterday"}}, "parsing time"),
-        (PODS, [], "cannot unmarshal array"),
+        (PODS, {"spec": {"containers": {}}}, "spec.containers: must be of type array"),
+        (JOBS, {"spec": {"suspend": "yes"}}, "spec.suspend: must be of type boolean"),
+        (
+            PODS,
+            {"spec": {"activeDeadlineSeconds": 1.5}},
+            "spec.activeDeadlineSeconds: must be of type integer",
+        ),
+        (SECRETS, {"data": {"a": "?"}}, "data.a: illegal base64 data"),
+        (PODS, {"spec": {"overhead": {"cpu": "1x"}}}, "spec.overhead.cpu: quantities must match"),
+        (PODS, {"spec": {"overhead": {"cpu": "1mm"}}}, "spec.overhead.cpu: quantities must match"),
+        (
+            PODS,
+            {"metadata": {"creationTimestamp": "yesterday"}},
+            "metadata.creationTimestamp: must be a time",
+        ),
+        (PODS, [], "it is no object"),
     ],
 )
 def test_decoding_refuses_wrong_types(resource: Any, body: Any, said: str) -> None:

@@ -18,7 +18,7 @@ Format = Callable[[Any], str]
 
 _PARTS = "alphanumeric characters, '-', '_' or '.'"
 _ENDS = "start and end with an alphanumeric character"
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT([01]\d|2[0-3]):\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 # An exponent has at most as many digits as Go reads into 64 bits.
 _QUANTITY = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(|[numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]{1,18})")
 _POD_FIELD = re.compile(
