@@ -41,6 +41,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     TERMINAL_PHASES,
     is_deleting,
     items,
+    main_container_spec,
     mapping,
     metadata,
     name_of,
@@ -395,8 +396,7 @@ def _why_unwanted(history: History, epoch: str) -> str:
 
 def environment_of(obj: Json, kind: WorkloadKind = JOB) -> dict[str, str]:
     """The variables with a plain value that a workload gives its main container."""
-    template = mapping(kind.pod_template(obj).get("spec"))
-    container = next(iter(items(template.get("containers"))), {})
+    container = main_container_spec(kind.pod_template(obj))
     return {text(item.get("name")): text(item.get("value")) for item in items(container.get("env"))}
 
 

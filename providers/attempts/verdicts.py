@@ -113,6 +113,7 @@ async def send_away(client: ClusterClient, workload: Workload, lingering: Linger
         outcome = await note_outcome(client, workload, outcome)
         if outcome is None:
             return None
+        outcome = lingering.told(outcome)
     if lingering.going:
         return outcome
     try:

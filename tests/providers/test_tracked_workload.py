@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from front import Front
 
 from nighttrain.providers.attempts.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.attempts.reaping import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.kubernetes.outcome.outcome import Outcome
 
+Json = dict[str, Any]
 _numbers = count(1)
 
 # A training that opens its own run, without the seconds that importing mlflow takes. MLflow's own client
@@ -363,6 +365,28 @@ async def to_the_end(work: TrackedWorkload) -> StartedWorkload:
     closed = await work.close(started, outcome)
     await work.mark_consumed(closed, outcome)
     return closed
+
+
+def inject_a_proxy_first(created: Json) -> None:
+    """As the webhook of a service mesh or a policy may do with a Job's template."""
+    if created.get("kind") == "Job":
+        proxy = {"name": "proxy", "image": "py", "command": ["python", "-S", "-c", "pass"]}
+        created["spec"]["template"]["spec"]["containers"].insert(0, proxy)
+
+
+async def test_what_a_webhook_puts_first_into_a_job_is_not_the_training(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with (
+        outage(mlflow_server, begun=False) as mlflow,
+        Front(cluster.url, cluster.token, webhook=inject_a_proxy_first) as front,
+    ):
+        through = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+        work = replace(tracked(cluster, mlflow, TRAINING, next(_numbers)), cluster=through)
+        closed = await to_the_end(work)
+        child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)
+    assert (child.run_id, child.status, child.metrics) == (closed.run_id, "FINISHED", {"rmse": 1.5})
+    assert (closed.parent_run_id, parent.status) == (parent.run_id, "FINISHED")
 
 
 async def test_an_outage_at_the_end_loses_nothing(

@@ -27,7 +27,10 @@ _METADATA = (
     "ownerReferences",
 )
 _ANNOTATIONS = (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION)
-_POD_SPEC = ("nodeName", "schedulingGates", "priority", "terminationGracePeriodSeconds", "restartPolicy")
+_POD_SPEC = (
+    *("nodeName", "schedulingGates", "priority", "restartPolicy"),
+    *("terminationGracePeriodSeconds", "activeDeadlineSeconds"),
+)
 # Which container is the first, and whether one that ended comes again.
 _CONTAINER = ("name", "restartPolicy", "restartPolicyRules")
 _EVENT = (

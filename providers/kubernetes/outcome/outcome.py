@@ -243,12 +243,18 @@ class Lingering:
 
     :param outcome: what it is by the main container's end; ``None`` if the Job replaces the pod
     :param going: the pod was told to go already
+    :param others: what the other containers did or do, in a sentence
     """
 
     outcome: Outcome | None
     pod_name: str
     pod_uid: str
     going: bool = False
+    others: str = ""
+
+    def told(self, outcome: Outcome) -> Outcome:
+        """The outcome, with what the other containers of its pod did."""
+        return _with_others(outcome, self.others) if outcome.pod_uid == self.pod_uid else outcome
 
 
 @dataclass(frozen=True)
@@ -301,7 +307,7 @@ def decide(
         return _finished(_outcome(OutcomeKind.UNKNOWN, "Contradiction", message, _latest(known)))
     decisive = _decisive(job, known)
     if decisive is not None:
-        return _finished(_by_main(decisive))
+        return _finished(_with_others(_by_main(decisive), _others(decisive)))
     if complete is not None:
         return _finished(_completed(job, known, events))
     if failed is not None:
@@ -359,9 +365,29 @@ def outcome_note(outcome: Outcome) -> str:
 def _noted(outcome: Outcome, pods: list[Json]) -> Observation:
     alive = next((pod for pod in reversed(pods) if endings.is_staying(pod)), None)
     if alive is None:
-        return _finished(outcome)
-    detail = f"the attempt has ended ({outcome.kind.value}), its pod is to go"
-    return _held_up(detail, alive, outcome)
+        own = next((pod for pod in pods if uid_of(pod) == outcome.pod_uid), None)
+        ended = outcome.exit_code is not None and own is not None
+        return _finished(_with_others(outcome, _others(own)) if ended else outcome)
+    main = main_container(alive)
+    if main is not None and main.over:
+        return _held_up(_main_ended(main, endings.others_left(alive)), alive, outcome)
+    return _held_up(f"the attempt has ended ({outcome.kind.value}), its pod is to go", alive, outcome)
+
+
+def _main_ended(main: Container, others: Sequence[str]) -> str:
+    ended = f"the main container {main.name!r} has ended with exit code {main.exit_code}"
+    names = ", ".join(map(repr, others))
+    return f"{ended} at {main.finished_at}; waiting for {names}" if names else f"{ended}; its pod goes"
+
+
+def _others(pod: Json | None) -> str:
+    return _sentence(endings.of_others(pod)) if pod is not None else ""
+
+
+def _with_others(outcome: Outcome, others: str) -> Outcome:
+    if not others or others in outcome.message:
+        return outcome
+    return replace(outcome, message=clip(f"{outcome.message} {others}".strip(), MESSAGE_LENGTH))
 
 
 def _held_up(detail: str, pod: Json, outcome: Outcome | None) -> Observation:
@@ -372,7 +398,7 @@ def _held_up(detail: str, pod: Json, outcome: Outcome | None) -> Observation:
         name_of(pod),
         waiting_for=WaitFor.SIDECARS,
         since=main.finished_at if main is not None else None,
-        lingering=Lingering(outcome, name_of(pod), uid_of(pod), is_deleting(pod)),
+        lingering=Lingering(outcome, name_of(pod), uid_of(pod), is_deleting(pod), _others(pod)),
     )
 
 
@@ -441,15 +467,13 @@ def _lingering(job: Json, pods: list[Json]) -> Observation | None:
     main, others = endings.ended_by_itself(pod), endings.others_left(pod)
     if main is None or not (others or is_deleting(pod)):
         return None
-    ended = f"the main container {main.name!r} has ended with exit code {main.exit_code}"
     if not endings.is_single(job) or not endings.controls(job, pod):
+        ended = f"the main container {main.name!r} has ended with exit code {main.exit_code}"
         return None if is_deleting(pod) else Observation(Phase.RUNNING, ended, name_of(pod))
     replaced = main.exit_code != 0 and endings.replaces_failed_pods(job)
     if is_deleting(pod) and replaced:
         return None
-    names = ", ".join(repr(name) for name in others)
-    detail = f"{ended} at {main.finished_at}; waiting for {names}" if names else f"{ended}; its pod goes"
-    return _held_up(detail, pod, None if replaced else _by_main(pod))
+    return _held_up(_main_ended(main, others), pod, None if replaced else _by_main(pod))
 
 
 def _is_suspended(job: Json) -> bool:
@@ -461,8 +485,8 @@ def _by_main(pod: Json) -> Outcome:
     main = main_container(pod)
     reason = main.reason if main is not None else ""
     if main is not None and main.exit_code == 0:
-        return _outcome(OutcomeKind.SUCCEEDED, reason, _sentence(endings.of_others(pod)), pod)
-    return _ended_badly(pod, main, reason, _sentence(endings.of_others(pod)))
+        return _outcome(OutcomeKind.SUCCEEDED, reason, "", pod)
+    return _ended_badly(pod, main, reason, "")
 
 
 def _sentence(words: str) -> str:

@@ -13,6 +13,7 @@ from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.outcome.nodes import is_lost
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
@@ -70,6 +71,19 @@ def test_a_pod_that_is_not_ready_for_a_reason_of_its_own_is_not_lost() -> None:
         pod = {"metadata": {"name": "p", "uid": "pu"}, "spec": {"nodeName": "n"}, "status": status}
         job = {"metadata": {"name": "j", "uid": "u"}, "spec": {}, "status": {}}
         assert (decide(job, [pod]).waiting_for is WaitFor.NODE_BACK) == lost
+
+
+def test_a_pod_whose_process_cannot_be_killed_is_on_no_lost_node() -> None:
+    """Its kubelet tells of it, long after the grace period."""
+    ready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+    told = {"deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": 30}
+    status = {"phase": "Running", "conditions": [ready | {"lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    pod = {"metadata": {"name": "p", "uid": "pu"} | told, "spec": {"nodeName": "n"}, "status": status}
+    assert not is_lost(pod)
+    seen = decide({"metadata": {"name": "j", "uid": "u"}, "spec": {}, "status": {}}, [pod])
+    assert (seen.phase, seen.waiting_for) == (Phase.RUNNING, None)
+    assert "silent" not in seen.detail
+    assert "delete node" not in seen.detail
 
 
 async def test_no_second_training_starts_beside_one_that_may_still_run(
