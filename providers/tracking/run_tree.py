@@ -119,7 +119,7 @@ class RunTree:
         """
         key = identity.parent
         for generation in range(GENERATIONS):
-            election = Election(self.client, experiment_id, key.value, f"parent {generation}")
+            election = self._election(experiment_id, key.value, generation)
             elected = await election.elected()
             if elected is not None:
                 run = await self._get_or_none(elected)
@@ -135,6 +135,9 @@ class RunTree:
         raise TrackingRequestError(
             f"{GENERATIONS} parent runs of {key.value} are in MLflow's trash: does something delete them?"
         )
+
+    def _election(self, experiment_id: str, key: str, generation: int) -> Election:
+        return Election(self.client, experiment_id, key, f"parent {generation}")
 
     async def reopen(self, run_id: str) -> None:
         """Have the run say that it goes on, if it does not. One in the trash is left there."""
@@ -319,13 +322,34 @@ class RunTree:
         return next(worst, RunStatus.FINISHED)
 
     async def _discard_losers(self, parent: Run) -> None:
-        """Those that stood beside the elected parent, and whose makers died before they could."""
+        """Those that lost an election, and whose makers died before they could discard them.
+
+        One that was elected, before or after this one, may be somebody's parent, or about to become it; and
+        where MLflow lets nobody elect, every one is.
+        """
         key = parent.tags.get(RUN_KEY_TAG)
         if key is None:
             return
-        for run in await self._tagged(parent.experiment_id, RUN_KEY_TAG, key):
-            if run.run_id != parent.run_id and run.is_open and OPENING_TAG in run.tags:
+        beside = [
+            run
+            for run in await self._tagged(parent.experiment_id, RUN_KEY_TAG, key)
+            if run.run_id != parent.run_id and run.is_open and OPENING_TAG in run.tags
+        ]
+        elected = await self._elected(parent.experiment_id, key) if beside else []
+        for run in beside if elected else ():
+            of_it = f"tags.`{PARENT_TAG}` = {quoted(run.run_id)}"
+            if run.run_id not in elected and not await self._search(run.experiment_id, of_it, at_most=1):
                 await self.discard(run.run_id)
+
+    async def _elected(self, experiment_id: str, key: str) -> list[str]:
+        """The parents that were elected, one after the other."""
+        found: list[str] = []
+        for generation in range(GENERATIONS):
+            elected = await self._election(experiment_id, key, generation).elected()
+            if elected is None:
+                break
+            found.append(elected)
+        return found
 
     async def get(self, run_id: str) -> Run:
         """:raises TrackingNotFoundError: no such run"""
