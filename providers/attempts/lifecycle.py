@@ -102,6 +102,7 @@ async def submit(
     """
     wanted_hash = _annotation(kind.build(spec, identity, 1), SPEC_HASH_ANNOTATION)
     final: WorkloadSpec | None = None
+    refused: ObjectConflictError | None = None
     last = prepared_for = 0
     for _ in range(SUBMIT_ROUNDS):
         latest = await _latest_attempt(client, identity, namespace, kind)
@@ -124,12 +125,18 @@ async def submit(
         write_history(body, history, final, epoch, kind=kind, adopts_earlier_epochs=adopts_earlier_epochs)
         try:
             created = await client.create(kind.resource, namespace, body)
+        except ObjectConflictError as error:
+            # A quota's count, say, that many write at once: nothing was made, and the next try gets through.
+            refused = error
+            continue
         except ObjectExistsError:
             # Another worker was faster, or the answer to our own first try was lost: look who it is.
             await _verify_taken(client, name_of(body), identity, namespace, kind)
             continue
         new = _workload_of(created, namespace, kind)
         return await _completed(client, spec, new, created, adopted=False)
+    if refused is not None:
+        raise refused
     raise WorkloadConflictError(
         f"the attempts of {identity.dag_id}.{identity.task_id} keep changing in namespace {namespace}: "
         "does a second scheduler run the same task?"

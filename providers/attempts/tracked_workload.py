@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
     ConfigurationError,
+    ObjectConflictError,
     ObjectExistsError,
     TrackingError,
     TrackingNotFoundError,
@@ -462,7 +463,7 @@ class TrackedWorkload:
             await client.create(
                 kind.resource, namespace, kind.build(self.spec, self.identity, 1), dry_run=True
             )
-        except ObjectExistsError:
+        except (ObjectExistsError, ObjectConflictError):
             return  # an earlier try was here: submit() decides what that means
 
     def _new_tags(self) -> dict[str, str]:

@@ -107,7 +107,7 @@ def of_answer(config: TrackingConfig, response: httpx.Response, path: str) -> Tr
     if (
         status in (408, 429)
         or (status >= 500 and status not in (501, 505))
-        or _conflicts_with_nothing(response)
+        or _conflicts_with_nothing(response, code)
     ):
         busy = TrackingBusyError(f"{about}: {message}", status=status, error_code=code)
         busy.retry_after = _seconds(response.headers.get("retry-after"))
@@ -119,11 +119,13 @@ def _is_no_api(status: int) -> bool:
     return (400 <= status < 500 and status not in _OF_ONE_REQUEST) or status in (501, 505, 511)
 
 
-def _conflicts_with_nothing(response: httpx.Response) -> bool:
-    """Whether a read was answered with a conflict: not a word about what was asked for, so asked again."""
+def _conflicts_with_nothing(response: httpx.Response, code: str) -> bool:
+    """Whether a conflict says nothing about what was asked for, so that it is asked again: one in answer to a
+    read, or one that is not MLflow's own, from what stands before it or from its store.
+    """
     asked = response.request
     reads = asked.method == "GET" or asked.url.path.endswith("/search")
-    return response.status_code == 409 and reads
+    return response.status_code == 409 and (reads or not code)
 
 
 def of_no_json(config: TrackingConfig, response: httpx.Response, path: str) -> TrackingError:

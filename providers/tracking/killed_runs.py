@@ -64,11 +64,12 @@ async def take_over_described(tree: RunTree, run: Mapping[str, Any]) -> Run:
 
 
 async def close_with_parent(tree: RunTree, run: Run, status: RunStatus) -> None:
-    """Close it, and settle the DAG run's. Call it after the container is gone.
+    """Close it and what it supersedes, and settle the DAG run's. Call it after the container is gone.
 
     :raises TrackingError: MLflow does not answer, or refuses
     """
     await tree.close(run.run_id, status)
+    await tree.supersede(run)
     if run.tags.get(PARENT_TAG):
         await tree.settle_parent(run.tags[PARENT_TAG])
 

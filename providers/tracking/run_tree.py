@@ -485,7 +485,8 @@ class RunTree:
                 answer = await self.client.post("runs/create", body, idempotent=False)
                 return Run.from_api(answer["run"])
             except (TrackingUnreachableError, TrackingRequestError) as error:
-                if isinstance(error, TrackingRequestError) and error.status < 500 and error.status != 408:
+                status = error.status if isinstance(error, TrackingRequestError) else 0
+                if 400 <= status < 500 and status not in (408, 409):
                     raise
                 made = await self._made_with(experiment_id, opening)
                 if made:

@@ -215,6 +215,7 @@ async def test_a_tls_server_that_goes_away_in_the_handshake() -> None:
         (505, "<html>not supported</html>", True),
         (407, "", True),
         (408, "", False),
+        (409, "", False),
         (429, "", False),
         (500, "<html>oops</html>", False),
         (500, '{"error_code": "INTERNAL_ERROR", "message": "bug"}', False),
