@@ -112,10 +112,12 @@ def of_answer(config: TrackingConfig, response: httpx.Response, path: str) -> Tr
 
 
 def _conflicts_with_nothing(response: httpx.Response) -> bool:
-    """Whether a read was answered with a conflict: not a word about what was asked for, so asked again."""
+    """Whether a call that only reads, or says how a run is to be, was answered with a conflict: not a word
+    about what was asked for, so asked again.
+    """
     asked = response.request
-    reads = asked.method == "GET" or asked.url.path.endswith("/search")
-    return response.status_code == 409 and reads
+    harmless = asked.method == "GET" or asked.url.path.endswith(("/search", "/runs/update", "/log-batch"))
+    return response.status_code == 409 and harmless
 
 
 def of_no_json(config: TrackingConfig, response: httpx.Response, path: str) -> TrackingError:
