@@ -73,6 +73,12 @@ async def close_with_parent(tree: RunTree, run: Run, status: RunStatus) -> None:
         await tree.settle_parent(run.tags[PARENT_TAG])
 
 
+async def close_run_of_workload(tree: RunTree, run: Run, status: RunStatus) -> None:
+    """The same for a run that a workload wrote to: what had been opened for it before gives way."""
+    await tree.supersede(run)
+    await close_with_parent(tree, run, status)
+
+
 async def close_run_of_container(
     tree: RunTree, key: RunKey, environment: Mapping[str, str], status: RunStatus = RunStatus.KILLED
 ) -> None:
@@ -91,4 +97,4 @@ async def close_run_of_container(
         run = await take_over_described(tree, described(experiment_name, str(key.task_id), key, opening))
     else:
         return
-    await close_with_parent(tree, run, status)
+    await close_run_of_workload(tree, run, status)
