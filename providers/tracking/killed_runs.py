@@ -64,14 +64,19 @@ async def take_over_described(tree: RunTree, run: Mapping[str, Any]) -> Run:
 
 
 async def close_with_parent(tree: RunTree, run: Run, status: RunStatus) -> None:
-    """Close it and what it supersedes, and settle the DAG run's. Call it after the container is gone.
+    """Close it, and settle the DAG run's. Call it after the container is gone.
 
     :raises TrackingError: MLflow does not answer, or refuses
     """
     await tree.close(run.run_id, status)
-    await tree.supersede(run)
     if run.tags.get(PARENT_TAG):
         await tree.settle_parent(run.tags[PARENT_TAG])
+
+
+async def close_run_of_workload(tree: RunTree, run: Run, status: RunStatus) -> None:
+    """The same for a run that a workload wrote to: what had been opened for it before gives way."""
+    await tree.supersede(run)
+    await close_with_parent(tree, run, status)
 
 
 async def close_run_of_container(
@@ -92,4 +97,4 @@ async def close_run_of_container(
         run = await take_over_described(tree, described(experiment_name, str(key.task_id), key, opening))
     else:
         return
-    await close_with_parent(tree, run, status)
+    await close_run_of_workload(tree, run, status)

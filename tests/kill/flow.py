@@ -93,6 +93,8 @@ class Flow:
     """Promises broken on the way, seen while it ran."""
     cancelled: bool = False
     """Whoever was to cancel it did so to the end: no crash, no refusal."""
+    overlapped: bool = False
+    """The worker that was given up made calls beside its successor."""
 
     def __post_init__(self) -> None:
         self.schedules = {
@@ -225,10 +227,12 @@ class Flow:
         thread = threading.Thread(target=live, name="zombie")
         thread.start()
         self.wait_until(lambda: bool(self.lines()) or not thread.is_alive())
+        before = len(self.schedules[ZOMBIE].calls)
         try:
             yield
         finally:
             thread.join(60)
+            self.overlapped = len(self.schedules[ZOMBIE].calls) > before
             if thread.is_alive():
                 self.broken.append("hang: a worker that was given up does not end")
 

@@ -16,6 +16,7 @@ from nighttrain.providers.tracking.runs import (
 )
 
 Json = dict[str, Any]
+OUTCOME_TAG = "nighttrain.outcome"
 
 
 def run_violations(flow: Flow, environments: list[dict[str, str]]) -> Iterator[str]:
@@ -64,6 +65,12 @@ def _statuses(flow: Flow, parents: list[Json], children: list[Json]) -> Iterator
         yield f"earlier attempts' runs are {earlier}"
     if last not in expected:
         yield f"the last run of the task is {last}, and not {' or '.join(sorted(expected))}"
+    if (
+        flow.plan.cancel
+        and last == "FAILED"
+        and (outcome := _tags(children[-1]).get(OUTCOME_TAG)) != "unknown"
+    ):
+        yield f"the cancelled task's last run is FAILED, with the outcome {outcome}"
     # Where the process died before the task had a run, the reaper closes what it had opened.
     followed = last if children else "KILLED"
     for parent in parents:

@@ -8,7 +8,12 @@ import pytest
 from mlflow_server import unique
 
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
-from nighttrain.providers.tracking.killed_runs import close_with_parent, described, take_over_described
+from nighttrain.providers.tracking.killed_runs import (
+    close_run_of_workload,
+    close_with_parent,
+    described,
+    take_over_described,
+)
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import JOB_UID_TAG, RUN_KEY_TAG, SUPERSEDED_TAG, RunKey, RunStatus
 
@@ -55,7 +60,7 @@ async def test_a_killed_attempt_tells_the_run_that_another_process_had_opened_fo
         left = await tree.open_attempt(experiment_id, key, name="t", parent_run_id=parent.run_id)
         run = await tree.open_attempt(experiment_id, key, name="t", parent_run_id=parent.run_id)
         await tree.set_tags(run.run_id, {JOB_UID_TAG: "uid"})
-        await close_with_parent(tree, await tree.get(run.run_id), RunStatus.KILLED)
+        await close_run_of_workload(tree, await tree.get(run.run_id), RunStatus.KILLED)
         left, parent = await tree.get(left.run_id), await tree.get(parent.run_id)
     assert (left.status, left.tags[SUPERSEDED_TAG]) == ("KILLED", run.run_id)
     assert parent.status == "KILLED"
