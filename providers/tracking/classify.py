@@ -39,11 +39,15 @@ if TYPE_CHECKING:
 HANDSHAKE_SECONDS = 5.0
 """For one look at what a server speaks that does not answer in HTTP: its first words take milliseconds."""
 
+GREETING_SECONDS = 1.0
+"""For one look whether a server speaks before it is asked, as none of HTTP's does."""
+
 # What the resolver says when it could not find out; anything else is an answer about the name.
 _RESOLVER_AWAY = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 # A handshake that ended like these says nothing about certificates or protocols: a server that goes away.
 _HANDSHAKE_CUT = frozenset({"UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_INTERNAL_ERROR"})
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"})
+_ILLEGAL_LINE = re.compile(r"illegal (status|request) line", re.IGNORECASE)
 _TLS_ALERT = re.compile(r"illegal (status|request) line.*\\x1[56]\\x03", re.IGNORECASE | re.DOTALL)
 # What MLflow says to a write to a run or an experiment that was deleted: it has no code of its own.
 _IN_TRASH = re.compile(r"must be in the 'active' state")
@@ -208,23 +212,27 @@ async def _speaks_tls(config: TrackingConfig, error: Exception) -> bool:
 
 
 async def _speaks_another_protocol(config: TrackingConfig, error: Exception) -> bool:
-    """Whether a port answers a line of HTTP with something else: a shell's, a mail or a database server's."""
+    """Whether a port answers with something else than HTTP: a shell's, a mail or a database server's.
+
+    Many of these speak first, and the HTTP library hides what they said.
+    """
     import httpx
 
     parts = urlsplit(config.uri)
     odd = httpx.RemoteProtocolError | httpx.ReadError | httpx.ReadTimeout
     if parts.scheme != "http" or not isinstance(error, odd):
         return False
+    if _ILLEGAL_LINE.search(str(error)):
+        return True
     try:
-        async with asyncio.timeout(HANDSHAKE_SECONDS):
+        async with asyncio.timeout(GREETING_SECONDS):
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
-            with contextlib.closing(writer):
-                writer.write(f"GET / HTTP/1.0\r\nHost: {parts.hostname}\r\n\r\n".encode())
-                beginning = await reader.read(5)
+            try:
+                return bool(await reader.read(1))
+            finally:
+                writer.transport.abort()
     except (OSError, TimeoutError):
         return False
-    # Of a server that says nothing nothing is known.
-    return bool(beginning) and not b"HTTP/".startswith(beginning[:5])
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
