@@ -74,7 +74,12 @@ async def close_with_parent(tree: RunTree, run: Run, status: RunStatus) -> None:
 
 
 async def close_run_of_container(
-    tree: RunTree, key: RunKey, environment: Mapping[str, str], status: RunStatus = RunStatus.KILLED
+    tree: RunTree,
+    key: RunKey,
+    environment: Mapping[str, str],
+    status: RunStatus = RunStatus.KILLED,
+    *,
+    tags: Mapping[str, object] | None = None,
 ) -> None:
     """Close the run that a container wrote to. Call it after the container is gone.
 
@@ -82,6 +87,7 @@ async def close_run_of_container(
     :param environment: what the container was started with. It names the run, or the experiment in which the
         container was to open one; where it names neither there is nothing to close
     :param status: how the container ended
+    :param tags: what the run is to say of the container
     :raises TrackingError: MLflow does not answer, or refuses
     """
     if run_id := environment.get("MLFLOW_RUN_ID"):
@@ -91,4 +97,6 @@ async def close_run_of_container(
         run = await take_over_described(tree, described(experiment_name, str(key.task_id), key, opening))
     else:
         return
+    if tags:
+        await tree.set_tags(run.run_id, tags)
     await close_with_parent(tree, run, status)
