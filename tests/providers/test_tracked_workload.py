@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -778,19 +777,12 @@ async def test_a_run_that_was_removed_for_good_does_not_fail_its_training(
         work = tracked(cluster, mlflow, "pass", next(_numbers))
         started = await work.start()
         outcome = await finish(work, started)
-        remove_for_good(mlflow_server, started.run_id)
+        mlflow_server.call("POST", "runs/delete", run_id=started.run_id)
+        mlflow_server.remove_for_good(started.run_id)
         closed = await work.close(started, outcome)
         assert await work.logged_models(closed) == []
     assert f"its run {started.run_id} was removed from MLflow for good" in caplog.text
     assert "Train again to have a model" in caplog.text
-
-
-def remove_for_good(server: MLflowServer, run_id: str) -> None:
-    """As an administrator empties MLflow's trash."""
-    server.call("POST", "runs/delete", run_id=run_id)
-    store = f"sqlite:///{server.log.parent / 'mlflow.db'}"
-    command = [sys.executable, "-m", "mlflow", "gc", "--run-ids", run_id, "--backend-store-uri", store]
-    subprocess.run([*command, "--tracking-uri", server.uri], check=True, capture_output=True, timeout=120)
 
 
 async def until_logged(server: MLflowServer, work: TrackedWorkload) -> None:
