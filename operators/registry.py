@@ -15,6 +15,7 @@ from nighttrain.providers.errors import (
     ConfigurationError,
     GateInconclusiveError,
     GateRejectedError,
+    RunInTrashError,
 )
 from nighttrain.providers.texts import as_texts, text_of
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
@@ -95,7 +96,10 @@ class RegisterModelOperator(_RegistryOperator):
         with failing_clearly():
             tags, description = self._checked_texts()
             self._connect()
-            version = run_sync(self._register(tags, description))
+            try:
+                version = run_sync(self._register(tags, description))
+            except RunInTrashError as error:
+                raise RunInTrashError(f"{error}; then clear this task") from error
         self._link(context, version.name, version.version)
         self.log.info("%s version %s, from run %s", version.name, version.version, version.run_id)
         return {

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import RunWithoutModelError
+from nighttrain.providers.errors import RunInTrashError, RunWithoutModelError
 from nighttrain.providers.tracking.client import PAGE
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import PARENT_TAG, LoggedModel, Run
@@ -50,10 +50,10 @@ async def find_model(
     tree = RunTree(client)
     run = await tree.get(run_id)
     if run.deleted:
-        raise RunWithoutModelError(
+        raise RunInTrashError(
             f"run {run_id} is in MLflow's trash, and its model with it. To have it back: "
             f"mlflow runs restore --run-id {run_id}, or, if its experiment was deleted, "
-            f"mlflow experiments restore --experiment-id {run.experiment_id}; then clear this task"
+            f"mlflow experiments restore --experiment-id {run.experiment_id}"
         )
     own = await tree.logged_models(run)
 

@@ -205,14 +205,12 @@ async def _speaks_tls(config: TrackingConfig, error: Exception) -> bool:
         return answer.reason not in _NO_TLS and not _cut_off(answer)
     except (OSError, TimeoutError):
         return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
+    await _closed(writer)
     return True
 
 
 async def _speaks_another_protocol(config: TrackingConfig, error: Exception) -> bool:
-    """Whether a port answers with something else than HTTP: a shell's, a mail or a database server's.
+    """Whether a port speaks something else than HTTP: a shell's, a mail or a database server's.
 
     Many of these speak first, and the HTTP library hides what they said.
     """
@@ -230,9 +228,15 @@ async def _speaks_another_protocol(config: TrackingConfig, error: Exception) -> 
             try:
                 return bool(await reader.read(1))
             finally:
-                writer.transport.abort()
+                await _closed(writer)
     except (OSError, TimeoutError):
         return False
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -80,7 +80,12 @@ async def close_run_of_workload(tree: RunTree, run: Run, status: RunStatus) -> N
 
 
 async def close_run_of_container(
-    tree: RunTree, key: RunKey, environment: Mapping[str, str], status: RunStatus = RunStatus.KILLED
+    tree: RunTree,
+    key: RunKey,
+    environment: Mapping[str, str],
+    status: RunStatus = RunStatus.KILLED,
+    *,
+    tags: Mapping[str, object] | None = None,
 ) -> None:
     """Close the run that a container wrote to. Call it after the container is gone.
 
@@ -88,6 +93,7 @@ async def close_run_of_container(
     :param environment: what the container was started with. It names the run, or the experiment in which the
         container was to open one; where it names neither there is nothing to close
     :param status: how the container ended
+    :param tags: what the run is to say of the container
     :raises TrackingError: MLflow does not answer, or refuses
     """
     if run_id := environment.get("MLFLOW_RUN_ID"):
@@ -97,4 +103,6 @@ async def close_run_of_container(
         run = await take_over_described(tree, described(experiment_name, str(key.task_id), key, opening))
     else:
         return
+    if tags:
+        await tree.set_tags(run.run_id, tags)
     await close_run_of_workload(tree, run, status)

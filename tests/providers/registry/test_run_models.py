@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from mlflow_server import SMALL_MODEL, unique
 
-from nighttrain.providers.errors import RunWithoutModelError
+from nighttrain.providers.errors import RunInTrashError, RunWithoutModelError
 from nighttrain.providers.registry import run_models
 from nighttrain.providers.registry.artifacts import verify
 from nighttrain.providers.registry.models import ModelRegistry
@@ -178,5 +178,5 @@ async def test_a_run_in_the_trash_is_told_with_the_way_back(
     training.files("model")
     given = {"run_id": training.run} if deleted == "run" else {"experiment_id": training.experiment}
     training.server.call("POST", f"{deleted}s/delete", **given)
-    with pytest.raises(RunWithoutModelError, match=f"mlflow runs restore --run-id {training.run}"):
+    with pytest.raises(RunInTrashError, match=f"mlflow runs restore --run-id {training.run}"):
         await registry.register(unique("model"), run_id=training.run)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import socketserver
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -91,30 +93,27 @@ async def test_no_answer_in_time() -> None:
         assert not is_mistake(await failure(uri, timeout_seconds=0.2, retry_seconds=0))
 
 
-# What servers of another kind say, before they are asked or in answer to a line of HTTP.
+# What servers of another kind say before they are asked.
 BANNERS = {
     "ssh": b"SSH-2.0-OpenSSH_9.2p1\r\n",
     "smtp": b"220 mail ESMTP\r\n",
     "mysql": b"J\x00\x00\x00\n8.0.36\x00" + b"\x01" * 60,
     "gRPC": bytes.fromhex("000018040000000000000100001000000200000001"),
-    "redis": b"-ERR wrong number of arguments for 'get' command\r\n",
 }
 
 
 @pytest.mark.parametrize("kind", BANNERS)
 async def test_a_port_where_something_else_listens(kind: str) -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if kind == "redis":
-            await reader.readline()
-        writer.write(BANNERS[kind])
-        await writer.drain()
-        await reader.read(1)
-        writer.close()
+    class Answer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(BANNERS[kind])
+            self.rfile.readline()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        port = server.server_address[1]
         error = await failure(f"http://127.0.0.1:{port}", timeout_seconds=1, retry_seconds=0)
+        server.shutdown()
     assert is_mistake(error)
     assert "check the port" in str(error)
 
