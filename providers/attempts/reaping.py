@@ -292,6 +292,7 @@ def _closing(forgotten: ForgottenRun) -> Callable[[RunTree], Awaitable[bool]]:
         if not (await tree.get(forgotten.run.run_id)).is_open:  # somebody came back for it
             return False
         await tree.set_tags(forgotten.run.run_id, {f"{PREFIX}outcome": forgotten.outcome})
+        await tree.step_aside(forgotten.run)
         await close_with_parent(tree, forgotten.run, forgotten.status)
         return True
 

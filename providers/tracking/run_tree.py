@@ -31,6 +31,7 @@ from nighttrain.providers.tracking.election import Election
 from nighttrain.providers.tracking.names import MAX_PARAM, check_key, fit_run_name
 from nighttrain.providers.tracking.runs import (
     CHANGED_PARAMS_TAG,
+    EPOCH_TAG,
     OPENED_BY_TAG,
     OPENING_TAG,
     PARENT_TAG,
@@ -262,6 +263,20 @@ class RunTree:
             if other.number < run.number or (other.number == run.number and not other.had_job):
                 with contextlib.suppress(TrackingTrashError):  # whoever opened it was faster
                     await self._give_way(other, run)
+
+    async def step_aside(self, run: Run) -> None:
+        """Say of a run that never had a Job that it is no attempt, where another process's run of the same
+        wish had one: the task goes by that.
+        """
+        key, epoch = run.tags.get(RUN_KEY_TAG, ""), run.tags.get(EPOCH_TAG)
+        had_job = [
+            each
+            for each in await self.attempts(run.experiment_id, key)
+            if each.had_job and each.run_id != run.run_id and each.tags.get(EPOCH_TAG) == epoch
+        ]
+        if had_job and not run.had_job:
+            last = had_job[-1]
+            await self.set_tags(run.run_id, {SUPERSEDED_TAG: last.run_id, RUN_NUMBER_TAG: last.number})
 
     async def _give_way(self, earlier: Run, run: Run) -> None:
         if earlier.is_open:

@@ -9,6 +9,15 @@ from kill.calls import Fault
 from kill.flow import Plan
 
 FOUND = {
+    "a process died before it had made its Job, and its run named no successor": Plan(
+        (Fault("k8s POST jobs all", 1, "crash_before"),), cancel="marked"
+    ),
+    "a conflict at the end of a cancelled training's run, which stayed open": Plan(
+        (Fault("mlflow POST runs/update", 1, "409"),), cancel="timed out"
+    ),
+    "a process died with a run for an attempt that another one had made, and the night was KILLED": Plan(
+        (Fault("k8s GET jobs one", 3, "crash_after"),), deferrable=False, evicted=True, zombie=True
+    ),
     "a training that started without MLflow, and was marked afterwards (87)": Plan(
         (Fault("mlflow *", 2, "timeout_done", 12),), cancel="marked"
     ),

@@ -397,6 +397,37 @@ async def test_what_a_webhook_puts_first_into_a_job_is_not_the_training(
     assert (closed.parent_run_id, parent.status) == (parent.run_id, "FINISHED")
 
 
+async def test_a_run_without_a_job_beside_one_that_succeeded_is_no_attempt(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    """Its process found that the attempt was another one's, and died before it put the run into the trash."""
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        closed = await to_the_end(work)
+        async with (
+            MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as client,
+            await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as kube,
+        ):
+            tree = RunTree(client)
+            parent = await tree.get(closed.parent_run_id)
+            left = await tree.open_attempt(
+                parent.experiment_id,
+                work.run_key,
+                name="train",
+                parent_run_id=parent.run_id,
+                tags=work._new_tags(cluster=kube.server, namespace="default"),
+            )
+            assert left.number == 2
+            forgotten = await find_forgotten(
+                kube, client, "default", OnlyThisTaskIsOver(work), minimum_age_seconds=0, now=time.time() + 60
+            )
+            assert left.run_id in [each.run.run_id for each in forgotten]
+            await close_forgotten(Runs(client, pytest.fail), forgotten)
+            left, parent = await tree.get(left.run_id), await tree.get(parent.run_id)
+    assert (left.status, left.tags["nighttrain.superseded_by"]) == ("KILLED", closed.run_id)
+    assert parent.status == "FINISHED"
+
+
 async def test_an_outage_at_the_end_loses_nothing(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer
 ) -> None:
