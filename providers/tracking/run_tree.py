@@ -268,14 +268,14 @@ class RunTree:
         """Say of a run that never had a Job that it is no attempt, where another process's run of the same
         wish had one: the task goes by that.
         """
-        key, epoch = run.tags.get(RUN_KEY_TAG, ""), run.tags.get(EPOCH_TAG)
+        if run.had_job:
+            return
+        of_task = await self._tagged(run.experiment_id, RUN_KEY_TAG, run.tags.get(RUN_KEY_TAG, ""))
         had_job = [
-            each
-            for each in await self.attempts(run.experiment_id, key)
-            if each.had_job and each.run_id != run.run_id and each.tags.get(EPOCH_TAG) == epoch
+            each for each in of_task if each.had_job and each.tags.get(EPOCH_TAG) == run.tags.get(EPOCH_TAG)
         ]
-        if had_job and not run.had_job:
-            last = had_job[-1]
+        if had_job:
+            last = max(had_job, key=lambda each: each.number)
             await self.set_tags(run.run_id, {SUPERSEDED_TAG: last.run_id, RUN_NUMBER_TAG: last.number})
 
     async def _give_way(self, earlier: Run, run: Run) -> None:
