@@ -37,7 +37,7 @@ def violations(flow: Flow, history: JobHistory) -> list[str]:
 
 
 def _happened(flow: Flow) -> Iterator[str]:
-    """What the plan calls for beside its faults came about: nothing is shown by a flow that it did not meet."""
+    """What the plan calls for beside its faults has to come about: otherwise the flow shows nothing."""
     if flow.plan.cancel and not flow.cancelled and not _kept_from_cancelling(flow):
         yield "nobody cancelled it"
     if flow.plan.evicted and not flow.struck and flow.lines().count("start") < 2:
