@@ -42,6 +42,8 @@ def _happened(flow: Flow) -> Iterator[str]:
         yield "nobody cancelled it"
     if flow.plan.evicted and not flow.struck and flow.lines().count("start") < 2:
         yield f"nothing was evicted: the containers noted {flow.lines()}"
+    if flow.plan.unsettled and not flow.struck and flow.states != {"train": "failed"}:
+        yield f"the worker did not die: {flow.states}"
     zombie_struck = any(fault.process == ZOMBIE for fault, _ in flow.struck)
     if flow.plan.zombie and not zombie_struck and not flow.overlapped:
         yield "the worker that was given up did nothing beside its successor"
