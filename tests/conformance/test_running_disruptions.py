@@ -73,7 +73,7 @@ def test_an_eviction_that_means_another_pod_is_refused(space: Space) -> None:
     assert "deletionTimestamp" not in space.get("pods", "one")["metadata"]
 
 
-# None where the node has no memory controller. The embedded cluster, without control groups, looks itself.
+# None where the node has no memory controller.
 SAYS_ITS_LIMIT = (
     "from glob import glob; print('limits', ["
     "open(f).read().strip() for f in glob('/sys/fs/cgroup/memory.max')"

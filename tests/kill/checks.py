@@ -37,11 +37,13 @@ def violations(flow: Flow, history: JobHistory) -> list[str]:
 
 
 def _happened(flow: Flow) -> Iterator[str]:
-    """What the plan calls for beside its faults came about: a flow without it shows nothing."""
+    """What the plan calls for beside its faults has to come about: otherwise the flow shows nothing."""
     if flow.plan.cancel and not flow.cancelled and not _kept_from_cancelling(flow):
         yield "nobody cancelled it"
     if flow.plan.evicted and not flow.struck and flow.lines().count("start") < 2:
         yield f"nothing was evicted: the containers noted {flow.lines()}"
+    if flow.plan.unsettled and not flow.struck and flow.states != {"train": "failed"}:
+        yield f"the worker did not die: {flow.states}"
     zombie_struck = any(fault.process == ZOMBIE for fault, _ in flow.struck)
     if flow.plan.zombie and not zombie_struck and not flow.overlapped:
         yield "the worker that was given up did nothing beside its successor"

@@ -1,6 +1,6 @@
-"""Plans that once broke a promise, or seemed to. Each of their faults has to strike.
+"""Plans that once broke a promise, or seemed to. Written out: a new call makes another plan of a seed.
 
-Written out: a new call makes another plan of a seed.
+Each of their faults has to strike.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ SHAPES = {
     "train, timed out in the worker": Plan(cancel="timed out", deferrable=False),
     "train, last try": Plan(last=True),
     "train, last try in the worker": Plan(last=True, deferrable=False),
+    "train, dying on the last try": Plan(last=True, unsettled=True),
     "judge": Plan(flow="judge"),
     "judge, worse": Plan(flow="judge", worse=True, deferrable=False),
     "roll out": Plan(flow="rollout"),

@@ -192,6 +192,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_too(
     assert said.err.startswith("nighttrain: ")
     assert address in said.err
     assert "Traceback" not in said.err
+    assert jobs(cluster) == {"runs", "over", "gone"}
 
 
 def test_credentials_that_are_refused_delete_nothing(
