@@ -61,7 +61,7 @@ class TextTemplates(BaseOperator):
             seen_oids.add(id(value))
             self._do_render_template_fields(value, inside, context, jinja_env, seen_oids)
 
-    def _render(self, template: Any, context: Context, dag: Any = None) -> Any:
+    def _render(self, template: Any, context: Any, dag: Any = None) -> Any:
         from airflow.sdk.definitions.context import render_template
 
         return render_template(template, context, native=_is_native(template.environment))

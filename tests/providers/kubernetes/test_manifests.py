@@ -215,8 +215,8 @@ def test_what_kubernetes_pod_operator_users_write() -> None:
     main = pod["containers"][0]
     assert (main["command"], main["args"]) == (["python"], ["-m", "train"])
     assert main["env"] == [
-        {"name": "A", "value": "1"},
         {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+        {"name": "A", "value": "1"},
     ]
     assert main["envFrom"] == [{"secretRef": {"name": "creds"}}, {"secretRef": {"name": "all"}}]
     assert main["resources"] == {"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}}

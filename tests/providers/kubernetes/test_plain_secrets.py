@@ -245,6 +245,42 @@ def test_our_variables_stand_before_those_that_refer_to_them(given: dict[str, An
     assert environment(spec) == [("MLFLOW_RUN_ID", "abc"), ("OUT", "/o/$(MLFLOW_RUN_ID)")]
 
 
+DB_PASS = SimpleNamespace(deploy_type="env", deploy_target="DB_PASS", secret="db", key="password")
+SECRET_VARIABLE = {"name": "DB_PASS", "valueFrom": {"secretKeyRef": {"name": "db", "key": "password"}}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"env_vars": {"DB": "postgresql://me:$(DB_PASS)@db/x"}},
+        {"env_vars": {"DB": "postgresql://me:$(DB_PASS)@db/x", "DB_PASS": ""}},
+    ],
+)
+def test_variables_of_secrets_stand_before_those_that_refer_to_them(given: dict[str, Any]) -> None:
+    spec = WorkloadSpec(image="train:1", secrets=[DB_PASS], own_env={"MLFLOW_RUN_ID": "abc"}, **given)
+    assert build_pod_template(spec)["spec"]["containers"][0]["env"] == [
+        {"name": "MLFLOW_RUN_ID", "value": "abc"},
+        SECRET_VARIABLE,
+        {"name": "DB", "value": "postgresql://me:$(DB_PASS)@db/x"},
+    ]
+
+
+def test_every_container_is_told_the_run_and_only_the_main_one_the_rest() -> None:
+    spec = WorkloadSpec(
+        full_pod_spec={
+            "containers": [{"name": "main", "image": "i"}, {"name": "side", "image": "i", "env": [OUT]}],
+            "initContainers": [{"name": "first", "image": "i"}],
+        },
+        own_env={"MLFLOW_RUN_ID": "abc", "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_TRACKING_URI": "http://m"},
+    )
+    pod = build_pod_template(spec)["spec"]
+    run = [{"name": "MLFLOW_RUN_ID", "value": "abc"}, {"name": "MLFLOW_EXPERIMENT_ID", "value": "7"}]
+    main, side = pod["containers"]
+    assert pod["initContainers"][0]["env"] == run
+    assert side["env"] == [*run, OUT]
+    assert main["env"] == [*run, {"name": "MLFLOW_TRACKING_URI", "value": "http://m"}]
+
+
 def test_a_variable_that_the_user_gives_wins_and_keeps_its_place() -> None:
     given = {"FIRST": "1", "MLFLOW_RUN_ID": "mine", "OUT": "$(MLFLOW_RUN_ID)"}
     spec = WorkloadSpec(image="train:1", env_vars=given, own_env={"A": "a", "MLFLOW_RUN_ID": "abc"})
