@@ -13,7 +13,7 @@ from typing import Any
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.fields import plain
 from nighttrain.providers.kubernetes.job.files import attach_files, files_digest, replace_reference
-from nighttrain.providers.kubernetes.job.plain_secrets import check_no_secret
+from nighttrain.providers.kubernetes.job.plain_secrets import check_no_secret, check_texts
 from nighttrain.providers.kubernetes.job.security import check_restricted, harden
 from nighttrain.providers.kubernetes.job.spec import RUN_VARIABLES, WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import (
@@ -138,6 +138,7 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
         _put_first(_plain_variables(of_the_run), container)
     _check_containers(pod_spec)
     check_no_secret(pod_spec, spec.known_secrets)
+    check_texts(base.get("metadata") or {}, "pod template's metadata", spec.known_secrets)
     _check_dns(pod_spec)
     harden(pod_spec, restricted=spec.pod_security == "restricted")
     if spec.pod_security == "restricted":

@@ -144,14 +144,14 @@ class WorkloadSpec:
         from nighttrain.providers.kubernetes.job.files import check_files
         from nighttrain.providers.kubernetes.job.manifests import build_pod_template
         from nighttrain.providers.kubernetes.job.memory_growth import check_growth
-        from nighttrain.providers.kubernetes.job.plain_secrets import check_no_known_secret
+        from nighttrain.providers.kubernetes.job.plain_secrets import check_texts
 
         self._check_scalars()
         self._check_metadata()
         check_growth(self)
         check_files(self.files or {})
         for name in ("labels", "annotations", "files"):
-            check_no_known_secret(getattr(self, name) or {}, name, self.known_secrets)
+            check_texts(getattr(self, name) or {}, name, self.known_secrets)
         build_pod_template(self)
 
     def _check_scalars(self) -> None:
