@@ -43,8 +43,10 @@ _PERHAPS_KEYS = frozenset(
     | {"storage", "subscription", "anthropic", "aws", "azure", "comet", "gcp", "github", "gitlab", "google"}
     | {"hf", "huggingface", "kaggle", "neptune", "openai", "wandb"}
 )
-_OWNERS = frozenset({"admin", "database", "db", "ftp", "ldap", "login", "mail", "mongo", "mysql", "pg"})
-_PASSES = _OWNERS | {"postgres", "proxy", "redis", "root", "sftp", "smtp", "user"}
+_PASSES = frozenset(
+    {"admin", "database", "db", "ftp", "ldap", "login", "mail", "mongo", "mysql", "pg", "postgres", "proxy"}
+    | {"redis", "root", "sftp", "smtp", "user"}
+)
 _STEPS = frozenset(
     {"all", "backward", "band", "each", "first", "forward", "full", "high", "last", "low", "max", "min"}
     | {"multi", "n", "no", "num", "one", "per", "second", "single", "two"}
@@ -68,13 +70,14 @@ _AFTERTHOUGHTS = frozenset({"b", "base", "new", "old", "plain", "str", "string",
 
 _NO_SECRET = re.compile(r"(?:true|false|yes|no|on|off|none|null)?", re.IGNORECASE)
 # Every part is taken from elsewhere, or masked: $(NAME), ${NAME}, $NAME, ***
-_REFERENCES = re.compile(r"(?:\$\([A-Za-z_.\-][\w.\-]*\)|\$\{[^{}]*\}|\$\w*)+|\*{3,}")
+_REFERENCES = re.compile(r"(?:\$\([A-Za-z_.\-][\w.\-]*\)|\$\{[^{}]*\}|\$[A-Z_][A-Z\d_]*)+|\*{3,}")
 _PATH = re.compile(r"(?:~|\.{1,2}|[A-Za-z]:)?(?:[/\\][\w.\-]+)+[/\\]?")
 _PLACE = re.compile(r"[a-z][a-z\d.\-]*(?:/[a-z\d_.\-]+)+")
 # No token, secret or key is so short a number; "max_token=512" is a setting.
 _SMALL_NUMBER = re.compile(r"[+-]?[\d.]{1,9}(?:e[+-]?\d{1,3})?", re.IGNORECASE | re.ASCII)
 _NAME_OF_SOMETHING = re.compile(r"[A-Za-z]+(?:[-_. ](?:[A-Za-z]+|v?\d{1,2}))*")
-_MADE_UP = re.compile(r"(?=.*[A-Za-z])(?=.*\d).{6,}|\w{24,}", re.DOTALL)
+_LONG = re.compile(r"[A-Za-z\d]{24,}")
+_MADE_UP = re.compile(r"(?=.*[A-Za-z])(?=.*\d).{6,}", re.DOTALL)
 _RANDOM = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d).{16,}", re.DOTALL)
 
 _USERINFO = re.compile(r"(?<![A-Za-z0-9+.\-])(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]{0,30}://)[^\s/@'\"]{1,512}@")
@@ -146,8 +149,9 @@ def names_a_secret(name: str) -> bool:
 
 def looks_made_up(text: str) -> bool:
     """Whether it is no word, name or place that a person would give to something."""
-    name = _NAME_OF_SOMETHING.fullmatch(text) and not re.fullmatch(r"\w{24,}", text)
-    return bool(_MADE_UP.match(text)) and not name and not _PLACE.fullmatch(text)
+    if _LONG.fullmatch(text):
+        return True
+    return bool(_MADE_UP.match(text)) and not (_NAME_OF_SOMETHING.fullmatch(text) or _PLACE.fullmatch(text))
 
 
 def assignments(text: str) -> Iterator[Assignment]:

@@ -91,6 +91,7 @@ def test_names_that_are_no_secrets(name: str) -> None:
         ),
         *(("credentials", "aws"), ("pwd", "/work"), ("token", "bpe"), ("secret", "alpha"), ("user_pass", "")),
         *(("mlflow_secret", "mlflow-credentials"), ("mlflow_secret", "mlflow-credentials-v2")),
+        ("label_token", "number_of_delays_in_the_week_before"),
         *(("credentials", "/var/secrets/key.json"), ("vault_secret", "kv/data/x"), ("first_pass", "a1b2c3")),
     ],
 )
@@ -110,6 +111,7 @@ def test_values_that_say_that_they_are_no_secrets(name: str, value: str) -> None
             ("db_pw", "a8f3k2m9"),
             ("pass", "a8f3k2m9"),
         ),
+        *(("db_password", "$ecret"), ("hf_token", "$ecret1")),
         *(("secret", "Zm9v/YmFy+L2Jhcg1"), ("secret", "/bPxRfiCYEXAMPLEKEYa1"), ("token", "a" * 30)),
     ],
 )
