@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
-
 from nighttrain.providers.bridge import run_sync
 from nighttrain.sensors.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config, get_mlflow
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.templating import TextTemplates
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 MINIMUM_AGE_SECONDS = 300.0
 
 
-class ReapWorkloadsOperator(BaseOperator):
+class ReapWorkloadsOperator(TextTemplates):
     """Removes workloads of this Airflow whose task is over or gone. Returns what it found, as a list.
 
     Such workloads remain where Airflow could tell nobody: a DAG run was deleted, or a task was marked, while

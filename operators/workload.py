@@ -10,13 +10,10 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from airflow.sdk import BaseOperator
-
 from nighttrain.operators import context as task_context
 from nighttrain.operators import hints
 from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
 from nighttrain.operators.outages import PAUSE_SECONDS, waiting_out
-from nighttrain.operators.templating import attributes_of_model
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import (
     MLFLOW_NOT_REACHED,
@@ -39,6 +36,7 @@ from nighttrain.sensors.connections import (
     get_mlflow,
 )
 from nighttrain.sensors.failures import MLFLOW_OUTAGE_SECONDS, failing_clearly
+from nighttrain.sensors.templating import TextTemplates
 from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
@@ -110,7 +108,7 @@ class _AnotherAttempt(Exception):
     """The cluster ended an attempt, and the next may start at once."""
 
 
-class WorkloadOperator(BaseOperator):
+class WorkloadOperator(TextTemplates):
     """Runs a container as a Kubernetes Job under a run in MLflow, and survives the death of its worker.
 
     The parameters from ``image`` to ``skip_on_exit_code`` have the names and forms of
@@ -188,6 +186,12 @@ class WorkloadOperator(BaseOperator):
         "run_name",
         "queue_name",
     )
+    structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = {
+        **dict.fromkeys(("cmds", "arguments", "configmaps", "env_from", "volumes", "volume_mounts"), list),
+        **dict.fromkeys(("labels", "annotations", "node_selector", "pod_template_dict", "parameters"), dict),
+        "env_vars": (dict, list),
+        "container_resources": object,
+    }
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
     text_fields: ClassVar[tuple[str, ...]] = ("experiment_name", "run_name", "kubernetes_conn_id")
@@ -332,16 +336,6 @@ class WorkloadOperator(BaseOperator):
         self.mlflow_outage_timeout_seconds = mlflow_outage_timeout_seconds
         self.get_logs = get_logs
         self.deferrable = deferrable
-
-    def _render_nested_template_fields(
-        self, value: Any, context: Context, jinja_env: Any, seen_oids: set[int]
-    ) -> None:
-        inside = attributes_of_model(value)
-        if not inside:
-            super()._render_nested_template_fields(value, context, jinja_env, seen_oids)
-        elif id(value) not in seen_oids:
-            seen_oids.add(id(value))
-            self._do_render_template_fields(value, inside, context, jinja_env, seen_oids)
 
     def execute(self, context: Context) -> dict[str, Any] | None:
         while True:

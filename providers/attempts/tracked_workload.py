@@ -152,7 +152,8 @@ class TrackedWorkload:
             was created
         :raises ClusterError: the cluster cannot be reached, or forbids it
         :raises TrackingMisconfiguredError: MLflow can never be reached like this; nothing was created
-        :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
+        :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error,
+            unless the pod takes the run's id as ``$(MLFLOW_RUN_ID)``
         """
         from nighttrain.providers.attempts.lifecycle import submit
         from nighttrain.providers.kubernetes.api.client import shared_client
@@ -424,8 +425,19 @@ class TrackedWorkload:
                 opening=opening,
             )
         except TrackingUnreachableError as error:
+            self._check_needs_no_run(error)
             log(f"MLflow does not answer; the training starts without it and its run follows: {error}")
             return None
+
+    def _check_needs_no_run(self, error: TrackingUnreachableError) -> None:
+        from nighttrain.providers.kubernetes.job.manifests import refers_to_the_run
+
+        if name := refers_to_the_run(self.spec):
+            # Every attempt without a run would take the same text for it, a path say.
+            raise TrackingUnreachableError(
+                f"the pod uses $({name}), which nobody knows while MLflow does not answer: a retry can start "
+                f"it once MLflow does. ({error})"
+            ) from error
 
     async def _parent(self, tree: RunTree, experiment_id: str) -> str:
         """The id of the DAG run's run; empty where MLflow refuses one, which no task fails for."""

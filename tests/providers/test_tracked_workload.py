@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ from nighttrain.providers.attempts.reaping import (
 from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
 from nighttrain.providers.errors import TrackingUnreachableError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import SECRETS
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
@@ -204,6 +206,45 @@ async def test_a_training_starts_while_mlflow_is_down_and_its_own_run_is_taken_o
     assert child.tags["mlflow.parentRunId"] == parent.run_id == closed.parent_run_id
     assert child.tags["nighttrain.job_uid"] == started.workload.uid
     assert parent.status == "FINISHED"
+
+
+async def test_what_needs_the_runs_id_does_not_start_without_a_run(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    code = """if True:
+        import os, sys
+        assert os.environ["OUT"] == "/out/" + os.environ["MLFLOW_RUN_ID"]
+        assert os.environ["DB"].endswith(":pw@db")
+    """
+    secret = {"metadata": {"name": "db", "namespace": "default"}, "stringData": {"password": "pw"}}
+    first = {
+        "name": "first",
+        "image": "py",
+        "command": ["python", "-c", "import os; os.environ['MLFLOW_RUN_ID']"],
+    }
+    async with outage(mlflow_server) as mlflow:
+        work = tracked(cluster, mlflow, code, next(_numbers))
+        async with await ClusterClient.open(work.cluster) as client:
+            await client.create(SECRETS, "default", {"apiVersion": "v1", "kind": "Secret", **secret})
+        spec = replace(
+            work.spec,
+            env_vars={"OUT": "/out/$(MLFLOW_RUN_ID)", "DB": "postgresql://me:$(DB_PASS)@db"},
+            secrets=[
+                SimpleNamespace(deploy_type="env", deploy_target="DB_PASS", secret="db", key="password")
+            ],
+            init_containers=[first],
+        )
+        work = replace(work, spec=spec)
+        with pytest.raises(TrackingUnreachableError, match=r"\$\(MLFLOW_RUN_ID\), which nobody knows"):
+            await work.start()
+        async with await ClusterClient.open(work.cluster) as client:
+            jobs = (await client.list(JOBS, "default"))["items"]
+        labels = work.identity.labels(1)
+        assert not [job for job in jobs if labels.items() <= job["metadata"]["labels"].items()]
+        await mlflow.end()
+        started = await work.start()
+        outcome = await finish(work, started)
+        assert outcome.succeeded, outcome.explain()
 
 
 @pytest.mark.parametrize("retry", ["during the outage", "after the outage"])
