@@ -31,7 +31,9 @@ def violations(flow: Flow, history: JobHistory) -> list[str]:
     if flow.workload_task:
         found += _jobs(flow, history)
         found += _end(flow)
-        found += run_violations(flow, list(history.ever[flow.identity.key].values()))
+        key = flow.identity.key
+        kept = [history.ever[key][job["metadata"]["uid"]] for job in history.settled(key)]
+        found += run_violations(flow, list(history.ever[key].values()), kept)
     found += {"train": _registered, "judge": _promoted, "rollout": _served}[flow.plan.flow](flow)
     return found
 
