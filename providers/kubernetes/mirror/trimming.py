@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION
+from nighttrain.providers.kubernetes.values.identity import (
+    GIVEN_UP_ANNOTATION,
+    MAIN_CONTAINER_ANNOTATION,
+    OUTCOME_ANNOTATION,
+)
 from nighttrain.providers.kubernetes.values.objects import (
     DEFAULT_CONTAINER_ANNOTATION,
     items,
@@ -26,7 +30,10 @@ _METADATA = (
     "labels",
     "ownerReferences",
 )
-_ANNOTATIONS = (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION)
+_ANNOTATIONS = (
+    *(MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION),
+    *(OUTCOME_ANNOTATION, GIVEN_UP_ANNOTATION),
+)
 _POD_SPEC = (
     *("nodeName", "schedulingGates", "priority", "restartPolicy"),
     *("terminationGracePeriodSeconds", "activeDeadlineSeconds"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers import errors
 from nighttrain.providers.errors import clip
 from nighttrain.providers.kubernetes.outcome import endings, nodes, waits
-from nighttrain.providers.kubernetes.values.identity import OUTCOME_ANNOTATION
+from nighttrain.providers.kubernetes.values.identity import GIVEN_UP_ANNOTATION, OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.values.objects import (
     NEVER_SEEN,
     TERMINAL_PHASES,
@@ -311,7 +311,7 @@ def decide(
     if complete is not None:
         return _finished(_completed(job, known, events))
     if failed is not None:
-        return _finished(_failed(failed, known))
+        return _finished(_given_up(job, known) or _failed(failed, known))
     lingering = _lingering(job, known)
     if lingering is not None:
         return lingering
@@ -329,7 +329,26 @@ def decide(
 
 def noted_outcome(obj: object) -> Outcome | None:
     """The outcome that is written on a workload: it holds whatever becomes of the workload afterwards."""
-    written = text(mapping(metadata(obj).get("annotations")).get(OUTCOME_ANNOTATION))
+    return _read_note(obj, OUTCOME_ANNOTATION)
+
+
+def _given_up(job: Json, pods: list[Json]) -> Outcome | None:
+    """What a wait that died after it had deleted the pod had given it up for, if nothing tells that the pod
+    ran after all.
+    """
+    outcome = _read_note(job, GIVEN_UP_ANNOTATION)
+    if outcome is None:
+        return None
+    pod = next((pod for pod in pods if uid_of(pod) == outcome.pod_uid), None)
+    main = main_container(pod)
+    if main is not None and main.began:
+        return None
+    unseen = "Whether it had begun in its last moment nobody saw."
+    return outcome if pod is not None else _with_others(outcome, unseen)
+
+
+def _read_note(obj: object, annotation: str) -> Outcome | None:
+    written = text(mapping(metadata(obj).get("annotations")).get(annotation))
     try:
         outcome = Outcome.from_dict(json.loads(written)) if '"kind"' in written else None
         return outcome if outcome is not None and outcome.explain() else None
