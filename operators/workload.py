@@ -104,6 +104,10 @@ class _Underway:
     facts: dict[str, Any]
 
 
+def _as_json(started: StartedWorkload, facts: dict[str, Any]) -> dict[str, Any]:
+    return {"started": started.to_dict(), "facts": facts}
+
+
 class _AnotherAttempt(Exception):
     """The cluster ended an attempt, and the next may start at once."""
 
@@ -349,7 +353,7 @@ class WorkloadOperator(TextTemplates):
             if self.deferrable:
                 if not self._resumed:
                     warn_without_triggerer(self.log.warning)
-                self._defer(started, tracked)
+                self._defer(started, tracked, prepared.facts)
             with failing_clearly():
                 outcome = run_sync(self._follow(tracked, started, context["ti"]))
                 underway = _Underway(context, tracked, started, prepared.facts)
@@ -358,8 +362,13 @@ class WorkloadOperator(TextTemplates):
                 except _AnotherAttempt:
                     continue
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Take over the outcome that the trigger saw."""
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], underway: dict[str, Any] | None = None
+    ) -> dict[str, Any] | None:
+        """Take over the outcome that the trigger saw.
+
+        :param underway: what it is the outcome of; a task that an earlier version deferred has it in its XCom
+        """
         from nighttrain.providers.kubernetes.outcome.outcome import Outcome
 
         self._resumed = True  # by a triggerer, so there is one
@@ -372,24 +381,27 @@ class WorkloadOperator(TextTemplates):
             raise self._given_up(outcome, event["tracking_error"])
         with failing_clearly():
             as_texts(self, *self.text_fields)
+            underway = underway or self._remembered(context)
             try:
-                return self._finish(self._underway(context), outcome)
+                return self._finish(self._underway(context, underway), outcome)
             except _AnotherAttempt:
                 pass
             except MLFLOW_NOT_REACHED as error:
-                self._defer_until_mlflow_answers(event, outcome, error)
+                self._defer_until_mlflow_answers(event, outcome, error, underway)
         return self.execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow does, and when the deferral timed out no workload remains."""
         from airflow.sdk.exceptions import TaskDeferralTimeout
 
+        from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             self.log.error("Timed out: cancelling the workload")
             hints.forget(context, self.log.debug)
-            started, _ = self._remembered(context)
+            started = StartedWorkload.from_dict(self._remembered(context)["started"])
             tracked = self._tracked(context, Prepared())
             self._waiting_out(lambda: run_sync(tracked.cancel(started)))
             raise
@@ -468,7 +480,7 @@ class WorkloadOperator(TextTemplates):
         spec = with_env(WorkloadSpec(**given), environment)
         return with_access(spec, mlflow.pods().with_secret(self.mlflow_secret))
 
-    def _defer(self, started: StartedWorkload, tracked: TrackedWorkload) -> None:
+    def _defer(self, started: StartedWorkload, tracked: TrackedWorkload, facts: dict[str, Any]) -> None:
         from nighttrain.sensors.triggers import WorkloadTrigger
 
         self.defer(
@@ -482,19 +494,23 @@ class WorkloadOperator(TextTemplates):
                 unknown_run=None if started.run_id else tracked.described_run(started),
             ),
             method_name="execute_complete",
+            kwargs={"underway": _as_json(started, facts)},
             timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
         )
 
-    def _underway(self, context: Context) -> _Underway:
+    def _underway(self, context: Context, known: dict[str, Any]) -> _Underway:
         """As the connections say now: a mistake in them may have been mended meanwhile."""
+        from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+
         try:
             get_mlflow(self.mlflow_conn_id)
         except ConfigurationError as error:
             raise TrackingMisconfiguredError(str(error)) from error
-        return _Underway(context, self._tracked(context, Prepared()), *self._remembered(context))
+        started = StartedWorkload.from_dict(known["started"])
+        return _Underway(context, self._tracked(context, Prepared()), started, known["facts"])
 
     def _defer_until_mlflow_answers(
-        self, event: dict[str, Any], outcome: Outcome, error: TrackingError
+        self, event: dict[str, Any], outcome: Outcome, error: TrackingError, underway: dict[str, Any]
     ) -> None:
         from nighttrain.sensors.triggers import MLflowAnswersTrigger
 
@@ -516,6 +532,7 @@ class WorkloadOperator(TextTemplates):
                 timeout_seconds=self.mlflow_outage_timeout_seconds,
             ),
             method_name="execute_complete",
+            kwargs={"underway": underway},
         )
 
     def _say_end(self, outcome: Outcome) -> None:
@@ -585,7 +602,8 @@ class WorkloadOperator(TextTemplates):
             # First: closing may remove the Job, and a crash right after it should not be told as a loss.
             hints.forget(context, self.log.debug)
         started = run_sync(tracked.close(underway.started, outcome))
-        self._remember(context, started, facts)
+        if started != underway.started:
+            self._remember(context, started, facts)
         outcome = advised(outcome, experiment_name=tracked.experiment_name, run_id=started.run_id)
         if not outcome.succeeded:
             run_sync(tracked.mark_consumed(started, outcome))
@@ -631,7 +649,9 @@ class WorkloadOperator(TextTemplates):
         while True:
             try:
                 if until is not None:
-                    underway = self._underway(underway.context)
+                    # Not from the task's XCom: a later try may have written its own there.
+                    known = _as_json(underway.started, underway.facts)
+                    underway = self._underway(underway.context, known)
                 return self._finish(underway, outcome)
             except MLFLOW_NOT_REACHED as error:
                 now = time.monotonic()
@@ -655,13 +675,11 @@ class WorkloadOperator(TextTemplates):
             links["run"] = mlflow.run_url(started.experiment_id, started.run_id)
         remember_links(context, **links)
 
-    def _remembered(self, context: Context) -> tuple[StartedWorkload, dict[str, Any]]:
-        from nighttrain.providers.attempts.tracked_workload import StartedWorkload
-
+    def _remembered(self, context: Context) -> dict[str, Any]:
         ti = context["ti"]
         stored = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=STARTED_KEY)
         facts: dict[str, Any] = stored.pop("facts")
-        return StartedWorkload.from_dict(stored), facts
+        return {"started": stored, "facts": facts}
 
     def _say(self, observation: Observation) -> None:
         if observation.outcome is None:

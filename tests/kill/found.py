@@ -9,6 +9,12 @@ from kill.calls import Fault
 from kill.flow import Plan
 
 FOUND = {
+    "a worker that was given up wrote its attempt's failure on the run of the next (229)": Plan(
+        (Fault("mlflow POST runs/search", 3, "timeout_done", 12, process="zombie"),),
+        codes=(3, 0),
+        deferrable=False,
+        zombie=True,
+    ),
     "a process died before it had made its Job, and its run named no successor": Plan(
         (Fault("k8s POST jobs all", 1, "crash_before"),), cancel="marked"
     ),
