@@ -71,7 +71,7 @@ FOUND = {
     "two processes opened a run for one attempt, and the one whose run had no Job died (279)": Plan(
         (
             Fault("k8s PATCH jobs one", 2, "crash_before", process="zombie"),
-            Fault("airflow xcom train nighttrain_link_workload", 3, "crash_before"),
+            Fault("airflow xcom train nighttrain_link_workload", 2, "crash_before"),
         ),
         deferrable=False,
         evicted=True,
