@@ -14,6 +14,7 @@ from nighttrain.assets.workload import (
     FinishedWorkload,
     asset_step,
     consume,
+    run_of,
     run_workload,
     spec_for,
 )
@@ -78,6 +79,7 @@ def model_gate_check(
         default); false waits in the queue for a larger one
     :raises ConfigurationError: no rules, a rule that cannot be read, a name or alias that MLflow refuses
     """
+    from nighttrain.providers.registry.evaluation import group_measurements
     from nighttrain.providers.registry.gates import NO_CHAMPION, judge, parse_rules
     from nighttrain.providers.registry.models import check_alias, check_name
 
@@ -116,7 +118,7 @@ def model_gate_check(
             params=params,
             fail_if_over_quota=fail_if_over_quota,
         )
-        measured = run_sync(_measurements(finished))
+        measured = group_measurements(run_of(finished).metrics)
         verdict = judge(
             parsed,
             measured.get("candidate", {}),
@@ -155,12 +157,6 @@ async def _champion(mlflow: MLflowResource, model_name: str, alias: str, candida
         except (ModelNotFoundError, ModelVersionNotFoundError):
             return None
     return None if champion.version == candidate else champion.version
-
-
-async def _measurements(finished: FinishedWorkload) -> dict[str, dict[str, float | str]]:
-    from nighttrain.providers.registry.evaluation import group_measurements
-
-    return group_measurements((await finished.tracked.run(finished.started)).metrics)
 
 
 async def _record(

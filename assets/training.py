@@ -16,15 +16,17 @@ from nighttrain.assets.workload import (
     asset_step,
     consume,
     params_for,
+    run_of,
     run_workload,
     spec_for,
 )
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import RegistryError
+from nighttrain.providers.errors import RegistryError, RunInTrashError
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.registry.models import ModelVersion
+    from nighttrain.providers.tracking.runs import Run
 
 
 def training_asset(
@@ -90,7 +92,11 @@ def training_asset(
             fail_if_over_quota=fail_if_over_quota,
         )
         try:
-            version = run_sync(_register(mlflow, model_name, step, finished))
+            version = run_sync(_register(mlflow, model_name, step, run_of(finished)))
+        except RunInTrashError as error:
+            raise RunInTrashError(
+                f"{error}; then re-execute the run: it takes over what has been trained"
+            ) from error
         except RegistryError:
             # The workload succeeded, its result is of no use: the next execution trains anew.
             consume(finished)
@@ -104,16 +110,12 @@ def training_asset(
     return train
 
 
-async def _register(
-    mlflow: MLflowResource, model_name: str, step: Step, finished: FinishedWorkload
-) -> "ModelVersion":
+async def _register(mlflow: MLflowResource, model_name: str, step: Step, run: "Run") -> "ModelVersion":
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
-    from nighttrain.providers.tracking.run_tree import RunTree
     from nighttrain.providers.tracking.runs import inherited
 
     async with mlflow.client() as client:
-        run = await RunTree(client).get(finished.started.run_id)
         of = f", partition {step.partition_key}," if step.partition_key else ""
         return await ModelRegistry(client).register(
             model_name,

@@ -14,7 +14,7 @@ import dagster as dg
 from nighttrain.assets.interruptible import Say, run_interruptibly
 from nighttrain.providers.attempts.tracked_workload import TrackedWorkload, with_env
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import TrackingMisconfiguredError
+from nighttrain.providers.errors import TrackingMisconfiguredError, TrackingNotFoundError
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.pod_access import with_access
 from nighttrain.providers.training_advice import advised
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.attempts.tracked_workload import StartedWorkload
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.kubernetes.outcome.outcome import Outcome
+    from nighttrain.providers.tracking.runs import Run
 
 Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
 Arguments = Sequence[str] | Callable[[Any], Sequence[str]]
@@ -125,6 +126,24 @@ def run_workload(
         outcome.raise_for_failure()
     context.log.info(outcome.explain())
     return finished
+
+
+def run_of(finished: FinishedWorkload) -> Run:
+    """The workload's run as MLflow has it now, also in the trash.
+
+    :raises TrackingNotFoundError: it has none, or none any more: nothing mends the second, so a re-execution
+        starts anew
+    """
+    try:
+        return run_sync(finished.tracked.run(finished.started))
+    except TrackingNotFoundError as error:
+        if not finished.started.run_id:  # a re-execution takes the attempt over once its run can be made
+            raise
+        consume(finished)
+        raise TrackingNotFoundError(
+            f"run {finished.started.run_id} was removed from MLflow for good (mlflow gc), and with it what "
+            f"the workload logged. Re-execute the run to have it done anew. MLflow says: {error}"
+        ) from error
 
 
 def consume(finished: FinishedWorkload) -> None:

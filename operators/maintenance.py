@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
-
 from nighttrain.providers.bridge import run_sync
 from nighttrain.sensors.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config, get_mlflow
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.templating import TextTemplates
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from nighttrain.providers.attempts.reaper import Finding, TaskState
-    from nighttrain.providers.attempts.reaping import ForgottenRun
+    from nighttrain.providers.attempts.reaper import TaskState
+    from nighttrain.providers.attempts.reaping import Visit
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 # See nighttrain.providers.attempts.reaper.MINIMUM_AGE_SECONDS; repeated, since that module is not imported
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 MINIMUM_AGE_SECONDS = 300.0
 
 
-class ReapWorkloadsOperator(BaseOperator):
+class ReapWorkloadsOperator(TextTemplates):
     """Removes workloads of this Airflow whose task is over or gone. Returns what it found, as a list.
 
     Such workloads remain where Airflow could tell nobody: a DAG run was deleted, or a task was marked, while
@@ -35,7 +34,8 @@ class ReapWorkloadsOperator(BaseOperator):
     :param only_show: only show what would be removed (templated)
     :param minimum_age_seconds: younger workloads are kept
     :param kubernetes_conn_id: connection of type ``kubernetes``
-    :param mlflow_conn_id: connection of type ``mlflow``: also close the runs that nobody will come back for
+    :param mlflow_conn_id: connection of type ``mlflow``: also close the runs that nobody will come back for.
+        An MLflow that does not answer keeps no workload: they are removed, then the task fails
     """
 
     template_fields: Sequence[str] = ("namespace", "only_show")
@@ -62,47 +62,40 @@ class ReapWorkloadsOperator(BaseOperator):
         from nighttrain.providers.attempts.reaper import table
 
         with failing_clearly():
-            findings, forgotten = run_sync(self._reap(_OwnTasks(context["ti"])))
-        self.log.info("%s", table(findings) if findings else "No workload is running.")
-        for each in forgotten:
-            self.log.info("%s %s", "To close:" if self._only_shows else "Closed", each.described)
-        return [*(finding.to_dict() for finding in findings), *(each.to_dict() for each in forgotten)]
+            visit = run_sync(self._reap(_OwnTasks(context["ti"])))
+            self.log.info("%s", table(visit.findings) if visit.findings else "No workload is running.")
+            for each in visit.forgotten:
+                self.log.info("%s %s", "To close:" if self._only_shows else "Closed", each.described)
+            if visit.tracking_error is not None:
+                raise visit.tracking_error
+        return visit.to_list()
 
     @property
     def _only_shows(self) -> bool:
         return str(self.only_show).strip().lower() in {"true", "1", "yes"}
 
-    async def _reap(self, states: _OwnTasks) -> tuple[list[Finding], list[ForgottenRun]]:
-        from nighttrain.providers.attempts.reaper import find
-        from nighttrain.providers.attempts.reaping import (
-            close_forgotten,
-            find_forgotten,
-            reap_all,
-            settle_parents,
-        )
+    async def _reap(self, states: _OwnTasks) -> Visit:
+        from nighttrain.providers.attempts.reaping import visit
         from nighttrain.providers.kubernetes.api.client import shared_client
         from nighttrain.providers.tracking.client import MLflowClient
 
         async with AsyncExitStack() as stack:
             config = get_cluster_config(self.kubernetes_conn_id)
             client = await stack.enter_async_context(shared_client(config))
-            namespace = self.namespace or client.namespace
-            age = self.minimum_age_seconds
-            findings = await find(client, namespace, states, minimum_age_seconds=age)
-            mlflow, forgotten = None, []
+            mlflow = None
             if self.mlflow_conn_id is not None:
                 tracking = get_mlflow(self.mlflow_conn_id).config
                 mlflow = await stack.enter_async_context(MLflowClient(tracking))
-                forgotten = await find_forgotten(
-                    client, mlflow, namespace, states, minimum_age_seconds=age, now=time.time()
-                )
-            if self._only_shows:
-                return findings, forgotten
-            findings = await reap_all(client, findings, states, mlflow=mlflow, warn=self.log.warning)
-            if mlflow is not None:
-                await close_forgotten(mlflow, forgotten, warn=self.log.warning)
-                await settle_parents(mlflow, minimum_age_seconds=age, now=time.time(), warn=self.log.warning)
-            return findings, forgotten
+            return await visit(
+                client,
+                self.namespace or client.namespace,
+                states,
+                mlflow=mlflow,
+                minimum_age_seconds=self.minimum_age_seconds,
+                now=time.time(),
+                only_show=self._only_shows,
+                warn=self.log.warning,
+            )
 
 
 class _OwnTasks:

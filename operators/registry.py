@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.sdk import BaseOperator
-
 from nighttrain.operators import context as task_context
 from nighttrain.operators.clients import open_registry
 from nighttrain.operators.links import ModelVersionLink, remember_links
@@ -15,10 +13,12 @@ from nighttrain.providers.errors import (
     ConfigurationError,
     GateInconclusiveError,
     GateRejectedError,
+    RunInTrashError,
 )
 from nighttrain.providers.texts import as_texts, text_of
 from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.templating import TextTemplates
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -33,7 +33,7 @@ REACTIONS: tuple[Reaction, ...] = ("skip", "fail", "continue")
 VERDICT_KEY = "verdict"
 
 
-class _RegistryOperator(BaseOperator):
+class _RegistryOperator(TextTemplates):
     """An operator that speaks to MLflow and finishes in the worker: a handful of requests."""
 
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(),)
@@ -71,6 +71,7 @@ class RegisterModelOperator(_RegistryOperator):
 
     template_fields: Sequence[str] = ("model_name", "run_id", "logged_model_name", "description", "tags")
     text_fields = ("model_name", "run_id", "logged_model_name", "description")
+    structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = {"tags": dict}
 
     def __init__(
         self,
@@ -95,7 +96,10 @@ class RegisterModelOperator(_RegistryOperator):
         with failing_clearly():
             tags, description = self._checked_texts()
             self._connect()
-            version = run_sync(self._register(tags, description))
+            try:
+                version = run_sync(self._register(tags, description))
+            except RunInTrashError as error:
+                raise RunInTrashError(f"{error}; then clear this task") from error
         self._link(context, version.name, version.version)
         self.log.info("%s version %s, from run %s", version.name, version.version, version.run_id)
         return {
@@ -147,6 +151,8 @@ class ModelGateOperator(_RegistryOperator):
     """
 
     template_fields: Sequence[str] = ("evaluation", "rules")
+    native_fields = frozenset({"evaluation"})
+    structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = {"rules": list}
 
     def __init__(
         self,
@@ -250,6 +256,7 @@ class PromoteModelOperator(_RegistryOperator):
     """
 
     template_fields: Sequence[str] = ("model_name", "version", "alias", "stage", "verdict", "reason")
+    native_fields = frozenset({"verdict"})
     text_fields = ("model_name", "version", "alias", "stage", "reason")
 
     def __init__(

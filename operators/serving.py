@@ -6,8 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.sdk import BaseOperator
-
 from nighttrain.operators import context as task_context
 from nighttrain.operators.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
@@ -23,6 +21,7 @@ from nighttrain.sensors.connections import (
     get_mlflow,
 )
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.templating import TextTemplates
 from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ DEPLOYED_BY = "nighttrain.dev/deployed-by"
 DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
 
 
-class RolloutModelOperator(BaseOperator):
+class RolloutModelOperator(TextTemplates):
     """Brings a version up beside the one that serves, switches when it is ready, keeps the old one.
 
     The version is pinned first and its artifact's sha256 manifest verified, before anything is created; the
@@ -78,6 +77,9 @@ class RolloutModelOperator(BaseOperator):
         "env_vars",
         "labels",
         "annotations",
+    )
+    structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = dict.fromkeys(
+        ("env_vars", "labels", "annotations"), dict
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
@@ -310,7 +312,7 @@ class RolloutModelOperator(BaseOperator):
         )
 
 
-class RollbackModelOperator(BaseOperator):
+class RollbackModelOperator(TextTemplates):
     """Switches an endpoint back to the version before, and moves alias and stage with it.
 
     Returns what :class:`RolloutModelOperator` returns.

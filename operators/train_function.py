@@ -36,6 +36,8 @@ class _TrainDecoratedOperator(DecoratedOperator, TrainingJobOperator):
         *DecoratedOperator.template_fields,
         *TrainingJobOperator.template_fields,
     )
+    # The function's arguments are what Airflow makes of them for any function.
+    native_fields = frozenset(DecoratedOperator.template_fields)
     template_fields_renderers: ClassVar[dict[str, str]] = {
         **DecoratedOperator.template_fields_renderers,
         **TrainingJobOperator.template_fields_renderers,

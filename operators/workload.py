@@ -10,13 +10,10 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from airflow.sdk import BaseOperator
-
 from nighttrain.operators import context as task_context
 from nighttrain.operators import hints
 from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
 from nighttrain.operators.outages import PAUSE_SECONDS, waiting_out
-from nighttrain.operators.templating import attributes_of_model
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import (
     MLFLOW_NOT_REACHED,
@@ -39,6 +36,7 @@ from nighttrain.sensors.connections import (
     get_mlflow,
 )
 from nighttrain.sensors.failures import MLFLOW_OUTAGE_SECONDS, failing_clearly
+from nighttrain.sensors.templating import TextTemplates
 from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
@@ -106,11 +104,15 @@ class _Underway:
     facts: dict[str, Any]
 
 
+def _as_json(started: StartedWorkload, facts: dict[str, Any]) -> dict[str, Any]:
+    return {"started": started.to_dict(), "facts": facts}
+
+
 class _AnotherAttempt(Exception):
     """The cluster ended an attempt, and the next may start at once."""
 
 
-class WorkloadOperator(BaseOperator):
+class WorkloadOperator(TextTemplates):
     """Runs a container as a Kubernetes Job under a run in MLflow, and survives the death of its worker.
 
     The parameters from ``image`` to ``skip_on_exit_code`` have the names and forms of
@@ -188,6 +190,12 @@ class WorkloadOperator(BaseOperator):
         "run_name",
         "queue_name",
     )
+    structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = {
+        **dict.fromkeys(("cmds", "arguments", "configmaps", "env_from", "volumes", "volume_mounts"), list),
+        **dict.fromkeys(("labels", "annotations", "node_selector", "pod_template_dict", "parameters"), dict),
+        "env_vars": (dict, list),
+        "container_resources": object,
+    }
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json", "container_resources": "json"}
     operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), WorkloadLink())
     text_fields: ClassVar[tuple[str, ...]] = ("experiment_name", "run_name", "kubernetes_conn_id")
@@ -333,16 +341,6 @@ class WorkloadOperator(BaseOperator):
         self.get_logs = get_logs
         self.deferrable = deferrable
 
-    def _render_nested_template_fields(
-        self, value: Any, context: Context, jinja_env: Any, seen_oids: set[int]
-    ) -> None:
-        inside = attributes_of_model(value)
-        if not inside:
-            super()._render_nested_template_fields(value, context, jinja_env, seen_oids)
-        elif id(value) not in seen_oids:
-            seen_oids.add(id(value))
-            self._do_render_template_fields(value, inside, context, jinja_env, seen_oids)
-
     def execute(self, context: Context) -> dict[str, Any] | None:
         while True:
             with failing_clearly():
@@ -355,7 +353,7 @@ class WorkloadOperator(BaseOperator):
             if self.deferrable:
                 if not self._resumed:
                     warn_without_triggerer(self.log.warning)
-                self._defer(started, tracked)
+                self._defer(started, tracked, prepared.facts)
             with failing_clearly():
                 outcome = run_sync(self._follow(tracked, started, context["ti"]))
                 underway = _Underway(context, tracked, started, prepared.facts)
@@ -364,8 +362,13 @@ class WorkloadOperator(BaseOperator):
                 except _AnotherAttempt:
                     continue
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Take over the outcome that the trigger saw."""
+    def execute_complete(
+        self, context: Context, event: dict[str, Any], underway: dict[str, Any] | None = None
+    ) -> dict[str, Any] | None:
+        """Take over the outcome that the trigger saw.
+
+        :param underway: what it is the outcome of; a task that an earlier version deferred has it in its XCom
+        """
         from nighttrain.providers.kubernetes.outcome.outcome import Outcome
 
         self._resumed = True  # by a triggerer, so there is one
@@ -378,24 +381,27 @@ class WorkloadOperator(BaseOperator):
             raise self._given_up(outcome, event["tracking_error"])
         with failing_clearly():
             as_texts(self, *self.text_fields)
+            underway = underway or self._remembered(context)
             try:
-                return self._finish(self._underway(context), outcome)
+                return self._finish(self._underway(context, underway), outcome)
             except _AnotherAttempt:
                 pass
             except MLFLOW_NOT_REACHED as error:
-                self._defer_until_mlflow_answers(event, outcome, error)
+                self._defer_until_mlflow_answers(event, outcome, error, underway)
         return self.execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow does, and when the deferral timed out no workload remains."""
         from airflow.sdk.exceptions import TaskDeferralTimeout
 
+        from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             self.log.error("Timed out: cancelling the workload")
             hints.forget(context, self.log.debug)
-            started, _ = self._remembered(context)
+            started = StartedWorkload.from_dict(self._remembered(context)["started"])
             tracked = self._tracked(context, Prepared())
             self._waiting_out(lambda: run_sync(tracked.cancel(started)))
             raise
@@ -474,7 +480,7 @@ class WorkloadOperator(BaseOperator):
         spec = with_env(WorkloadSpec(**given), environment)
         return with_access(spec, mlflow.pods().with_secret(self.mlflow_secret))
 
-    def _defer(self, started: StartedWorkload, tracked: TrackedWorkload) -> None:
+    def _defer(self, started: StartedWorkload, tracked: TrackedWorkload, facts: dict[str, Any]) -> None:
         from nighttrain.sensors.triggers import WorkloadTrigger
 
         self.defer(
@@ -488,19 +494,23 @@ class WorkloadOperator(BaseOperator):
                 unknown_run=None if started.run_id else tracked.described_run(started),
             ),
             method_name="execute_complete",
+            kwargs={"underway": _as_json(started, facts)},
             timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
         )
 
-    def _underway(self, context: Context) -> _Underway:
+    def _underway(self, context: Context, known: dict[str, Any]) -> _Underway:
         """As the connections say now: a mistake in them may have been mended meanwhile."""
+        from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+
         try:
             get_mlflow(self.mlflow_conn_id)
         except ConfigurationError as error:
             raise TrackingMisconfiguredError(str(error)) from error
-        return _Underway(context, self._tracked(context, Prepared()), *self._remembered(context))
+        started = StartedWorkload.from_dict(known["started"])
+        return _Underway(context, self._tracked(context, Prepared()), started, known["facts"])
 
     def _defer_until_mlflow_answers(
-        self, event: dict[str, Any], outcome: Outcome, error: TrackingError
+        self, event: dict[str, Any], outcome: Outcome, error: TrackingError, underway: dict[str, Any]
     ) -> None:
         from nighttrain.sensors.triggers import MLflowAnswersTrigger
 
@@ -522,6 +532,7 @@ class WorkloadOperator(BaseOperator):
                 timeout_seconds=self.mlflow_outage_timeout_seconds,
             ),
             method_name="execute_complete",
+            kwargs={"underway": underway},
         )
 
     def _say_end(self, outcome: Outcome) -> None:
@@ -591,7 +602,8 @@ class WorkloadOperator(BaseOperator):
             # First: closing may remove the Job, and a crash right after it should not be told as a loss.
             hints.forget(context, self.log.debug)
         started = run_sync(tracked.close(underway.started, outcome))
-        self._remember(context, started, facts)
+        if started != underway.started:
+            self._remember(context, started, facts)
         outcome = advised(outcome, experiment_name=tracked.experiment_name, run_id=started.run_id)
         if not outcome.succeeded:
             run_sync(tracked.mark_consumed(started, outcome))
@@ -637,7 +649,9 @@ class WorkloadOperator(BaseOperator):
         while True:
             try:
                 if until is not None:
-                    underway = self._underway(underway.context)
+                    # Not from the task's XCom: a later try may have written its own there.
+                    known = _as_json(underway.started, underway.facts)
+                    underway = self._underway(underway.context, known)
                 return self._finish(underway, outcome)
             except MLFLOW_NOT_REACHED as error:
                 now = time.monotonic()
@@ -661,13 +675,11 @@ class WorkloadOperator(BaseOperator):
             links["run"] = mlflow.run_url(started.experiment_id, started.run_id)
         remember_links(context, **links)
 
-    def _remembered(self, context: Context) -> tuple[StartedWorkload, dict[str, Any]]:
-        from nighttrain.providers.attempts.tracked_workload import StartedWorkload
-
+    def _remembered(self, context: Context) -> dict[str, Any]:
         ti = context["ti"]
         stored = ti.xcom_pull(task_ids=ti.task_id, map_indexes=ti.map_index, key=STARTED_KEY)
         facts: dict[str, Any] = stored.pop("facts")
-        return StartedWorkload.from_dict(stored), facts
+        return {"started": stored, "facts": facts}
 
     def _say(self, observation: Observation) -> None:
         if observation.outcome is None:

@@ -5,46 +5,52 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import NighttrainError
+from nighttrain.providers.errors import ConfigurationError, NighttrainError
 
 if TYPE_CHECKING:
-    from nighttrain.providers.attempts.reaper import Finding
-    from nighttrain.providers.attempts.reaping import ForgottenRun
+    from nighttrain.providers.attempts.reaping import Visit
+    from nighttrain.providers.tracking.client import TrackingConfig
 
 DONE, FAILED, MISUSED = 0, 1, 2
+
+# What MLflow's own client reads, by the field of a TrackingConfig.
+MLFLOW_VARIABLES = {
+    "token": "MLFLOW_TRACKING_TOKEN",
+    "username": "MLFLOW_TRACKING_USERNAME",
+    "password": "MLFLOW_TRACKING_PASSWORD",
+    "workspace": "MLFLOW_WORKSPACE",
+    "auth": "MLFLOW_TRACKING_AUTH",
+    "ca_certificate": "MLFLOW_TRACKING_SERVER_CERT_PATH",
+}
+INSECURE_VARIABLE = "MLFLOW_TRACKING_INSECURE_TLS"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 failed, 2 misused."""
     options = _parser().parse_args(arguments)
     try:
-        findings, forgotten = asyncio.run(reap_workloads(options))
+        visit = asyncio.run(reap_workloads(options))
     except NighttrainError as error:
         _warn(str(error))
         return FAILED
-    _show(findings, forgotten, options)
-    return DONE
+    _show(visit, options)
+    return FAILED if visit.tracking_error is not None else DONE
 
 
-async def reap_workloads(options: argparse.Namespace) -> tuple[list[Finding], list[ForgottenRun]]:
+async def reap_workloads(options: argparse.Namespace) -> Visit:
     """Find, and with ``--yes`` remove, the workloads whose task is over; close the runs nobody will close."""
     from nighttrain.providers.airflow_api import AirflowAPI
-    from nighttrain.providers.attempts.reaper import find
-    from nighttrain.providers.attempts.reaping import (
-        close_forgotten,
-        find_forgotten,
-        reap_all,
-        settle_parents,
-    )
+    from nighttrain.providers.attempts.reaping import visit
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
-    from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+    from nighttrain.providers.tracking.client import MLflowClient
 
     config = ClusterConfig(
         kubeconfig=options.kubeconfig, context=options.context, namespace=options.namespace
@@ -52,37 +58,53 @@ async def reap_workloads(options: argparse.Namespace) -> tuple[list[Finding], li
     async with AsyncExitStack() as stack:
         states = await stack.enter_async_context(AirflowAPI(options.airflow_url))
         client = await stack.enter_async_context(await ClusterClient.open(config))
-        namespace = options.namespace or client.namespace
-        findings = await find(client, namespace, states, minimum_age_seconds=options.minimum_age)
         mlflow = None
-        forgotten: list[ForgottenRun] = []
         if options.mlflow_uri:
-            mlflow = await stack.enter_async_context(MLflowClient(TrackingConfig(uri=options.mlflow_uri)))
-            forgotten = await find_forgotten(
-                client, mlflow, namespace, states, minimum_age_seconds=options.minimum_age, now=time.time()
-            )
-        if options.yes:
-            findings = await reap_all(client, findings, states, mlflow=mlflow, warn=_warn)
-        if options.yes and mlflow is not None:
-            await close_forgotten(mlflow, forgotten, warn=_warn)
-            await settle_parents(mlflow, minimum_age_seconds=options.minimum_age, now=time.time(), warn=_warn)
-        return findings, forgotten
+            tracking = tracking_from_environment(options.mlflow_uri)
+            mlflow = await stack.enter_async_context(MLflowClient(tracking))
+        return await visit(
+            client,
+            options.namespace or client.namespace,
+            states,
+            mlflow=mlflow,
+            minimum_age_seconds=options.minimum_age,
+            now=time.time(),
+            only_show=not options.yes,
+            warn=_warn,
+        )
+
+
+def tracking_from_environment(uri: str) -> TrackingConfig:
+    """How MLflow at ``uri`` is reached, as MLflow's own client would read it from the environment.
+
+    :raises ConfigurationError: a variable that cannot be used, by its name
+    """
+    from nighttrain.providers.tracking.client import TrackingConfig
+
+    given: dict[str, Any] = {field: os.environ.get(name) or None for field, name in MLFLOW_VARIABLES.items()}
+    insecure = os.environ.get(INSECURE_VARIABLE, "").lower() in {"true", "1"}
+    try:
+        return TrackingConfig(uri=uri, verify_ssl=not insecure, **given)
+    except ConfigurationError as error:
+        name = MLFLOW_VARIABLES.get(error.field, "--mlflow-uri")
+        raise ConfigurationError(name, error.value, error.fix) from error
 
 
 def _warn(message: str) -> None:
     print(f"nighttrain: {message}", file=sys.stderr)
 
 
-def _show(findings: list[Finding], forgotten: list[ForgottenRun], options: argparse.Namespace) -> None:
+def _show(visit: Visit, options: argparse.Namespace) -> None:
     from nighttrain.providers.attempts.reaper import Verdict, table
 
     if options.output == "json":
-        print(json.dumps([*(each.to_dict() for each in findings), *(each.to_dict() for each in forgotten)]))
+        print(json.dumps(visit.to_list()))
         return
-    print(table(findings) if findings else "No workload is running.")
-    for each in forgotten:
+    print(table(visit.findings) if visit.findings else "No workload is running.")
+    for each in visit.forgotten:
         print(f"{'Closed' if options.yes else 'To close:'} {each.described}")
-    waiting = sum(finding.verdict in (Verdict.REAP, Verdict.CLOSE) for finding in findings) + len(forgotten)
+    waiting = sum(finding.verdict in (Verdict.REAP, Verdict.CLOSE) for finding in visit.findings)
+    waiting += len(visit.forgotten)
     if waiting and not options.yes:
         print(f"\nDry run: nothing was deleted. {waiting} to reap: run it again with --yes.")
 
@@ -102,7 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     reap.add_argument("-n", "--namespace", help="the workloads' namespace; the kubeconfig's, if left out")
     reap.add_argument("--kubeconfig", help="path of a kubeconfig file; KUBECONFIG or ~/.kube/config")
     reap.add_argument("--context", help="the kubeconfig's context")
-    reap.add_argument("--mlflow-uri", help="also close the runs that nobody will come back for")
+    reap.add_argument(
+        "--mlflow-uri",
+        help="also close the runs that nobody will come back for. Credentials, workspace and certificate "
+        f"come from the variables of MLflow's own client: {', '.join(MLFLOW_VARIABLES.values())}, "
+        f"{INSECURE_VARIABLE}",
+    )
     reap.add_argument(
         "--minimum-age", type=float, default=300.0, metavar="SECONDS", help="younger ones are kept (300)"
     )

@@ -12,8 +12,8 @@ NighttrainError
 │   ├── WatchExpiredError           410: list again
 │   ├── ClusterRequestError         any other refusal: 400, 413, 415, 429 or 5xx after the retries
 │   │   └── ObjectInvalidError      422, or 400 to a write: never accepted as it is
+│   ├── LostNodeError               an earlier attempt may still run on a node that does not answer
 │   └── WorkloadConflictError       the attempt's name is taken by an object that is not this attempt
-│       └── LostNodeError           an earlier attempt may still run on a node that does not answer
 ├── WorkloadFailedError             an attempt ended without success; one subclass for each kind of outcome
 │   ├── OutOfMemory  ImagePullFailed  Unschedulable  QuotaWait  StartTimeout  DeadlineExceeded
 │   ├── ApplicationError  Cancelled  Rejected  UnknownOutcome
@@ -34,6 +34,7 @@ NighttrainError
 │   ├── ModelNotFoundError
 │   ├── ModelVersionNotFoundError   no such version, alias or stage holder
 │   ├── RunWithoutModelError        the run logged no READY model
+│   │   └── RunInTrashError         it is in MLflow's trash, its model with it: restoring it mends this
 │   └── ArtifactDigestMismatchError the artifact is not the one that was registered
 ├── GateError
 │   ├── GateRejectedError           the verdict is "rejected" and the gate was told to fail on it
@@ -135,7 +136,7 @@ class WorkloadConflictError(ClusterError):
     """The attempt's name is taken by an object that is not this attempt."""
 
 
-class LostNodeError(WorkloadConflictError):
+class LostNodeError(ClusterError):
     """An earlier attempt may still run on a node that does not answer: a second one would run beside it."""
 
 
@@ -277,6 +278,13 @@ class ModelVersionNotFoundError(RegistryError):
 
 class RunWithoutModelError(RegistryError):
     """The run logged no READY model."""
+
+
+class RunInTrashError(RunWithoutModelError):
+    """The run, or its experiment, is in MLflow's trash, and its model with it.
+
+    The message says how to restore it; whoever knows the orchestrator adds what to do then.
+    """
 
 
 class ArtifactDigestMismatchError(RegistryError):

@@ -1,4 +1,4 @@
-"""Text, also where ``render_template_as_native_obj`` made a number of it: of "20130105", say."""
+"""Text, also where somebody gave a number: 20130105, say."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from nighttrain.providers.errors import NighttrainError
 from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.templating import TextTemplates
 from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from airflow.triggers.base import BaseTrigger
 
 
-class DeferringSensor(BaseSensorOperator):
+class DeferringSensor(TextTemplates, BaseSensorOperator):
     """A sensor that needs no triggerer when what it waits for is there already, or ``deferrable`` is False.
 
     :param deferrable: wait in the triggerer (the default) or in the worker

@@ -188,7 +188,7 @@ class WorkloadTrigger(BaseTrigger):
         if self.mlflow_conn_id is None or not (self.run_ids or self.unknown_run):
             return
         from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.killed_runs import close_with_parent, take_over_described
+        from nighttrain.providers.tracking.killed_runs import close_run_of_workload, take_over_described
         from nighttrain.providers.tracking.run_tree import RunTree
         from nighttrain.providers.tracking.runs import RunStatus
 
@@ -200,7 +200,7 @@ class WorkloadTrigger(BaseTrigger):
                     run = await tree.get(self.run_ids["run_id"])
                 else:
                     run = await take_over_described(tree, self.unknown_run or {})
-                await close_with_parent(tree, run, RunStatus.KILLED)
+                await close_run_of_workload(tree, run, RunStatus.KILLED)
         except TrackingError as error:
             self.log.warning("The workload is removed; its run could not be closed: %s", error)
 

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import datetime as dt
 import ipaddress
+import json
 import ssl
 import tempfile
 from collections.abc import Callable
@@ -99,6 +100,7 @@ class Front:
     :param server: the certificate to show; without it, plain HTTP
     :param clients: the authority of client certificates, which are then demanded
     :param judge: may answer in the cluster's place
+    :param webhook: changes the objects that are created, as a mutating admission webhook does
     :param page: lists come in pages of so many objects, whether that was asked for or not
     """
 
@@ -110,10 +112,11 @@ class Front:
         server: Pair | None = None,
         clients: Authority | None = None,
         judge: Judge = lambda _: None,
+        webhook: Callable[[dict[str, Any]], None] | None = None,
         page: int | None = None,
     ) -> None:
         self._url, self._token, self._judge, self._page = url, token, judge, page
-        self._server, self._clients = server, clients
+        self._server, self._clients, self._webhook = server, clients, webhook
         self.seen: list[Seen] = []
         self.connections = 0
         self.cut = 0
@@ -173,6 +176,10 @@ class Front:
         }
         headers["Authorization"] = f"Bearer {self._token}"
         body = await request.read()
+        if self._webhook is not None and request.method == "POST" and body:
+            created = json.loads(body)
+            self._webhook(created)
+            body = json.dumps(created).encode()
         target = self._url + request.raw_path
         if self._page is not None and request.method == "GET" and "watch" not in seen.query:
             target += f"{'&' if '?' in target else '?'}limit={self._page}"

@@ -136,6 +136,12 @@ class MLflowServer:
         answer = self.call("GET", "model-versions/search", filter=f"name = '{name}'")
         return sorted(answer.get("model_versions", []), key=lambda version: int(version["version"]))
 
+    def remove_for_good(self, run_id: str) -> None:
+        """What an administrator does with a run in the trash. For a server that keeps its runs in SQLite."""
+        store = f"sqlite:///{self.log.parent / 'mlflow.db'}"
+        command = [sys.executable, "-m", "mlflow", "gc", "--run-ids", run_id, "--backend-store-uri", store]
+        subprocess.run([*command, "--tracking-uri", self.uri], check=True, capture_output=True, timeout=120)
+
     def stage(self, name: str, version: str, stage: str, *, archive: bool = False) -> None:
         body = {"name": name, "version": version, "stage": stage, "archive_existing_versions": archive}
         self.call("POST", "model-versions/transition-stage", **body)

@@ -41,6 +41,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     TERMINAL_PHASES,
     is_deleting,
     items,
+    main_container_spec,
     mapping,
     metadata,
     name_of,
@@ -101,6 +102,7 @@ async def submit(
     """
     wanted_hash = _annotation(kind.build(spec, identity, 1), SPEC_HASH_ANNOTATION)
     final: WorkloadSpec | None = None
+    refused: ObjectConflictError | None = None
     last = prepared_for = 0
     for _ in range(SUBMIT_ROUNDS):
         latest = await _latest_attempt(client, identity, namespace, kind)
@@ -123,12 +125,18 @@ async def submit(
         write_history(body, history, final, epoch, kind=kind, adopts_earlier_epochs=adopts_earlier_epochs)
         try:
             created = await client.create(kind.resource, namespace, body)
+        except ObjectConflictError as error:
+            # A quota's count, say, that many write at once: nothing was made, and the next try gets through.
+            refused = error
+            continue
         except ObjectExistsError:
             # Another worker was faster, or the answer to our own first try was lost: look who it is.
             await _verify_taken(client, name_of(body), identity, namespace, kind)
             continue
         new = _workload_of(created, namespace, kind)
         return await _completed(client, spec, new, created, adopted=False)
+    if refused is not None:
+        raise refused
     raise WorkloadConflictError(
         f"the attempts of {identity.dag_id}.{identity.task_id} keep changing in namespace {namespace}: "
         "does a second scheduler run the same task?"
@@ -395,8 +403,7 @@ def _why_unwanted(history: History, epoch: str) -> str:
 
 def environment_of(obj: Json, kind: WorkloadKind = JOB) -> dict[str, str]:
     """The variables with a plain value that a workload gives its main container."""
-    template = mapping(kind.pod_template(obj).get("spec"))
-    container = next(iter(items(template.get("containers"))), {})
+    container = main_container_spec(kind.pod_template(obj))
     return {text(item.get("name")): text(item.get("value")) for item in items(container.get("env"))}
 
 

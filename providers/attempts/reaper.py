@@ -137,7 +137,7 @@ async def find(
     """
     if minimum_age_seconds < 0:
         raise ConfigurationError("minimum_age_seconds", minimum_age_seconds, "must not be negative")
-    listed = await _list_all(client, namespace)
+    listed = await list_workloads(client, namespace)
     labelled = await client.list(PODS, namespace, label_selector=ATTEMPT_KEY_LABEL)
     pods = items(labelled.get("items"))
     # The cluster's own clock, where it told: objects carry its times.
@@ -160,7 +160,11 @@ async def find(
     return found
 
 
-async def _list_all(client: ClusterClient, namespace: str) -> list[tuple[WorkloadKind, Json]]:
+async def list_workloads(client: ClusterClient, namespace: str) -> list[tuple[WorkloadKind, Json]]:
+    """Every workload of the namespace that is an attempt, whatever became of it.
+
+    :raises ClusterError: the cluster refused or cannot be asked
+    """
     found: list[tuple[WorkloadKind, Json]] = []
     for kind in KINDS.values():
         try:

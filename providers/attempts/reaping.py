@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.attempts.history import history_of
-from nighttrain.providers.attempts.lifecycle import mark_consumed, observe
-from nighttrain.providers.attempts.reaper import Finding, TaskState, TaskStates, Verdict, reap
+from nighttrain.providers.attempts.lifecycle import (
+    RUN_CONTEXT_VARIABLE,
+    RUN_ID_VARIABLE,
+    environment_of,
+    mark_consumed,
+    observe,
+)
+from nighttrain.providers.attempts.reaper import (
+    Finding,
+    TaskState,
+    TaskStates,
+    Verdict,
+    find,
+    list_workloads,
+    reap,
+)
 from nighttrain.providers.attempts.tracked_workload import run_status
-from nighttrain.providers.errors import ConfigurationError, TrackingError
-from nighttrain.providers.kubernetes.job.reads import read_object
+from nighttrain.providers.errors import ConfigurationError, TrackingError, TrackingUnreachableError
 from nighttrain.providers.kubernetes.outcome.outcome import Outcome, OutcomeKind
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-from nighttrain.providers.kubernetes.values.workload import Workload
+from nighttrain.providers.kubernetes.values.objects import uid_of
 from nighttrain.providers.tracking.forgotten_runs import has_children, open_parents, open_runs
-from nighttrain.providers.tracking.killed_runs import close_run_of_container, close_with_parent
+from nighttrain.providers.tracking.killed_runs import close_run_of_container, close_with_parent, opening_of
 from nighttrain.providers.tracking.run_tree import RunTree
-from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus
+from nighttrain.providers.tracking.runs import (
+    JOB_UID_TAG,
+    OPENING_TAG,
+    RUN_KEY_TAG,
+    Lineage,
+    RunKey,
+    RunStatus,
+)
 from nighttrain.providers.tracking.tags import PREFIX
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
+    from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
     from nighttrain.providers.tracking.client import MLflowClient
     from nighttrain.providers.tracking.runs import Run
 
+Json = dict[str, Any]
 Warn = Callable[[str], object]
 
 
@@ -62,20 +84,105 @@ class ForgottenRun:
         }
 
 
-async def reap_all(
+@dataclass(frozen=True)
+class Visit:
+    """What the reaper found, as it is after its visit.
+
+    :param forgotten: the runs that it closed, or that it would close
+    :param tracking_error: why MLflow could not be asked or told: what it lacks is left to another visit
+    """
+
+    findings: list[Finding]
+    forgotten: list[ForgottenRun] = field(default_factory=list)
+    tracking_error: TrackingError | None = None
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """Plain JSON values."""
+        return [*(each.to_dict() for each in self.findings), *(each.to_dict() for each in self.forgotten)]
+
+
+class Runs:
+    """MLflow's runs, as one visit writes to them: once MLflow is away it is not asked again.
+
+    :param mlflow: without it nothing is written, which is no error
+    :param warn: is told of what could not be written
+    """
+
+    def __init__(self, mlflow: MLflowClient | None, warn: Warn) -> None:
+        self.mlflow = mlflow
+        self.warn = warn
+        self.unreachable: TrackingUnreachableError | None = None
+
+    async def write(self, what: str, work: Callable[[RunTree], Awaitable[bool]]) -> bool:
+        """What ``work`` returns; false where it could not be done.
+
+        :param what: for the warning
+        """
+        if self.mlflow is None:
+            return False
+        error: TrackingError | None = self.unreachable
+        if error is None:
+            try:
+                return await work(RunTree(self.mlflow))
+            except TrackingUnreachableError as outage:
+                self.unreachable = error = outage
+            except TrackingError as refusal:
+                error = refusal
+        self.warn(f"{what}: {error}")
+        return False
+
+
+async def visit(
     client: ClusterClient,
-    findings: Sequence[Finding],
+    namespace: str,
     states: TaskStates,
     *,
-    mlflow: MLflowClient | None = None,
+    mlflow: MLflowClient | None,
+    minimum_age_seconds: float,
+    now: float,
+    only_show: bool,
     warn: Warn,
+) -> Visit:
+    """Remove the workloads that nobody waits for, then close the runs that nobody will close.
+
+    In this order: what a workload still tells of its run's end is written before a run counts as forgotten,
+    and an MLflow that is away keeps no workload alive.
+
+    :param mlflow: where the runs are; without it they stay as they are
+    :param now: seconds since 1970
+    :param only_show: nothing is removed or written
+    :param warn: is told of what could not be written
+    :raises WorkloadConflictError: one still terminates after a quarter of an hour
+    :raises ClusterError: the cluster refused or cannot be asked
+    """
+    runs = Runs(mlflow, warn)
+    age = minimum_age_seconds
+    findings = await find(client, namespace, states, minimum_age_seconds=age)
+    if not only_show:
+        findings = await reap_all(client, findings, states, runs)
+    forgotten: list[ForgottenRun] = []
+    if mlflow is None or runs.unreachable is not None:
+        return Visit(findings, forgotten, runs.unreachable)
+    try:
+        forgotten = await find_forgotten(client, mlflow, namespace, states, minimum_age_seconds=age, now=now)
+        if not only_show:
+            forgotten = await close_forgotten(runs, forgotten)
+            await settle_parents(runs, minimum_age_seconds=age, now=now)
+    except TrackingError as error:
+        warn(f"MLflow could not be asked which runs say that they go on: {error}")
+        return Visit(findings, forgotten, error)
+    return Visit(findings, forgotten, runs.unreachable)
+
+
+async def reap_all(
+    client: ClusterClient, findings: Sequence[Finding], states: TaskStates, runs: Runs
 ) -> list[Finding]:
     """Remove what is to be reaped and close what has ended; returns the findings as they are now, in their
     order.
 
-    :param mlflow: where the runs are closed: those of what was removed as KILLED, those of what had ended as
-        it ended. Without it they stay as they are
-    :param warn: is told of a run that could not be closed: its workload is gone all the same
+    The runs of what was removed are closed as KILLED, those of what had ended as it ended. A workload whose
+    run cannot be closed is gone all the same.
+
     :raises WorkloadConflictError: one still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """
@@ -83,10 +190,10 @@ async def reap_all(
     for finding in findings:
         if finding.verdict is Verdict.REAP:
             finding = await reap(client, finding, states)
-            if finding.verdict is Verdict.REAPED and mlflow is not None:
-                await _close_run(mlflow, finding, RunStatus.KILLED, warn)
-        if finding.verdict is Verdict.CLOSE and mlflow is not None:
-            finding = await _close_as_it_ended(client, mlflow, finding, warn)
+            if finding.verdict is Verdict.REAPED:
+                await _close_run(client, runs, finding, RunStatus.KILLED)
+        if finding.verdict is Verdict.CLOSE and runs.mlflow is not None:
+            finding = await _close_as_it_ended(client, runs, finding)
         done.append(finding)
     return done
 
@@ -103,58 +210,38 @@ async def find_forgotten(
 ) -> list[ForgottenRun]:
     """The runs that nobody will close: their task is over, and their workload is settled, gone or never was.
 
-    Runs whose workload is in another namespace or cluster are left to whoever reaps there; so are those of
-    tasks that are not this Airflow's: several may share one MLflow.
+    Runs that belong to another namespace or cluster are left to whoever reaps there; so are those of tasks
+    that are not this Airflow's: several may share one MLflow.
 
     :param now: seconds since 1970
     :raises TrackingError: MLflow does not answer, or refuses
     :raises ClusterError: the cluster refused or cannot be asked
     """
     begun_before = int((now - minimum_age_seconds) * 1000)
-    found = []
+    over = []
     for run in await open_runs(mlflow, orchestrator=orchestrator, begun_before=begun_before):
         identity = _identity_of(run, orchestrator)
-        job_uid = run.tags.get(f"{PREFIX}job_uid", "")
-        if identity is None or (job_uid and not _is_here(run, client, namespace)):
+        if identity is None or not _is_here(run, client, namespace):
             continue
-        if await states.state(identity) is not TaskState.OVER:
-            continue
-        if not job_uid:
-            found.append(ForgottenRun(run, identity, RunStatus.KILLED))
-            continue
-        name = run.tags.get(f"{PREFIX}job_name", "")
-        job = await read_object(client, Workload(namespace, name, job_uid, attempt=0))
-        noted = history_of(job).consumed
-        if job is None:
-            found.append(ForgottenRun(run, identity, RunStatus.FAILED))
-        elif noted is not None:  # who took the ended attempt over once more opened its run, and died
-            outcome = Outcome.from_dict({"kind": noted})
-            found.append(ForgottenRun(run, identity, run_status(outcome), outcome.kind.value))
-        # Any other Job is among the workloads, and its run is closed with it.
-    return found
+        if await states.state(identity) is TaskState.OVER:
+            over.append((run, identity))
+    # Listed last: whoever was to create a workload for one of these tasks has done so.
+    workloads = await _by_run(client, namespace) if over else {}
+    found = [_forgotten(run, identity, workloads) for run, identity in over]
+    return [each for each in found if each is not None]
 
 
-async def close_forgotten(mlflow: MLflowClient, forgotten: Sequence[ForgottenRun], *, warn: Warn) -> None:
-    """Close them, and settle their DAG runs'.
-
-    :param warn: is told of a run that could not be closed
-    """
-    tree = RunTree(mlflow)
-    for each in forgotten:
-        try:
-            await tree.set_tags(each.run.run_id, {f"{PREFIX}outcome": each.outcome})
-            await close_with_parent(tree, each.run, each.status)
-        except TrackingError as error:
-            warn(f"Run {each.run.run_id} could not be closed: {error}")
+async def close_forgotten(runs: Runs, forgotten: Sequence[ForgottenRun]) -> list[ForgottenRun]:
+    """Close them, and settle their DAG runs'; returns those that were closed."""
+    return [
+        each
+        for each in forgotten
+        if await runs.write(f"Run {each.run.run_id} could not be closed", _closing(each))
+    ]
 
 
 async def settle_parents(
-    mlflow: MLflowClient,
-    *,
-    minimum_age_seconds: float,
-    now: float,
-    warn: Warn,
-    orchestrator: str = "airflow",
+    runs: Runs, *, minimum_age_seconds: float, now: float, orchestrator: str = "airflow"
 ) -> None:
     """Have each DAG run's run that says it goes on say how its tasks stand: whoever closed the last one's may
     have died, or MLflow gone away, before that was written.
@@ -163,40 +250,108 @@ async def settle_parents(
     that comes all the same opens it again.
 
     :param now: seconds since 1970
-    :param warn: is told of a run that could not be settled
     :raises TrackingError: MLflow does not answer, or refuses
     """
+    if runs.mlflow is None or runs.unreachable is not None:
+        return
     begun_before = int((now - minimum_age_seconds) * 1000)
-    tree = RunTree(mlflow)
-    for parent in await open_parents(mlflow, orchestrator=orchestrator, begun_before=begun_before):
-        try:
-            if await has_children(mlflow, parent):
-                await tree.settle_parent(parent.run_id)
-            else:
-                await tree.close(parent.run_id, RunStatus.KILLED)
-        except TrackingError as error:
-            warn(f"Run {parent.run_id} of a DAG run could not be settled: {error}")
+    for parent in await open_parents(runs.mlflow, orchestrator=orchestrator, begun_before=begun_before):
+        await runs.write(f"Run {parent.run_id} of a DAG run could not be settled", _settling(parent))
 
 
-async def _close_as_it_ended(
-    client: ClusterClient, mlflow: MLflowClient, finding: Finding, warn: Warn
-) -> Finding:
+def _forgotten(run: Run, identity: WorkloadIdentity, workloads: dict[str, Json]) -> ForgottenRun | None:
+    job_uid = run.tags.get(JOB_UID_TAG, "")
+    # Its process may have died before it had written on the run which workload that is.
+    names = (job_uid, run.run_id, run.tags.get(OPENING_TAG, ""))
+    obj = next((workloads[name] for name in names if name in workloads), None)
+    if obj is None:
+        return ForgottenRun(run, identity, RunStatus.FAILED if job_uid else RunStatus.KILLED)
+    noted = history_of(obj).consumed
+    if noted is None:  # it is among the workloads, and its run is closed with it
+        return None
+    outcome = Outcome.from_dict({"kind": noted})  # who took the ended attempt over opened its run, and died
+    return ForgottenRun(run, identity, run_status(outcome), outcome.kind.value)
+
+
+async def _by_run(client: ClusterClient, namespace: str) -> dict[str, Json]:
+    """The namespace's workloads by what their runs may know of them: uid, run id, opening."""
+    found: dict[str, Json] = {}
+    for kind, obj in await list_workloads(client, namespace):
+        found |= dict.fromkeys(_names(obj, kind), obj)
+    return found
+
+
+def _names(obj: Json, kind: WorkloadKind) -> set[str]:
+    environment = environment_of(obj, kind)
+    opening = opening_of(environment.get(RUN_CONTEXT_VARIABLE))
+    return {uid_of(obj), environment.get(RUN_ID_VARIABLE, ""), opening} - {""}
+
+
+def _closing(forgotten: ForgottenRun) -> Callable[[RunTree], Awaitable[bool]]:
+    async def close(tree: RunTree) -> bool:
+        if not (await tree.get(forgotten.run.run_id)).is_open:  # somebody came back for it
+            return False
+        await tree.set_tags(forgotten.run.run_id, {f"{PREFIX}outcome": forgotten.outcome})
+        await tree.step_aside(forgotten.run)
+        await close_with_parent(tree, forgotten.run, forgotten.status)
+        return True
+
+    return close
+
+
+def _settling(parent: Run) -> Callable[[RunTree], Awaitable[bool]]:
+    async def settle(tree: RunTree) -> bool:
+        if await has_children(tree.client, parent):
+            await tree.settle_parent(parent.run_id)
+        else:
+            await tree.close(parent.run_id, RunStatus.KILLED)
+        return True
+
+    return settle
+
+
+async def _close_as_it_ended(client: ClusterClient, runs: Runs, finding: Finding) -> Finding:
     """Write the end down where nobody did, and note on the workload that this is done."""
     outcome = (await observe(client, finding.workload)).outcome
-    if outcome is None or not await _close_run(mlflow, finding, run_status(outcome), warn):
+    if outcome is None or not await _close_run(client, runs, finding, run_status(outcome), outcome):
         return finding
     await mark_consumed(client, finding.workload, finding.epoch, outcome=outcome)
     return replace(finding, verdict=Verdict.CLOSED)
 
 
-async def _close_run(mlflow: MLflowClient, finding: Finding, status: RunStatus, warn: Warn) -> bool:
-    key = _key_of(finding.identity)
-    try:
-        await close_run_of_container(RunTree(mlflow), key, finding.environment, status)
-    except TrackingError as error:
-        warn(f"The run of {finding.workload.namespace}/{finding.workload.name} could not be closed: {error}")
-        return False
-    return True
+async def _close_run(
+    client: ClusterClient, runs: Runs, finding: Finding, status: RunStatus, outcome: Outcome | None = None
+) -> bool:
+    tags = _lineage(client, finding, outcome).tags()
+
+    async def close(tree: RunTree) -> bool:
+        key = _key_of(finding.identity)
+        await close_run_of_container(tree, key, finding.environment, status, tags=tags)
+        return True
+
+    workload = finding.workload
+    return await runs.write(f"The run of {workload.namespace}/{workload.name} could not be closed", close)
+
+
+def _lineage(client: ClusterClient, finding: Finding, outcome: Outcome | None) -> Lineage:
+    """What a worker that died may not have written on the run."""
+    identity, workload = finding.identity, finding.workload
+    return Lineage(
+        orchestrator=identity.orchestrator,
+        dag_id=identity.dag_id,
+        run_id=identity.run_id,
+        task_id=identity.task_id,
+        map_index=identity.map_index,
+        region=identity.region,
+        attempt=workload.attempt,
+        cluster=client.server,
+        namespace=workload.namespace,
+        job_name=workload.name,
+        job_uid=workload.uid,
+        pod_uid=outcome.pod_uid if outcome else None,
+        image_digest=outcome.image_id if outcome else None,
+        outcome=outcome.kind.value if outcome else None,
+    )
 
 
 def _identity_of(run: Run, orchestrator: str) -> WorkloadIdentity | None:

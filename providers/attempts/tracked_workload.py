@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
     ConfigurationError,
+    ObjectConflictError,
     ObjectExistsError,
     TrackingError,
     TrackingNotFoundError,
@@ -69,6 +70,14 @@ class StartedWorkload:
     run_id: str = ""
     experiment_id: str = ""
     parent_run_id: str = ""
+
+    @property
+    def cluster(self) -> str:
+        """The API server's address; empty where the workload's page is not known."""
+        from nighttrain.providers.kubernetes.job.kinds import kind_named
+
+        resource = kind_named(self.workload.kind).resource
+        return self.workload_url.removesuffix(resource.path(self.workload.namespace, self.workload.name))
 
     def run_ids(self) -> dict[str, str]:
         """Which run is whose, for whoever closes it in another process; empty if there is none yet."""
@@ -143,7 +152,8 @@ class TrackedWorkload:
             was created
         :raises ClusterError: the cluster cannot be reached, or forbids it
         :raises TrackingMisconfiguredError: MLflow can never be reached like this; nothing was created
-        :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error
+        :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error,
+            unless the pod takes the run's id as ``$(MLFLOW_RUN_ID)``
         """
         from nighttrain.providers.attempts.lifecycle import submit
         from nighttrain.providers.kubernetes.api.client import shared_client
@@ -165,7 +175,8 @@ class TrackedWorkload:
                     with contextlib.suppress(TrackingError):  # the attempt's own run closes it otherwise
                         await tree.discard(candidate.run_id)
                 opening = uuid.uuid4().hex
-                candidate = await self._open_attempt_if_possible(tree, opening, log)
+                tags = self._new_tags(cluster=client.server, namespace=namespace)
+                candidate = await self._open_attempt_if_possible(tree, opening, tags, log)
                 previous = await self._run_to_resume(tree, candidate) if candidate else None
                 return with_env(self.spec, self._environment(candidate, opening, previous))
 
@@ -191,7 +202,7 @@ class TrackedWorkload:
                 run_id=workload.run_id or "",
                 experiment_id=workload.experiment_id or "",
             )
-            return await self._with_run(tree, started, candidate, client.server)
+            return await self._with_run(tree, started, candidate)
 
     async def follow(
         self,
@@ -234,7 +245,8 @@ class TrackedWorkload:
         return await self._close_runs(started, run_status(outcome), outcome)
 
     async def logged_models(self, started: StartedWorkload) -> list[LoggedModel]:
-        """The models that the run logged; none where its experiment is in MLflow's trash."""
+        """The models that the run logged; none where its experiment is in MLflow's trash, or where the run or
+        its experiment was removed for good."""
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.run_tree import RunTree
 
@@ -242,7 +254,17 @@ class TrackedWorkload:
             return []
         async with MLflowClient(self.tracking) as mlflow:
             tree = RunTree(mlflow)
-            return await tree.logged_models(await tree.get(started.run_id))
+            try:
+                return await tree.logged_models(await tree.get(started.run_id))
+            except TrackingNotFoundError as error:
+                _log.warning(
+                    "The training has ended well, but its run %s was removed from MLflow for good (mlflow "
+                    "gc), and its models with it: there is nothing to register. Train again to have a model. "
+                    "MLflow says: %s",
+                    started.run_id,
+                    error,
+                )
+                return []
 
     async def run(self, started: StartedWorkload) -> Run:
         """The run as MLflow has it now, also in the trash.
@@ -255,7 +277,8 @@ class TrackedWorkload:
         if not started.run_id:
             raise TrackingNotFoundError(
                 f"the workload has no run in experiment {self.experiment_name!r}: restore the experiment "
-                "from MLflow's trash, then clear the task"
+                "from MLflow's trash, then run this again (clear the task in Airflow, re-execute the run in "
+                "Dagster)"
             )
         async with MLflowClient(self.tracking) as mlflow:
             return await RunTree(mlflow).get(started.run_id)
@@ -313,7 +336,7 @@ class TrackedWorkload:
             tree = RunTree(mlflow)
             try:
                 started = await self._with_known_run(tree, started)
-                await tree.set_tags(started.run_id, self._tags(started.workload, outcome))
+                await tree.set_tags(started.run_id, self._tags(started, outcome))
                 await tree.close(started.run_id, status)
                 await tree.supersede(await tree.get(started.run_id))
             except (TrackingTrashError, TrackingNotFoundError, ConfigurationError) as error:
@@ -344,7 +367,7 @@ class TrackedWorkload:
                 name=self.run_name,
                 opening=opening_of(started.workload.run_context),
                 parent_run_id=await self._parent(tree, experiment_id),
-                tags=self._new_tags(),
+                tags=self._new_tags(cluster=started.cluster, namespace=started.workload.namespace),
                 params=dict(self.params),
             )
         return replace(
@@ -355,7 +378,7 @@ class TrackedWorkload:
         )
 
     async def _with_run(
-        self, tree: RunTree, started: StartedWorkload, candidate: Run | None, cluster: str
+        self, tree: RunTree, started: StartedWorkload, candidate: Run | None
     ) -> StartedWorkload:
         """Complete the run that the Job was created with; another one that was opened for it goes.
 
@@ -374,8 +397,7 @@ class TrackedWorkload:
                 run.tags.get(PARENT_TAG, "") if candidate else await self._parent(tree, run.experiment_id)
             )
             started = replace(started, experiment_id=run.experiment_id, parent_run_id=parent_run_id)
-            tags = self._tags(started.workload, cluster=cluster)
-            await tree.set_tags(run.run_id, {**tags, PARENT_TAG: parent_run_id or None})
+            await tree.set_tags(run.run_id, {**self._tags(started), PARENT_TAG: parent_run_id or None})
             if run.number > 1:
                 await tree.supersede(run)
             if candidate is None:
@@ -388,7 +410,9 @@ class TrackedWorkload:
             )
         return started
 
-    async def _open_attempt_if_possible(self, tree: RunTree, opening: str, log: Say) -> Run | None:
+    async def _open_attempt_if_possible(
+        self, tree: RunTree, opening: str, tags: Mapping[str, str], log: Say
+    ) -> Run | None:
         try:
             experiment_id = await tree.ensure_experiment(self.experiment_name)
             return await tree.open_attempt(
@@ -396,13 +420,24 @@ class TrackedWorkload:
                 self.run_key,
                 name=self.run_name,
                 parent_run_id=await self._parent(tree, experiment_id),
-                tags=self._new_tags(),
+                tags=tags,
                 params=dict(self.params),
                 opening=opening,
             )
         except TrackingUnreachableError as error:
+            self._check_needs_no_run(error)
             log(f"MLflow does not answer; the training starts without it and its run follows: {error}")
             return None
+
+    def _check_needs_no_run(self, error: TrackingUnreachableError) -> None:
+        from nighttrain.providers.kubernetes.job.manifests import refers_to_the_run
+
+        if name := refers_to_the_run(self.spec):
+            # Every attempt without a run would take the same text for it, a path say.
+            raise TrackingUnreachableError(
+                f"the pod uses $({name}), which nobody knows while MLflow does not answer: a retry can start "
+                f"it once MLflow does. ({error})"
+            ) from error
 
     async def _parent(self, tree: RunTree, experiment_id: str) -> str:
         """The id of the DAG run's run; empty where MLflow refuses one, which no task fails for."""
@@ -462,13 +497,15 @@ class TrackedWorkload:
             await client.create(
                 kind.resource, namespace, kind.build(self.spec, self.identity, 1), dry_run=True
             )
-        except ObjectExistsError:
+        except (ObjectExistsError, ObjectConflictError):
             return  # an earlier try was here: submit() decides what that means
 
-    def _new_tags(self) -> dict[str, str]:
+    def _new_tags(self, *, cluster: str, namespace: str) -> dict[str, str]:
+        """Where its workload is to be, too: if this process dies, only the reaper of that place may judge."""
         from nighttrain.providers.tracking.runs import EPOCH_TAG
 
-        return {**self.lineage(image=self.spec.image).tags(), EPOCH_TAG: self.epoch}
+        known = self.lineage(image=self.spec.image, cluster=cluster, namespace=namespace)
+        return {**known.tags(), EPOCH_TAG: self.epoch}
 
     def _environment(self, run: Run | None, opening: str, previous: str | None) -> dict[str, str]:
         environment = {
@@ -502,11 +539,10 @@ class TrackedWorkload:
             "MLFLOW_EXPERIMENT_ID": run.experiment_id,
         }
 
-    def _tags(
-        self, workload: Workload, outcome: Outcome | None = None, cluster: str | None = None
-    ) -> dict[str, str]:
+    def _tags(self, started: StartedWorkload, outcome: Outcome | None = None) -> dict[str, str]:
+        workload = started.workload
         known: dict[str, Any] = {
-            "cluster": cluster,
+            "cluster": started.cluster,
             "image": self.spec.image,
             "attempt": workload.attempt,
             "namespace": workload.namespace,

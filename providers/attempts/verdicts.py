@@ -31,7 +31,7 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     stopped_after_all,
     timed_out,
 )
-from nighttrain.providers.kubernetes.values.identity import OUTCOME_ANNOTATION
+from nighttrain.providers.kubernetes.values.identity import GIVEN_UP_ANNOTATION, OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.values.objects import (
     by_age,
     is_deleting,
@@ -113,6 +113,7 @@ async def send_away(client: ClusterClient, workload: Workload, lingering: Linger
         outcome = await note_outcome(client, workload, outcome)
         if outcome is None:
             return None
+        outcome = lingering.told(outcome)
     if lingering.going:
         return outcome
     try:
@@ -157,9 +158,13 @@ async def give_up(
         return await note_outcome(client, workload, outcome) or outcome
     before = {uid_of(each) for each in [*view.pods, *look.pods] if _has_begun(each)} - {uid_of(pod)}
     of_many = workload.kind != JOB.name or not is_single(obj)
+    if pod is not None and not of_many:
+        await _announce(client, workload, timed_out(look.observation, look.pods, seconds))
     try:
         forbidden = await _delete_as_seen(client, workload, obj, None if of_many else pod)
     except (ObjectConflictError, ObjectNotFoundError):
+        if pod is not None and not of_many:
+            await _announce(client, workload, None)
         return None
     ran = pod is not None and _has_begun(pod)  # on a node that does not answer: nobody tells of its end
     begun = None if ran else await _begun_after_all(client, workload, view, pod, before, clock)
@@ -170,6 +175,16 @@ async def give_up(
     if forbidden:
         outcome = replace(outcome, message=f"{outcome.message} {forbidden}")
     return await note_outcome(client, workload, outcome) or outcome
+
+
+async def _announce(client: ClusterClient, workload: Workload, outcome: Outcome | None) -> None:
+    """Write on the workload what its pod is about to be deleted for, or that it is not: whoever comes after a
+    crash finds a deleted pod, and nothing else that tells why.
+    """
+    note = None if outcome is None else outcome_note(outcome)
+    body = {"metadata": {"annotations": {GIVEN_UP_ANNOTATION: note}}}
+    with contextlib.suppress(ObjectNotFoundError):
+        await client.patch(kind_named(workload.kind).resource, workload.namespace, workload.name, body)
 
 
 async def _delete_as_seen(client: ClusterClient, workload: Workload, obj: Json, pod: Json | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.attempts.verdicts import Look, give_up, send_away
+from nighttrain.providers.attempts.verdicts import Look, give_up, note_outcome, send_away
 from nighttrain.providers.errors import (
     ClusterError,
     LostNodeError,
@@ -49,8 +49,6 @@ Json = dict[str, Any]
 
 # Longer than any sensible grace period: what still terminates after it needs a person.
 GONE_SECONDS = 900.0
-# That a pod is overdue is told by the clock, and by no event.
-LOOK_FOR_LOST_SECONDS = 10.0
 # After an answer that says "it has changed meanwhile", where the watch does not show the change yet.
 LOOK_AGAIN_SECONDS = 1.0
 # A start with the image at hand is over by then and needs no explanation.
@@ -82,6 +80,7 @@ async def wait(
     limits = Limits(timeouts)
     reported: Observation | None = None
     waiting_since: float | None = None
+    written = False
     kind = kind_named(workload.kind)
     async with subscribe(
         client, workload.namespace, workload.name, workload.uid, kind=kind, narrow=narrow, sleep=sleep
@@ -94,6 +93,8 @@ async def wait(
             queue = view.queue if kind.is_suspended(view.object) else None
             observation = kind.read(view.object, view.pods, view.events, queue=queue)
             observation = _as_wanted(observation, timeouts)
+            if not view.outage and not written:
+                written = await _write_end(client, workload, observation)
             if observation.phase is not Phase.WAITING:
                 waiting_since = None
             elif waiting_since is None:
@@ -125,6 +126,18 @@ async def wait(
             pauses = [left] if left is not None and not view.outage else []
             pauses += [explain_in] if explain_in is not None and explain_in > 0 else []
             await view.change(within=min(pauses, default=None))
+
+
+async def _write_end(client: ClusterClient, workload: Workload, observation: Observation) -> bool:
+    """Write the main container's end on the workload as soon as it is seen; whether that was to be done.
+
+    Until its pod ends a lot can happen, a drain for instance, and this process may be gone by then.
+    """
+    lingering = observation.lingering
+    if lingering is None or lingering.outcome is None:
+        return False
+    await note_outcome(client, workload, lingering.outcome)
+    return True
 
 
 def _as_wanted(observation: Observation, timeouts: Timeouts) -> Observation:
@@ -297,15 +310,16 @@ async def until_gone(
         ):
             while True:
                 alive = [pod for pod in view.live_pods if may_run(pod)]
-                lost = [pod for pod in alive if is_lost(pod, client.cluster_time)]
+                lost = [pod for pod in alive if is_lost(pod)]
                 if view.synced and lost and not replace_on_lost_node:
                     raise LostNodeError(f"{workload.described} is not over: {of_lost(lost[0])}")
                 exists = with_object and view.object is not None and not lost
                 if view.synced and not exists and len(alive) == len(lost):
                     return
-                await view.change(within=LOOK_FOR_LOST_SECONDS if alive else None)
+                await view.change()
     except TimeoutError as error:
         raise WorkloadConflictError(
             f"{workload.described} still terminates after {GONE_SECONDS:g} s: look for a finalizer that "
-            "nobody removes, or a pod on a node that is lost"
+            "nobody removes, a process that cannot be killed (it waits for a disk or a device), or a node "
+            "that does not answer"
         ) from error

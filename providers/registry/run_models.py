@@ -7,11 +7,12 @@ below it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import RunWithoutModelError
+from nighttrain.providers.errors import RunInTrashError, RunWithoutModelError
 from nighttrain.providers.tracking.client import PAGE
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import PARENT_TAG, LoggedModel, Run
@@ -24,8 +25,11 @@ MODEL_FILE = "MLmodel"
 HISTORY_TAG = "mlflow.log-model.history"
 """Where MLflow 2's client notes what it logged."""
 
-MAX_FOLDERS = 200
-"""Models lie a folder or two below a run's root; a data set logged beside them may have thousands."""
+MAX_FOLDERS = 10_000
+"""A data set logged beside a model may have thousands; beyond this many a search takes minutes."""
+
+FOLDERS_AT_ONCE = 8
+"""Each is a request: one after the other, a slow server would make minutes of a thousand."""
 
 CLOCKS_MS = 3_600_000
 """A run's start is by its opener's clock, a model's by the server's: an hour bears what they differ by."""
@@ -46,10 +50,10 @@ async def find_model(
     tree = RunTree(client)
     run = await tree.get(run_id)
     if run.deleted:
-        raise RunWithoutModelError(
+        raise RunInTrashError(
             f"run {run_id} is in MLflow's trash, and its model with it. To have it back: "
             f"mlflow runs restore --run-id {run_id}, or, if its experiment was deleted, "
-            f"mlflow experiments restore --experiment-id {run.experiment_id}; then clear this task"
+            f"mlflow experiments restore --experiment-id {run.experiment_id}"
         )
     own = await tree.logged_models(run)
 
@@ -67,16 +71,26 @@ async def find_model(
 
 
 async def files_of(client: MLflowClient, run: Run) -> list[LoggedModel]:
-    """The folders of a run's files that hold a model: those with a file named MLmodel."""
+    """The folders of a run's files that hold a model: those with a file named MLmodel.
+
+    :raises RunWithoutModelError: there are too many folders to look into
+    """
     found: list[LoggedModel] = []
     pending, seen = [""], 0
-    while pending and seen < MAX_FOLDERS:
-        folder, seen = pending.pop(0), seen + 1
-        entries = await _listing(client, run, folder)
-        if any(str(entry["path"]).rsplit("/", 1)[-1] == MODEL_FILE for entry in entries):
-            found.append(_as_model(run, folder))
-            continue
-        pending += [str(entry["path"]) for entry in entries if entry.get("is_dir")]
+    while pending:
+        folders, pending = pending[:FOLDERS_AT_ONCE], pending[FOLDERS_AT_ONCE:]
+        seen += len(folders)
+        if seen > MAX_FOLDERS:
+            raise RunWithoutModelError(
+                f"the files of run {run.run_id} have more than {MAX_FOLDERS:,} folders, too many to look for "
+                f"a model in all of them; {_LOG_ONE}"
+            )
+        listings = await asyncio.gather(*(_listing(client, run, folder) for folder in folders))
+        for folder, entries in zip(folders, listings, strict=True):
+            if any(str(entry["path"]).rsplit("/", 1)[-1] == MODEL_FILE for entry in entries):
+                found.append(_as_model(run, folder))
+            else:
+                pending += [str(entry["path"]) for entry in entries if entry.get("is_dir")]
     return found
 
 

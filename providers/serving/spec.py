@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.fields import plain
-from nighttrain.providers.kubernetes.job.plain_secrets import check_no_known_secret
+from nighttrain.providers.kubernetes.job.plain_secrets import check_texts
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import PREFIX
 from nighttrain.providers.kubernetes.values.names import check_annotations, check_dns_label, check_labels
@@ -175,7 +175,7 @@ class ServingSpec:
             raise ConfigurationError(f"labels[{key!r}]", None, "nighttrain sets this one itself")
         self.workload().validate()
         for name in ("labels", "annotations"):
-            check_no_known_secret(getattr(self, name), name, self.known_secrets)
+            check_texts(getattr(self, name), name, self.known_secrets)
 
     def workload(self) -> WorkloadSpec:
         """The part that a serving pod shares with a training pod, in the shape that checks and builds it."""

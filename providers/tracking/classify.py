@@ -37,18 +37,24 @@ if TYPE_CHECKING:
     from nighttrain.providers.tracking.client import TrackingConfig
 
 HANDSHAKE_SECONDS = 5.0
-"""For the one look whether a server that cuts plain HTTP off speaks TLS: a handshake takes milliseconds."""
+"""For one look at what a server speaks that does not answer in HTTP: its first words take milliseconds."""
+
+GREETING_SECONDS = 1.0
+"""For one look whether a server speaks before it is asked, as none of HTTP's does."""
 
 # What the resolver says when it could not find out; anything else is an answer about the name.
 _RESOLVER_AWAY = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM})
 # A handshake that ended like these says nothing about certificates or protocols: a server that goes away.
 _HANDSHAKE_CUT = frozenset({"UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_INTERNAL_ERROR"})
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"})
+_ILLEGAL_LINE = re.compile(r"illegal (status|request) line", re.IGNORECASE)
 _TLS_ALERT = re.compile(r"illegal (status|request) line.*\\x1[56]\\x03", re.IGNORECASE | re.DOTALL)
 # What MLflow says to a write to a run or an experiment that was deleted: it has no code of its own.
 _IN_TRASH = re.compile(r"must be in the 'active' state")
-# Those that say that the address is not the API's, if it is not MLflow that says them.
-_NO_API_STATUSES = frozenset({400, 404, 405, 406, 407, 410, 421, 426, 511})
+# Those that pass, or are about one request, whoever says them. Any other refusal without a code of MLflow's
+# says that the address is not its API's.
+_OF_ONE_REQUEST = frozenset({408, 409, 411, 413, 414, 425, 429, 431})
+_NO_SUCH_CALL = frozenset({"", "ENDPOINT_NOT_FOUND"})
 
 
 class NotMLflowError(TrackingMisconfiguredError, TrackingRequestError):
@@ -60,6 +66,8 @@ async def of_transport(config: TrackingConfig, error: Exception) -> TrackingErro
     mistake = _mistake(config, error)
     if mistake is None and await _speaks_tls(config, error):
         mistake = f"the server speaks TLS: write https:// instead of {config.uri.partition('://')[0]}://"
+    if mistake is None and await _speaks_another_protocol(config, error):
+        mistake = "what listens there does not speak HTTP: check the port"
     if mistake is not None:
         return TrackingMisconfiguredError(f"MLflow cannot be reached at {config.uri}: {mistake}")
     return TrackingUnreachableError(
@@ -92,7 +100,7 @@ def of_answer(config: TrackingConfig, response: httpx.Response, path: str) -> Tr
             "without a login page",
             status=status,
         )
-    if status in _NO_API_STATUSES and not code:
+    if _is_no_api(status) and code in _NO_SUCH_CALL:
         return NotMLflowError(
             f"{about}: the server has no such call: is this the tracking server's address, with the prefix "
             f"it runs under, and is it MLflow 3? It says: {message or 'nothing'}",
@@ -103,7 +111,7 @@ def of_answer(config: TrackingConfig, response: httpx.Response, path: str) -> Tr
     if (
         status in (408, 429)
         or (status >= 500 and status not in (501, 505))
-        or _conflicts_with_nothing(response)
+        or _conflicts_with_nothing(response, code)
     ):
         busy = TrackingBusyError(f"{about}: {message}", status=status, error_code=code)
         busy.retry_after = _seconds(response.headers.get("retry-after"))
@@ -111,11 +119,17 @@ def of_answer(config: TrackingConfig, response: httpx.Response, path: str) -> Tr
     return TrackingRequestError(f"{about}: {message}", status=status, error_code=code)
 
 
-def _conflicts_with_nothing(response: httpx.Response) -> bool:
-    """Whether a read was answered with a conflict: not a word about what was asked for, so asked again."""
+def _is_no_api(status: int) -> bool:
+    return (400 <= status < 500 and status not in _OF_ONE_REQUEST) or status in (501, 505, 511)
+
+
+def _conflicts_with_nothing(response: httpx.Response, code: str) -> bool:
+    """Whether a conflict says nothing about what was asked for, so that it is asked again: one in answer to a
+    read, or one that is not MLflow's own, from what stands before it or from its store.
+    """
     asked = response.request
     reads = asked.method == "GET" or asked.url.path.endswith("/search")
-    return response.status_code == 409 and reads
+    return response.status_code == 409 and (reads or not code)
 
 
 def of_no_json(config: TrackingConfig, response: httpx.Response, path: str) -> TrackingError:
@@ -148,6 +162,8 @@ def _mistake(config: TrackingConfig, error: Exception) -> str | None:
         return "a header cannot be sent: look for a line break in token, user name, password or workspace"
     if isinstance(error, httpx.ProxyError) and re.match(r"4\d\d\b", str(error)):
         return f"the proxy refuses it ({_said_by(error)}): check https_proxy, http_proxy and no_proxy"
+    if isinstance(error, httpx.DecodingError):
+        return f"what it answers is not what it says it is ({_said_by(error)}): is it MLflow's address?"
     if isinstance(error, httpx.RemoteProtocolError) and _TLS_ALERT.search(str(error)):
         return "the server speaks TLS: write https:// instead of http://"
     for cause in _chain(error):
@@ -189,10 +205,38 @@ async def _speaks_tls(config: TrackingConfig, error: Exception) -> bool:
         return answer.reason not in _NO_TLS and not _cut_off(answer)
     except (OSError, TimeoutError):
         return False
+    await _closed(writer)
+    return True
+
+
+async def _speaks_another_protocol(config: TrackingConfig, error: Exception) -> bool:
+    """Whether a port speaks something else than HTTP: a shell's, a mail or a database server's.
+
+    Many of these speak first, and the HTTP library hides what they said.
+    """
+    import httpx
+
+    parts = urlsplit(config.uri)
+    odd = httpx.RemoteProtocolError | httpx.ReadError | httpx.ReadTimeout
+    if parts.scheme != "http" or not isinstance(error, odd):
+        return False
+    if _ILLEGAL_LINE.search(str(error)):
+        return True
+    try:
+        async with asyncio.timeout(GREETING_SECONDS):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+            try:
+                return bool(await reader.read(1))
+            finally:
+                await _closed(writer)
+    except (OSError, TimeoutError):
+        return False
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()
-    return True
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -167,7 +167,7 @@ class _Answer(dict[str, Any]):
     """MLflow's JSON. A field that has to be there and is not shows that it is not MLflow's."""
 
     def __init__(self, values: Mapping[str, Any], config: TrackingConfig, path: str) -> None:
-        super().__init__(values)
+        super().__init__({name: value for name, value in values.items() if value is not None})
         self._asked = config, path
 
     def __missing__(self, name: str) -> Any:

@@ -73,8 +73,19 @@ async def close_with_parent(tree: RunTree, run: Run, status: RunStatus) -> None:
         await tree.settle_parent(run.tags[PARENT_TAG])
 
 
+async def close_run_of_workload(tree: RunTree, run: Run, status: RunStatus) -> None:
+    """The same for a run that a workload wrote to: what had been opened for it before gives way."""
+    await tree.supersede(run)
+    await close_with_parent(tree, run, status)
+
+
 async def close_run_of_container(
-    tree: RunTree, key: RunKey, environment: Mapping[str, str], status: RunStatus = RunStatus.KILLED
+    tree: RunTree,
+    key: RunKey,
+    environment: Mapping[str, str],
+    status: RunStatus = RunStatus.KILLED,
+    *,
+    tags: Mapping[str, object] | None = None,
 ) -> None:
     """Close the run that a container wrote to. Call it after the container is gone.
 
@@ -82,6 +93,7 @@ async def close_run_of_container(
     :param environment: what the container was started with. It names the run, or the experiment in which the
         container was to open one; where it names neither there is nothing to close
     :param status: how the container ended
+    :param tags: what the run is to say of the container
     :raises TrackingError: MLflow does not answer, or refuses
     """
     if run_id := environment.get("MLFLOW_RUN_ID"):
@@ -91,4 +103,6 @@ async def close_run_of_container(
         run = await take_over_described(tree, described(experiment_name, str(key.task_id), key, opening))
     else:
         return
-    await close_with_parent(tree, run, status)
+    if tags:
+        await tree.set_tags(run.run_id, tags)
+    await close_run_of_workload(tree, run, status)

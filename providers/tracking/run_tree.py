@@ -31,6 +31,7 @@ from nighttrain.providers.tracking.election import Election
 from nighttrain.providers.tracking.names import MAX_PARAM, check_key, fit_run_name
 from nighttrain.providers.tracking.runs import (
     CHANGED_PARAMS_TAG,
+    EPOCH_TAG,
     OPENED_BY_TAG,
     OPENING_TAG,
     PARENT_TAG,
@@ -119,7 +120,7 @@ class RunTree:
         """
         key = identity.parent
         for generation in range(GENERATIONS):
-            election = Election(self.client, experiment_id, key.value, f"parent {generation}")
+            election = self._election(experiment_id, key.value, generation)
             elected = await election.elected()
             if elected is not None:
                 run = await self._get_or_none(elected)
@@ -135,6 +136,9 @@ class RunTree:
         raise TrackingRequestError(
             f"{GENERATIONS} parent runs of {key.value} are in MLflow's trash: does something delete them?"
         )
+
+    def _election(self, experiment_id: str, key: str, generation: int) -> Election:
+        return Election(self.client, experiment_id, key, f"parent {generation}")
 
     async def reopen(self, run_id: str) -> None:
         """Have the run say that it goes on, if it does not. One in the trash is left there."""
@@ -260,6 +264,20 @@ class RunTree:
                 with contextlib.suppress(TrackingTrashError):  # whoever opened it was faster
                     await self._give_way(other, run)
 
+    async def step_aside(self, run: Run) -> None:
+        """Say of a run that never had a Job that it is no attempt, where another process's run of the same
+        wish had one: the task goes by that.
+        """
+        if run.had_job:
+            return
+        of_task = await self._tagged(run.experiment_id, RUN_KEY_TAG, run.tags.get(RUN_KEY_TAG, ""))
+        had_job = [
+            each for each in of_task if each.had_job and each.tags.get(EPOCH_TAG) == run.tags.get(EPOCH_TAG)
+        ]
+        if had_job:
+            last = max(had_job, key=lambda each: each.number)
+            await self.set_tags(run.run_id, {SUPERSEDED_TAG: last.run_id, RUN_NUMBER_TAG: last.number})
+
     async def _give_way(self, earlier: Run, run: Run) -> None:
         if earlier.is_open:
             await self.close(earlier.run_id, RunStatus.KILLED)
@@ -319,13 +337,34 @@ class RunTree:
         return next(worst, RunStatus.FINISHED)
 
     async def _discard_losers(self, parent: Run) -> None:
-        """Those that stood beside the elected parent, and whose makers died before they could."""
+        """Those that lost an election, and whose makers died before they could discard them.
+
+        One that was elected, before or after this one, may be somebody's parent, or about to become it; and
+        where MLflow lets nobody elect, every one is.
+        """
         key = parent.tags.get(RUN_KEY_TAG)
         if key is None:
             return
-        for run in await self._tagged(parent.experiment_id, RUN_KEY_TAG, key):
-            if run.run_id != parent.run_id and run.is_open and OPENING_TAG in run.tags:
+        beside = [
+            run
+            for run in await self._tagged(parent.experiment_id, RUN_KEY_TAG, key)
+            if run.run_id != parent.run_id and run.is_open and OPENING_TAG in run.tags
+        ]
+        elected = await self._elected(parent.experiment_id, key) if beside else []
+        for run in beside if elected else ():
+            of_it = f"tags.`{PARENT_TAG}` = {quoted(run.run_id)}"
+            if run.run_id not in elected and not await self._search(run.experiment_id, of_it, at_most=1):
                 await self.discard(run.run_id)
+
+    async def _elected(self, experiment_id: str, key: str) -> list[str]:
+        """The parents that were elected, one after the other."""
+        found: list[str] = []
+        for generation in range(GENERATIONS):
+            elected = await self._election(experiment_id, key, generation).elected()
+            if elected is None:
+                break
+            found.append(elected)
+        return found
 
     async def get(self, run_id: str) -> Run:
         """:raises TrackingNotFoundError: no such run"""
@@ -461,7 +500,8 @@ class RunTree:
                 answer = await self.client.post("runs/create", body, idempotent=False)
                 return Run.from_api(answer["run"])
             except (TrackingUnreachableError, TrackingRequestError) as error:
-                if isinstance(error, TrackingRequestError) and error.status < 500 and error.status != 408:
+                status = error.status if isinstance(error, TrackingRequestError) else 0
+                if 400 <= status < 500 and status not in (408, 409):
                     raise
                 made = await self._made_with(experiment_id, opening)
                 if made:

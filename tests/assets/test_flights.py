@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
+from lineage_keys import LINEAGE_KEYS, RUN_KEYS
 from mlflow_server import unique
 
 from nighttrain.assets.flights import NIGHTS, airline_delay_definitions
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
-
-# What TrainingJobOperator and RegisterModelOperator leave, without Airflow.
-AIRFLOW_KEYS = {
-    *("nighttrain.orchestrator", "nighttrain.dag_id", "nighttrain.run_id", "nighttrain.task_id"),
-    *("nighttrain.try_number", "nighttrain.attempt", "nighttrain.namespace", "nighttrain.job_name"),
-    *("nighttrain.job_uid", "nighttrain.pod_uid", "nighttrain.image", "nighttrain.image_digest"),
-    *("nighttrain.outcome", "nighttrain.data_interval_start", "nighttrain.data_interval_end"),
-    *("nighttrain.run_key", "nighttrain.commit", "nighttrain.run_number", "nighttrain.cluster"),
-}
-# Of the run alone; its version takes the others over.
-RUN_KEYS = {"nighttrain.epoch", "nighttrain.opening"}
 
 
 class Flights:
@@ -107,7 +97,7 @@ def test_one_night_trains_and_mlflow_looks_as_it_does_from_airflow(
     assert tags_of(parent["data"])["nighttrain.run_key"] == f"dagster/{result.dagster_run.job_name}/" + (
         result.run_id
     )
-    assert {key for key in tags if key.startswith("nighttrain.")} == AIRFLOW_KEYS | RUN_KEYS
+    assert {key for key in tags if key.startswith("nighttrain.")} == LINEAGE_KEYS | RUN_KEYS
     assert tags["nighttrain.orchestrator"] == "dagster"
     assert tags["nighttrain.run_id"] == result.run_id
     assert tags["nighttrain.task_id"] == "airline_delay"
@@ -124,7 +114,7 @@ def test_one_night_trains_and_mlflow_looks_as_it_does_from_airflow(
     assert 5 < metrics["train.mae"] < 15
 
     kept = tags_of(version)
-    assert {key: kept[key] for key in AIRFLOW_KEYS} == {key: tags[key] for key in AIRFLOW_KEYS}
+    assert {key: kept[key] for key in LINEAGE_KEYS} == {key: tags[key] for key in LINEAGE_KEYS}
     digest = [value for key, value in kept.items() if "sha256" in key or "digest" in key]
     assert seen["artifact_sha256"] in digest
     assert len(seen["artifact_sha256"]) == 64

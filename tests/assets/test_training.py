@@ -240,6 +240,40 @@ def test_a_run_that_dies_once_it_has_its_result_trains_no_second_time(
     assert run["info"]["status"] == "FINISHED"
 
 
+@pytest.mark.parametrize("restored", [True, False])
+def test_a_run_in_the_trash_is_taken_over_once_it_is_restored_and_trained_anew_once_it_is_gone(
+    mlflow_server: MLflowServer, cluster: EmbeddedCluster, jobs: Jobs, tmp_path: Path, restored: bool
+) -> None:
+    model = unique("model")
+    command = [sys.executable, str(NIGHTLY), str(tmp_path), model, mlflow_server.uri, str(cluster.kubeconfig)]
+
+    def execute(*more: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **variables}
+        return subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=120)
+
+    first = execute(DIES_AT="trained")
+    assert "mlflow runs restore --run-id" in first.stderr
+    assert "re-execute the run" in first.stderr
+    assert "clear" not in first.stderr
+    (job,) = jobs()
+    assert "nighttrain.dev/consumed" not in job["metadata"]["annotations"]
+    variables = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    (run_id,) = (variable["value"] for variable in variables if variable["name"] == "MLFLOW_RUN_ID")
+    if restored:
+        mlflow_server.call("POST", "runs/restore", run_id=run_id)
+    else:
+        mlflow_server.remove_for_good(run_id)
+        gone = execute("again", "quick")
+        assert f"run {run_id} was removed from MLflow for good" in gone.stderr
+        assert "Re-execute the run" in gone.stderr
+    again = execute("again", "quick")
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert ("Adopted Job" in again.stderr) == restored
+    assert len(jobs()) == (1 if restored else 2)
+    (version,) = mlflow_server.versions(model)
+    assert (version["run_id"] == run_id) == restored
+
+
 def test_a_training_that_logs_no_model_says_so_and_can_be_executed_anew(
     mlflow_server: MLflowServer,
     resources: dict[str, Any],

@@ -170,11 +170,18 @@ def test_waiting_triggers_that_end_together(
             "requests a second",
         )
     assert all(len(measured.delays) == number for measured in found)
+    late = {measured.side: (p99(measured), max(measured.delays)) for measured in found}
+    if late.keys() == set(SIDES):
+        assert all(ours < theirs for ours, theirs in zip(*(late[side] for side in SIDES), strict=True)), late
 
 
 def row_together(measured: Measured) -> tuple[str, ...]:
     whole = row(measured)
     return (whole[0], *whole[1:4], *whole[9:11], f"{max(measured.delays):.2f}")
+
+
+def p99(measured: Measured) -> float:
+    return quantiles(measured.delays, n=100, method="inclusive")[98]
 
 
 def report(show: Any, title: str, found: list[Measured]) -> None:

@@ -223,13 +223,32 @@ def test_a_success_has_no_message_from_the_log(space: Space) -> None:
     assert "message" not in state(space.finished("one"))["terminated"]
 
 
+FAILS_ONCE = (
+    "import os, time\n"
+    "if not os.path.exists('/conformance/first'):\n"
+    "    open('/conformance/first', 'w').close()\n"
+    "    print('a first')\n"
+    "    raise SystemExit(1)\n"
+    "print('after a first', flush=True)\n"
+    "time.sleep(600)"
+)
+
+
 def test_a_container_is_restarted_after_a_failure(space: Space) -> None:
     """Pod Lifecycle, Container restart policy, OnFailure: until it succeeds, in the same pod."""
-    space.run("one", "print('again'); raise SystemExit(1)", restartPolicy="OnFailure")
-    pod = space.wait("pods", "one", lambda pod: status_of(pod).get("restartCount", 0) >= 1)
+    mounted = {"volumeMounts": [{"name": "data", "mountPath": "/conformance"}]}
+    volumes = [{"name": "data", "emptyDir": {}}]
+    space.run("one", FAILS_ONCE, container=mounted, volumes=volumes, restartPolicy="OnFailure")
+    pod = space.wait(
+        "pods", "one", lambda pod: status_of(pod).get("restartCount", 0) == 1 and "running" in state(pod)
+    )
+    space.wait_output("one", "after a first")
     assert status_of(pod)["lastState"]["terminated"]["exitCode"] == 1
     assert pod["status"]["phase"] == "Running"
-    assert space.output("one", previous="true").startswith("again")
+    answer = space.cluster.call("GET", space.path("pods", "one", "log"), previous="true")
+    # A node may have removed the container that failed.
+    kept = (answer.status_code, answer.text) == (200, "a first\n")
+    assert kept or "previous terminated container" in answer.text
 
 
 def test_a_container_that_always_runs_is_restarted_after_success(space: Space) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.errors import ObjectConflictError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
@@ -69,6 +70,21 @@ async def test_a_submission_whose_answer_is_lost_leaves_one_job(
     assert await names(client) == [job.name]
     assert job.attempt == 1
     assert await wait(client, job) is OutcomeKind.SUCCEEDED
+
+
+async def test_a_conflict_at_a_creation_is_no_refusal(
+    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity
+) -> None:
+    """As an API server answers while many write one ResourceQuota's count."""
+    conflicts = Fault.answer(409, verb="create", resource="jobs", count=3)
+    cluster.faults.add(conflicts)
+    job = await submit(client, "print('trained')", identity)
+    assert cluster.faults.struck(conflicts) == 3
+    assert (job.attempt, await names(client)) == (1, [job.name])
+    cluster.faults.add(Fault.answer(409, verb="create", resource="jobs", count=None))
+    other = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="refused", task_id="train")
+    with pytest.raises(ObjectConflictError):
+        await submit(client, "print('trained')", other)
 
 
 # Ends, as told, once the file is there.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(6 * 3600
 SAMPLES = 12
 # Of many, such may be left over.
 TIMING = 0.02
+
+# The last of them are made by a worker that adopts a training which has ended, and registers its version.
+FEWEST_CALLS = 20
 
 SERVING_IMAGE = Path(__file__).parents[1] / "providers" / "serving" / "fake_image"
 Recorded = Mapping[str, Mapping[Call, int]]
@@ -145,7 +149,8 @@ def test_what_once_found_something_breaks_no_promise(place: Arena, request: pyte
         plans = {"--kill-plan": eval(given, {"Plan": Plan, "Fault": Fault})}  # noqa: S307
     verdicts = place.all(list(plans.items()))
     no_promise_is_broken(verdicts)
-    assert all(verdict.struck for verdict in verdicts)
+    missed = [str(verdict) for verdict in verdicts if verdict.missed]
+    assert not missed, "\n".join(missed)
 
 
 def test_random_schedules_break_no_promise(
@@ -169,10 +174,10 @@ class Worker:
         )
         self._read_until("ready")
 
-    def run(self, order: dict[str, object], kill_after: float | None) -> int:
-        """Run one flow and kill its process after so many seconds; the exit code."""
+    def run(self, order: dict[str, object], kill_at: int | None) -> int:
+        """Run one flow and kill its process at the call of this number; the exit code."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({**order, "kill_after": kill_after}) + "\n")
+        self._process.stdin.write(json.dumps({**order, "kill_at": kill_at}) + "\n")
         self._process.stdin.flush()
         return int(self._read_until("exit ").removeprefix("exit "))
 
@@ -213,9 +218,9 @@ def test_a_worker_killed_at_random_moments_leaves_one_of_everything(
                 "run_id": flow.run_id,
                 "deferrable": plan.deferrable,
             }
-            moments = [dice.uniform(0, 3) for _ in range(2)]
+            moments = [dice.randint(1, FEWEST_CALLS) for _ in range(2)]
             codes = [worker.run(order, moment) for moment in [*moments, None]]
-            assert codes[-1] == 0, codes
+            assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0], moments
             end = (flow.place.directory / f"{flow.run_id}.end").read_text()
             flow.states, flow.results = json.loads(end)
             assert flow.states["train"] == "success"

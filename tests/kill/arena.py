@@ -62,6 +62,7 @@ class Arena:
             flow = Flow(plan, self.place).run()
             broken = self.broken(flow)
             assert not broken, "\n".join([*broken, repr(plan), *flow.trail])
+            assert flow.cancelled == bool(plan.cancel), flow.trail
             return flow
 
         with ThreadPoolExecutor(AT_ONCE) as pool:

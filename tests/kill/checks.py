@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import httpx
 
+from kill.calls import CRASHES, NO_ANSWER, TASK
 from kill.cluster import DEPLOYMENTS, SERVICES, is_live
+from kill.flow import ZOMBIE
 from kill.runs import run_violations
 from nighttrain.providers.registry.promotion import PROMOTION_TAG
 from nighttrain.providers.serving.spec import (
@@ -25,13 +27,36 @@ if TYPE_CHECKING:
 
 def violations(flow: Flow, history: JobHistory) -> list[str]:
     """Every promise that the flow broke, as sentences; none if all is well."""
-    found = list(flow.broken)
+    found = [*flow.broken, *_happened(flow)]
     if flow.workload_task:
         found += _jobs(flow, history)
         found += _end(flow)
-        found += run_violations(flow, list(history.ever[flow.identity.key].values()))
+        key = flow.identity.key
+        kept = [history.ever[key][job["metadata"]["uid"]] for job in history.settled(key)]
+        found += run_violations(flow, list(history.ever[key].values()), kept)
     found += {"train": _registered, "judge": _promoted, "rollout": _served}[flow.plan.flow](flow)
     return found
+
+
+def _happened(flow: Flow) -> Iterator[str]:
+    """What the plan calls for beside its faults has to come about: otherwise the flow shows nothing."""
+    if flow.plan.cancel and not flow.cancelled and not _kept_from_cancelling(flow):
+        yield "nobody cancelled it"
+    if flow.plan.evicted and not flow.struck and flow.lines().count("start") < 2:
+        yield f"nothing was evicted: the containers noted {flow.lines()}"
+    if flow.plan.unsettled and not flow.struck and flow.states != {"train": "failed"}:
+        yield f"the worker did not die: {flow.states}"
+    zombie_struck = any(fault.process == ZOMBIE for fault, _ in flow.struck)
+    if flow.plan.zombie and not zombie_struck and not flow.overlapped:
+        yield "the worker that was given up did nothing beside its successor"
+
+
+def _kept_from_cancelling(flow: Flow) -> bool:
+    """A process that died, that Airflow did not answer, or that was refused more often than it asks."""
+    return any(
+        fault.process == TASK and (fault.times > 1 or fault.kind in (*CRASHES, NO_ANSWER))
+        for fault, _ in flow.struck
+    )
 
 
 def _jobs(flow: Flow, history: JobHistory) -> Iterator[str]:

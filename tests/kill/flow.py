@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DAG = "nightly"
 ZOMBIE, REAPER = "zombie", "reaper"
 PROCESSES = (TASK, ZOMBIE, REAPER)
+DEATH = Fault("airflow xcom train return_value", 1, "crash_before")
 # Longer than a person or a time-out needs to end it.
 ENDLESS = 120.0
 MODEL_FILES = {"MLmodel": b"flavors: {}\n"}
@@ -46,6 +47,7 @@ class Plan:
     :param evicted: the first container's pod is evicted
     :param zombie: the first try's worker lives on, though Airflow has given it up and started the next
     :param last: there is one try, and it is the last
+    :param unsettled: the worker dies before it stores its result
     :param worse: the candidate scores worse than the champion
     """
 
@@ -58,6 +60,7 @@ class Plan:
     evicted: bool = False
     zombie: bool = False
     last: bool = False
+    unsettled: bool = False
     worse: bool = False
 
     @property
@@ -93,11 +96,13 @@ class Flow:
     """Promises broken on the way, seen while it ran."""
     cancelled: bool = False
     """Whoever was to cancel it did so to the end: no crash, no refusal."""
+    overlapped: bool = False
+    """The worker that was given up made calls beside its successor."""
 
     def __post_init__(self) -> None:
+        faults = (*self.plan.faults, *([DEATH] if self.plan.unsettled else []))
         self.schedules = {
-            name: Schedule(tuple(fault for fault in self.plan.faults if fault.process == name))
-            for name in PROCESSES
+            name: Schedule(tuple(fault for fault in faults if fault.process == name)) for name in PROCESSES
         }
         self.experiment = f"experiment-{self.run_id}"
         self.earlier = f"earlier-{self.run_id}"
@@ -125,8 +130,9 @@ class Flow:
 
     @property
     def struck(self) -> list[tuple[Fault, str]]:
-        """Each fault that met a call, and which."""
-        return [each for schedule in self.schedules.values() for each in schedule.struck]
+        """Each of the plan's faults that met a call, and which."""
+        met = [each for schedule in self.schedules.values() for each in schedule.struck]
+        return [(fault, label) for fault, label in met if fault in self.plan.faults]
 
     @property
     def missed(self) -> list[Fault]:
@@ -225,10 +231,12 @@ class Flow:
         thread = threading.Thread(target=live, name="zombie")
         thread.start()
         self.wait_until(lambda: bool(self.lines()) or not thread.is_alive())
+        before = len(self.schedules[ZOMBIE].calls)
         try:
             yield
         finally:
             thread.join(60)
+            self.overlapped = len(self.schedules[ZOMBIE].calls) > before
             if thread.is_alive():
                 self.broken.append("hang: a worker that was given up does not end")
 

@@ -1,4 +1,7 @@
-"""Plans that once broke a promise, or seemed to. Written out: a new call makes another plan of a seed."""
+"""Plans that once broke a promise, or seemed to. Written out: a new call makes another plan of a seed.
+
+Each of their faults has to strike.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,28 @@ from kill.calls import Fault
 from kill.flow import Plan
 
 FOUND = {
+    "a worker that was given up wrote its attempt's failure on the run of the next (229)": Plan(
+        (Fault("mlflow POST runs/search", 3, "timeout_done", 12, process="zombie"),),
+        codes=(3, 0),
+        deferrable=False,
+        zombie=True,
+    ),
+    "a process died before it had made its Job, and its run named no successor": Plan(
+        (Fault("k8s POST jobs all", 1, "crash_before"),), cancel="marked"
+    ),
+    "a conflict at the end of a cancelled training's run, which stayed open": Plan(
+        (Fault("mlflow POST runs/update", 1, "409"),), cancel="timed out"
+    ),
+    "a process died with a run for an attempt that another one had made, and the night was KILLED": Plan(
+        (Fault("k8s GET jobs one", 3, "crash_after"),), deferrable=False, evicted=True, zombie=True
+    ),
     "a training that started without MLflow, and was marked afterwards (87)": Plan(
         (Fault("mlflow *", 2, "timeout_done", 12),), cancel="marked"
     ),
     "the run was made, its answer never came, the task was marked (103)": Plan(
         (
-            Fault("mlflow POST runs/search", 1, "timeout_done", 12),
-            Fault("k8s GET pods all", 1, "500"),
-            Fault("k8s PATCH jobs one", 1, "crash_after"),
+            Fault("mlflow POST runs/create", 2, "reply_lost"),
+            Fault("mlflow POST runs/search", 3, "timeout_done", 12),
         ),
         cancel="marked",
     ),
@@ -43,11 +60,7 @@ FOUND = {
         last=True,
     ),
     "the same, more often than a client asks (158)": Plan(
-        (
-            Fault("mlflow GET experiments/get-by-name", 2, "409", 12),
-            Fault("mlflow GET runs/get", 4, "crash_before", process="reaper"),
-        ),
-        cancel="marked",
+        (Fault("mlflow GET experiments/get-by-name", 2, "409", 12),), cancel="marked"
     ),
     "an odd refusal while the parent was made, and the last run had none (101)": Plan(
         (Fault("mlflow POST runs/create", 1, "409"),), last=True
@@ -58,8 +71,7 @@ FOUND = {
     "two processes opened a run for one attempt, and the one whose run had no Job died (279)": Plan(
         (
             Fault("k8s PATCH jobs one", 2, "crash_before", process="zombie"),
-            Fault("airflow xcom train nighttrain_link_workload", 3, "crash_before"),
-            Fault("mlflow POST runs/search", 3, "timeout_not_done", 12, process="reaper"),
+            Fault("airflow xcom train nighttrain_link_workload", 2, "crash_before"),
         ),
         deferrable=False,
         evicted=True,

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from kill.calls import Fault, class_of, kinds_for
-from kill.flow import PROCESSES, Flow, Plan
+from kill.calls import TASK, Fault, class_of, kinds_for
+from kill.flow import PROCESSES, REAPER, ZOMBIE, Flow, Plan
 
 SHAPES = {
     "train": Plan(),
@@ -29,6 +29,7 @@ SHAPES = {
     "train, timed out in the worker": Plan(cancel="timed out", deferrable=False),
     "train, last try": Plan(last=True),
     "train, last try in the worker": Plan(last=True, deferrable=False),
+    "train, dying on the last try": Plan(last=True, unsettled=True),
     "judge": Plan(flow="judge"),
     "judge, worse": Plan(flow="judge", worse=True, deferrable=False),
     "roll out": Plan(flow="rollout"),
@@ -40,8 +41,8 @@ SHAPES = {
 }
 """What runs, without anything going wrong."""
 
-# A poll or a watch that comes again and again is the same boundary.
-SAME_CALL = 4
+# A poll or a watch that comes again and again is the same boundary. A write is another one each time.
+SAME_READ = 4
 
 Call = tuple[str, str]
 """The process, and the label."""
@@ -62,7 +63,7 @@ def boundaries(shape: Plan, calls: Mapping[Call, int]) -> list[Plan]:
     return [
         replace(shape, faults=(Fault(label, nth, kind, process=process),))
         for (process, label), count in calls.items()
-        for nth in range(1, min(count, SAME_CALL) + 1)
+        for nth in range(1, (count if class_of(label).endswith("write") else min(count, SAME_READ)) + 1)
         for kind in kinds_for(label)
     ]
 
@@ -73,22 +74,37 @@ def every_boundary(recorded: Mapping[str, Mapping[Call, int]]) -> list[tuple[str
 
 
 Goal = tuple[str, ...]
-"""A kind of fault at a class of call, a flow, or a call of the servers."""
+"""A kind of fault at a class of call, a class of call of a process, a flow, or a call of the servers."""
+
+TRAINS = {
+    *("k8s read", "k8s write", "k8s watch", "k8s log"),
+    *("mlflow read", "mlflow write", "airflow write"),
+}
+CLASSES = {
+    TASK: {*TRAINS, "airflow read"},
+    ZOMBIE: TRAINS,
+    REAPER: {"k8s read", "k8s write", "mlflow read", "mlflow write", "airflow write"},
+}
+"""What each process calls; written out, so that a class that is not recorded any more is missed."""
 
 
 def goals_of(name: str, struck: Iterable[tuple[Fault, str]]) -> set[Goal]:
     """What the faults that struck a flow have shown."""
     shown: set[Goal] = set()
     for fault, label in struck:
-        shown |= {("flow", name), (class_of(label), fault.kind)}
+        shown |= {
+            ("flow", name),
+            ("kind", class_of(label), fault.kind),
+            ("process", fault.process, class_of(label)),
+        }
         if not label.startswith("airflow"):  # what Airflow stores differs in its name only
             shown.add(("call", label))
     return shown
 
 
 def all_goals(recorded: Mapping[str, Mapping[Call, int]]) -> set[Goal]:
-    """Every kind at every class, every flow, every call."""
-    return {
+    """Every kind at every class, every class of every process, every flow, every call."""
+    return {("process", process, name) for process, names in CLASSES.items() for name in names} | {
         goal
         for name, plan in every_boundary(recorded)
         for goal in goals_of(name, [(fault, fault.label) for fault in plan.faults])

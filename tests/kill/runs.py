@@ -16,12 +16,16 @@ from nighttrain.providers.tracking.runs import (
 )
 
 Json = dict[str, Any]
+OUTCOME_TAG = "nighttrain.outcome"
 
 
-def run_violations(flow: Flow, environments: list[dict[str, str]]) -> Iterator[str]:
+def run_violations(
+    flow: Flow, environments: list[dict[str, str]], kept: list[dict[str, str]]
+) -> Iterator[str]:
     """Promises about runs that the flow broke.
 
     :param environments: what each Job of the task was started with
+    :param kept: the same of those that are still there
     """
     key = RunKey(orchestrator="airflow", dag_id=DAG, run_id=flow.run_id, task_id=flow.workload_task)
     parents, children = _search(flow, key.parent.value), _search(flow, key.value)
@@ -32,7 +36,8 @@ def run_violations(flow: Flow, environments: list[dict[str, str]]) -> Iterator[s
             yield f"run {_number(child)} of the task names the parent {_tags(child).get(PARENT_TAG)}"
     given = [environment["MLFLOW_RUN_ID"] for environment in environments if "MLFLOW_RUN_ID" in environment]
     yield from _attempts(children, given, len(environments))
-    yield from _statuses(flow, parents, children)
+    of_kept = {environment.get("MLFLOW_RUN_ID", "") for environment in kept}
+    yield from _statuses(flow, parents, children, of_kept)
 
 
 def _attempts(children: list[Json], given: list[str], attempts: int) -> Iterator[str]:
@@ -56,14 +61,21 @@ def _attempts(children: list[Json], given: list[str], attempts: int) -> Iterator
             yield f"run {_number(child)} of the task does not name its successor"
 
 
-def _statuses(flow: Flow, parents: list[Json], children: list[Json]) -> Iterator[str]:
+def _statuses(flow: Flow, parents: list[Json], children: list[Json], of_kept: set[str]) -> Iterator[str]:
     """Earlier attempts did not end well; the last one's run, and the parent, end as the task did."""
     *earlier, last = [child["info"]["status"] for child in children] or ["none"]
-    expected = _expected(flow, bool(children))
+    kept = bool(children) and children[-1]["info"]["run_id"] in of_kept
+    expected = _expected(flow, bool(children), kept)
     if set(earlier) - ({"FAILED", "KILLED"} | ({"FINISHED"} if flow.plan.clears else set())):
         yield f"earlier attempts' runs are {earlier}"
     if last not in expected:
         yield f"the last run of the task is {last}, and not {' or '.join(sorted(expected))}"
+    if (
+        flow.plan.cancel
+        and last == "FAILED"
+        and (outcome := _tags(children[-1]).get(OUTCOME_TAG)) != "unknown"
+    ):
+        yield f"the cancelled task's last run is FAILED, with the outcome {outcome}"
     # Where the process died before the task had a run, the reaper closes what it had opened.
     followed = last if children else "KILLED"
     for parent in parents:
@@ -71,8 +83,8 @@ def _statuses(flow: Flow, parents: list[Json], children: list[Json]) -> Iterator
             yield f"the parent run is {parent['info']['status']}, the task's last run is {last}"
 
 
-def _expected(flow: Flow, any_run: bool) -> set[str]:
-    """How the last run may end."""
+def _expected(flow: Flow, any_run: bool, kept: bool) -> set[str]:
+    """How the last run may end. :param kept: its Job is still there"""
     if flow.plan.cancel:
         # A process that dies between the Job's removal and its run's end leaves a run of which nobody knows
         # any more how it ended; so does an outage just then.
@@ -84,6 +96,8 @@ def _expected(flow: Flow, any_run: bool) -> set[str]:
         return {"FAILED"}
     if not any_run:
         return {"none"}
+    if kept:  # and tells how it ended
+        return {"FINISHED"} if "end 0" in flow.lines() else {"FAILED"}
     # What nobody waits for may be removed while it ends.
     return {"FINISHED", "KILLED"} if "end 0" in flow.lines() else {"FAILED", "KILLED"}
 

@@ -1,11 +1,15 @@
-"""A process that is told to end before it knows what it has started."""
+"""A process that is told to end while its training runs, or before it knows what it has started."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,20 +33,66 @@ def cluster() -> Iterator[EmbeddedCluster]:
         yield running
 
 
+@pytest.fixture
+def task(
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    state: str,
+) -> Task:
+    """A training that notes its start and goes on, of a task with this state."""
+    kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
+    code = f"open({str(tmp_path / 'runs')!r}, 'w').close(); import time; time.sleep(60)"
+    task = Task(monkeypatch, code, deferrable=False, termination_grace_period=1)
+    task.mlflow_is(mlflow_server.uri)
+    states = {task.ti.run_id: {"train": state}}
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **_: states)
+    return task
+
+
+@pytest.mark.parametrize(("state", "left"), [("failed", 0), ("running", 1)])
+def test_a_worker_that_is_told_to_end_removes_its_training_only_where_the_task_is_over(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, tmp_path: Path, task: Task, left: int
+) -> None:
+    """With Airflow's signal, in the middle of the wait; then the process is gone."""
+    called = []
+
+    def told_to_end(*_: object) -> None:
+        called.append(signal.SIGTERM)
+        task.operator.on_kill()
+        raise KeyboardInterrupt
+
+    def tell() -> None:
+        while not ((tmp_path / "runs").exists() and task.operator._following) and not over.wait(0.02):
+            pass
+        if not over.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    over = threading.Event()
+    telling = threading.Thread(target=tell)
+    before = signal.signal(signal.SIGTERM, told_to_end)
+    try:
+        telling.start()
+        with pytest.raises(KeyboardInterrupt):
+            task.execute()
+    finally:
+        over.set()
+        telling.join()
+        signal.signal(signal.SIGTERM, before)
+    assert called == [signal.SIGTERM]
+    _left(task, cluster, mlflow_server, left)
+
+
 @pytest.mark.parametrize(("state", "left"), [("failed", 0), ("running", 1)])
 def test_a_workload_whose_creation_was_not_answered_yet_goes_with_its_task(
     cluster: EmbeddedCluster,
     mlflow_server: MLflowServer,
     monkeypatch: pytest.MonkeyPatch,
-    state: str,
+    task: Task,
     left: int,
 ) -> None:
-    kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
-    task = Task(monkeypatch, "import time; time.sleep(60)", deferrable=False, termination_grace_period=1)
-    task.mlflow_is(mlflow_server.uri)
-    states = {task.ti.run_id: {"train": state}}
-    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", lambda **_: states)
     starts = TrackedWorkload.start
 
     async def told_to_end(tracked: TrackedWorkload, **options: Any) -> Any:
@@ -53,6 +103,12 @@ def test_a_workload_whose_creation_was_not_answered_yet_goes_with_its_task(
     monkeypatch.setattr(TrackedWorkload, "start", told_to_end)
     with pytest.raises(KeyboardInterrupt):
         task.execute()
+    monkeypatch.setattr(TrackedWorkload, "start", starts)
+    _left(task, cluster, mlflow_server, left)
+
+
+def _left(task: Task, cluster: EmbeddedCluster, mlflow_server: MLflowServer, left: int) -> None:
+    """So many Jobs are left, and the run says so. The next try takes it over, and ends it for the test."""
     assert len(task.jobs(cluster)) == left
     experiment = mlflow_server.call("GET", "experiments/get-by-name", experiment_name=task.ti.dag_id)
     found = mlflow_server.call(
@@ -60,8 +116,7 @@ def test_a_workload_whose_creation_was_not_answered_yet_goes_with_its_task(
     )
     expected = {"KILLED"} if left == 0 else {"RUNNING"}
     assert {run["info"]["status"] for run in found["runs"]} == expected
-    if left:  # the next try takes it over, and ends it for the test
-        monkeypatch.setattr(TrackedWorkload, "start", starts)
+    if left:
         tracked = task.operator._tracked(task.context, Prepared())
         assert run_sync(tracked.cancel_if_started())
         assert not run_sync(tracked.cancel_if_started())

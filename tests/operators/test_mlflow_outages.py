@@ -146,6 +146,16 @@ async def test_a_mistake_made_while_it_runs_loses_nothing_and_is_noticed_when_me
         with pytest.raises(error):
             await asyncio.to_thread(task.operator.execute_complete, task.context, event)
     assert len(task.jobs(cluster)) == 1
+    status = "FINISHED" if error is None else "FAILED"
+    assert _statuses(mlflow_server, task) == [status, status]
+
+
+def _statuses(mlflow_server: MLflowServer, task: Task) -> list[str]:
+    """How the task's run and its DAG run's stand."""
+    found = mlflow_server.call("GET", "experiments/get-by-name", experiment_name=task.ti.dag_id)
+    experiments = [found["experiment"]["experiment_id"]]
+    runs = mlflow_server.call("POST", "runs/search", experiment_ids=experiments)["runs"]
+    return [run["info"]["status"] for run in runs]
 
 
 async def _first(trigger: MLflowAnswersTrigger) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from front import Authority, Front
 from one_task import Task
 
 from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import SECRETS
+from nighttrain.providers.kubernetes.job.plain_secrets import known_forms
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, EVENTS, JOBS, PODS
 
@@ -114,7 +116,7 @@ OF_THE_WORKER, OF_THE_POD = "w0rker-s3cret", "p0d-s3cret"
 
 
 async def test_no_secret_in_any_object_xcom_template_or_tag(
-    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     secret = {
         "apiVersion": "v1",
@@ -126,19 +128,37 @@ async def test_no_secret_in_any_object_xcom_template_or_tag(
     async with await ClusterClient.open(config) as client:
         await client.create(SECRETS, "default", secret)
     code = "import os; raise SystemExit(os.environ['MLFLOW_TRACKING_PASSWORD'][:4] != 'p0d-')"
-    task = Task(monkeypatch, code, deferrable=False, mlflow_secret="credentials")
-    task.mlflow_is(mlflow_server.uri, login="me", password=OF_THE_WORKER, extra={"token": OF_THE_WORKER})
-    result = await asyncio.to_thread(task.execute)
+    authority = Authority("company")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(authority.pem)
+    async with Front(mlflow_server.uri, "none", server=authority.issue("mlflow")) as front:
+
+        def task(*, deferrable: bool) -> Task:
+            made = Task(monkeypatch, code, deferrable=deferrable, mlflow_secret="credentials")
+            extra = {"token": OF_THE_WORKER, "ca_certificate": str(ca)}
+            made.mlflow_is(front.url, login="me", password=OF_THE_WORKER, extra=extra)
+            return made
+
+        waiting = task(deferrable=False)
+        result = await asyncio.to_thread(waiting.execute)
+        deferred = task(deferrable=True)
+        with pytest.raises(TaskDeferred) as caught:
+            await asyncio.to_thread(deferred.execute)
+        trigger: Any = caught.value.trigger
+        outcome = await asyncio.wait_for(anext(trigger.run()), 60)
     assert result is not None
-    name = result["job"].partition("/")[2]
-    for resource in (JOBS, PODS):
-        assert _named(cluster, resource, name)
+    shown = [
+        _named(cluster, each, result["job"].partition("/")[2]) for each in (JOBS, PODS, CONFIGMAPS, EVENTS)
+    ]
+    assert all(shown), "something of each kind was looked at"
     objects = [each for resource in (JOBS, PODS, CONFIGMAPS, EVENTS) for each in _all(cluster, resource)]
     run = mlflow_server.call("GET", "runs/get", run_id=result["run_id"])
-    fields = {field: getattr(task.operator, field) for field in task.operator.template_fields}
-    for shown in (objects, task.xcoms, fields, run):
-        assert OF_THE_WORKER not in repr(shown)
-        assert OF_THE_POD not in repr(shown)
+    fields = [getattr(waiting.operator, field) for field in waiting.operator.template_fields]
+    of_airflow = [waiting.xcoms, deferred.xcoms, trigger.serialize(), outcome.payload, caught.value.kwargs]
+    for text in map(repr, (objects, of_airflow, fields, run)):
+        for secret, user in ((OF_THE_WORKER, "me"), (OF_THE_POD, "pod")):
+            for form in (*known_forms([secret], user), base64.b64encode(secret.encode()).decode()):
+                assert form not in text
 
 
 @pytest.mark.parametrize(
@@ -146,6 +166,8 @@ async def test_no_secret_in_any_object_xcom_template_or_tag(
     [
         {"env_vars": {"MLFLOW_TRACKING_PASSWORD": "x"}},
         {"env_vars": {"SETTING": OF_THE_WORKER}},
+        {"cmds": ["env", f"MLFLOW_TRACKING_PASSWORD={OF_THE_WORKER[1:]}", "python"]},
+        {"annotations": {"note": f"https://me:{OF_THE_WORKER[1:]}@host"}},
         {"arguments": [f"--password={OF_THE_WORKER}"]},
         {"run_name": f"as {OF_THE_WORKER}"},
         {"init_containers": [{"name": "i", "image": "py", "env": [{"name": "HF_TOKEN", "value": "x"}]}]},
@@ -161,7 +183,7 @@ def test_a_secret_that_would_be_shown_is_refused_before_anything_is_made(
     task.mlflow_is(mlflow_server.uri, login="me", password=OF_THE_WORKER)
     with pytest.raises(AirflowFailException, match="Secret") as caught:
         task.execute()
-    assert OF_THE_WORKER not in str(caught.value)
+    assert OF_THE_WORKER[1:] not in str(caught.value)
     assert task.jobs(cluster) == []
     found = mlflow_server.call("POST", "experiments/search", max_results=1000)["experiments"]
     assert task.ti.dag_id not in [experiment["name"] for experiment in found]

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from mlflow_server import MLflowServer, unique
 
-from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator
+from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.providers.errors import ConfigurationError, GateInconclusiveError, GateRejectedError
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
@@ -33,6 +33,16 @@ def model(mlflow_server: MLflowServer) -> str:
         run = mlflow_server.run(experiment)
         mlflow_server.version(name, run, mlflow_server.logged_model(experiment, run))
     return name
+
+
+def test_a_model_whose_run_is_in_the_trash_is_told_with_the_way_back(
+    context: Any, mlflow_server: MLflowServer
+) -> None:
+    run = mlflow_server.run(mlflow_server.experiment())
+    mlflow_server.call("POST", "runs/delete", run_id=run)
+    register = RegisterModelOperator(task_id="register", model_name=unique("model"), run_id=run)
+    with pytest.raises(AirflowFailException, match=f"runs restore --run-id {run}.*then clear this task"):
+        register.execute(context)
 
 
 def evaluation(model: str, **candidate: float) -> dict[str, Any]:

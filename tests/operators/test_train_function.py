@@ -105,6 +105,12 @@ def test_an_argument_that_is_not_json_fails_by_name() -> None:
         spec_of(task)
 
 
+def test_an_argument_that_is_a_secret_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"arguments\.json.*db_password.*Secret") as caught:
+        spec_of(operator(written.secretive)).validate()
+    assert "hunter2xyz" not in str(caught.value)
+
+
 def test_airflow_finds_the_decorator_by_its_name() -> None:
     (entry,) = get_provider_info()["task-decorators"]
     assert entry == {"class-name": f"{train_task.__module__}.{train_task.__name__}", "name": "train"}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
+from lineage_keys import LINEAGE_KEYS, RUN_KEYS
 from mlflow_server import MakeModel, MLflowServer, unique
 
 from nighttrain.operators.registry import ModelGateOperator, RegisterModelOperator
@@ -57,7 +58,9 @@ class Airflow:
             dag_id=self.dag_id, run_id=self.run_id, task_id="t", map_index=-1, try_number=1, max_tries=0
         )
         ti.xcom_push = self.push
-        context: Any = {"ti": ti, "dag_run": SimpleNamespace(start_date=datetime.now(UTC))}
+        now = datetime.now(UTC)
+        dag_run = SimpleNamespace(start_date=now, data_interval_start=now, data_interval_end=now)
+        context: Any = {"ti": ti, "dag_run": dag_run}
         return json.loads(json.dumps(task.execute(context), allow_nan=False))
 
     def push(self, key: str, value: Any) -> None:
@@ -169,6 +172,16 @@ def test_parameters_go_in_as_they_are(airflow: Airflow, mlflow_server: MLflowSer
         "note": "with ***",
         "db_password": "***",
     }
+
+
+def test_a_trainings_run_has_the_tags_that_it_has_in_dagster(
+    airflow: Airflow, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_COMMIT", "0123abc")
+    result = airflow.run(training())
+    run = mlflow_server.call("GET", "runs/get", run_id=result["run_id"])["run"]
+    keys = {tag["key"] for tag in run["data"]["tags"]}
+    assert {key for key in keys if key.startswith("nighttrain.")} == LINEAGE_KEYS | RUN_KEYS
 
 
 @pytest.mark.parametrize(

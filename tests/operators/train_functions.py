@@ -25,6 +25,11 @@ def explicit(rate: float) -> None:
     print(rate)
 
 
+@train_task(image=IMAGE)
+def log_in(db_password: str) -> None:
+    print(db_password)
+
+
 with DAG("train_functions", schedule=None, start_date=datetime(2024, 1, 1)):
 
     @task
@@ -36,6 +41,7 @@ with DAG("train_functions", schedule=None, start_date=datetime(2024, 1, 1)):
     overridden = fit.override(task_id="other", image="other:1")(0.5, nights=[])
     mapped = fit.override(task_id="mapped").partial(nights=[]).expand(rate=rates())
     stated = explicit(1)
+    secretive = log_in("hunter2xyz")
 
 
 def needs_the_module() -> float:

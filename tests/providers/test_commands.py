@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from front import Authority, Front
+from mlflow_proxy import proxy
 from mlflow_server import free_port
 
 from nighttrain.providers.attempts.lifecycle import submit
@@ -20,6 +25,7 @@ from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS as JOBS_OF_THE_STORE
+from nighttrain.providers.tracking import client as tracking
 
 SPEC = WorkloadSpec(
     image="py", cmds=["python", "-S", "-c", "import time; time.sleep(60)"], termination_grace_period=1
@@ -186,6 +192,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_too(
     assert said.err.startswith("nighttrain: ")
     assert address in said.err
     assert "Traceback" not in said.err
+    assert jobs(cluster) == {"runs", "over", "gone"}
 
 
 def test_credentials_that_are_refused_delete_nothing(
@@ -196,6 +203,80 @@ def test_credentials_that_are_refused_delete_nothing(
     said = capsys.readouterr().err
     assert "refuses the credentials (401)" in said
     assert "wrong" not in said
+    assert jobs(cluster) == {"runs", "over", "gone"}
+
+
+def test_an_mlflow_that_is_away_keeps_no_workload_and_is_told_by_the_exit_code(
+    reap: Reap, cluster: EmbeddedCluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = tracking.TrackingConfig.__init__.__defaults__ or ()
+    once = tuple(0.0 if value == tracking.RETRY_SECONDS else value for value in defaults)
+    monkeypatch.setattr(tracking.TrackingConfig.__init__, "__defaults__", once)
+    address = f"http://127.0.0.1:{free_port()}"
+    assert reap("--yes", "--mlflow-uri", address) == 1
+    said = capsys.readouterr()
+    assert [line.split()[4] for line in said.out.splitlines() if line.startswith("reaped")] == [
+        "over",
+        "gone",
+    ]
+    assert address in said.err
+    assert jobs(cluster) == {"runs"}
+
+
+def test_mlflow_is_reached_with_the_variables_of_its_own_client(
+    reap: Reap, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "cron")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-password")
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
+    with proxy("http://127.0.0.1:1", lambda _: (200, {"content-type": "application/json"}, b"{}")) as mlflow:
+        assert reap("--mlflow-uri", mlflow.uri) == 0
+    basic = "Basic Y3JvbjphLXBhc3N3b3Jk"
+    assert mlflow.asked
+    assert {asked.headers.get("authorization") for asked in mlflow.asked} == {basic}
+    assert {asked.headers.get("x-mlflow-workspace") for asked in mlflow.asked} == {"team-a"}
+    assert "a-password" not in "".join(capsys.readouterr())
+
+
+async def test_a_token_and_a_certificate_come_from_there_too(
+    reap: Reap, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    company, trusted = Authority("company"), tmp_path / "ca.pem"
+    trusted.write_bytes(company.pem)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-token")
+    issued = company.issue("mlflow")
+    async with Front(
+        "http://127.0.0.1:1", "", server=issued, judge=lambda _: web.json_response({})
+    ) as mlflow:
+        assert await asyncio.to_thread(reap, "--mlflow-uri", mlflow.url) == 1  # signed by nobody it knows
+        assert not mlflow.seen
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(trusted))
+        assert await asyncio.to_thread(reap, "--mlflow-uri", mlflow.url) == 0
+        assert {seen.token for seen in mlflow.seen} == {"a-token"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MLFLOW_TRACKING_SERVER_CERT_PATH", "/no/such/file"),
+        ("MLFLOW_WORKSPACE", "Team A"),
+        ("MLFLOW_TRACKING_AUTH", "magic"),
+        ("MLFLOW_TRACKING_TOKEN", "a-secret\n"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(
+    reap: Reap,
+    cluster: EmbeddedCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert reap("--yes", "--mlflow-uri", "http://mlflow") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"nighttrain: {name}")
+    assert "a-secret" not in said
     assert jobs(cluster) == {"runs", "over", "gone"}
 
 

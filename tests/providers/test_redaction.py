@@ -44,6 +44,11 @@ def test_credentials_are_masked(text: str, shown: str) -> None:
         "basic training of the classifier",
         "passed: yes, compass=north, author=someone, secretion: low",
         "has_password=True uses_secret: false secret=None",
+        "bearer securities, asset class: bearer instruments",
+        "password: must have 8 characters",
+        "image: registry/secret-token:abcdef author/token:latest",
+        "token=word, city --tokenizer-token bpe secret: sauce",
+        "password=$(DB_PASSWORD) token=${TOKEN} password_file=/run/secrets/db secret=/run/secrets/db",
     ],
 )
 def test_words_that_only_look_alike_stay(text: str) -> None:
@@ -72,6 +77,47 @@ def test_names_of_secrets(name: str) -> None:
 @pytest.mark.parametrize("name", NO_SECRETS.split())
 def test_names_that_are_no_secrets(name: str) -> None:
     assert not is_secret(name, "hunter2")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("padding_token", "pad"), ("oov_token", "OOV"), ("sos_token", "sos"), ("blank_token", "_")),
+        *(
+            ("separator_token", ";"),
+            ("label_token", "Y"),
+            ("target_token", "price"),
+            ("access_key", "flight"),
+        ),
+        *(("credentials", "aws"), ("pwd", "/work"), ("token", "bpe"), ("secret", "alpha"), ("user_pass", "")),
+        *(("mlflow_secret", "mlflow-credentials"), ("mlflow_secret", "mlflow-credentials-v2")),
+        ("label_token", "number_of_delays_in_the_week_before"),
+        *(("credentials", "/var/secrets/key.json"), ("vault_secret", "kv/data/x"), ("first_pass", "a1b2c3")),
+    ],
+)
+def test_values_that_say_that_they_are_no_secrets(name: str, value: str) -> None:
+    assert not is_secret(name, value)
+    assert redact(f"{name}={value}") == f"{name}={value}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("target_token", "a8f3k2m9"), ("padding_token_secret", "a8f3k2m9"), ("access_key", "a8f3k2m9")),
+        *(("aws_access_key", "flight"), ("client_secret", "alpha"), ("hf_token", "x"), ("db_pass", "word")),
+        *(
+            ("openai_key", "sk-a8f3k2m9"),
+            ("api_keys", "a8f3k2m9"),
+            ("db_pw", "a8f3k2m9"),
+            ("pass", "a8f3k2m9"),
+        ),
+        *(("db_password", "$ecret"), ("hf_token", "$ecret1")),
+        *(("secret", "Zm9v/YmFy+L2Jhcg1"), ("secret", "/bPxRfiCYEXAMPLEKEYa1"), ("token", "a" * 30)),
+    ],
+)
+def test_values_that_may_be_secrets_and_look_like_them(name: str, value: str) -> None:
+    assert is_secret(name, value)
+    assert redact(f"{name}={value}") == f"{name}=***"
 
 
 def test_a_small_number_is_a_setting_except_for_a_password() -> None:

@@ -6,29 +6,40 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from front import Front
+from mlflow_server import unique
 
+from nighttrain.providers.attempts.lifecycle import find_live
 from nighttrain.providers.attempts.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.attempts.reaping import (
     ForgottenRun,
+    Runs,
+    Visit,
     close_forgotten,
     find_forgotten,
     reap_all,
     settle_parents,
+    visit,
 )
 from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
+from nighttrain.providers.errors import TrackingUnreachableError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.resources import SECRETS
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey
@@ -38,6 +49,7 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.kubernetes.outcome.outcome import Outcome
 
+Json = dict[str, Any]
 _numbers = count(1)
 
 # A training that opens its own run, without the seconds that importing mlflow takes. MLflow's own client
@@ -194,6 +206,45 @@ async def test_a_training_starts_while_mlflow_is_down_and_its_own_run_is_taken_o
     assert child.tags["mlflow.parentRunId"] == parent.run_id == closed.parent_run_id
     assert child.tags["nighttrain.job_uid"] == started.workload.uid
     assert parent.status == "FINISHED"
+
+
+async def test_what_needs_the_runs_id_does_not_start_without_a_run(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    code = """if True:
+        import os, sys
+        assert os.environ["OUT"] == "/out/" + os.environ["MLFLOW_RUN_ID"]
+        assert os.environ["DB"].endswith(":pw@db")
+    """
+    secret = {"metadata": {"name": "db", "namespace": "default"}, "stringData": {"password": "pw"}}
+    first = {
+        "name": "first",
+        "image": "py",
+        "command": ["python", "-c", "import os; os.environ['MLFLOW_RUN_ID']"],
+    }
+    async with outage(mlflow_server) as mlflow:
+        work = tracked(cluster, mlflow, code, next(_numbers))
+        async with await ClusterClient.open(work.cluster) as client:
+            await client.create(SECRETS, "default", {"apiVersion": "v1", "kind": "Secret", **secret})
+        spec = replace(
+            work.spec,
+            env_vars={"OUT": "/out/$(MLFLOW_RUN_ID)", "DB": "postgresql://me:$(DB_PASS)@db"},
+            secrets=[
+                SimpleNamespace(deploy_type="env", deploy_target="DB_PASS", secret="db", key="password")
+            ],
+            init_containers=[first],
+        )
+        work = replace(work, spec=spec)
+        with pytest.raises(TrackingUnreachableError, match=r"\$\(MLFLOW_RUN_ID\), which nobody knows"):
+            await work.start()
+        async with await ClusterClient.open(work.cluster) as client:
+            jobs = (await client.list(JOBS, "default"))["items"]
+        labels = work.identity.labels(1)
+        assert not [job for job in jobs if labels.items() <= job["metadata"]["labels"].items()]
+        await mlflow.end()
+        started = await work.start()
+        outcome = await finish(work, started)
+        assert outcome.succeeded, outcome.explain()
 
 
 @pytest.mark.parametrize("retry", ["during the outage", "after the outage"])
@@ -365,6 +416,59 @@ async def to_the_end(work: TrackedWorkload) -> StartedWorkload:
     return closed
 
 
+def inject_a_proxy_first(created: Json) -> None:
+    """As the webhook of a service mesh or a policy may do with a Job's template."""
+    if created.get("kind") == "Job":
+        proxy = {"name": "proxy", "image": "py", "command": ["python", "-S", "-c", "pass"]}
+        created["spec"]["template"]["spec"]["containers"].insert(0, proxy)
+
+
+async def test_what_a_webhook_puts_first_into_a_job_is_not_the_training(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    async with (
+        outage(mlflow_server, begun=False) as mlflow,
+        Front(cluster.url, cluster.token, webhook=inject_a_proxy_first) as front,
+    ):
+        through = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+        work = replace(tracked(cluster, mlflow, TRAINING, next(_numbers)), cluster=through)
+        closed = await to_the_end(work)
+        child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)
+    assert (child.run_id, child.status, child.metrics) == (closed.run_id, "FINISHED", {"rmse": 1.5})
+    assert (closed.parent_run_id, parent.status) == (parent.run_id, "FINISHED")
+
+
+async def test_a_run_without_a_job_beside_one_that_succeeded_is_no_attempt(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    """Its process found that the attempt was another one's, and died before it put the run into the trash."""
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        closed = await to_the_end(work)
+        async with (
+            MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as client,
+            await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as kube,
+        ):
+            tree = RunTree(client)
+            parent = await tree.get(closed.parent_run_id)
+            left = await tree.open_attempt(
+                parent.experiment_id,
+                work.run_key,
+                name="train",
+                parent_run_id=parent.run_id,
+                tags=work._new_tags(cluster=kube.server, namespace="default"),
+            )
+            assert left.number == 2
+            forgotten = await find_forgotten(
+                kube, client, "default", OnlyThisTaskIsOver(work), minimum_age_seconds=0, now=time.time() + 60
+            )
+            assert left.run_id in [each.run.run_id for each in forgotten]
+            await close_forgotten(Runs(client, pytest.fail), forgotten)
+            left, parent = await tree.get(left.run_id), await tree.get(parent.run_id)
+    assert (left.status, left.tags["nighttrain.superseded_by"]) == ("KILLED", closed.run_id)
+    assert parent.status == "FINISHED"
+
+
 async def test_an_outage_at_the_end_loses_nothing(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer
 ) -> None:
@@ -394,6 +498,37 @@ async def test_cancelling_during_an_outage_removes_the_workload(
     assert outcome.reason == "JobDeleted"
 
 
+class Died(BaseException):
+    """A process's end in the middle, as by SIGKILL: nothing in it may handle this."""
+
+
+async def start_and_die(work: TrackedWorkload, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """A worker that dies before it creates its Job, or right after."""
+    create = ClusterClient.create
+
+    async def creates(self: ClusterClient, *args: Any, dry_run: bool = False, **options: Any) -> Any:
+        if not dry_run and moment == "before its Job":
+            raise Died
+        answer = await create(self, *args, dry_run=dry_run, **options)
+        if not dry_run:
+            raise Died
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ClusterClient, "create", creates)
+        with pytest.raises(Died):
+            await work.start()
+
+
+async def until_ended(work: TrackedWorkload) -> None:
+    async with await ClusterClient.open(work.cluster) as client:
+        workload = await find_live(
+            client, work.identity, epoch=work.epoch, namespace=work.spec.namespace or "default"
+        )
+    if workload is not None:
+        await finish(work, StartedWorkload(workload, ""))
+
+
 class EveryTaskIs:
     """An Airflow that says the same of each task."""
 
@@ -411,6 +546,37 @@ class EveryTaskIsOver(EveryTaskIs):
         super().__init__(TaskState.OVER)
 
 
+class OnlyThisTaskIsOver:
+    """An Airflow in which all other tasks go on."""
+
+    def __init__(self, work: TrackedWorkload) -> None:
+        self._over = work.identity
+
+    async def state(self, identity: WorkloadIdentity) -> TaskState:
+        return TaskState.OVER if identity == self._over else TaskState.ALIVE
+
+
+async def visited(
+    work: TrackedWorkload,
+    mlflow_uri: str,
+    namespace: str = "default",
+    warn: Callable[[str], object] = pytest.fail,
+) -> Visit:
+    """A whole visit of the reaper's, as the operator and the command make it."""
+    config = TrackingConfig(uri=mlflow_uri, retry_seconds=0.2)
+    async with await ClusterClient.open(work.cluster) as client, MLflowClient(config) as mlflow:
+        return await visit(
+            client,
+            namespace,
+            OnlyThisTaskIsOver(work),
+            mlflow=mlflow,
+            minimum_age_seconds=0,
+            now=time.time() + 60,
+            only_show=False,
+            warn=warn,
+        )
+
+
 async def reap_everything(
     work: TrackedWorkload, mlflow_uri: str, *, expected: Verdict = Verdict.REAPED
 ) -> list[str]:
@@ -421,7 +587,7 @@ async def reap_everything(
         tasks = EveryTaskIsOver()
         found = await find(client, "default", tasks, minimum_age_seconds=0)
         (mine,) = (finding for finding in found if finding.identity == work.identity)
-        (done,) = await reap_all(client, [mine], tasks, mlflow=mlflow, warn=warnings.append)
+        (done,) = await reap_all(client, [mine], tasks, Runs(mlflow, warnings.append))
         assert done.verdict is expected
         if expected is not Verdict.REAPED:
             return warnings
@@ -485,6 +651,85 @@ async def test_what_ended_after_its_worker_died_on_the_last_try_is_closed_as_it_
         assert len(kept["items"]) == 1
 
 
+@pytest.mark.parametrize(("code", "status"), [("pass", "FINISHED"), ("raise SystemExit(3)", "FAILED")])
+async def test_what_ended_after_its_worker_died_right_after_its_creation_is_closed_as_it_ended(
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    code: str,
+    status: str,
+) -> None:
+    """Nothing on the run says that it ever had a Job."""
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, code, next(_numbers))
+        await start_and_die(work, monkeypatch, "after its Job")
+        await until_ended(work)
+    seen = await visited(work, mlflow_server.uri)
+    assert [each.verdict for each in seen.findings if each.identity == work.identity] == [Verdict.CLOSED]
+    assert (seen.forgotten, seen.tracking_error) == ([], None)
+    for _ in range(2):
+        child, parent = await child_and_parent(mlflow_server, work)
+        assert (child.status, parent.status) == (status, status)
+        assert child.tags["nighttrain.outcome"] == ("succeeded" if code == "pass" else "application_error")
+        assert child.tags["nighttrain.job_uid"]
+        seen = await visited(work, mlflow_server.uri)
+        assert seen.forgotten == []
+
+
+@pytest.mark.parametrize("moment", ["before its Job", "after its Job"])
+@pytest.mark.parametrize("elsewhere", ["namespace", "cluster"])
+async def test_a_run_whose_job_nothing_on_it_names_is_left_to_the_reaper_of_its_place(
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    moment: str,
+    elsewhere: str,
+) -> None:
+    other = unique("other")
+    cluster.call(lambda store: store.create(NAMESPACES, {"metadata": {"name": other}}))
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(cluster.kubeconfig.read_text().replace("127.0.0.1", "localhost"))
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, GOES_ON, next(_numbers))
+        work = replace(work, spec=replace(work.spec, namespace=other))
+        await start_and_die(work, monkeypatch, moment)
+    there = "default" if elsewhere == "namespace" else other
+    config = work.cluster if elsewhere == "namespace" else ClusterConfig(kubeconfig=str(kubeconfig))
+    async with (
+        await ClusterClient.open(config) as client,
+        MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as opened,
+    ):
+        found = await find_forgotten(
+            client, opened, there, OnlyThisTaskIsOver(work), minimum_age_seconds=0, now=time.time() + 60
+        )
+        assert found == []
+    seen = await visited(work, mlflow_server.uri, other)
+    child, parent = await child_and_parent(mlflow_server, work)
+    assert (child.status, parent.status) == ("KILLED", "KILLED")
+    assert len(seen.forgotten) == (moment == "before its Job")
+    assert [each.verdict for each in seen.findings] == ([Verdict.REAPED] if not seen.forgotten else [])
+
+
+async def test_a_run_that_somebody_closed_meanwhile_is_left_as_it_is(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, "pass", next(_numbers))
+        await start_and_die(work, monkeypatch, "before its Job")
+    async with (
+        await ClusterClient.open(work.cluster) as client,
+        MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as opened,
+    ):
+        (seen,) = await find_forgotten(
+            client, opened, "default", OnlyThisTaskIsOver(work), minimum_age_seconds=0, now=time.time() + 60
+        )
+        mlflow_server.call("POST", "runs/update", run_id=seen.run.run_id, status="FINISHED", end_time=1)
+        assert await close_forgotten(Runs(opened, pytest.fail), [seen]) == []
+    child, _ = await child_and_parent(mlflow_server, work)
+    assert child.status == "FINISHED"
+
+
 async def test_what_ends_between_the_reapers_look_and_its_deletion_is_closed_by_the_same_visit(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer
 ) -> None:
@@ -500,7 +745,7 @@ async def test_what_ends_between_the_reapers_look_and_its_deletion_is_closed_by_
             (seen,) = (finding for finding in found if finding.identity == work.identity)
             assert seen.verdict is Verdict.REAP
             await finish(work, started)
-            (done,) = await reap_all(client, [seen], tasks, mlflow=opened, warn=warnings.append)
+            (done,) = await reap_all(client, [seen], tasks, Runs(opened, warnings.append))
         assert (done.verdict, warnings) == (Verdict.CLOSED, [])
     child, parent = await child_and_parent(mlflow_server, work)
     assert (child.status, parent.status) == ("FINISHED", "FINISHED")
@@ -510,13 +755,16 @@ async def test_what_ends_between_the_reapers_look_and_its_deletion_is_closed_by_
     ("died", "status"), [("before its Job", "KILLED"), ("before its Job went", "FAILED")]
 )
 async def test_a_run_that_nobody_will_close_is_closed(
-    cluster: EmbeddedCluster, mlflow_server: MLflowServer, died: str, status: str
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    died: str,
+    status: str,
 ) -> None:
     async with outage(mlflow_server, begun=False) as mlflow:
         work = tracked(cluster, mlflow, "pass", next(_numbers))
         if died == "before its Job":
-            async with MLflowClient(work.tracking) as opened:
-                await work._open_attempt_if_possible(RunTree(opened), "token", lambda _: None)
+            await start_and_die(work, monkeypatch, "before its Job")
         else:
             started = await work.start()
             await finish(work, started)
@@ -536,7 +784,7 @@ async def test_a_run_that_nobody_will_close_is_closed(
         assert await forgotten(EveryTaskIs(TaskState.ALIVE)) == []
         assert await forgotten(EveryTaskIs(TaskState.GONE)) == []  # perhaps another Airflow's
         (mine,) = await forgotten(EveryTaskIsOver())
-        await close_forgotten(opened, [mine], warn=pytest.fail)
+        await close_forgotten(Runs(opened, pytest.fail), [mine])
         assert await forgotten(EveryTaskIsOver()) == []
     child, parent = await child_and_parent(mlflow_server, work)
     assert (child.status, parent.status) == (status, status)
@@ -556,7 +804,7 @@ async def test_a_parent_that_nobody_will_settle_is_settled(
             run = await tree.open_attempt(experiment, work.run_key, name="train", parent_run_id=parent)
             await tree.close(run.run_id, "FAILED")
         for age, expected in ((3600.0, "RUNNING"), (0.0, status)):
-            await settle_parents(client, minimum_age_seconds=age, now=time.time() + 1, warn=pytest.fail)
+            await settle_parents(Runs(client, pytest.fail), minimum_age_seconds=age, now=time.time() + 1)
             assert (await tree.get(parent)).status == expected
 
 
@@ -577,7 +825,7 @@ async def test_a_run_that_was_opened_again_after_its_result_was_stored_is_closed
             client, opened, "default", EveryTaskIsOver(), minimum_age_seconds=0, now=time.time() + 60
         )
         mine = [each for each in found if each.identity == work.identity]
-        await close_forgotten(opened, mine, warn=pytest.fail)
+        await close_forgotten(Runs(opened, pytest.fail), mine)
     child, parent = await child_and_parent(mlflow_server, work)
     assert (child.status, parent.status) == (status, status)
     assert child.tags["nighttrain.outcome"] != "unknown"
@@ -601,6 +849,36 @@ async def test_reaping_while_mlflow_is_away_removes_the_workload_and_says_so(
         (warning,) = await reap_everything(work, mlflow.uri)
     assert started.workload.name in warning
     assert "could not be closed" in warning
+
+
+async def test_a_visit_while_mlflow_is_away_removes_what_nobody_waits_for_and_tells(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+) -> None:
+    warnings: list[str] = []
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, GOES_ON, next(_numbers))
+        await work.start()
+        await mlflow.begin()
+        seen = await visited(work, mlflow.uri, warn=warnings.append)
+    assert [each.verdict for each in seen.findings if each.identity == work.identity] == [Verdict.REAPED]
+    assert isinstance(seen.tracking_error, TrackingUnreachableError)
+    assert len(warnings) == 1  # asked once, and not for each run
+    assert seen.forgotten == []
+
+
+async def test_a_run_that_was_removed_for_good_does_not_fail_its_training(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, "pass", next(_numbers))
+        started = await work.start()
+        outcome = await finish(work, started)
+        mlflow_server.call("POST", "runs/delete", run_id=started.run_id)
+        mlflow_server.remove_for_good(started.run_id)
+        closed = await work.close(started, outcome)
+        assert await work.logged_models(closed) == []
+    assert f"its run {started.run_id} was removed from MLflow for good" in caplog.text
+    assert "Train again to have a model" in caplog.text
 
 
 async def until_logged(server: MLflowServer, work: TrackedWorkload) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.fields import plain
 from nighttrain.providers.kubernetes.job.files import attach_files, files_digest, replace_reference
-from nighttrain.providers.kubernetes.job.plain_secrets import check_no_secret
+from nighttrain.providers.kubernetes.job.plain_secrets import check_no_secret, check_texts
 from nighttrain.providers.kubernetes.job.security import check_restricted, harden
-from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.job.spec import RUN_VARIABLES, WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import (
     ATTEMPT_KEY_LABEL,
     ATTEMPT_LABEL,
@@ -108,8 +109,9 @@ def spec_hash(job: Json, *, volatile_env: Any = (), files: Mapping[str, str] | N
             metadata[kind] = {key: value for key, value in held.items() if not key.startswith(PREFIX)}
     volatile = frozenset(volatile_env)
     for container in _containers(pod.get("spec") or {}):
-        if container.get("env"):
-            container["env"] = [item for item in container["env"] if item.get("name") not in volatile]
+        env = [item for item in container.pop("env", None) or [] if item.get("name") not in volatile]
+        if env:
+            container["env"] = env
     if files:
         replace_reference(pod["spec"], files_digest(files))
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
@@ -130,9 +132,13 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
     pod_spec = _overlay(pod_spec, _explicit_pod(spec))
     pod_spec["restartPolicy"] = "Never"
     _attach_secrets(spec, pod_spec)
-    _put_first(spec.own_env, pod_spec["containers"][0])
+    _put_first(_plain_variables(spec.own_env), pod_spec["containers"][0])
+    of_the_run = {name: value for name, value in spec.own_env.items() if name in RUN_VARIABLES}
+    for container in _containers(pod_spec):
+        _put_first(_plain_variables(of_the_run), container)
     _check_containers(pod_spec)
     check_no_secret(pod_spec, spec.known_secrets)
+    check_texts(base.get("metadata") or {}, "pod template's metadata", spec.known_secrets)
     _check_dns(pod_spec)
     harden(pod_spec, restricted=spec.pod_security == "restricted")
     if spec.pod_security == "restricted":
@@ -145,13 +151,23 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
     return {"metadata": kept, "spec": pod_spec}
 
 
-def _put_first(variables: Mapping[str, str], container: Json) -> None:
+def _put_first(variables: list[Json], container: Json) -> None:
     """Kubernetes replaces ``$(NAME)`` only by what stands before it. One that is given already wins."""
     given = container.get("env") or []
     names = {variable.get("name") for variable in given}
-    own = [{"name": name, "value": value} for name, value in variables.items() if name not in names]
+    own = [variable for variable in variables if variable["name"] not in names]
     if own:
         container["env"] = [*own, *given]
+
+
+def _plain_variables(values: Mapping[str, str]) -> list[Json]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def refers_to_the_run(spec: WorkloadSpec) -> str | None:
+    """The first variable of the run, such as MLFLOW_RUN_ID, that a text of the pod takes as ``$(NAME)``."""
+    pod = json.dumps(build_pod_template(spec))
+    return next((name for name in RUN_VARIABLES if re.search(rf"(?<!\$)\$\({name}\)", pod)), None)
 
 
 def _explicit_container(spec: WorkloadSpec) -> Json:
@@ -292,6 +308,7 @@ def _overlay(lower: Json, upper: Json) -> Json:
 
 def _attach_secrets(spec: WorkloadSpec, pod_spec: Json) -> None:
     container = pod_spec["containers"][0]
+    variables: list[Json] = []
     for number, secret in enumerate(spec.secrets or ()):
         kind = getattr(secret, "deploy_type", None)
         name, target = getattr(secret, "secret", None), getattr(secret, "deploy_target", None)
@@ -315,7 +332,11 @@ def _attach_secrets(spec: WorkloadSpec, pod_spec: Json) -> None:
             container.setdefault("envFrom", []).append({"secretRef": {"name": name}})
         else:
             reference = {"secretKeyRef": {"name": name, "key": secret.key}}
-            container.setdefault("env", []).append({"name": target, "valueFrom": reference})
+            variables.append({"name": target, "valueFrom": reference})
+    if variables:
+        names = {variable["name"] for variable in variables}
+        given = [each for each in container.get("env") or [] if each.get("name") not in names]
+        container["env"] = [*variables, *given]
 
 
 def _secret_items(secret: Any) -> Any:

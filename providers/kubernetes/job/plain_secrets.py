@@ -1,8 +1,9 @@
-"""No secret in a manifest: one rule for trainings and for serving.
+"""No secret in a manifest: one rule for trainings and for serving, and for every text in them.
 
-Whoever may read a Job, a pod or a ConfigMap reads what stands in it. A plain value is refused where its
-variable's name says that it is a credential, where it looks like one, or where it is one of those that
-nighttrain itself was given.
+Whoever may read a Job, a pod or a ConfigMap reads what stands in it. A plain value is refused where its name
+says that it is a credential (a variable, an entry of a mapping, a header, ``NAME=value`` or ``--name value``
+in a text), where it looks like one, or where it is one of those that nighttrain itself was given. References
+such as ``$(NAME)`` are let through; so is what may be code rather than a value.
 """
 
 from __future__ import annotations
@@ -14,48 +15,37 @@ from typing import Any
 from urllib.parse import quote
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.kubernetes.values.redaction import (
+    Assignment,
+    assignments,
+    is_secret,
+    looks_made_up,
+    names_a_secret,
+)
 
 Json = dict[str, Any]
 
 FIX = (
-    "whoever may read the Job would read it: keep it in a Kubernetes Secret and name that in secrets or "
-    "env_from (for MLflow's credentials: mlflow_secret, or kubernetes_secret of the connection)"
+    "whoever may read the Job would read it: keep it in a Kubernetes Secret, name that in secrets, as "
+    "secrets=[Secret('env', 'NAME', 'the Secret', 'its key')], or in env_from, and write $(NAME) or read the "
+    "variable (for MLflow's credentials: mlflow_secret, or kubernetes_secret of the connection)"
 )
 
 MIN_CONTAINED = 8
 """Shorter credentials are looked for as a whole: "mlflow" is a password, and part of many addresses."""
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_WORDS = frozenset(
-    {"PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "SECRETS", "TOKEN", "CREDENTIAL", "CREDENTIALS"}
-)
-# Two words in a row.
-_PAIRS = frozenset(
-    {("CONNECTION", "STRING"), ("SAS", "KEY")}
-    | {(word, "KEY") for word in ("API", "ACCESS", "PRIVATE", "SECRET", "ACCOUNT", "STORAGE", "AUTH")}
-    | {(word, "KEY") for word in ("ENCRYPTION", "SIGNING", "MASTER", "FERNET")}
-    | {(word, "PASS") for word in ("DB", "DATABASE", "SMTP", "MAIL", "USER", "ADMIN", "ROOT", "POSTGRES")}
-    | {(word, "PASS") for word in ("PG", "MYSQL", "REDIS", "MONGO", "FTP", "SFTP", "PROXY", "LDAP")}
-)
-_ENDINGS = ("PASSWORD", "PASSWD", "APIKEY", "ACCESSKEY", "SECRETKEY", "PRIVATEKEY", "AUTHTOKEN")
-# Where a secret is, or what it is like, is none.
-_ABOUT = frozenset(
-    {"FILE", "PATH", "DIR", "FOLDER", "NAME", "REF", "URL", "URI", "ENDPOINT", "HOST", "ARN", "INDEX"}
-    | {"TYPE", "TTL", "SECONDS", "EXPIRY", "EXPIRATION", "VERSION", "POLICY", "HEADER", "PROVIDER"}
-    | {"LENGTH", "LEN", "COUNT", "LIMIT", "SIZE", "BUDGET", "ENABLED", "REQUIRED", "BACKEND", "MANAGER"}
-    | {"DIM", "WEIGHT", "LOSS", "ACCURACY", "RATE", "DROPOUT", "POSITION", "STORE"}
-)
-# Before "token", a word of language models: a piece of text.
-_OF_TEXT = frozenset(
-    {"PAD", "EOS", "BOS", "UNK", "CLS", "SEP", "MASK", "SPECIAL", "STOP", "START", "END", "IMAGE"}
-    | {"MAX", "MIN", "NUM", "N", "PER", "FIRST", "LAST", "NEXT", "EACH", "TEXT", "PROMPT"}
-)
-_PLAIN_VALUES = frozenset({"", "true", "false", "yes", "no", "on", "off", "none", "null"})
-# Every part is taken from other variables, whose own values are looked at where they stand.
-_REFERENCES = re.compile(r"(?:\$\([A-Za-z_.\-][\w.\-]*\))+")
-
 # What Kubernetes, a shell or a program puts in when it runs: $(NAME), ${NAME}, $NAME, {name}, %s, <name>, ***
-_PLACEHOLDER = re.compile(r"\$\([^)]*\)|\$\{[^}]*\}|\$\w+|\{[^{}]*\}|%s|<[^<>]*>|\*{3,}")
+_PLACEHOLDER = re.compile(
+    r"\$\([^)]{0,256}\)|\$\{[^}]{0,256}\}|\$\w+|\{(?![^{}]*[\"']\s*:)[^{}]*\}|%s|<[^<>]*>|\*{3,}"
+)
+_IN_PLACE = "$"
+
+# Not a value but what gives one: a call, an index, a template, a variable's name.
+_CODE = re.compile(r"[()\[\]{}<>`|]")
+_IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*")
+_LOGIN = re.compile(
+    r"\b(?:curl|wget|http|https)\b.{0,256}?\s(?:-u|--user)[\s=]+['\"]?[^\s:'\"$]+:[^\s'\"$]", re.DOTALL
+)
 
 _FORMS = {
     "user and password in an address": re.compile(
@@ -72,23 +62,10 @@ _FORMS = {
     "an Authorization header": re.compile(
         r"^\s*(?:bearer|basic)\s+[A-Za-z0-9._~+/\-]{8,}=*\s*$", re.IGNORECASE
     ),
+    "user and password for curl": _LOGIN,
+    "a password of ODBC": re.compile(r"\b(?:uid|user id|user)=[^;]{0,256};\s{0,8}pwd=[^;\s]", re.IGNORECASE),
     "a storage account's key": re.compile(r"\bAccountKey=[A-Za-z0-9+/]{20,}", re.IGNORECASE),
 }
-
-
-def names_a_secret(name: str) -> bool:
-    """Whether a variable of this name carries a credential: by whole words, and not one that is about it."""
-    words = [word.upper() for word in _WORD.findall(name)]
-    if not words or words[-1] in _ABOUT:
-        return False
-    if words[-1] == "PWD":
-        return len(words) > 1 and words[0] != "OLD"
-    for at, word in enumerate(words):
-        if word == "TOKEN" and at and words[at - 1] in _OF_TEXT:
-            continue
-        if word in _WORDS or word.endswith(_ENDINGS) or (word, *words[at + 1 : at + 2]) in _PAIRS:
-            return True
-    return False
 
 
 def looks_like_a_secret(value: str) -> str | None:
@@ -120,34 +97,103 @@ def check_no_secret(pod_spec: Json, known: Iterable[str] = ()) -> None:
             main = kind == "containers" and number == 0
             where = "" if main else f"{field}[{container.get('name')!r}]."
             _check_environment(container, f"{where}{'env_vars' if main else 'env'}", known)
-            for part, name in (("command", "cmds"), ("args", "arguments")):
-                for argument in container.get(part) or []:
-                    _check_text(str(argument), f"{where}{name if main else part}", known)
-    _check_known(pod_spec, "the pod", known)
+            _check_command(container, where, ("cmds", "arguments") if main else ("command", "args"), known)
+    check_texts(pod_spec, "pod", known)
 
 
-def check_no_known_secret(texts: Mapping[str, str], field: str, known: Iterable[str]) -> None:
-    """As :func:`check_no_secret`, for texts that stand elsewhere: labels, annotations, files."""
-    _check_known(dict(texts), field, tuple(known))
+def check_texts(given: object, field: str, known: Iterable[str] = ()) -> None:
+    """As :func:`check_no_secret`, for texts that stand elsewhere: labels, annotations, files.
+
+    :param given: mappings, lists and texts in each other
+    """
+    for where, name, text in _places(given, field):
+        if name and is_secret(name, text):
+            raise ConfigurationError(where, None, f"its name says that it is a secret; {FIX}")
+        _check_form(text, where)
+    check_no_known_secret(given, field, known)
+
+
+def check_no_known_secret(given: object, field: str, known: Iterable[str]) -> None:
+    """
+    :raises ConfigurationError: a text, or a name in a mapping, holds a credential that nighttrain was given
+    """
+    _check_known(given, field, tuple(known))
 
 
 def _check_environment(container: Json, field: str, known: tuple[str, ...]) -> None:
     for variable in container.get("env") or []:
         name, value = str(variable.get("name")), variable.get("value")
-        if not isinstance(value, str) or _REFERENCES.fullmatch(value):
+        if not isinstance(value, str):
             continue
-        if names_a_secret(name) and value.strip().lower() not in _PLAIN_VALUES:
+        if is_secret(name, value):
             raise ConfigurationError(f"{field}[{name!r}]", None, f"its name says that it is a secret; {FIX}")
         if value in known:
             raise ConfigurationError(f"{field}[{name!r}]", None, f"it is the connection's credential; {FIX}")
         _check_text(value, f"{field}[{name!r}]", known)
 
 
+def _check_command(container: Json, where: str, names: tuple[str, str], known: tuple[str, ...]) -> None:
+    words = [[str(word) for word in container.get(part) or []] for part in ("command", "args")]
+    for name, part in zip(names, words, strict=True):
+        for word in part:
+            _check_text(word, f"{where}{name}", known)
+        # A flag and its value are two words.
+        _check_form(" ".join(part), f"{where}{name}")
+    _check_form(" ".join([*words[0], *words[1]]), f"{where}{names[1]}")
+
+
 def _check_text(text: str, field: str, known: tuple[str, ...]) -> None:
-    if what := looks_like_a_secret(text):
-        raise ConfigurationError(field, None, f"it holds {what}; {FIX}")
+    _check_form(text, field)
     if _holds(text, known):
         raise ConfigurationError(field, None, f"it holds the connection's credential; {FIX}")
+
+
+def _check_form(text: str, field: str) -> None:
+    if what := looks_like_a_secret(text):
+        raise ConfigurationError(field, None, f"it holds {what}; {FIX}")
+    for found in assignments(_PLACEHOLDER.sub(_IN_PLACE, text)):
+        if _is_plain(found) and is_secret(found.name, found.value):
+            raise ConfigurationError(
+                field, None, f"it gives {found.name} a value, which by its name is a secret; {FIX}"
+            )
+
+
+def _is_plain(found: Assignment) -> bool:
+    """Whether the value is a value, rather than code that gets one."""
+    value = found.value.replace("\\", "")
+    inside = value.strip("\"'")
+    if _IN_PLACE in value or (
+        _IDENTIFIER.fullmatch(inside) and any(map(names_a_secret, _beginnings(inside)))
+    ):
+        return False
+    if value[:1] in ("'", '"'):
+        return value == f"{value[0]}{inside}{value[0]}"
+    return not _CODE.search(value) and (found.sign in ("", "=") or looks_made_up(value))
+
+
+def _beginnings(name: str) -> list[str]:
+    """Of ``db_password_env``: ``db``, ``db_password``, and itself."""
+    return [name[: found.start()] for found in re.finditer(r"_|\.|$", name)]
+
+
+def _places(given: object, field: str) -> Iterator[tuple[str, str, str]]:
+    """Every text with where it stands and what it is called, if it is called anything."""
+    if isinstance(given, str):
+        yield field, "", given
+    elif isinstance(given, Mapping):
+        name, value = given.get("name"), given.get("value")
+        if isinstance(name, str) and isinstance(value, str):
+            yield field, name, value
+        for key, each in given.items():
+            where = f"{field}.{key}" if str(key).isidentifier() else f"{field}[{key!r}]"
+            if isinstance(each, str):
+                yield where, str(key), each
+            else:
+                yield from _places(each, where)
+    elif isinstance(given, list | tuple):
+        for number, each in enumerate(given):
+            named = isinstance(each, Mapping) and isinstance(each.get("name"), str)
+            yield from _places(each, f"{field}[{each['name']!r}]" if named else f"{field}[{number}]")
 
 
 def _check_known(value: object, field: str, known: tuple[str, ...]) -> None:

@@ -23,6 +23,8 @@ POD_SECURITY_LEVELS = ("baseline", "restricted")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 DNS_POLICIES = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
 TERMINATION_MESSAGE_POLICIES = ("File", "FallbackToLogsOnError")
+# What says which run an attempt writes to: every container of the pod gets these.
+RUN_VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
 # Three days: a Friday night's failure can still be looked at on Monday, and finished Jobs do not pile up.
 TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
 
@@ -38,7 +40,8 @@ class WorkloadSpec:
         ``secrets`` or a ``valueFrom`` that refers to a Secret: values given here are readable in the Job,
         and refused where they are known to be credentials.
     :param configmaps: names of ConfigMaps whose entries become variables
-    :param secrets: Airflow's ``Secret`` objects, or any with deploy_type, deploy_target, secret and key
+    :param secrets: Airflow's ``Secret`` objects, or any with deploy_type, deploy_target, secret and key.
+        Their variables stand before ``env_vars``, which may refer to them: ``postgresql://me:$(DB_PASSWORD)@db``
     :param active_deadline_seconds: the Job fails after so many seconds of running; not counted while queued
     :param termination_grace_period: seconds between SIGTERM and SIGKILL
     :param pod_template_file: a YAML file with a Pod; the base that ``full_pod_spec`` and then every explicit
@@ -62,8 +65,9 @@ class WorkloadSpec:
     :param oom_memory_max: the most memory an attempt is ever given, a quantity such as ``32Gi``
     :param volatile_env: names of variables that may differ between retries of one attempt: they do not count
         when an existing Job is compared with this spec
-    :param own_env: nighttrain's own variables. They stand before the user's, whose ``$(MLFLOW_RUN_ID)`` is so
-        replaced; one that the user gives too is left out
+    :param own_env: nighttrain's own variables, for the main container; :data:`RUN_VARIABLES` for every one.
+        They stand before the user's, whose ``$(MLFLOW_RUN_ID)`` is so replaced; one that the user gives too
+        is left out
     :param known_secrets: credentials that must stand nowhere in the workload; see
         :func:`nighttrain.providers.kubernetes.job.plain_secrets.known_forms`
     :param files: file name -> content, for the main container's folder ``/nighttrain``, through a ConfigMap
@@ -140,14 +144,14 @@ class WorkloadSpec:
         from nighttrain.providers.kubernetes.job.files import check_files
         from nighttrain.providers.kubernetes.job.manifests import build_pod_template
         from nighttrain.providers.kubernetes.job.memory_growth import check_growth
-        from nighttrain.providers.kubernetes.job.plain_secrets import check_no_known_secret
+        from nighttrain.providers.kubernetes.job.plain_secrets import check_texts
 
         self._check_scalars()
         self._check_metadata()
         check_growth(self)
         check_files(self.files or {})
         for name in ("labels", "annotations", "files"):
-            check_no_known_secret(getattr(self, name) or {}, name, self.known_secrets)
+            check_texts(getattr(self, name) or {}, name, self.known_secrets)
         build_pod_template(self)
 
     def _check_scalars(self) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION
+from nighttrain.providers.kubernetes.values.identity import (
+    GIVEN_UP_ANNOTATION,
+    MAIN_CONTAINER_ANNOTATION,
+    OUTCOME_ANNOTATION,
+)
 from nighttrain.providers.kubernetes.values.objects import (
     DEFAULT_CONTAINER_ANNOTATION,
     items,
@@ -26,8 +30,14 @@ _METADATA = (
     "labels",
     "ownerReferences",
 )
-_ANNOTATIONS = (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION)
-_POD_SPEC = ("nodeName", "schedulingGates", "priority", "terminationGracePeriodSeconds", "restartPolicy")
+_ANNOTATIONS = (
+    *(MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION),
+    *(OUTCOME_ANNOTATION, GIVEN_UP_ANNOTATION),
+)
+_POD_SPEC = (
+    *("nodeName", "schedulingGates", "priority", "restartPolicy"),
+    *("terminationGracePeriodSeconds", "activeDeadlineSeconds"),
+)
 # Which container is the first, and whether one that ended comes again.
 _CONTAINER = ("name", "restartPolicy", "restartPolicyRules")
 _EVENT = (

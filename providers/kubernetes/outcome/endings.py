@@ -60,8 +60,17 @@ def told_to_go(pod: Json) -> float | None:
     if disruption is not None:
         told.append(moment(text(disruption.get("lastTransitionTime"))))
     elif text(status(pod).get("reason")):  # the kubelet's own: evicted, past its deadline, refused ...
-        told.append(None)
+        told.append(_deadline(pod))
     return min((LONG_AGO if each is None else each for each in told), default=None)
+
+
+def _deadline(pod: Json) -> float | None:
+    """When a pod's own deadline was over, if that is what its kubelet ended it for."""
+    began = moment(text(status(pod).get("startTime")))
+    seconds = whole(mapping(pod.get("spec")).get("activeDeadlineSeconds"))
+    if status(pod).get("reason") != "DeadlineExceeded" or began is None or seconds is None:
+        return None
+    return began + seconds
 
 
 def deletion_asked(pod: Json) -> float | None:

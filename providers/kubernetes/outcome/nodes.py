@@ -9,15 +9,10 @@ from nighttrain.providers.kubernetes.values.objects import (
     condition,
     is_deleting,
     mapping,
-    metadata,
-    moment,
     name_of,
     status,
     text,
 )
-
-# A kubelet that lives kills what has not ended when its grace period is over, and says so within seconds.
-OVERDUE_SECONDS = 60.0
 
 
 def node_of(pod: Json) -> str:
@@ -46,23 +41,17 @@ def removed_for_its_node(pod: Json) -> str | None:
     return text(disruption.get("lastTransitionTime"))
 
 
-def is_lost(pod: Json, now: float | None) -> bool:
+def is_lost(pod: Json) -> bool:
     """Whether it may still run on a node that does not answer.
 
-    :param now: by the cluster's clock, if it is known
+    That its grace period is over proves nothing: a kubelet that lives may be unable to end a process.
     """
-    if is_terminal(pod) or not node_of(pod):
-        return False
-    due = moment(text(metadata(pod).get("deletionTimestamp")))
-    overdue = due is not None and now is not None and now > due + OVERDUE_SECONDS
-    return silent_since(pod) is not None or overdue
+    return silent_since(pod) is not None
 
 
 def of_lost(pod: Json) -> str:
     """What is known of it, and what a person can do."""
     node, since = node_of(pod), silent_since(pod)
-    if since is None:
-        since = text(metadata(pod).get("deletionTimestamp"))
     silent = f"node {node} has been silent{f' since {since}' if since else ''}"
     return (
         f"{silent}: whether pod {name_of(pod)} still trains there cannot be known, and no other one comes "

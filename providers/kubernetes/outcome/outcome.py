@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers import errors
 from nighttrain.providers.errors import clip
 from nighttrain.providers.kubernetes.outcome import endings, nodes, waits
-from nighttrain.providers.kubernetes.values.identity import OUTCOME_ANNOTATION
+from nighttrain.providers.kubernetes.values.identity import GIVEN_UP_ANNOTATION, OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.values.objects import (
     NEVER_SEEN,
     TERMINAL_PHASES,
@@ -243,12 +243,18 @@ class Lingering:
 
     :param outcome: what it is by the main container's end; ``None`` if the Job replaces the pod
     :param going: the pod was told to go already
+    :param others: what the other containers did or do, in a sentence
     """
 
     outcome: Outcome | None
     pod_name: str
     pod_uid: str
     going: bool = False
+    others: str = ""
+
+    def told(self, outcome: Outcome) -> Outcome:
+        """The outcome, with what the other containers of its pod did."""
+        return _with_others(outcome, self.others) if outcome.pod_uid == self.pod_uid else outcome
 
 
 @dataclass(frozen=True)
@@ -301,11 +307,11 @@ def decide(
         return _finished(_outcome(OutcomeKind.UNKNOWN, "Contradiction", message, _latest(known)))
     decisive = _decisive(job, known)
     if decisive is not None:
-        return _finished(_by_main(decisive))
+        return _finished(_with_others(_by_main(decisive), _others(decisive)))
     if complete is not None:
         return _finished(_completed(job, known, events))
     if failed is not None:
-        return _finished(_failed(failed, known))
+        return _finished(_given_up(job, known) or _failed(failed, known))
     lingering = _lingering(job, known)
     if lingering is not None:
         return lingering
@@ -323,7 +329,26 @@ def decide(
 
 def noted_outcome(obj: object) -> Outcome | None:
     """The outcome that is written on a workload: it holds whatever becomes of the workload afterwards."""
-    written = text(mapping(metadata(obj).get("annotations")).get(OUTCOME_ANNOTATION))
+    return _read_note(obj, OUTCOME_ANNOTATION)
+
+
+def _given_up(job: Json, pods: list[Json]) -> Outcome | None:
+    """What a wait that died after it had deleted the pod had given it up for, if nothing tells that the pod
+    ran after all.
+    """
+    outcome = _read_note(job, GIVEN_UP_ANNOTATION)
+    if outcome is None:
+        return None
+    pod = next((pod for pod in pods if uid_of(pod) == outcome.pod_uid), None)
+    main = main_container(pod)
+    if main is not None and main.began:
+        return None
+    unseen = "Whether it had begun in its last moment nobody saw."
+    return outcome if pod is not None else _with_others(outcome, unseen)
+
+
+def _read_note(obj: object, annotation: str) -> Outcome | None:
+    written = text(mapping(metadata(obj).get("annotations")).get(annotation))
     try:
         outcome = Outcome.from_dict(json.loads(written)) if '"kind"' in written else None
         return outcome if outcome is not None and outcome.explain() else None
@@ -359,9 +384,29 @@ def outcome_note(outcome: Outcome) -> str:
 def _noted(outcome: Outcome, pods: list[Json]) -> Observation:
     alive = next((pod for pod in reversed(pods) if endings.is_staying(pod)), None)
     if alive is None:
-        return _finished(outcome)
-    detail = f"the attempt has ended ({outcome.kind.value}), its pod is to go"
-    return _held_up(detail, alive, outcome)
+        own = next((pod for pod in pods if uid_of(pod) == outcome.pod_uid), None)
+        ended = outcome.exit_code is not None and own is not None
+        return _finished(_with_others(outcome, _others(own)) if ended else outcome)
+    main = main_container(alive)
+    if main is not None and main.over:
+        return _held_up(_main_ended(main, endings.others_left(alive)), alive, outcome)
+    return _held_up(f"the attempt has ended ({outcome.kind.value}), its pod is to go", alive, outcome)
+
+
+def _main_ended(main: Container, others: Sequence[str]) -> str:
+    ended = f"the main container {main.name!r} has ended with exit code {main.exit_code}"
+    names = ", ".join(map(repr, others))
+    return f"{ended} at {main.finished_at}; waiting for {names}" if names else f"{ended}; its pod goes"
+
+
+def _others(pod: Json | None) -> str:
+    return _sentence(endings.of_others(pod)) if pod is not None else ""
+
+
+def _with_others(outcome: Outcome, others: str) -> Outcome:
+    if not others or others in outcome.message:
+        return outcome
+    return replace(outcome, message=clip(f"{outcome.message} {others}".strip(), MESSAGE_LENGTH))
 
 
 def _held_up(detail: str, pod: Json, outcome: Outcome | None) -> Observation:
@@ -372,7 +417,7 @@ def _held_up(detail: str, pod: Json, outcome: Outcome | None) -> Observation:
         name_of(pod),
         waiting_for=WaitFor.SIDECARS,
         since=main.finished_at if main is not None else None,
-        lingering=Lingering(outcome, name_of(pod), uid_of(pod), is_deleting(pod)),
+        lingering=Lingering(outcome, name_of(pod), uid_of(pod), is_deleting(pod), _others(pod)),
     )
 
 
@@ -441,15 +486,13 @@ def _lingering(job: Json, pods: list[Json]) -> Observation | None:
     main, others = endings.ended_by_itself(pod), endings.others_left(pod)
     if main is None or not (others or is_deleting(pod)):
         return None
-    ended = f"the main container {main.name!r} has ended with exit code {main.exit_code}"
     if not endings.is_single(job) or not endings.controls(job, pod):
+        ended = f"the main container {main.name!r} has ended with exit code {main.exit_code}"
         return None if is_deleting(pod) else Observation(Phase.RUNNING, ended, name_of(pod))
     replaced = main.exit_code != 0 and endings.replaces_failed_pods(job)
     if is_deleting(pod) and replaced:
         return None
-    names = ", ".join(repr(name) for name in others)
-    detail = f"{ended} at {main.finished_at}; waiting for {names}" if names else f"{ended}; its pod goes"
-    return _held_up(detail, pod, None if replaced else _by_main(pod))
+    return _held_up(_main_ended(main, others), pod, None if replaced else _by_main(pod))
 
 
 def _is_suspended(job: Json) -> bool:
@@ -461,8 +504,8 @@ def _by_main(pod: Json) -> Outcome:
     main = main_container(pod)
     reason = main.reason if main is not None else ""
     if main is not None and main.exit_code == 0:
-        return _outcome(OutcomeKind.SUCCEEDED, reason, _sentence(endings.of_others(pod)), pod)
-    return _ended_badly(pod, main, reason, _sentence(endings.of_others(pod)))
+        return _outcome(OutcomeKind.SUCCEEDED, reason, "", pod)
+    return _ended_badly(pod, main, reason, "")
 
 
 def _sentence(words: str) -> str:

@@ -61,7 +61,9 @@ _ABOVE_CAPACITY = re.compile(
 )
 _IN_USE = re.compile(r"insufficient unused quota for \S+ in flavor (?P<flavor>[^\s,]+),")
 _TO_PUT_RIGHT = re.compile(
-    r"Queue \S+ doesn't exist|doesn't match ClusterQueue selector|resource \S+ unavailable in ClusterQueue"
+    r"Queue \S+ (doesn't exist|is terminating or missing)|doesn't match ClusterQueue selector"
+    r"|resource \S+ unavailable in ClusterQueue|flavor \S+ not found|resources validation failed"
+    r"|didn't satisfy LimitRange"
 )
 _OTHER_NODES = re.compile(r"untolerated taint|doesn't match node affinity")
 _QUOTA = re.compile(

@@ -30,6 +30,8 @@ MEMORY_ANNOTATION = PREFIX + "memory"
 MAIN_CONTAINER_ANNOTATION = PREFIX + "main-container"
 # On workloads: how the attempt ended, where the object's own status would tell it otherwise.
 OUTCOME_ANNOTATION = PREFIX + "outcome"
+# What the pod of a workload is about to be deleted for.
+GIVEN_UP_ANNOTATION = PREFIX + "given-up"
 # A pod's name adds six characters to its Job's, and other controllers that run Jobs add up to five:
 # 52 keeps all of them inside the 63 of a DNS label.
 NAME_LENGTH = 52

@@ -189,11 +189,25 @@ def main_container(pod: object) -> Container | None:
     It is the one that nighttrain's annotation names, else kubectl's, else the first of the spec: a status
     lists containers by name, and what is injected may come first.
     """
-    annotations = mapping(metadata(pod).get("annotations"))
     plain = {container.name: container for container in containers(pod) if not container.init}
     names = [text(entry.get("name")) for entry in _specified(pod, "containers")] or list(plain)
-    asked = [text(annotations.get(key)) for key in (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION)]
-    return plain.get(next((name for name in [*asked, *names] if name in {*names, *plain}), ""))
+    return plain.get(next((name for name in [*_asked_for(pod), *names] if name in {*names, *plain}), ""))
+
+
+def main_container_spec(template: object) -> Json:
+    """The main container as a pod or a pod template describes it; empty if it describes none.
+
+    A webhook may have put another one first, in the template too.
+    """
+    described = {text(entry.get("name")): entry for entry in _specified(template, "containers")}
+    return described.get(
+        next((name for name in [*_asked_for(template), *described] if name in described), ""), {}
+    )
+
+
+def _asked_for(pod: object) -> list[str]:
+    annotations = mapping(metadata(pod).get("annotations"))
+    return [text(annotations.get(key)) for key in (MAIN_CONTAINER_ANNOTATION, DEFAULT_CONTAINER_ANNOTATION)]
 
 
 def culprit(pod: object) -> Container | None:

@@ -22,7 +22,15 @@ from nighttrain.providers.errors import (
     clip,
 )
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES
-from nighttrain.providers.kubernetes.values.objects import is_deleting, mapping, metadata, status, whole
+from nighttrain.providers.kubernetes.values.objects import (
+    is_deleting,
+    main_container_spec,
+    mapping,
+    metadata,
+    status,
+    text,
+    whole,
+)
 from nighttrain.providers.kubernetes.values.redaction import redact
 from nighttrain.providers.serving.backends.base import EndpointStatus, Progress, Readiness, VersionStatus
 from nighttrain.providers.serving.backends.pods import desired_replicas, judge
@@ -374,7 +382,7 @@ class KubernetesDeployments:
                 ready_replicas=whole(status(item).get("readyReplicas")) or 0,
                 replicas=desired_replicas(item),
                 artifact_digest=_annotations(item).get(DIGEST_ANNOTATION, ""),
-                image=item["spec"]["template"]["spec"]["containers"][0].get("image", ""),
+                image=text(main_container_spec(item["spec"]["template"]).get("image")),
                 deployed_at=_annotations(item).get(DEPLOYED_ANNOTATION, ""),
             )
             for item in listed["items"]

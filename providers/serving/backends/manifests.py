@@ -12,6 +12,7 @@ from typing import Any
 
 from nighttrain.providers.kubernetes.job.fields import plain
 from nighttrain.providers.kubernetes.job.manifests import build_pod_template
+from nighttrain.providers.kubernetes.values.objects import main_container_spec
 from nighttrain.providers.serving.spec import (
     DEPLOYED_ANNOTATION,
     DIGEST_ANNOTATION,
@@ -97,7 +98,7 @@ def build_service(deployment: Json, previous: str | None = None) -> Json:
     """The endpoint of a version's Deployment: made when the first version is ready, switched ever after."""
     metadata = deployment["metadata"]
     labels = {key: metadata["labels"][key] for key in (ENDPOINT_LABEL, VERSION_LABEL)}
-    port = deployment["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
+    port = main_container_spec(deployment["spec"]["template"])["ports"][0]["containerPort"]
     return {
         "apiVersion": "v1",
         "kind": "Service",

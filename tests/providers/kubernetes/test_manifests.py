@@ -215,8 +215,8 @@ def test_what_kubernetes_pod_operator_users_write() -> None:
     main = pod["containers"][0]
     assert (main["command"], main["args"]) == (["python"], ["-m", "train"])
     assert main["env"] == [
-        {"name": "A", "value": "1"},
         {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+        {"name": "A", "value": "1"},
     ]
     assert main["envFrom"] == [{"secretRef": {"name": "creds"}}, {"secretRef": {"name": "all"}}]
     assert main["resources"] == {"requests": {"cpu": "1"}, "limits": {"cpu": "2", "memory": "1Gi"}}
@@ -290,7 +290,7 @@ def test_bases_lie_beneath_explicit_parameters(tmp_path: Path) -> None:
     [(20130105, "20130105"), (True, "true"), (False, "false"), (0.1, "0.1"), (1e-05, "1e-05"), (0, "0")],
 )
 def test_what_a_template_made_a_number_is_the_text_it_was(value: Any, text: str) -> None:
-    """As ``render_template_as_native_obj=True`` does with "{{ ds_nodash }}"."""
+    """As people write numbers in YAML and in Python."""
     spec = WorkloadSpec(
         image="train:1",
         cmds=value,

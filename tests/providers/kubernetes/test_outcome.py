@@ -262,6 +262,10 @@ IN_USE = "insufficient unused quota for {} in flavor {}, 1 more needed".format
         ("Inadmissible", "ClusterQueue cq doesn't exist", "blocked"),
         ("Inadmissible", "Workload namespace doesn't match ClusterQueue selector", "blocked"),
         ("Inadmissible", "LocalQueue lq is inactive", "healthy"),
+        ("Inadmissible", "LocalQueue lq is terminating or missing", "blocked"),
+        ("Pending", "pod set main: flavor a not found", "blocked"),
+        ("Inadmissible", "resources validation failed: requests exceed their limits", "blocked"),
+        ("Inadmissible", "resources didn't satisfy LimitRange constraints: cpu above max", "blocked"),
         # Words that nobody knows yet.
         ("Pending", "", "healthy"),
         ("Inadmissible", "the moon is not full", "healthy"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +13,9 @@ import pytest
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.manifests import build_pod_template
-from nighttrain.providers.kubernetes.job.plain_secrets import known_forms, names_a_secret
+from nighttrain.providers.kubernetes.job.plain_secrets import check_texts, known_forms
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.redaction import names_a_secret
 
 
 @pytest.mark.parametrize(
@@ -155,6 +159,150 @@ def test_values_that_look_like_one(value: str, place: str) -> None:
     assert "hunter2" not in message
 
 
+PASSWORD = "hunter2xyz"
+HEADER = {"name": "Authorization", "value": f"Bearer {PASSWORD}"}
+
+
+def main(**fields: Any) -> dict[str, Any]:
+    return {"full_pod_spec": {"containers": [{"name": "main", **fields}]}}
+
+
+def executed(*command: str) -> dict[str, Any]:
+    return {"exec": {"command": list(command)}}
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"cmds": ["env", f"MLFLOW_TRACKING_PASSWORD={PASSWORD}", "python"]}, "cmds"),
+        ({"cmds": ["sh", "-c", f"export MLFLOW_TRACKING_PASSWORD={PASSWORD}; train"]}, "cmds"),
+        ({"arguments": [f"--password={PASSWORD}"]}, "arguments"),
+        ({"arguments": ["--password", PASSWORD]}, "arguments"),
+        ({"arguments": ["--db-password", "letters"]}, "arguments"),
+        ({"arguments": f"train --db-password={PASSWORD} --n 3"}, "arguments"),
+        ({"cmds": ["curl", "-u", f"me:{PASSWORD}", "https://host"]}, "cmds"),
+        ({"cmds": ["curl"], "arguments": ["--user", f"me:{PASSWORD}", "https://host"]}, "arguments"),
+        ({"env_vars": {"DSN": f"host=h user=me password={PASSWORD}"}}, "env_vars['DSN']"),
+        ({"env_vars": {"JDBC": f"jdbc:postgresql://h/db?user=me&password={PASSWORD}"}}, "env_vars['JDBC']"),
+        ({"env_vars": {"JDBC": f"jdbc:sqlserver://h;user=me;password={PASSWORD}"}}, "env_vars['JDBC']"),
+        ({"env_vars": {"ODBC": f"Driver=x;Server=h;Uid=me;Pwd={PASSWORD}"}}, "env_vars['ODBC']"),
+        (
+            {"env_vars": {"AIRFLOW_CONN_X": json.dumps({"conn_type": "x", "password": PASSWORD})}},
+            "env_vars['AIRFLOW_CONN_X']",
+        ),
+        ({"env_vars": {"DB": json.dumps({"url": f"redis://:{PASSWORD}@h/0"})}}, "env_vars['DB']"),
+        ({"env_vars": {"URL": f"https://h/x?token={PASSWORD}"}}, "env_vars['URL']"),
+        *(
+            ({"env_vars": {name: PASSWORD}}, f"env_vars['{name}']")
+            for name in ("MLFLOW_PASS", "PASS", "DB_PW", "API_KEYS", "KAGGLE_KEY", "OPENAI_KEY")
+        ),
+        ({"annotations": {"team/password": PASSWORD}}, "annotations['team/password']"),
+        ({"annotations": {"note": f"https://me:{PASSWORD}@h"}}, "annotations.note"),
+        ({"labels": {"password": PASSWORD}}, "labels.password"),
+        (
+            {
+                "pod_template_dict": {
+                    "metadata": {"annotations": {"note": f"password={PASSWORD}"}},
+                    "spec": {},
+                }
+            },
+            "metadata.annotations.note",
+        ),
+        (
+            main(livenessProbe=executed("curl", f"https://me:{PASSWORD}@h")),
+            "containers['main'].livenessProbe.exec.command[1]",
+        ),
+        (
+            main(livenessProbe={"httpGet": {"port": 80, "httpHeaders": [HEADER]}}),
+            "containers['main'].livenessProbe.httpGet.httpHeaders['Authorization']",
+        ),
+        (
+            main(lifecycle={"preStop": executed("sh", "-c", f"TOKEN={PASSWORD} bye")}),
+            "containers['main'].lifecycle.preStop.exec.command[2]",
+        ),
+        (
+            {"volumes": [{"name": "v", "csi": {"driver": "d", "volumeAttributes": {"password": PASSWORD}}}]},
+            "volumes['v'].csi.volumeAttributes.password",
+        ),
+        (
+            {"files": {"arguments.json": json.dumps({"db_password": PASSWORD}, indent=2)}},
+            "files['arguments.json']",
+        ),
+        ({"files": {"train.py": f"login(password='{PASSWORD}')"}}, "files['train.py']"),
+    ],
+)
+def test_whatever_gives_a_secret_its_value_wherever_it_stands(given: dict[str, Any], field: str) -> None:
+    message = refused(**given)
+    assert field in message
+    assert PASSWORD not in message
+    assert "secrets=[Secret('env'" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/var/secrets/google/key.json"),
+        ("USE_TOKEN_TYPE_IDS", "1"),
+        ("TOKEN_BATCH", "4096"),
+        ("NUM_PASSWORD_ATTEMPTS", "3"),
+        ("TOKEN_CLASSIFICATION", "ner"),
+        ("PASSWORD_COLUMN", "pw"),
+        ("MLFLOW_SECRET", "mlflow-credentials"),
+        ("VAULT_SECRET", "kv/data/x"),
+        ("GIT_CREDENTIAL_HELPER", "store"),
+        ("TARGET_TOKEN", "price"),
+        ("HF_TOKEN", "***"),
+        ("HF_TOKEN", "${TOKEN}"),
+        ("DB_PASSWORD", "/run/secrets/db"),
+    ],
+)
+def test_settings_are_no_secrets(name: str, value: str) -> None:
+    WorkloadSpec(image="train:1", env_vars={name: value}, arguments=[f"--{name.lower()}={value}"]).validate()
+
+
+CODE = """
+def train(api_key=None, token: str = "", password: str | None = None):
+    password = os.environ["DB_PASSWORD"]
+    token = tokens[i]; api_key = api_key or read("api_key")
+    connect(user=user, password=password, token=self.token)
+    url = f"postgresql://{user}:{os.environ['DB_PASSWORD']}@host/db"
+    print(getpass.getpass("Password: "), {"password": password, "token": None})
+    parser.add_argument("--password", help="a password")
+    special = dict(pad_token="<pad>", oov_token="OOV", mask_token="[MASK]")
+    names = {"api_key": "OPENAI_API_KEY"}
+"""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"files": {"train.py": CODE}},
+        {"cmds": ["python", "-c", CODE]},
+        {"cmds": ["sh", "-c", 'TOKEN=$(cat /t) PASSWORD="$PW" API_KEY=`key` train --token $TOKEN']},
+        {"cmds": ["sh", "-c", "PASSWORD= train --password=${PASSWORD} --token-file /t"]},
+        {"arguments": ["--password", "$(DB_PASSWORD)", "--user", "1000:1000"]},
+        {"env_vars": {"DSN": "host=h user=me password=$(DB_PASSWORD) sslmode=require"}},
+        {
+            "annotations": {
+                "note": "password: must have 8 characters",
+                "image": "registry/secret-token:abcdef1",
+            }
+        },
+        {"volumes": [{"name": "v", "secret": {"secretName": "mlflow-credentials2"}}]},
+    ],
+)
+def test_code_and_references_go_in(given: dict[str, Any]) -> None:
+    WorkloadSpec(**{"image": "train:1", **given}).validate()
+
+
+@pytest.mark.parametrize("piece", ["$(", "${", "{a", "curl ", "uid=", "a://", "token=", "<", "x:", '{"'])
+def test_looking_through_long_files_takes_linear_time(piece: str) -> None:
+    started = time.perf_counter()
+    with contextlib.suppress(ConfigurationError):
+        check_texts({"data": piece * (400_000 // len(piece))}, "files")
+    assert time.perf_counter() - started < 10  # minutes, were it quadratic
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -243,6 +391,42 @@ TEMPLATE = {"spec": {"containers": [{"name": "main", "env": [OUT]}]}}
 def test_our_variables_stand_before_those_that_refer_to_them(given: dict[str, Any]) -> None:
     spec = WorkloadSpec(image="train:1", own_env={"MLFLOW_RUN_ID": "abc"}, **given)
     assert environment(spec) == [("MLFLOW_RUN_ID", "abc"), ("OUT", "/o/$(MLFLOW_RUN_ID)")]
+
+
+DB_PASS = SimpleNamespace(deploy_type="env", deploy_target="DB_PASS", secret="db", key="password")
+SECRET_VARIABLE = {"name": "DB_PASS", "valueFrom": {"secretKeyRef": {"name": "db", "key": "password"}}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"env_vars": {"DB": "postgresql://me:$(DB_PASS)@db/x"}},
+        {"env_vars": {"DB": "postgresql://me:$(DB_PASS)@db/x", "DB_PASS": ""}},
+    ],
+)
+def test_variables_of_secrets_stand_before_those_that_refer_to_them(given: dict[str, Any]) -> None:
+    spec = WorkloadSpec(image="train:1", secrets=[DB_PASS], own_env={"MLFLOW_RUN_ID": "abc"}, **given)
+    assert build_pod_template(spec)["spec"]["containers"][0]["env"] == [
+        {"name": "MLFLOW_RUN_ID", "value": "abc"},
+        SECRET_VARIABLE,
+        {"name": "DB", "value": "postgresql://me:$(DB_PASS)@db/x"},
+    ]
+
+
+def test_every_container_is_told_the_run_and_only_the_main_one_the_rest() -> None:
+    spec = WorkloadSpec(
+        full_pod_spec={
+            "containers": [{"name": "main", "image": "i"}, {"name": "side", "image": "i", "env": [OUT]}],
+            "initContainers": [{"name": "first", "image": "i"}],
+        },
+        own_env={"MLFLOW_RUN_ID": "abc", "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_TRACKING_URI": "http://m"},
+    )
+    pod = build_pod_template(spec)["spec"]
+    run = [{"name": "MLFLOW_RUN_ID", "value": "abc"}, {"name": "MLFLOW_EXPERIMENT_ID", "value": "7"}]
+    main, side = pod["containers"]
+    assert pod["initContainers"][0]["env"] == run
+    assert side["env"] == [*run, OUT]
+    assert main["env"] == [*run, {"name": "MLFLOW_TRACKING_URI", "value": "http://m"}]
 
 
 def test_a_variable_that_the_user_gives_wins_and_keeps_its_place() -> None:

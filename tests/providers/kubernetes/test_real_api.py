@@ -134,7 +134,8 @@ def test_a_job_with_everything(level: str) -> None:
     assert "suspend" not in job(queue_name=None)["spec"]
     assert "ttlSecondsAfterFinished" not in job(ttl_seconds_after_finished=None)["spec"]
     env = template["spec"]["containers"][0]["env"]
-    assert [variable["name"] for variable in env] == ["A", "B", "TOKEN"]  # $(A) refers to an earlier one
+    # Each may refer to those before it.
+    assert [variable["name"] for variable in env] == ["TOKEN", "A", "B"]
 
 
 def test_a_deployment_and_its_service() -> None:

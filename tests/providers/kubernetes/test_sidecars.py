@@ -11,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from front import Front
 
 from nighttrain.providers.attempts import lifecycle, verdicts
 from nighttrain.providers.attempts.follow import follow_to_end
@@ -225,6 +226,16 @@ def test_a_disrupted_pod_is_a_success_if_main_had_ended_before(told_at: str, kin
     assert (going.lingering is not None and going.lingering.going) == (kind is K.SUCCEEDED)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "kind"), [(11, K.SUCCEEDED), (10, K.DEADLINE_EXCEEDED), (5, K.DEADLINE_EXCEEDED)]
+)
+def test_a_pods_own_deadline_ends_only_what_had_not_ended_before(seconds: int, kind: K) -> None:
+    over = pod("Failed", {"proxy": ended(137), "train": ended(0)})
+    over["spec"]["activeDeadlineSeconds"] = seconds
+    over["status"] |= {"reason": "DeadlineExceeded", "startTime": "2026-01-01T00:00:00Z"}
+    assert outcome_of(read(job("Failed"), trim_pod(over))).kind is kind
+
+
 def test_what_is_written_on_the_job_holds_whatever_comes_after() -> None:
     written = verdicts.outcome_note(Outcome(K.SUCCEEDED, exit_code=0, pod_name="p", pod_uid="pu"))
     noted = job("Failed")
@@ -333,6 +344,36 @@ async def test_a_crash_between_the_two_steps_and_a_second_process_keep_the_first
     assert set(ends) == {first}
     await job_ended(client, started)
     assert (await lifecycle.observe(client, started)).outcome == first
+
+
+async def test_the_end_is_written_before_the_others_get_their_time(client: ClusterClient) -> None:
+    started, _ = await start(client, spec("print('trained')"))
+    waiting = asyncio.create_task(lifecycle.wait(client, started, timeouts=Timeouts(30, sidecar_grace=3600)))
+    async with asyncio.timeout(30):
+        while True:
+            found = await client.get(JOBS, NAMESPACE, started.name)
+            if OUTCOME_ANNOTATION in found["metadata"]["annotations"]:
+                break
+            await asyncio.sleep(0.05)
+    # The process that waits dies, and a drain takes the pod.
+    waiting.cancel()
+    [of_job] = (await client.list(PODS, NAMESPACE, label_selector=f"job-name={started.name}"))["items"]
+    await client.delete(PODS, NAMESPACE, of_job["metadata"]["name"])
+    await job_ended(client, started)
+    async with asyncio.timeout(30):
+        outcome = await lifecycle.wait(client, started, timeouts=Timeouts(30))
+    assert (outcome.kind, outcome.exit_code) == (K.SUCCEEDED, 0)
+
+
+async def test_no_pod_is_told_to_go_before_its_end_is_written(cluster: EmbeddedCluster) -> None:
+    async with Front(cluster.url, cluster.token) as front:
+        config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+        async with await ClusterClient.open(config) as watched:
+            started, _ = await start(watched, spec("pass"))
+            async with asyncio.timeout(30):
+                assert (await lifecycle.wait(watched, started, timeouts=QUICK)).succeeded
+    calls = [(seen.method, seen.path.split("/")[-2]) for seen in front.seen]
+    assert calls.index(("PATCH", "jobs")) < calls.index(("DELETE", "pods"))
 
 
 async def test_processes_that_decide_at_once_agree(client: ClusterClient) -> None:

@@ -85,6 +85,32 @@ async def test_an_init_container_that_outlasts_the_time_out_leaves_no_training_b
     assert not trained.exists()
 
 
+async def test_a_process_that_dies_after_the_deletion_leaves_the_time_out_and_no_cancelling(
+    cluster: EmbeddedCluster,
+) -> None:
+    slow = {"name": "fetch", "image": "py", "command": ["python", "-S", "-c", "import time; time.sleep(60)"]}
+    given = WorkloadSpec(
+        image="py", cmds=["python", "-c", "pass"], init_containers=[slow], termination_grace_period=1
+    )
+    deleted = asyncio.Event()
+
+    def watch(seen: Seen) -> None:
+        if seen.method == "DELETE" and "/pods/" in seen.path:
+            deleted.set()
+
+    async with asyncio.timeout(60), connected(cluster) as client:
+        async with Front(cluster.url, cluster.token, judge=watch) as front:
+            config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+            async with await ClusterClient.open(config) as dying:
+                started = await lifecycle.submit(dying, given, identity(), epoch="0", namespace=NAMESPACE)
+                waiting = asyncio.create_task(lifecycle.wait(dying, started, timeouts=Timeouts(1)))
+                await deleted.wait()
+                waiting.cancel()
+                await asyncio.wait([waiting])
+        outcome = await lifecycle.wait(client, started, timeouts=Timeouts(1))
+    assert (outcome.kind, outcome.reason) == (K.START_TIMEOUT, "StartupTimeout")
+
+
 async def test_without_a_pod_the_job_is_removed(cluster: EmbeddedCluster) -> None:
     spec = WorkloadSpec(image="py", cmds=["python"], queue_name="nobody-admits")
     async with connected(cluster) as client:

@@ -76,10 +76,14 @@ def test_the_digest_is_that_of_sha256sum_lines(tmp_path: Path) -> None:
 def test_every_change_of_a_folder_changes_the_digest(tmp_path: Path) -> None:
     write(tmp_path, {"MLmodel": b"1", "data/x": b"2"})
     before = manifest_of_directory(tmp_path)
-    write(tmp_path, {"data/x": b"3", "new": b""})
+    digests = [before.digest]
+    write(tmp_path, {"data/x": b"3"})
+    digests.append(manifest_of_directory(tmp_path).digest)
+    write(tmp_path, {"new": b""})
+    digests.append(manifest_of_directory(tmp_path).digest)
     (tmp_path / "MLmodel").unlink()
     after = manifest_of_directory(tmp_path)
-    assert after.digest != before.digest
+    assert len({*digests, after.digest}) == 4
     assert before.differences(after) == ["MLmodel is missing", "data/x has other bytes", "new was added"]
 
 
@@ -133,6 +137,11 @@ async def test_verify_notices_a_changed_an_added_and_a_deleted_file(
             (stored / path).unlink()
         else:
             (stored / path).write_bytes(before)
+    removed = (stored / "MLmodel").read_bytes()
+    (stored / "MLmodel").unlink()
+    with pytest.raises(ArtifactDigestMismatchError, match=f"expected {version.digest}, found"):
+        await verify(client, version)
+    (stored / "MLmodel").write_bytes(removed)
     await verify(client, version)
     for path in SMALL_MODEL:
         (stored / path).unlink()

@@ -136,7 +136,11 @@ async def test_undo_refuses_when_somebody_promoted_since(
     assert await snapshot(registry, name) == before
 
 
-@pytest.mark.parametrize("writes", range(9))
+WRITES = 9
+"""A promotion's."""
+
+
+@pytest.mark.parametrize("writes", range(WRITES))
 async def test_a_crash_at_any_write_is_finished_by_the_retry(
     mlflow_server: MLflowServer, registry: ModelRegistry, make_model: MakeModel, writes: int
 ) -> None:
@@ -155,6 +159,18 @@ async def test_a_crash_at_any_write_is_finished_by_the_retry(
     await undo(registry, done)
     assert (await registry.version_by_alias(name, "champion")).version == "1"
     assert (await registry.version_in_stage(name, "Production")).version == "1"
+
+
+async def test_a_promotion_makes_no_more_writes_than_those_at_which_it_was_crashed(
+    mlflow_server: MLflowServer, registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = make_model().name
+    make_model(name)
+    await promote(registry, name, 1)
+    async with DyingClient(TrackingConfig(mlflow_server.uri)) as dying:
+        dying.writes_left = WRITES
+        done = await promote(ModelRegistry(dying), name, 2)
+    assert done.state == "done"
 
 
 async def test_alias_only_stage_only_and_bad_input(registry: ModelRegistry, make_model: MakeModel) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from mlflow_server import SMALL_MODEL, unique
 
-from nighttrain.providers.errors import RunWithoutModelError
+from nighttrain.providers.errors import RunInTrashError, RunWithoutModelError
+from nighttrain.providers.registry import run_models
 from nighttrain.providers.registry.artifacts import verify
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
@@ -96,6 +97,19 @@ async def test_files_that_are_no_model(registry: ModelRegistry, training: Traini
         await registry.register(unique("model"), run_id=training.run)
 
 
+async def test_a_model_beside_a_data_set_of_many_folders_is_found(
+    registry: ModelRegistry, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = training.server.call("GET", "runs/get", run_id=training.run)["run"]["info"]["artifact_uri"]
+    for day in range(250):
+        training.server.upload(root, f"data/day={day}/part.csv", b"x")
+    place = training.files("models/best")
+    assert (await run_models.find_model(registry.client, training.run)).source == place
+    monkeypatch.setattr(run_models, "MAX_FOLDERS", 100)
+    with pytest.raises(RunWithoutModelError, match=r"more than 100 folders.*log one in the training code"):
+        await run_models.find_model(registry.client, training.run)
+
+
 async def test_several_folders_are_told_and_one_may_be_named(
     registry: ModelRegistry, training: Training
 ) -> None:
@@ -164,5 +178,5 @@ async def test_a_run_in_the_trash_is_told_with_the_way_back(
     training.files("model")
     given = {"run_id": training.run} if deleted == "run" else {"experiment_id": training.experiment}
     training.server.call("POST", f"{deleted}s/delete", **given)
-    with pytest.raises(RunWithoutModelError, match=f"mlflow runs restore --run-id {training.run}"):
+    with pytest.raises(RunInTrashError, match=f"mlflow runs restore --run-id {training.run}"):
         await registry.register(unique("model"), run_id=training.run)

@@ -76,6 +76,26 @@ async def test_what_was_scaled_to_zero_is_scaled_up_when_it_is_rolled_out_again(
     assert "nighttrain.dev/scaled-up" not in found["metadata"]["annotations"]
 
 
+async def test_what_a_webhook_puts_first_is_not_the_model(
+    cluster: EmbeddedCluster, serving_spec: Make
+) -> None:
+    def inject(created: dict[str, Any]) -> None:
+        if created.get("kind") == "Deployment":
+            created["spec"]["template"]["spec"]["containers"].insert(0, {"name": "proxy", "image": "proxy:1"})
+
+    async with Front(cluster.url, cluster.token, webhook=inject) as front:
+        config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+        async with await ClusterClient.open(config) as client:
+            player = Player(client)
+            rollout = Rollout(KubernetesDeployments(client), sleep=player.sleep, clock=lambda: player.now)
+            await serve(rollout, player, serving_spec("1"))
+            status = await rollout.status("delay", NAMESPACE)
+            assert status is not None
+            assert [each.image for each in status.versions] == [serving_spec("1").image]
+            await client.delete(SERVICES, NAMESPACE, "delay")
+            await client.delete(DEPLOYMENTS, NAMESPACE, "delay-v1", propagation="Background")
+
+
 async def test_what_serves_without_a_ready_pod_is_waited_for(
     rollout: Rollout, player: Player, serving_spec: Make
 ) -> None:

@@ -53,13 +53,18 @@ def test_the_example_is_valid(serving_spec: Make) -> None:
         ("tolerations", [{"keey": "gpu"}], "keey"),
         ("env_vars", {"MLFLOW_TRACKING_PASSWORD": "hunter2"}, "Secret"),
         ("env_vars", [{"name": "MLFLOW_TRACKING_TOKEN", "value": "hunter2"}], "Secret"),
+        ("env_vars", {"SETTING": "AKIAHUNTER2HUNTER2XX"}, "a key of AWS"),
+        ("env_vars", {"SETTING": "host=h password=hunter2"}, "Secret"),
+        ("env_vars", {"SETTING": "the connection's hunter2-own"}, "the connection's credential"),
+        ("annotations", {"note": "https://me:hunter2@h"}, "Secret"),
+        ("annotations", {"note": "the connection's hunter2-own"}, "the connection's credential"),
     ],
 )
 def test_a_mistake_names_its_field_and_tells_no_secret(
     serving_spec: Make, field: str, value: Any, said: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        serving_spec(**{field: value}).validate()
+        serving_spec(**{field: value, "known_secrets": ("hunter2-own",)}).validate()
     assert said in str(caught.value)
     assert "hunter2" not in str(caught.value)
 

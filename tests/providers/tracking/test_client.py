@@ -168,15 +168,13 @@ async def test_overload_and_lost_connections_are_waited_out(scripted: Scripted) 
     assert len(scripted.requests) == 3
 
 
-@pytest.mark.parametrize("method", ["get", "search"])
-async def test_a_read_that_is_answered_with_a_conflict_is_asked_again(
-    scripted: Scripted, method: str
-) -> None:
-    """It conflicts with nothing: taken for a refusal, it left a run without its parent."""
+@pytest.mark.parametrize("path", ["runs/get", "runs/search", "runs/update", "runs/log-batch"])
+async def test_what_conflicts_with_nothing_is_asked_again(scripted: Scripted, path: str) -> None:
+    """Taken for a refusal, it left a run without its parent, and a cancelled one to the reaper."""
     scripted.says(409)
     scripted.says(200, '{"ok": 1}')
     async with MLflowClient(TrackingConfig(scripted.uri)) as client:
-        asked = client.get("runs/get", {}) if method == "get" else client.post("runs/search", {})
+        asked = client.get(path) if path == "runs/get" else client.post(path, {})
         assert await asked == {"ok": 1}
     assert len(scripted.requests) == 2
 

@@ -8,9 +8,14 @@ import pytest
 from mlflow_server import unique
 
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
-from nighttrain.providers.tracking.killed_runs import close_with_parent, described, take_over_described
+from nighttrain.providers.tracking.killed_runs import (
+    close_run_of_workload,
+    close_with_parent,
+    described,
+    take_over_described,
+)
 from nighttrain.providers.tracking.run_tree import RunTree
-from nighttrain.providers.tracking.runs import RUN_KEY_TAG, RunKey, RunStatus
+from nighttrain.providers.tracking.runs import JOB_UID_TAG, RUN_KEY_TAG, SUPERSEDED_TAG, RunKey, RunStatus
 
 if TYPE_CHECKING:
     from mlflow_server import MLflowServer
@@ -41,6 +46,24 @@ async def test_a_killed_iteration_closes_its_own_run(mlflow_server: MLflowServer
             second.value: "KILLED",
             outside.value: "KILLED",
         }
+
+
+async def test_a_killed_attempt_tells_the_run_that_another_process_had_opened_for_it(
+    mlflow_server: MLflowServer,
+) -> None:
+    key = RunKey(orchestrator="airflow", dag_id="d", run_id=unique("r"), task_id="t")
+    async with MLflowClient(TrackingConfig(mlflow_server.uri)) as client:
+        tree = RunTree(client)
+        experiment_id = await tree.ensure_experiment(unique("killed"))
+        parent = await tree.open_parent(experiment_id, key, name="parent")
+        # Its process died before it had made the Job.
+        left = await tree.open_attempt(experiment_id, key, name="t", parent_run_id=parent.run_id)
+        run = await tree.open_attempt(experiment_id, key, name="t", parent_run_id=parent.run_id)
+        await tree.set_tags(run.run_id, {JOB_UID_TAG: "uid"})
+        await close_run_of_workload(tree, await tree.get(run.run_id), RunStatus.KILLED)
+        left, parent = await tree.get(left.run_id), await tree.get(parent.run_id)
+    assert (left.status, left.tags[SUPERSEDED_TAG]) == ("KILLED", run.run_id)
+    assert parent.status == "KILLED"
 
 
 async def _close(tree: RunTree, stored: dict[str, Any]) -> None:

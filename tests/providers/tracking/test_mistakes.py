@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import socketserver
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
 )
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+from nighttrain.providers.tracking.run_tree import RunTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +91,31 @@ async def test_no_answer_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert not is_mistake(await failure(uri, timeout_seconds=0.2, retry_seconds=0))
+
+
+# What servers of another kind say before they are asked.
+BANNERS = {
+    "ssh": b"SSH-2.0-OpenSSH_9.2p1\r\n",
+    "smtp": b"220 mail ESMTP\r\n",
+    "mysql": b"J\x00\x00\x00\n8.0.36\x00" + b"\x01" * 60,
+    "gRPC": bytes.fromhex("000018040000000000000100001000000200000001"),
+}
+
+
+@pytest.mark.parametrize("kind", BANNERS)
+async def test_a_port_where_something_else_listens(kind: str) -> None:
+    class Answer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(BANNERS[kind])
+            self.rfile.readline()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever).start()
+        port = server.server_address[1]
+        error = await failure(f"http://127.0.0.1:{port}", timeout_seconds=1, retry_seconds=0)
+        server.shutdown()
+    assert is_mistake(error)
+    assert "check the port" in str(error)
 
 
 # TLS
@@ -177,9 +205,16 @@ async def test_a_tls_server_that_goes_away_in_the_handshake() -> None:
         (403, "<html>Forbidden by the proxy</html>", True),
         (404, "<html>default backend - 404</html>", True),
         (404, '{"detail": "Not Found"}', True),
+        (404, '{"error_code": "ENDPOINT_NOT_FOUND", "message": "no API found"}', True),
         (405, "", True),
+        (402, "<html>pay</html>", True),
+        (418, "<html>I'm a teapot</html>", True),
+        (451, "<html>blocked</html>", True),
+        (501, "<html>not implemented</html>", True),
+        (505, "<html>not supported</html>", True),
         (407, "", True),
         (408, "", False),
+        (409, "", False),
         (429, "", False),
         (500, "<html>oops</html>", False),
         (500, '{"error_code": "INTERNAL_ERROR", "message": "bug"}', False),
@@ -204,6 +239,16 @@ async def test_json_of_something_else(scripted: Scripted) -> None:
         answer = await client.get("experiments/get-by-name", {"experiment_name": "a"})
         with pytest.raises(TrackingMisconfiguredError, match=r"no 'experiment' in the JSON"):
             answer["experiment"]
+
+
+async def test_a_field_that_is_null_and_a_body_that_is_not_what_it_says(scripted: Scripted) -> None:
+    scripted.says(200, '{"experiment": null}')
+    async with MLflowClient(TrackingConfig(scripted.uri)) as client:
+        with pytest.raises(TrackingMisconfiguredError, match=r"no 'experiment' in the JSON"):
+            await RunTree(client).ensure_experiment("a")
+    scripted.answers.clear()
+    scripted.says(200, "no gzip", **{"content-encoding": "gzip"})
+    assert is_mistake(await failure(scripted.uri))
 
 
 async def test_what_mlflow_itself_refuses_is_neither(scripted: Scripted) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -224,6 +225,66 @@ async def test_credentials_that_may_make_no_experiments_still_get_a_parent(
     async with MLflowClient(TrackingConfig(scripted.uri)) as client:
         parents = [await RunTree(client).open_parent(experiment, KEY, name="p") for _ in range(2)]
     assert parents[0].run_id == parents[1].run_id
+
+
+@pytest.mark.mlflow
+async def test_of_parents_side_by_side_none_goes_that_has_a_child(
+    mlflow_server: MLflowServer, scripted: Scripted
+) -> None:
+    """Where nobody may elect, tasks that start at once may have a parent each."""
+    scripted.upstream, scripted.refuse = mlflow_server.uri, "experiments/create"
+    experiment = mlflow_server.experiment()
+    async with (
+        MLflowClient(TrackingConfig(scripted.uri)) as one,
+        MLflowClient(TrackingConfig(scripted.uri)) as two,
+    ):
+        trees = RunTree(one), RunTree(two)
+        looked = asyncio.Barrier(2)
+        for each in trees:
+            each.find = _looking_together(each.find, looked)  # type: ignore[method-assign]
+        parents = await asyncio.gather(*(each.open_parent(experiment, KEY, name="p") for each in trees))
+        first, second = [
+            await trees[0].open_attempt(
+                experiment, replace(KEY, task_id=task), name=task, parent_run_id=parent.run_id
+            )
+            for task, parent in zip("ab", parents, strict=True)
+        ]
+        assert parents[0].run_id != parents[1].run_id
+        await trees[0].close(first.run_id, "FINISHED")
+        await trees[0].settle_parent(parents[0].run_id)
+        assert not (await trees[0].get(parents[1].run_id)).deleted
+        await trees[1].close(second.run_id, "FAILED")
+        await trees[1].settle_parent(parents[1].run_id)
+        ends = [(await trees[0].get(each.run_id)).status for each in parents]
+    assert ends == ["FINISHED", "FAILED"]
+
+
+def _looking_together(find: Any, looked: asyncio.Barrier) -> Any:
+    async def found(*asked: Any) -> Any:
+        known = await find(*asked)
+        await looked.wait()
+        return known
+
+    return found
+
+
+@pytest.mark.mlflow
+async def test_a_parent_that_a_person_restores_takes_none_from_the_one_after_it(
+    tree: RunTree, mlflow_server: MLflowServer
+) -> None:
+    experiment = mlflow_server.experiment()
+    first = await tree.open_parent(experiment, KEY, name="p")
+    begun = await tree.open_attempt(experiment, KEY, name="a", parent_run_id=first.run_id)
+    await tree.discard(first.run_id)
+    second = await tree.open_parent(experiment, KEY, name="p")
+    mlflow_server.call("POST", "runs/restore", run_id=first.run_id)
+    await tree.close(begun.run_id, "FINISHED")
+    # The next task is about to open its run below the second one.
+    await tree.settle_parent(first.run_id)
+    assert not (await tree.get(second.run_id)).deleted
+    await tree.open_attempt(experiment, replace(KEY, task_id="b"), name="b", parent_run_id=second.run_id)
+    await tree.settle_parent(first.run_id)
+    assert [(await tree.get(each.run_id)).status for each in (first, second)] == ["FINISHED", "RUNNING"]
 
 
 @pytest.mark.mlflow

@@ -100,8 +100,9 @@ def _complete_field(schema: Schema, parent: dict[str, Any], name: str) -> None:
 
 
 def tidy(schema: Schema, value: Any) -> None:
-    """Write a built-in kind's value, in place, as the API stores it: without nulls, without lists and maps that
-    are empty where they need not be there, and with amounts as texts.
+    """Write a built-in kind's value, in place, as the API stores it.
+
+    That is without nulls, without lists and maps that are empty and need not be there, and with amounts as texts.
     """
     if isinstance(value, list):
         for item in value:
