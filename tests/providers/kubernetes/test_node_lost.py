@@ -13,11 +13,7 @@ from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
-<<<<<<< HEAD
-from nighttrain.providers.kubernetes.outcome.nodes import silent_since
-=======
-from nighttrain.providers.kubernetes.outcome.nodes import is_lost
->>>>>>> main
+from nighttrain.providers.kubernetes.outcome.nodes import is_lost, silent_since
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
@@ -28,15 +24,12 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
-<<<<<<< HEAD
 from nighttrain.providers.local.cluster.store.resources import PODS
+from nighttrain.sensors.failures import failing_clearly
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.values.workload import Workload
     from nighttrain.providers.local.cluster.store.store import Store
-=======
-from nighttrain.sensors.failures import failing_clearly
->>>>>>> main
 
 NAMESPACE = "default"
 # Of which the embedded cluster knows nothing.
@@ -88,7 +81,19 @@ def test_a_pod_that_is_not_ready_for_a_reason_of_its_own_is_not_lost() -> None:
         assert (decide(job, [pod]).waiting_for is WaitFor.NODE_BACK) == lost
 
 
-<<<<<<< HEAD
+def test_a_pod_whose_process_cannot_be_killed_is_on_no_lost_node() -> None:
+    """Its kubelet tells of it, long after the grace period."""
+    ready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
+    told = {"deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": 30}
+    status = {"phase": "Running", "conditions": [ready | {"lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    pod = {"metadata": {"name": "p", "uid": "pu"} | told, "spec": {"nodeName": "n"}, "status": status}
+    assert not is_lost(pod)
+    seen = decide({"metadata": {"name": "j", "uid": "u"}, "spec": {}, "status": {}}, [pod])
+    assert (seen.phase, seen.waiting_for) == (Phase.RUNNING, None)
+    assert "silent" not in seen.detail
+    assert "delete node" not in seen.detail
+
+
 def lost_pod(recordings: Any) -> Any:
     """The last that the real cluster knew of a pod whose node stopped answering."""
     pods = [each["object"] for each in recordings.records("node-lost") if each.get("from") == "pods"]
@@ -115,19 +120,6 @@ def lose(cluster: EmbeddedCluster, job: Workload, recorded: Any) -> str:
 
 def owned_by(pod: Any, job: Workload) -> bool:
     return bool(pod["metadata"]["ownerReferences"][0]["uid"] == job.uid)
-=======
-def test_a_pod_whose_process_cannot_be_killed_is_on_no_lost_node() -> None:
-    """Its kubelet tells of it, long after the grace period."""
-    ready = {"type": "Ready", "status": "False", "reason": "ContainersNotReady"}
-    told = {"deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": 30}
-    status = {"phase": "Running", "conditions": [ready | {"lastTransitionTime": "2026-01-01T00:00:00Z"}]}
-    pod = {"metadata": {"name": "p", "uid": "pu"} | told, "spec": {"nodeName": "n"}, "status": status}
-    assert not is_lost(pod)
-    seen = decide({"metadata": {"name": "j", "uid": "u"}, "spec": {}, "status": {}}, [pod])
-    assert (seen.phase, seen.waiting_for) == (Phase.RUNNING, None)
-    assert "silent" not in seen.detail
-    assert "delete node" not in seen.detail
->>>>>>> main
 
 
 async def test_no_second_training_starts_beside_one_that_may_still_run(
@@ -155,12 +147,8 @@ async def test_no_second_training_starts_beside_one_that_may_still_run(
             # Closing neither waits nor removes: the Job says what became of it.
             await lifecycle.cancel_if_live(client, first)
             await lifecycle.mark_consumed(client, first, "0", outcome=outcome)
-<<<<<<< HEAD
-            with pytest.raises(errors.LostNodeError, match=r"node2 has been silent .* delete node node2"):
-=======
-            refused = pytest.raises(errors.LostNodeError, match=r"node1 has been silent .* delete node node1")
+            refused = pytest.raises(errors.LostNodeError, match=r"node2 has been silent .* delete node node2")
             with refused, failing_clearly():  # as Airflow's task has it: its retries follow
->>>>>>> main
                 await submit()
             assert (await lifecycle.observe(client, first)).outcome == outcome
             # Whoever says that it may run twice gets the next attempt.
