@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.kubernetes.job.memory_growth import grown_memory, set_memory
 from nighttrain.providers.kubernetes.outcome.outcome import Outcome, OutcomeKind
@@ -21,8 +21,7 @@ from nighttrain.providers.kubernetes.values.objects import mapping, metadata, te
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-
-Json = dict[str, Any]
+    from nighttrain.providers.plain_json import Json
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.attempts.history import History, consumed_note, history_of, write_history
 from nighttrain.providers.attempts.waiting import explanations, kills, until_gone
@@ -54,8 +54,8 @@ from nighttrain.providers.kubernetes.values.workload import Workload
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+    from nighttrain.providers.plain_json import Json
 
-Json = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 # Two workers of one task can meet; each round one of them wins, so a handful is already a fault elsewhere.

@@ -50,8 +50,8 @@ from nighttrain.providers.kubernetes.values.workload import Workload
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
+    from nighttrain.providers.plain_json import Json
 
-Json = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 # Between a Job's creation and Airflow's record that its task waits for it lie seconds; a database or a

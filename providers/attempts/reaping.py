@@ -44,10 +44,10 @@ from nighttrain.providers.tracking.tags import PREFIX
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
+    from nighttrain.providers.plain_json import Json
     from nighttrain.providers.tracking.client import MLflowClient
     from nighttrain.providers.tracking.runs import Run
 
-Json = dict[str, Any]
 Warn = Callable[[str], object]
 
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import (
     ClusterForbiddenError,
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.mirror.hub import Subscription
     from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.plain_json import Json
 
-Json = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 # A Job's status moves a few times at its pod's end; more conflicts than this are somebody else's loop.

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.attempts.verdicts import Look, give_up, note_outcome, send_away
 from nighttrain.providers.errors import (
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.mirror.watch import Sleep
     from nighttrain.providers.kubernetes.values.timeouts import Timeouts
     from nighttrain.providers.kubernetes.values.workload import Workload
-
-Json = dict[str, Any]
+    from nighttrain.providers.plain_json import Json
 
 # Longer than any sensible grace period: what still terminates after it needs a person.
 GONE_SECONDS = 900.0

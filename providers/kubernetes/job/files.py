@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import (
     ClusterError,
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-
-Json = dict[str, Any]
+    from nighttrain.providers.plain_json import Json
 
 FOLDER = "/nighttrain"
 VOLUME = "nighttrain-files"

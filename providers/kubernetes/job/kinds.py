@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.resources import JOBS, Resource
@@ -19,8 +19,7 @@ from nighttrain.providers.kubernetes.values.objects import condition, items, map
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-
-Json = dict[str, Any]
+    from nighttrain.providers.plain_json import Json
 
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.fields import plain
@@ -28,6 +28,9 @@ from nighttrain.providers.kubernetes.values.identity import (
 from nighttrain.providers.kubernetes.values.names import check_dns_label, check_object_name
 from nighttrain.providers.kubernetes.values.objects import DEFAULT_CONTAINER_ANNOTATION
 
+if TYPE_CHECKING:
+    from nighttrain.providers.plain_json import Json
+
 __all__ = [
     "ATTEMPT_KEY_LABEL",
     "ATTEMPT_LABEL",
@@ -42,8 +45,6 @@ __all__ = [
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 MAIN_CONTAINER = "main"
-
-Json = dict[str, Any]
 
 
 def build_job(spec: WorkloadSpec, identity: WorkloadIdentity, attempt: int) -> Json:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.values.names import parse_quantity
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-
-Json = dict[str, Any]
+    from nighttrain.providers.plain_json import Json
 
 MEBIBYTE = 1024 * 1024
 

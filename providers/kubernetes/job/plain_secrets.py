@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from nighttrain.providers.errors import ConfigurationError
@@ -23,7 +23,8 @@ from nighttrain.providers.kubernetes.values.redaction import (
     names_a_secret,
 )
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from nighttrain.providers.plain_json import Json
 
 FIX = (
     "whoever may read the Job would read it: keep it in a Kubernetes Secret, name that in secrets, as "

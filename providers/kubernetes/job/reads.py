@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.resources import PODS
@@ -12,8 +12,7 @@ from nighttrain.providers.kubernetes.values.objects import items, uid_of
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.values.workload import Workload
-
-Json = dict[str, Any]
+    from nighttrain.providers.plain_json import Json
 
 
 async def read_object(client: ClusterClient, workload: Workload) -> Json | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import ConfigurationError
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from nighttrain.providers.plain_json import Json
+
 # The only capability that the restricted level lets a container add.
 RESTRICTED_CAPABILITIES = frozenset({"NET_BIND_SERVICE"})
 # Everything else is storage of a node or a server that the pod names itself, past any claim.

@@ -21,8 +21,8 @@ from nighttrain.providers.kubernetes.values.objects import mapping, metadata, te
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
+    from nighttrain.providers.plain_json import Json
 
-Json = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 QUEUE_LABEL = "kueue.x-k8s.io/job-uid"

@@ -39,8 +39,8 @@ from nighttrain.providers.kubernetes.values.objects import is_deleting, mapping,
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
+    from nighttrain.providers.plain_json import Json
 
-Json = dict[str, Any]
 _log = logging.getLogger(__name__)
 
 # Deleted pods explain a failed workload; one rarely has more than a handful.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.kubernetes.values.identity import (
     GIVEN_UP_ANNOTATION,
@@ -17,7 +17,8 @@ from nighttrain.providers.kubernetes.values.objects import (
     metadata,
 )
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from nighttrain.providers.plain_json import Json
 
 _METADATA = (
     "name",

@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from nighttrain.providers.errors import (
     ClusterError,
@@ -21,14 +21,13 @@ from nighttrain.providers.errors import (
     WatchExpiredError,
 )
 from nighttrain.providers.kubernetes.values.objects import items, metadata, text
+from nighttrain.providers.plain_json import Json
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.api.resources import Resource
 
 Sleep = Callable[[float], Awaitable[object]]
-Json = dict[str, Any]
-
 # An upgrade of the control plane, or the restore of its database, is done within the hour; the trainings run
 # on meanwhile. Who waits longer than that for a cluster should hear of it as a failed task.
 OUTAGE_SECONDS = 3600.0

@@ -12,7 +12,6 @@ from nighttrain.providers.kubernetes.values.objects import (
     NEVER_SEEN,
     TERMINAL_PHASES,
     Container,
-    Json,
     condition,
     containers,
     is_deleting,
@@ -29,6 +28,8 @@ from nighttrain.providers.kubernetes.values.objects import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from nighttrain.providers.plain_json import Json
 
 LONG_AGO = float("-inf")
 

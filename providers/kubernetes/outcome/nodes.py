@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nighttrain.providers.kubernetes.outcome.endings import is_terminal
 from nighttrain.providers.kubernetes.values.objects import (
-    Json,
     any_condition,
     condition,
     is_deleting,
@@ -13,6 +14,9 @@ from nighttrain.providers.kubernetes.values.objects import (
     status,
     text,
 )
+
+if TYPE_CHECKING:
+    from nighttrain.providers.plain_json import Json
 
 
 def node_of(pod: Json) -> str:

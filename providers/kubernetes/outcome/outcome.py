@@ -23,7 +23,6 @@ from nighttrain.providers.kubernetes.values.objects import (
     NEVER_SEEN,
     TERMINAL_PHASES,
     Container,
-    Json,
     by_age,
     condition,
     culprit,
@@ -42,6 +41,8 @@ from nighttrain.providers.kubernetes.values.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from nighttrain.providers.plain_json import Json
 
 # What a terminal shows at a glance; the whole log is one link away.
 LAST_LINES = 20

@@ -16,7 +16,6 @@ from nighttrain.providers.kubernetes.values.objects import (
 )
 from nighttrain.providers.kubernetes.values.objects import (
     Container,
-    Json,
     any_condition,
     concerns,
     containers,
@@ -31,6 +30,8 @@ from nighttrain.providers.kubernetes.values.redaction import redact
 
 if TYPE_CHECKING:
     from decimal import Decimal
+
+    from nighttrain.providers.plain_json import Json
 
 # No kubelet ever gets over these: the name cannot be parsed, or pulling is forbidden and the image absent.
 PERMANENT_IMAGE = frozenset({"InvalidImageName", "ErrImageNeverPull"})

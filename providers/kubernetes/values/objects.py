@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Json = dict[str, Any]
+    from nighttrain.providers.plain_json import Json
+
 TERMINAL_PHASES = frozenset({"Succeeded", "Failed"})
 # kubectl's own convention, for pods that ours is not on.
 DEFAULT_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"

@@ -54,8 +54,8 @@ from nighttrain.providers.serving.spec import (
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
+    from nighttrain.providers.plain_json import Json
 
-Json = dict[str, Any]
 _Result = TypeVar("_Result")
 
 # The controllers write to a Deployment many times while it starts; after a conflict it is read again.

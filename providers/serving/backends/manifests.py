@@ -8,7 +8,7 @@ import math
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.kubernetes.job.fields import plain
 from nighttrain.providers.kubernetes.job.manifests import build_pod_template
@@ -29,7 +29,8 @@ from nighttrain.providers.serving.spec import (
     ServingSpec,
 )
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from nighttrain.providers.plain_json import Json
 
 PORT_NAME = "http"
 

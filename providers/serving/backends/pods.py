@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import clip
 from nighttrain.providers.kubernetes.outcome import waits
 from nighttrain.providers.kubernetes.values.objects import (
-    Json,
     any_condition,
     is_deleting,
     items,
@@ -23,6 +23,9 @@ from nighttrain.providers.kubernetes.values.redaction import redact
 from nighttrain.providers.serving.backends.base import Readiness
 from nighttrain.providers.serving.scoring_server import EXIT_DIGEST_MISMATCH
 from nighttrain.providers.serving.spec import TEMPLATE_ANNOTATION
+
+if TYPE_CHECKING:
+    from nighttrain.providers.plain_json import Json
 
 # One start may have met a restart of MLflow; the third that ends the same way met something that stays.
 FAILED_STARTS = 3
