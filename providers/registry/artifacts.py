@@ -63,18 +63,6 @@ class ArtifactManifest:
         lines = "".join(f"{self.files[path]}  {path}\n" for path in sorted(self.files))
         return hashlib.sha256(lines.encode()).hexdigest()
 
-    def differences(self, other: ArtifactManifest) -> list[str]:
-        """Sentences on how ``other`` differs from this one, one for each file."""
-        found = []
-        for path in sorted(self.files.keys() | other.files.keys()):
-            if path not in other.files:
-                found.append(f"{path} is missing")
-            elif path not in self.files:
-                found.append(f"{path} was added")
-            elif self.files[path] != other.files[path]:
-                found.append(f"{path} has other bytes")
-        return found
-
     def tags(self) -> dict[str, str]:
         return {DIGEST_TAG: self.digest, FILES_TAG: str(len(self.files))}
 

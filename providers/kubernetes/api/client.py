@@ -9,7 +9,6 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
@@ -59,7 +58,6 @@ __all__ = [
     "SERVICES",
     "ClusterClient",
     "ClusterConfig",
-    "PatchType",
     "Resource",
     "WatchEvent",
     "shared_client",
@@ -83,13 +81,7 @@ WATCH_GRACE_SECONDS = 15.0
 LOG_LINE_LIMIT = 64 * 1024
 
 
-class PatchType(StrEnum):
-    """The patch formats of the API, by their media type."""
-
-    MERGE = "application/merge-patch+json"
-    STRATEGIC = "application/strategic-merge-patch+json"
-    JSON = "application/json-patch+json"
-    APPLY = "application/apply-patch+yaml"
+MERGE_PATCH = "application/merge-patch+json"
 
 
 @dataclass(frozen=True)
@@ -272,20 +264,13 @@ class ClusterClient:
         name: str,
         body: Any,
         *,
-        patch_type: PatchType = PatchType.MERGE,
         subresource: str | None = None,
-        field_manager: str = "nighttrain",
-        force: bool = False,
     ) -> dict[str, Any]:
-        """Change part of an object; with ``PatchType.APPLY`` it is created when absent."""
-        query = {"fieldValidation": "Strict", "fieldManager": field_manager}
-        if force:
-            query["force"] = "true"
+        """Change part of an object, by a merge patch: that is safe to repeat."""
+        query = {"fieldValidation": "Strict", "fieldManager": "nighttrain"}
         asked = self._asked("patch", resource, namespace, name, subresource)
         path = resource.path(namespace, name, subresource)
-        # A list of JSON patch operations is not safe to repeat: "add" to an array would add twice.
-        again = patch_type is not PatchType.JSON
-        return await self._json(asked, "PATCH", path, query, body, media_type=patch_type.value, again=again)
+        return await self._json(asked, "PATCH", path, query, body, media_type=MERGE_PATCH)
 
     async def delete(
         self,

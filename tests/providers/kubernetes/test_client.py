@@ -24,7 +24,6 @@ from nighttrain.providers.kubernetes.api.client import (
     PODS,
     ClusterClient,
     ClusterConfig,
-    PatchType,
     shared_client,
 )
 
@@ -63,19 +62,17 @@ async def test_requests_are_what_the_api_expects() -> None:
         await client.get(PODS, "n", "a/b", subresource="status")
         await client.list(PODS, None, label_selector="a=b", field_selector="metadata.name=x", limit=5)
         await client.replace(CONFIGMAPS, "n", "c", {"metadata": {}})
-        await client.patch(JOBS, "n", "j", [], patch_type=PatchType.JSON)
-        await client.patch(JOBS, "n", "j", {}, patch_type=PatchType.APPLY, force=True)
+        await client.patch(JOBS, "n", "j", {})
         await client.delete(JOBS, "n", "j", uid="u", grace_period_seconds=3)
         await client.get(NAMESPACES, None, "n")
-        dry, got, listed, put, patched, applied, deleted, namespace = server.requests
+        dry, got, listed, put, patched, deleted, namespace = server.requests
     assert dry.query["dryRun"] == "All"
     assert got.path in ("/api/v1/namespaces/n/pods/a/b/status", "/api/v1/namespaces/n/pods/a%2Fb/status")
     assert listed.path == "/api/v1/pods"
     assert listed.query == {"labelSelector": "a=b", "fieldSelector": "metadata.name=x", "limit": "5"}
     assert (put.method, put.query) == ("PUT", {"fieldValidation": "Strict"})
-    assert patched.headers["Content-Type"] == "application/json-patch+json"
-    assert applied.headers["Content-Type"] == "application/apply-patch+yaml"
-    assert applied.query["force"] == "true"
+    assert patched.headers["Content-Type"] == "application/merge-patch+json"
+    assert patched.query["fieldManager"] == "nighttrain"
     assert deleted.body["preconditions"] == {"uid": "u"}
     assert deleted.body["gracePeriodSeconds"] == 3
     assert namespace.path == "/api/v1/namespaces/n"

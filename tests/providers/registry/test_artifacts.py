@@ -75,16 +75,14 @@ def test_the_digest_is_that_of_sha256sum_lines(tmp_path: Path) -> None:
 
 def test_every_change_of_a_folder_changes_the_digest(tmp_path: Path) -> None:
     write(tmp_path, {"MLmodel": b"1", "data/x": b"2"})
-    before = manifest_of_directory(tmp_path)
-    digests = [before.digest]
+    digests = [manifest_of_directory(tmp_path).digest]
     write(tmp_path, {"data/x": b"3"})
     digests.append(manifest_of_directory(tmp_path).digest)
     write(tmp_path, {"new": b""})
     digests.append(manifest_of_directory(tmp_path).digest)
     (tmp_path / "MLmodel").unlink()
-    after = manifest_of_directory(tmp_path)
-    assert len({*digests, after.digest}) == 4
-    assert before.differences(after) == ["MLmodel is missing", "data/x has other bytes", "new was added"]
+    digests.append(manifest_of_directory(tmp_path).digest)
+    assert len(set(digests)) == 4
 
 
 def test_links_and_odd_names_are_refused(tmp_path: Path) -> None:
