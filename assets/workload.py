@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
     from nighttrain.providers.attempts.tracked_workload import StartedWorkload
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.kubernetes.outcome.outcome import Outcome
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Outcome,
+    )
     from nighttrain.providers.tracking.runs import Run
 
 Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext

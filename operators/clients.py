@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.serving.rollout import Rollout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,8 @@ from nighttrain.sensors.failures import failing_clearly
 from nighttrain.sensors.templating import TextTemplates
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
     from nighttrain.providers.attempts.reaper import TaskState

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,6 +24,8 @@ from nighttrain.sensors.templating import TextTemplates
 from nighttrain.sensors.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
     from airflow.sdk import BaseOperatorLink, Context
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient

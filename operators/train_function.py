@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
@@ -14,6 +13,8 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job import shipped_code
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from airflow.sdk import Context
 
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec

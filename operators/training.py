@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.operators import context as task_context
@@ -14,6 +13,8 @@ from nighttrain.sensors.connections import get_mlflow
 from nighttrain.sensors.failures import failing_clearly
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
     from airflow.sdk import BaseOperatorLink, Context
 
     from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload

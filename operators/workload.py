@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Observation,
+        Outcome,
+    )
     from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
 
 STARTED_KEY = "nighttrain_started"
@@ -369,7 +372,9 @@ class WorkloadOperator(TextTemplates):
 
         :param underway: what it is the outcome of; a task that an earlier version deferred has it in its XCom
         """
-        from nighttrain.providers.kubernetes.outcome.outcome import Outcome
+        from nighttrain.providers.kubernetes.outcome.outcome import (
+            Outcome,
+        )
 
         self._resumed = True  # by a triggerer, so there is one
         if "error" in event:
@@ -637,7 +642,9 @@ class WorkloadOperator(TextTemplates):
         """Only for an end of the training command's own: an eviction has exit codes too."""
         from airflow.sdk.exceptions import AirflowSkipException
 
-        from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
+        from nighttrain.providers.kubernetes.outcome.outcome import (
+            OutcomeKind,
+        )
 
         own = outcome.kind is OutcomeKind.APPLICATION_ERROR and outcome.exit_code is not None
         if own and outcome.exit_code in self.skip_on_exit_code:

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import ConfigurationError, NighttrainError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nighttrain.providers.attempts.reaping import Visit
     from nighttrain.providers.tracking.client import TrackingConfig
 

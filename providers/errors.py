@@ -54,7 +54,9 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.outcome.outcome import Outcome
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Outcome,
+    )
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import NighttrainError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from stamina.instrumentation import RetryDetails, RetryHook
 
 log = logging.getLogger(__name__)

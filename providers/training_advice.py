@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.outcome.outcome import Outcome
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Outcome,
+    )
 
 # As mlflow.start_run() words it, in MLflow 2 and 3.
 OTHER_EXPERIMENT = "active experiment ID does not match environment run ID"

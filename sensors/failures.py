@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import PERMANENT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # A day: whoever restores a tracking server does so within one, and a finished Job keeps its result for three.
 MLFLOW_OUTAGE_SECONDS = 24 * 3600.0

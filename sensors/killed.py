@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import AirflowError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # The supervisor follows its SIGTERM with SIGKILL after 5 s: asking may take 2, deleting has the rest.
 ASK_TIMEOUT_SECONDS = 2.0

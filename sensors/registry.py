@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import PokeReturnValue
@@ -16,6 +14,9 @@ from nighttrain.sensors.deferring import DeferringSensor
 from nighttrain.sensors.triggers import DEFAULT_POLL_SECONDS, RegistryTrigger
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
     from airflow.sdk import Context
 
     from nighttrain.providers.registry.models import ModelVersion

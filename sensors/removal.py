@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import AirflowError, ClusterUnreachableError, NighttrainError
 from nighttrain.sensors.killed import task_waits
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from airflow.triggers.base import BaseTrigger
 
 # As long as a wait goes on while the cluster does not answer; afterwards it is the reaper's.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import PokeReturnValue
@@ -15,6 +14,8 @@ from nighttrain.sensors.deferring import DeferringSensor
 from nighttrain.sensors.triggers import EndpointTrigger
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
     from nighttrain.providers.serving.backends.base import EndpointStatus

@@ -7,8 +7,10 @@ the address that the worker reaches the API server at. Where it cannot be asked,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 # An API server that is well answers in milliseconds, and a hint is worth no more waiting than this.
 SECONDS = 1.5

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,12 @@ from nighttrain.sensors.failures import MLFLOW_OUTAGE_SECONDS
 from nighttrain.sensors.removal import remove_with_its_task
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.outcome.outcome import Observation
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Observation,
+    )
     from nighttrain.providers.registry.feed import Change
 
 # Looking takes MLflow about 10 ms, so one look in 5 s is 0.2 % of a server's time for each watched model,

@@ -5,8 +5,10 @@ An empty list means admitted. Only Linux pods; a pod's annotations are not looke
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Json = dict[str, Any]
 

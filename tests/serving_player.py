@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
 
 NAMESPACE = "default"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Observation,
+        Outcome,
+    )
     from nighttrain.providers.kubernetes.values.timeouts import Timeouts
     from nighttrain.providers.kubernetes.values.workload import Workload
 

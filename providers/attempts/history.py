@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.kubernetes.job.memory_growth import grown_memory, set_memory
-from nighttrain.providers.kubernetes.outcome.outcome import Outcome, OutcomeKind
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Outcome,
+    OutcomeKind,
+)
 from nighttrain.providers.kubernetes.values.identity import (
     ATTEMPT_LABEL,
     CONSUMED_ANNOTATION,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -29,7 +28,12 @@ from nighttrain.providers.kubernetes.api.resources import PODS
 from nighttrain.providers.kubernetes.job.files import ensure_files
 from nighttrain.providers.kubernetes.job.kinds import JOB, WorkloadKind, kind_named
 from nighttrain.providers.kubernetes.job.reads import list_pods, read_object
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    Outcome,
+    OutcomeKind,
+    Phase,
+)
 from nighttrain.providers.kubernetes.values.identity import (
     ADOPTED_ANNOTATION,
     ATTEMPT_KEY_LABEL,
@@ -52,6 +56,8 @@ from nighttrain.providers.kubernetes.values.objects import (
 from nighttrain.providers.kubernetes.values.workload import Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.plain_json import Json

@@ -9,7 +9,6 @@ A task that came back to life in between has adopted the Job, which changed it, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -49,6 +48,8 @@ from nighttrain.providers.kubernetes.values.objects import (
 from nighttrain.providers.kubernetes.values.workload import Workload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.plain_json import Json
 

@@ -25,7 +25,10 @@ from nighttrain.providers.attempts.reaper import (
 )
 from nighttrain.providers.attempts.tracked_workload import run_status
 from nighttrain.providers.errors import ConfigurationError, TrackingError, TrackingUnreachableError
-from nighttrain.providers.kubernetes.outcome.outcome import Outcome, OutcomeKind
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Outcome,
+    OutcomeKind,
+)
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.objects import uid_of
 from nighttrain.providers.tracking.forgotten_runs import has_children, open_parents, open_runs

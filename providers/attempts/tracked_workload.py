@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Observation,
+        Outcome,
+    )
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
     from nighttrain.providers.kubernetes.values.timeouts import Timeouts
     from nighttrain.providers.kubernetes.values.workload import Workload
@@ -587,7 +590,9 @@ def with_env(spec: WorkloadSpec, environment: Mapping[str, str]) -> WorkloadSpec
 
 def run_status(outcome: Outcome) -> RunStatus:
     """The run's status that fits an outcome: what a person or the cluster stopped is KILLED, not FAILED."""
-    from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        OutcomeKind,
+    )
     from nighttrain.providers.tracking.runs import RunStatus
 
     if outcome.kind is OutcomeKind.SUCCEEDED:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,16 +20,13 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.kubernetes.api.resources import PODS
 from nighttrain.providers.kubernetes.job.kinds import JOB, kind_named
 from nighttrain.providers.kubernetes.job.reads import list_pods, read_object
-from nighttrain.providers.kubernetes.outcome.endings import grace, is_single, is_terminal, may_run
-from nighttrain.providers.kubernetes.outcome.outcome import (
-    Lingering,
-    Observation,
-    Outcome,
+from nighttrain.providers.kubernetes.outcome.decide import (
     noted_outcome,
     outcome_note,
     stopped_after_all,
     timed_out,
 )
+from nighttrain.providers.kubernetes.outcome.endings import grace, is_single, is_terminal, may_run
 from nighttrain.providers.kubernetes.values.identity import GIVEN_UP_ANNOTATION, OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.values.objects import (
     by_age,
@@ -44,8 +40,15 @@ from nighttrain.providers.kubernetes.values.objects import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.mirror.hub import Subscription
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Lingering,
+        Observation,
+        Outcome,
+    )
     from nighttrain.providers.kubernetes.values.workload import Workload
     from nighttrain.providers.plain_json import Json
 

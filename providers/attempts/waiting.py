@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,9 @@ from nighttrain.providers.kubernetes.api.resources import EVENTS, KUEUE_WORKLOAD
 from nighttrain.providers.kubernetes.job.kinds import kind_named
 from nighttrain.providers.kubernetes.job.reads import list_pods, read_object
 from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe, subscribe_alone
+from nighttrain.providers.kubernetes.outcome.decide import (
+    until_quota_grows,
+)
 from nighttrain.providers.kubernetes.outcome.endings import may_run
 from nighttrain.providers.kubernetes.outcome.nodes import is_lost, of_lost
 from nighttrain.providers.kubernetes.outcome.outcome import (
@@ -27,7 +29,6 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
     Phase,
     WaitFor,
-    until_quota_grows,
 )
 from nighttrain.providers.kubernetes.values.objects import (
     TERMINAL_PHASES,
@@ -40,6 +41,8 @@ from nighttrain.providers.kubernetes.values.objects import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.mirror.watch import Sleep
     from nighttrain.providers.kubernetes.values.timeouts import Timeouts

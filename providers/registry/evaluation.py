@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.tracking.measured import to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nighttrain.providers.registry.gates import Verdict
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import RunInTrashError, RunWithoutModelError
@@ -19,6 +18,8 @@ from nighttrain.providers.tracking.runs import PARENT_TAG, LoggedModel, Run
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nighttrain.providers.tracking.client import MLflowClient
 
 MODEL_FILE = "MLmodel"

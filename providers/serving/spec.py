@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from nighttrain.providers.errors import ConfigurationError
@@ -14,6 +13,9 @@ from nighttrain.providers.kubernetes.job.plain_secrets import check_texts
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import PREFIX
 from nighttrain.providers.kubernetes.values.names import check_annotations, check_dns_label, check_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ENDPOINT_LABEL = PREFIX + "endpoint"
 VERSION_LABEL = PREFIX + "version"

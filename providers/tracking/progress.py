@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+
     from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 _log = logging.getLogger(__name__)

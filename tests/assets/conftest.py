@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from mlflow_server import MLflowServer
 
 __all__ = ["scripted"]

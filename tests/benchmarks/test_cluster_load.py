@@ -16,11 +16,13 @@ import asyncio
 import contextlib
 import json
 import time
-from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(600)]
 

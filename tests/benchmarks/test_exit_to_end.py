@@ -26,7 +26,6 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from statistics import median, quantiles
@@ -38,12 +37,16 @@ from nighttrain.providers.attempts.lifecycle import submit, wait
 from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.kinds import JOB_NAME_LABEL
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    OutcomeKind,
+)
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.stack import Stack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from nighttrain.providers.kubernetes.values.workload import Workload
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(900)]

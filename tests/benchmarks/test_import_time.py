@@ -17,11 +17,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -37,7 +37,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import quantiles
@@ -53,6 +52,8 @@ from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
     from nighttrain.providers.kubernetes.values.workload import Workload
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from mlflow_server import unique
 from slow_proxy import slow_proxy
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(3600)]

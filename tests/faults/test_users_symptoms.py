@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,13 +18,20 @@ from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    Outcome,
+    OutcomeKind,
+)
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
     from nighttrain.providers.kubernetes.values.workload import Workload
 
 NAMESPACE = "default"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NoResult
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -21,6 +19,9 @@ from kill.tasks import DEADLINE_SECONDS
 from nighttrain.providers.kubernetes.api.client import ClusterConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
     from mlflow_server import MLflowServer
 
     from kill.calls import Fault

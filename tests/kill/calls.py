@@ -13,11 +13,10 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
 
 import aiohttp
@@ -25,6 +24,9 @@ import httpx
 
 from nighttrain.providers import bridge
 from nighttrain.providers.kubernetes.api.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
 
 CRASHES = ("crash_before", "crash_after")
 STATUSES = ("409", "429", "500")

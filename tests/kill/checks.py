@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import httpx
@@ -21,6 +20,8 @@ from nighttrain.providers.serving.spec import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kill.flow import Flow
     from kill.history import JobHistory
 

@@ -4,8 +4,11 @@ client would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 _BEGIN = """
 import json, os, sys, time, urllib.error, urllib.request

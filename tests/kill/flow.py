@@ -5,11 +5,9 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from kill import containers
@@ -24,6 +22,9 @@ from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOper
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
     from mlflow_server import MLflowServer
 
 DAG = "nightly"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from kill.calls import NO_ANSWER, Crash, Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class TaskIsOver(Exception):

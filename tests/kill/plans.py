@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from kill.calls import TASK, Fault, class_of, kinds_for
 from kill.flow import PROCESSES, REAPER, ZOMBIE, Flow, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 SHAPES = {
     "train": Plan(),

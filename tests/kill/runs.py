@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kill.flow import DAG, Flow
 from nighttrain.providers.tracking.runs import (
@@ -14,6 +13,9 @@ from nighttrain.providers.tracking.runs import (
     SUPERSEDED_TAG,
     RunKey,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Json = dict[str, Any]
 OUTCOME_TAG = "nighttrain.outcome"

@@ -13,11 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from airflow.sdk.bases.operator import ExecutorSafeguard
@@ -31,6 +29,10 @@ from airflow.sdk.exceptions import (
 from kill.calls import ASK, Schedule, current
 from kill.people import Interference, TaskIsOver, TimingOut
 from nighttrain.sensors import triggers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
 
 # More than any schedule's faults can use up: a task that fails for good was failed by its training.
 TRIES = 16

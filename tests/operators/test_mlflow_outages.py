@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +19,8 @@ from nighttrain.sensors import triggers
 from nighttrain.sensors.triggers import MLflowAnswersTrigger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from scripted_http import Scripted
 
 pytestmark = [pytest.mark.slow]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
@@ -17,10 +16,16 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.connection import ClusterConfig
 from nighttrain.providers.kubernetes.job import spec as spec_module
 from nighttrain.providers.kubernetes.job.manifests import build_job
-from nighttrain.providers.kubernetes.outcome.outcome import Outcome, OutcomeKind
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Outcome,
+    OutcomeKind,
+)
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.tracking.client import TrackingConfig
 from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pod = pytest.importorskip("airflow.providers.cncf.kubernetes.operators.pod")
 Secret = pytest.importorskip("airflow.providers.cncf.kubernetes.secret").Secret

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import SimpleNamespace
@@ -26,6 +25,8 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.sensors import triggers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from airflow.sdk import Context
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]

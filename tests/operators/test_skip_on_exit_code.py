@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
@@ -19,6 +18,9 @@ from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 NOTHING_TO_DO = 99

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from airflow.sdk import BaseOperator
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]

@@ -7,7 +7,6 @@ import signal
 import sys
 import textwrap
 from datetime import UTC, datetime
-from pathlib import Path
 from subprocess import run
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,8 @@ import httpx
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(420)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +21,8 @@ from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import REGION_ANNOTATION, WorkloadIdentity
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Pipeline
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])

@@ -8,8 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
@@ -26,6 +25,9 @@ from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS as JOBS_OF_THE_STORE
 from nighttrain.providers.tracking import client as tracking
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SPEC = WorkloadSpec(
     image="py", cmds=["python", "-S", "-c", "import time; time.sleep(60)"], termination_grace_period=1

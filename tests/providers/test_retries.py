@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
@@ -12,6 +11,9 @@ import stamina.instrumentation
 
 from nighttrain.providers.errors import ClusterUnreachableError
 from nighttrain.providers.retries import say_retries_plainly
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,9 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -45,9 +43,14 @@ from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
     from mlflow_server import MLflowServer
 
-    from nighttrain.providers.kubernetes.outcome.outcome import Outcome
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Outcome,
+    )
 
 Json = dict[str, Any]
 _numbers = count(1)

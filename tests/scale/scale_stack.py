@@ -11,15 +11,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import yaml
 
 from nighttrain.providers.local.stack import Stack, bin_path, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 DAG_ID = "mapped_trainings"
 PARTS = ("scheduler", "dag-processor", "triggerer", "api-server")

@@ -8,14 +8,17 @@ deferred, then all end at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 from scale_stack import Trainings, seconds_of, trainings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(4 * 3600)]
 

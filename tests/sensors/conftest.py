@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from scripted_http import scripted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["scripted"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import Connection
@@ -18,6 +17,9 @@ from nighttrain.sensors.connections import (
     get_mlflow,
     mlflow_connection,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KUBECONFIG = {"apiVersion": "v1", "users": [{"name": "me", "user": {"token": "cluster-secret"}}]}
 

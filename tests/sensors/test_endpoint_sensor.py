@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
@@ -21,6 +20,9 @@ from nighttrain.providers.serving.spec import ServingSpec
 from nighttrain.sensors import triggers
 from nighttrain.sensors.endpoints import wait_endpoint_serves
 from nighttrain.sensors.serving import EndpointReadySensor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 SPEC = ServingSpec(
     endpoint="delay",

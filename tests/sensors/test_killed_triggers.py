@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,9 @@ from nighttrain.providers.errors import AirflowError, ClusterForbiddenError, Clu
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    OutcomeKind,
+)
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -30,6 +31,8 @@ from nighttrain.sensors.removal import until_removed
 from nighttrain.sensors.triggers import EndpointTrigger, MLflowAnswersTrigger, WorkloadTrigger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nighttrain.providers.kubernetes.values.workload import Workload
 
 REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"

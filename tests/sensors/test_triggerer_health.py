@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.api_fastapi.core_api.datamodels.monitor import HealthInfoResponse
@@ -17,6 +16,9 @@ from mlflow_server import free_port
 from nighttrain.sensors import triggerer_health
 from nighttrain.sensors.registry import ModelStageSensor
 from nighttrain.sensors.triggerer_health import api_servers, warn_without_triggerer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 HEARD = "2026-11-26T04:00:00+00:00"
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import (
@@ -28,6 +27,8 @@ from nighttrain.providers.kubernetes.values.identity import PREFIX
 from nighttrain.providers.kubernetes.values.objects import items, mapping, metadata, name_of, text, uid_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec

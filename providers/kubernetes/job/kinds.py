@@ -6,18 +6,25 @@ Submitting, adopting, watching, waiting, cancelling, logs and reaping are writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.resources import JOBS, Resource
 from nighttrain.providers.kubernetes.job.manifests import build_job
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, decide, is_decided
+from nighttrain.providers.kubernetes.outcome.decide import (
+    decide,
+    is_decided,
+)
 from nighttrain.providers.kubernetes.values.objects import condition, items, mapping, metadata, text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.outcome.outcome import (
+        Observation,
+    )
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
     from nighttrain.providers.plain_json import Json
 

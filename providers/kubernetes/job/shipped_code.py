@@ -12,11 +12,13 @@ import inspect
 import json
 import math
 import symtable
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SOURCE_FILE = "train.py"
 ARGUMENTS_FILE = "arguments.json"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +15,8 @@ from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe
 from nighttrain.providers.kubernetes.values.objects import by_age, main_container, name_of, uid_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.mirror.watch import Sleep
     from nighttrain.providers.kubernetes.values.workload import Workload

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
 
 # Each stream is a connection here, one in the API server and one in a kubelet. An API server takes 400

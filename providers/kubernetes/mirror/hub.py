@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import Context
 from functools import partial
@@ -37,6 +36,8 @@ from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL
 from nighttrain.providers.kubernetes.values.objects import is_deleting, mapping, metadata, text, uid_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
     from nighttrain.providers.plain_json import Json

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # A proxy that is told of the end of what it serves goes within seconds, and one that is not never goes by
 # itself; ten seconds are nothing beside a training, and enough to send the last metrics.

@@ -7,7 +7,6 @@ which one a rollout is bringing up; its selector says where requests go, and bot
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nighttrain.providers.errors import (
@@ -53,6 +52,8 @@ from nighttrain.providers.serving.spec import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.plain_json import Json
 

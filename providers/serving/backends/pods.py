@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import clip
@@ -25,6 +24,8 @@ from nighttrain.providers.serving.scoring_server import EXIT_DIGEST_MISMATCH
 from nighttrain.providers.serving.spec import TEMPLATE_ANNOTATION
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nighttrain.providers.plain_json import Json
 
 # One start may have met a restart of MLflow; the third that ends the same way met something that stays.

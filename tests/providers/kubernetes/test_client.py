@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
@@ -26,6 +24,10 @@ from nighttrain.providers.kubernetes.api.client import (
     ClusterConfig,
     shared_client,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}}
 

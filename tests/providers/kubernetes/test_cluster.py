@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 import yaml
@@ -27,11 +26,19 @@ from nighttrain.providers.kubernetes.api.client import (
 )
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
 from nighttrain.providers.kubernetes.logs import logs
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    Outcome,
+    OutcomeKind,
+    Phase,
+)
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 _numbers = count()
 NAMESPACE = "default"

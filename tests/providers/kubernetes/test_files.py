@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import shipped_functions as written
@@ -20,11 +19,18 @@ from nighttrain.providers.kubernetes.job.kinds import JOB
 from nighttrain.providers.kubernetes.job.manifests import build_job
 from nighttrain.providers.kubernetes.job.shipped_code import ship
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    OutcomeKind,
+    Phase,
+)
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 _numbers = count(1)
 HASH = "nighttrain.dev/spec-hash"

@@ -8,10 +8,9 @@ import gc
 import logging
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
@@ -25,11 +24,17 @@ from nighttrain.providers.kubernetes.api.resources import KUEUE_WORKLOADS, Resou
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
 from nighttrain.providers.kubernetes.mirror import explanations, hub, watch
 from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    OutcomeKind,
+)
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 NAMESPACE = "default"
 DEFINITIONS = Resource(

@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from front import Front
@@ -22,7 +21,12 @@ from nighttrain.providers.kubernetes.job.kinds import JOB, KINDS, WorkloadKind
 from nighttrain.providers.kubernetes.job.manifests import build_job
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    Outcome,
+    OutcomeKind,
+    Phase,
+)
 from nighttrain.providers.kubernetes.values.identity import SPEC_HASH_ANNOTATION, WorkloadIdentity
 from nighttrain.providers.kubernetes.values.objects import (
     items,
@@ -34,6 +38,9 @@ from nighttrain.providers.kubernetes.values.objects import (
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 Json = dict[str, Any]
 

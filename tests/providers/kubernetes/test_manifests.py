@@ -6,9 +6,8 @@ import datetime as dt
 import math
 import re
 from decimal import Decimal
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +17,9 @@ from kubernetes.client import models as k8s
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job, spec_hash
 from nighttrain.providers.kubernetes.values.names import LABEL_VALUE, parse_quantity
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 IDENTITY = WorkloadIdentity(
     orchestrator="airflow", dag_id="nightly_retraining", run_id="scheduled__2013-06-01", task_id="train"

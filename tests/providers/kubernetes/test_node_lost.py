@@ -13,14 +13,16 @@ from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.outcome.decide import (
+    decide,
+    timed_out,
+)
 from nighttrain.providers.kubernetes.outcome.nodes import is_lost, silent_since
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
     Phase,
     WaitFor,
-    decide,
-    timed_out,
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster

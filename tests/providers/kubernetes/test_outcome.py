@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nighttrain.providers import errors
-from nighttrain.providers.kubernetes.outcome.outcome import Outcome, OutcomeKind, Phase, decide, timed_out
+from nighttrain.providers.kubernetes.outcome.decide import (
+    decide,
+    timed_out,
+)
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Outcome,
+    OutcomeKind,
+    Phase,
+)
 from nighttrain.providers.kubernetes.values.redaction import redact
 
 K = OutcomeKind

@@ -7,13 +7,22 @@ is modelled: it stops at the first end, and then reads the pods once more.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from test_outcome_recordings import ENDINGS, has_succeeded, is_complete
 
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind, Phase, decide
+from nighttrain.providers.kubernetes.outcome.decide import (
+    decide,
+)
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    OutcomeKind,
+    Phase,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Record = dict[str, Any]
 STREAMS = ("jobs", "pods", "events", "workloads")

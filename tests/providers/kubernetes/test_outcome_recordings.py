@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
+from nighttrain.providers.kubernetes.outcome.decide import (
+    decide,
+    until_quota_grows,
+)
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     Outcome,
     OutcomeKind,
     Phase,
     WaitFor,
-    decide,
-    until_quota_grows,
 )
 
 K = OutcomeKind

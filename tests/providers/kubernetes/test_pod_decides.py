@@ -18,8 +18,14 @@ from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, Work
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.mirror.hub import Hub
 from nighttrain.providers.kubernetes.mirror.trimming import trim_pod
+from nighttrain.providers.kubernetes.outcome.decide import (
+    decide,
+)
 from nighttrain.providers.kubernetes.outcome.endings import ended_by_itself, told_to_go
-from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind, Phase, decide
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    OutcomeKind,
+    Phase,
+)
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 

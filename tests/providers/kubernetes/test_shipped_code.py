@@ -8,14 +8,16 @@ import json
 import subprocess
 import sys
 from datetime import date
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import shipped_functions as written
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.shipped_code import bind, ship, source_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def run(files: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -19,13 +18,23 @@ from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient
 from nighttrain.providers.kubernetes.job.kinds import JOB
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
 from nighttrain.providers.kubernetes.mirror.trimming import trim_pod, trim_workload
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, Outcome, OutcomeKind, Phase, decide
+from nighttrain.providers.kubernetes.outcome.decide import (
+    decide,
+)
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    Outcome,
+    OutcomeKind,
+    Phase,
+)
 from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.values.objects import main_container
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
     from nighttrain.providers.kubernetes.values.workload import Workload
 
 K = OutcomeKind

@@ -8,9 +8,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
 from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +27,9 @@ from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
     from aiohttp import web
 
 NAMESPACE = "default"

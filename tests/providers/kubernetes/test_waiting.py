@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from nighttrain.providers.attempts.waiting import Limits
-from nighttrain.providers.kubernetes.outcome.outcome import Observation, OutcomeKind, Phase
+from nighttrain.providers.kubernetes.outcome.outcome import (
+    Observation,
+    OutcomeKind,
+    Phase,
+)
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 
 

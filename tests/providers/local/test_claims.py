@@ -6,9 +6,7 @@ import contextlib
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -17,6 +15,10 @@ from embedded import Running, job, pod
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.resources import JOBS, PERSISTENTVOLUMECLAIMS, PODS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
 Object = dict[str, Any]
 

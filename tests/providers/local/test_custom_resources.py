@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import httpx
 
     from nighttrain.providers.local.cluster.server import EmbeddedCluster

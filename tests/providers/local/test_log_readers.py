@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 import yaml
 
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PODS = "/api/v1/namespaces/default/pods"
 LOG = f"{PODS}/talks/log"

@@ -9,9 +9,7 @@ import math
 import selectors
 import sys
 import time
-from collections.abc import Coroutine
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -22,6 +20,10 @@ from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS, NAMESPACES, PODS
 from nighttrain.providers.local.cluster.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from pathlib import Path
 
 # What the end of a Job of one pod takes: its status, its pod's finalizer, an event, its status again.
 WRITES = 4

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -18,6 +17,8 @@ import pytest
 from nighttrain.providers.local.cluster.server import ClusterStartError, EmbeddedCluster
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from nighttrain.providers.local.cluster.store.store import Store
 
 

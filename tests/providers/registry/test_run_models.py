@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.mlflow]

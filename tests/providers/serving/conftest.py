@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nighttrain.providers.registry.artifacts import manifest_of_directory
 from nighttrain.providers.serving.spec import ServingSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FAKE_IMAGE = Path(__file__).parent / "fake_image"
 MODEL = "airline-delay"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import httpx
@@ -25,6 +24,8 @@ from nighttrain.providers.serving.rollout import Rollout, prepare
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
     from mlflow_server import MakeModel, MLflowServer
 
     from nighttrain.providers.serving.spec import ServingSpec

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from front import Authority
@@ -15,6 +14,9 @@ from nighttrain.providers.serving.backends.manifests import build_deployment, bu
 from nighttrain.providers.serving.spec import ServingSpec
 from nighttrain.providers.serving.strategy import BlueGreen, Canary, require_possible
 from nighttrain.providers.tracking.client import TrackingConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Make = Callable[..., ServingSpec]
 

@@ -6,10 +6,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from mlflow_proxy import Answer, Asked, Proxy, proxy, refused
@@ -26,6 +24,10 @@ from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import RunKey
 from nighttrain.providers.tracking.service_account import MODES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 KEY = RunKey(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
 TEAM = "team-a"

@@ -14,7 +14,6 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,8 @@ from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.objects import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # A planned stall of a random plan: long enough to be seen, short enough for a test that really waits.
