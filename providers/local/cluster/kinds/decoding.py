@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.kinds.builtin_schemas import schema_of
-from nighttrain.providers.local.cluster.kinds.schemas import Schema, mismatch, prune, tidy
+from nighttrain.providers.local.cluster.kinds.schemas import Schema, WrongTypeError, fit
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.objects import copy_object
 
@@ -88,11 +88,7 @@ def decode(resource: ResourceType, body: Any) -> tuple[dict[str, Any], list[str]
     refusal = cannot_be_handled(resource)
     if resource.custom is None:
         return _fitted(schema_of(resource.kind), body, refusal)
-    metadata = body.get("metadata") or {} if isinstance(body, dict) else None
-    known, unknown = _fitted(schema_of("ObjectMeta"), metadata, refusal, "metadata")
-    if _has_a_number_for_no_type(body):
-        raise errors.bad_request(f"{refusal}: a number is out of range")
-    obj = {**copy_object(dict(body)), "metadata": known}
+    obj, unknown = _fitted(_custom(), body, refusal)
     return obj, unknown + resource.custom.decode(obj)
 
 
@@ -104,18 +100,22 @@ def decode_part(type_: str, body: Any) -> dict[str, Any]:
     return _fitted(schema_of(type_), body, f'{type_} in version "v1" cannot be handled as a {type_}')[0]
 
 
-def _fitted(schema: Schema, body: Any, refusal: str, path: str = "") -> tuple[dict[str, Any], list[str]]:
+def _custom() -> Schema:
+    """Of a custom object before its own schema is applied: its metadata alone is known."""
+    properties = {"metadata": schema_of("ObjectMeta")}
+    return {"type": "object", "properties": properties, "x-kubernetes-preserve-unknown-fields": True}
+
+
+def _fitted(schema: Schema, body: Any, refusal: str) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(body, dict):
         raise errors.bad_request(f"{refusal}: it is no object")
     if _has_a_number_for_no_type(body):
         raise errors.bad_request(f"{refusal}: a number is out of range")
     obj: dict[str, Any] = copy_object(dict(body))
-    unknown = prune(schema, obj, path)
-    tidy(schema, obj)
-    wrong = mismatch(schema, obj)
-    if wrong is not None:
-        raise errors.bad_request(f"{refusal}: {wrong}")
-    return obj, unknown
+    try:
+        return obj, fit(schema, obj)
+    except WrongTypeError as error:
+        raise errors.bad_request(f"{refusal}: {error}") from None
 
 
 def _has_a_number_for_no_type(value: Any) -> bool:

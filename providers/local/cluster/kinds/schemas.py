@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from jsonschema import Draft4Validator, Draft6Validator, FormatChecker, SchemaError, ValidationError
-from jsonschema.validators import create, extend
+from jsonschema.validators import extend
 
 from nighttrain.providers.local.cluster.kinds.formats import FORMATS, OF_TYPES
-from nighttrain.providers.local.cluster.store.errors import Cause
+from nighttrain.providers.local.cluster.store.errors import (
+    Cause,
+    invalid_value,
+    required_value,
+    unsupported_value,
+)
 from nighttrain.providers.local.cluster.store.objects import copy_object
 
 Schema = dict[str, Any]
 EMBEDDED = ("apiVersion", "kind", "metadata")
 _REASONS = {
+    "format": "FieldValueTypeInvalid",
     "type": "FieldValueTypeInvalid",
     "x-kubernetes-int-or-string": "FieldValueTypeInvalid",
     "enum": "FieldValueNotSupported",
@@ -99,27 +105,57 @@ def _complete_field(schema: Schema, parent: dict[str, Any], name: str) -> None:
         complete(schema, parent[name])
 
 
-def tidy(schema: Schema, value: Any) -> None:
-    """Write a built-in kind's value, in place, as the API stores it.
+class WrongTypeError(Exception):
+    """A field has a value of another type. Names the field."""
 
-    That is without nulls, without lists and maps that are empty and need not be there, and with amounts as texts.
+
+def fit(schema: Schema, value: Any) -> list[str]:
+    """Write an object of a built-in kind, in place, as the API stores it.
+
+    That is without unknown fields, nulls, and what is empty and need not be there; amounts are texts.
+
+    :return: the paths of the unknown fields
+    :raises WrongTypeError: for the first value of a wrong type
     """
-    if isinstance(value, list):
-        for item in value:
-            tidy(schema.get("items") or {}, item)
+    # Not by the library: it takes several times as long, and every pod of the cluster's own passes here.
+    unknown: list[str] = []
+    _fit(schema, value, "", unknown)
+    return unknown
+
+
+def _fit(schema: Schema, value: Any, path: str, unknown: list[str]) -> None:
+    why = _wrong_type(schema, value)
+    if why:
+        raise WrongTypeError(f"{path or 'the object'}: {why}")
+    if isinstance(value, list) and "items" in schema:
+        for index, item in enumerate(value):
+            _fit(schema["items"], item, f"{path}[{index}]", unknown)
     elif isinstance(value, dict):
-        properties = schema.get("properties") or {}
-        other: Schema = schema.get("additionalProperties") or {}
-        for name, item in list(value.items()):
-            below: Schema = properties.get(name) or other
-            if item is None or (item in ([], {}) and _is_optional_collection(schema, name, below)):
-                del value[name]
-            elif below.get("format") == "quantity" and isinstance(item, int | float):
-                value[name] = item if isinstance(item, bool) else str(item)
-            else:
-                tidy(below, item)
-        for name, zero in schema.get("x-zeros", {}).items():
-            value.setdefault(name, zero)
+        _fit_fields(schema, value, f"{path}." if path else "", unknown)
+
+
+def _fit_fields(schema: Schema, fields: dict[str, Any], base: str, unknown: list[str]) -> None:
+    properties, other = schema.get("properties") or {}, schema.get("additionalProperties")
+    for name, item in list(fields.items()):
+        below = properties.get(name) or other
+        if below is None:
+            if not schema.get("x-kubernetes-preserve-unknown-fields"):
+                unknown.append(base + name)
+                del fields[name]
+        elif item is None:
+            del fields[name]
+        else:
+            if (
+                below.get("format") == "quantity"
+                and isinstance(item, int | float)
+                and not isinstance(item, bool)
+            ):
+                item = fields[name] = str(item)
+            _fit(below, item, base + name, unknown)
+            if item in ([], {}) and _is_optional_collection(schema, name, below):
+                del fields[name]
+    for name, zero in schema.get("x-zeros", {}).items():
+        fields.setdefault(name, zero)
 
 
 def _is_optional_collection(schema: Schema, name: str, below: Schema) -> bool:
@@ -142,20 +178,67 @@ def validate(schema: Schema, value: Any) -> list[Cause]:
     return [_cause(error) for error in errors]
 
 
-def mismatch(schema: Schema, value: Any) -> str | None:
-    """The first field of an object of a built-in kind that has the wrong type, and how; None if none has."""
-    error = next(_type_validator()(schema).iter_errors(value), None)
-    return None if error is None else f"{_path(error) or 'the object'}: {error.message}"
-
-
 def broken_rules(schema: Schema, value: Any, path: str = "") -> list[Cause]:
     """What is wrong with the values of an object of a built-in kind, field by field.
 
     :param path: where the object is in the one that is checked
     """
-    # A type's format has been checked by now: this one is a rule about the value.
-    errors = _rule_validator()(schema).iter_errors(value)
-    return [_cause(error, path, formats="FieldValueInvalid") for error in errors]
+    causes = [
+        required_value(f"{path}.{name}" if path else name)
+        for name in schema.get("required", ())
+        if value.get(name) in (None, "", [])
+    ]
+    # What is not there and must be is told as required.
+    if not _RULES.isdisjoint(schema) and value is not None and value not in schema.get("x-unset", ()):
+        causes += _broken_rule(schema, value, path)
+    for below, item, where in _below(schema, value, path):
+        causes += broken_rules(below, item, where)
+    return causes
+
+
+def _below(schema: Schema, value: Any, path: str) -> list[tuple[Schema, Any, str]]:
+    """What is directly in the value, with its schema and its path."""
+    if isinstance(value, dict):
+        properties, other = schema.get("properties") or {}, schema.get("additionalProperties")
+        base = f"{path}." if path else ""
+        found = [(properties.get(name) or other, item, base + name) for name, item in value.items()]
+        return [(below, item, where) for below, item, where in found if below]
+    if isinstance(value, list) and "items" in schema:
+        return [(schema["items"], item, f"{path}[{index}]") for index, item in enumerate(value)]
+    return []
+
+
+_RULES = frozenset(("enum", "format", "maximum", "minimum"))
+_TYPES: dict[str, tuple[type, ...]] = {
+    "array": (list,),
+    "boolean": (bool,),
+    "integer": (int,),
+    "integer,string": (int, str),
+    "number": (int, float),
+    "object": (dict,),
+    "string": (str,),
+}
+
+
+def _wrong_type(schema: Schema, value: Any) -> str:
+    type_ = schema.get("type") or ("integer,string" if schema.get("x-kubernetes-int-or-string") else "")
+    if type_ and (not isinstance(value, _TYPES[type_]) or (isinstance(value, bool) and type_ != "boolean")):
+        return f'must be of type {type_}: "{_word(value)}"'
+    form = schema.get("format")
+    return OF_TYPES[form](value) if form in OF_TYPES else ""
+
+
+def _broken_rule(schema: Schema, value: Any, path: str) -> Iterator[Cause]:
+    if "enum" in schema and value not in schema["enum"]:
+        yield unsupported_value(path, value, schema["enum"])
+    least, most = schema.get("minimum"), schema.get("maximum")
+    why = FORMATS[schema["format"]](value) if schema.get("format") in FORMATS else ""
+    if least is not None and value < least:
+        why = f"must be greater than or equal to {least}"
+    elif most is not None and value > most:
+        why = f"must be less than or equal to {most}"
+    if why:
+        yield invalid_value(path, value, why)
 
 
 @functools.cache
@@ -171,50 +254,7 @@ def _custom_validator() -> Any:
     return extend(Draft4Validator, keywords, type_checker=Draft6Validator.TYPE_CHECKER)
 
 
-_INNER = {key: Draft4Validator.VALIDATORS[key] for key in ("properties", "items", "additionalProperties")}
-
-
-@functools.cache
-def _type_validator() -> Any:
-    keywords = {
-        **_INNER,
-        "type": _type,
-        "format": lambda _, name, value, _schema: _formatted(OF_TYPES, name, value),
-        "x-kubernetes-int-or-string": _int_or_string,
-    }
-    return create({}, keywords, type_checker=Draft4Validator.TYPE_CHECKER)
-
-
-@functools.cache
-def _rule_validator() -> Any:
-    keywords = {
-        **_INNER,
-        "enum": _if_set(_enum),
-        "format": _if_set(lambda _, name, value, _schema: _formatted(FORMATS, name, value)),
-        "minimum": _if_set(Draft4Validator.VALIDATORS["minimum"]),
-        "maximum": _if_set(Draft4Validator.VALIDATORS["maximum"]),
-        "required": _required_and_filled,
-    }
-    return create({}, keywords, type_checker=Draft4Validator.TYPE_CHECKER)
-
-
 Errors = Iterator[ValidationError]
-Keyword = Callable[[Any, Any, Any, Schema], Errors]
-
-
-def _if_set(keyword: Keyword) -> Keyword:
-    def check(validator: Any, declared: Any, value: Any, schema: Schema) -> Errors:
-        # What is not there and must be is told as required.
-        if value is not None and value not in schema.get("x-unset", ()):
-            yield from keyword(validator, declared, value, schema) or ()
-
-    return check
-
-
-def _formatted(known: Mapping[str, Callable[[Any], str]], name: str, value: Any) -> Errors:
-    why = known[name](value) if name in known else ""
-    if why:
-        yield ValidationError(why)
 
 
 def _type(validator: Any, declared: str, value: Any, schema: Schema) -> Errors:
@@ -229,7 +269,7 @@ def _int_or_string(validator: Any, wanted: bool, value: Any, _: Schema) -> Error
 
 def _enum(_: Any, allowed: list[Any], value: Any, schema: Schema) -> Errors:
     if not (value is None and schema.get("nullable")) and value not in allowed:
-        yield ValidationError(f"supported values: {', '.join(map(json.dumps, allowed))}")
+        yield ValidationError("")
 
 
 def _required(_: Any, names: list[str], value: Any, _schema: Schema) -> Errors:
@@ -237,12 +277,6 @@ def _required(_: Any, names: list[str], value: Any, _schema: Schema) -> Errors:
         for name in names:
             if name not in value:
                 yield ValidationError("", path=[name])
-
-
-def _required_and_filled(_: Any, names: list[str], value: Any, _schema: Schema) -> Errors:
-    for name in names:
-        if value.get(name) in (None, "", []):
-            yield ValidationError("", path=[name])
 
 
 def _unchecked(*_: Any) -> Errors:
@@ -265,13 +299,11 @@ def _path(error: ValidationError) -> str:
     return path.removeprefix(".")
 
 
-def _cause(error: ValidationError, within: str = "", formats: str = "FieldValueTypeInvalid") -> Cause:
-    path = ".".join(filter(None, (within, _path(error))))
-    reason = _REASONS.get(str(error.validator), "FieldValueInvalid")
-    reason = formats if error.validator == "format" else reason
+def _cause(error: ValidationError) -> Cause:
+    path, reason = _path(error), _REASONS.get(str(error.validator), "FieldValueInvalid")
     if reason == "FieldValueRequired":
-        return Cause(reason, "Required value", path)
-    shown = json.dumps(error.instance, separators=(",", ":"), ensure_ascii=False)
+        return required_value(path)
     if reason == "FieldValueNotSupported":
-        return Cause(reason, f"Unsupported value: {shown}: {error.message}", path or "<nil>")
+        return unsupported_value(path or "<nil>", error.instance, error.validator_value)
+    shown = json.dumps(error.instance, separators=(",", ":"), ensure_ascii=False)
     return Cause(reason, f"Invalid value: {shown}: {path} in body {error.message}", path or "<nil>")

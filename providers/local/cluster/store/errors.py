@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nighttrain.providers.local.cluster.store.resources import ResourceType
 
 MODIFIED = "the object has been modified; please apply your changes to the latest version and try again"
@@ -36,9 +38,9 @@ def required_value(field: str, why: str = "") -> Cause:
     return Cause("FieldValueRequired", f"Required value: {why}" if why else "Required value", field)
 
 
-def unsupported_value(field: str, value: object, allowed: tuple[str, ...]) -> Cause:
+def unsupported_value(field: str, value: object, allowed: Sequence[object]) -> Cause:
     """:param allowed: in the order in which the API names them"""
-    choices = ", ".join(f'"{choice}"' for choice in allowed)
+    choices = ", ".join(map(_shown, allowed))
     message = f"Unsupported value: {_shown(value)}: supported values: {choices}"
     return Cause("FieldValueNotSupported", message, field)
 
