@@ -48,5 +48,5 @@ def test_an_operators_wish_to_wait_for_a_larger_quota_reaches_its_trigger() -> N
     )
     operator = TrainingJobOperator(task_id="train", image="i", fail_if_over_quota=False)
     with pytest.raises(TaskDeferred) as deferred:
-        operator._defer(started, cast("Any", None))
+        operator._defer(started, cast("Any", None), {})
     assert deferred.value.trigger.serialize()[1]["timeouts"]["fail_if_over_quota"] is False
