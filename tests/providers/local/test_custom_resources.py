@@ -285,19 +285,6 @@ def test_a_wrong_definition_is_refused(change: Any, field: str, http: httpx.Clie
     assert any(field in each["field"] for each in answer.json()["details"]["causes"]), answer.text
 
 
-def test_two_kinds_of_one_name_are_not_both_established(http: httpx.Client) -> None:
-    declare(http, "twins", {"type": "object"})
-    second = definition("othertwins", {"type": "object"})
-    second["spec"]["names"]["kind"] = "Twin"
-    assert http.post(DEFINITIONS, json=second).status_code == 201
-    conditions = http.get(f"{DEFINITIONS}/othertwins.test.example.com").json()["status"]["conditions"]
-    assert [(each["type"], each["status"], each["reason"]) for each in conditions] == [
-        ("NamesAccepted", "False", "KindConflict"),
-        ("Established", "False", "NotAccepted"),
-    ]
-    assert http.get("/apis/test.example.com/v1/othertwins").status_code == 404
-
-
 def test_a_dry_run_deletes_nothing_and_a_collection_goes_with_its_objects(
     http: httpx.Client, space: str
 ) -> None:

@@ -107,6 +107,13 @@ RULES: dict[str, dict[str, Schema]] = {
         "name": _format("port-name"),
         "protocol": _PROTOCOL,
     },
+    "CustomResourceConversion": {"strategy": _choice("None", default="None")},
+    "CustomResourceDefinitionSpec": {
+        "conversion": _default({}),
+        "names": _default({}),
+        "scope": _choice("Cluster", "Namespaced"),
+    },
+    "CustomResourceDefinitionVersion": {"name": _format("dns-label"), "schema": _default({})},
     "DeploymentSpec": {
         "minReadySeconds": _COUNT,
         "progressDeadlineSeconds": {**_COUNT, "default": 600},
@@ -247,6 +254,7 @@ REQUIRED = {
     "ConfigMapProjection": ("name",),
     "ConfigMapVolumeSource": ("name",),
     "Container": ("image",),
+    "CustomResourceValidation": ("openAPIV3Schema",),
     "ExecAction": ("command",),
     "SecretEnvSource": ("name",),
     "SecretProjection": ("name",),
