@@ -147,6 +147,28 @@ def test_what_is_not_checked_is_stored(http: httpx.Client, space: str) -> None:
     assert http.post(place("frees", space), json=body).status_code == 201
 
 
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        {"$ref": "#/nowhere"},
+        {"$ref": "http://127.0.0.1:1/schema"},
+        {"patternProperties": {"(a+)+$": {"type": "string"}}, "additionalProperties": False},
+        {"dependencies": {"a": ["b"]}},
+    ],
+)
+def test_what_kubernetes_forbids_in_a_schema_does_no_harm(
+    forbidden: dict[str, Any], http: httpx.Client, space: str, request: pytest.FixtureRequest
+) -> None:
+    plural = f"f{zlib.crc32(request.node.name.encode()):x}s"
+    spec = {"type": "object", "x-kubernetes-preserve-unknown-fields": True, **forbidden}
+    asked = {"fieldValidation": "Strict"}
+    assert http.post(DEFINITIONS, json=definition(plural, spec), params=asked).status_code == 400
+    # Without being asked to be strict, the server leaves it out.
+    declare(http, plural, spec)
+    body = {"metadata": {"name": "a"}, "spec": {"a" * 40 + "b": 1, "a": 1}}
+    assert http.post(place(plural, space), json=body).status_code in (201, 422)
+
+
 def test_defaults_nulls_and_unknown_fields(http: httpx.Client, space: str) -> None:
     deep = {"type": "object", "default": {}, "properties": {"n": {"type": "integer", "default": 3}}}
     open_ended = {

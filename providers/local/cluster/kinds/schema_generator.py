@@ -261,6 +261,13 @@ REQUIRED = {
     "SecretVolumeSource": ("secretName",),
 }
 
+# What Kubernetes forbids in a definition's schema: references, and expressions that could hold up the server.
+_LEFT_OUT = {
+    "JSONSchemaProps": (
+        *("$ref", "$schema", "additionalItems", "definitions", "dependencies", "id", "patternProperties"),
+    )
+}
+
 # Without a value these break a rule of their own.
 _CHECKED_ELSEWHERE = {"PodFailurePolicyOnExitCodesRequirement": ("values",)}
 
@@ -289,6 +296,8 @@ def _definition(name: str, model: Any) -> tuple[Schema, list[str]]:
     required = list(REQUIRED.get(name, ()))
     reached: list[str] = []
     for attribute, field in sorted(model.attribute_map.items(), key=lambda pair: pair[1]):
+        if field in _LEFT_OUT.get(name, ()):
+            continue
         properties[field] = _property(name, field, model.openapi_types[attribute], reached)
         # An object's metadata and status have rules of their own.
         own = field in ("metadata", "status") and "$ref" in properties[field]
