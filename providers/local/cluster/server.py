@@ -116,7 +116,6 @@ class EmbeddedCluster:
         self._task: asyncio.Task[None] | None = None
         self._wrote_kubeconfig = False
         self._killed = False
-        self._restarter: threading.Thread | None = None
         self._front: FaultLayer | None = None
         self._claims: Path | None = None
         self._file: StateFile | None = None
@@ -193,9 +192,6 @@ class EmbeddedCluster:
 
     def stop(self) -> None:
         """Kill every container, close every connection, remove what is temporary. May be called twice."""
-        if self._restarter is not None and self._restarter is not threading.current_thread():
-            self._restarter.join(_START_SECONDS + _STOP_SECONDS)
-            self._restarter = None
         self._halt(self._end)
         self._killed = False
         if self._wrote_kubeconfig:
@@ -214,11 +210,6 @@ class EmbeddedCluster:
         """Kill the server and start it again: same address, token and kubeconfig."""
         self.kill()
         self.start()
-
-    def _restart_soon(self) -> None:
-        self._crash()
-        self._restarter = threading.Thread(target=self.restart, name="embedded-cluster-restart")
-        self._restarter.start()
 
     def _halt(self, end: Callable[[], None]) -> None:
         if self._loop is not None:
@@ -376,7 +367,6 @@ class EmbeddedCluster:
             app,
             self.faults,
             compact=self.store.compact,
-            restart=self._restart_soon,
             evict=partial(evict_by_name, self.store),
         )
         return self._front

@@ -148,6 +148,28 @@ def test_what_is_not_checked_is_stored(http: httpx.Client, space: str) -> None:
     assert http.post(place("frees", space), json=body).status_code == 201
 
 
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        {"$ref": "#/nowhere"},
+        {"$ref": "http://127.0.0.1:1/schema"},
+        {"patternProperties": {"(a+)+$": {"type": "string"}}, "additionalProperties": False},
+        {"dependencies": {"a": ["b"]}},
+    ],
+)
+def test_what_kubernetes_forbids_in_a_schema_does_no_harm(
+    forbidden: dict[str, Any], http: httpx.Client, space: str, request: pytest.FixtureRequest
+) -> None:
+    plural = f"f{zlib.crc32(request.node.name.encode()):x}s"
+    spec = {"type": "object", "x-kubernetes-preserve-unknown-fields": True, **forbidden}
+    asked = {"fieldValidation": "Strict"}
+    assert http.post(DEFINITIONS, json=definition(plural, spec), params=asked).status_code == 400
+    # Without being asked to be strict, the server leaves it out.
+    declare(http, plural, spec)
+    body = {"metadata": {"name": "a"}, "spec": {"a" * 40 + "b": 1, "a": 1}}
+    assert http.post(place(plural, space), json=body).status_code in (201, 422)
+
+
 def test_defaults_nulls_and_unknown_fields(http: httpx.Client, space: str) -> None:
     deep = {"type": "object", "default": {}, "properties": {"n": {"type": "integer", "default": 3}}}
     open_ended = {
@@ -284,19 +306,6 @@ def test_a_wrong_definition_is_refused(change: Any, field: str, http: httpx.Clie
     answer = http.post(DEFINITIONS, json=body)
     assert answer.status_code == 422, answer.text
     assert any(field in each["field"] for each in answer.json()["details"]["causes"]), answer.text
-
-
-def test_two_kinds_of_one_name_are_not_both_established(http: httpx.Client) -> None:
-    declare(http, "twins", {"type": "object"})
-    second = definition("othertwins", {"type": "object"})
-    second["spec"]["names"]["kind"] = "Twin"
-    assert http.post(DEFINITIONS, json=second).status_code == 201
-    conditions = http.get(f"{DEFINITIONS}/othertwins.test.example.com").json()["status"]["conditions"]
-    assert [(each["type"], each["status"], each["reason"]) for each in conditions] == [
-        ("NamesAccepted", "False", "KindConflict"),
-        ("Established", "False", "NotAccepted"),
-    ]
-    assert http.get("/apis/test.example.com/v1/othertwins").status_code == 404
 
 
 def test_a_dry_run_deletes_nothing_and_a_collection_goes_with_its_objects(

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from embedded import Recording, condition
 
-from nighttrain.providers.local.cluster.faults.faults import Effect, Fault, FaultPlan
+from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -86,14 +86,6 @@ def test_the_nth_call_evicts_a_pod_as_recorded(cluster: EmbeddedCluster, http: h
     assert "deletionTimestamp" in seen[1][1]["metadata"]
     assert seen[-1][1]["status"]["phase"] == "Failed"
     assert cluster.faults.struck(fault) == 1
-
-
-def test_a_seed_makes_one_plan_with_evictions() -> None:
-    plans = [FaultPlan.random(seed, 40, pods="train-*").pending for seed in (1, 1, 2)]
-    assert plans[0] == plans[1] != plans[2]
-    assert [eval(repr(fault)) for fault in plans[0]] == plans[0]  # noqa: S307
-    assert Effect.EVICT in {fault.effect for fault in plans[0]}
-    assert not any(fault.pod for fault in FaultPlan.random(1, 40).pending)
 
 
 def test_an_eviction_names_its_pods() -> None:

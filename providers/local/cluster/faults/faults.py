@@ -44,8 +44,6 @@ class Effect(enum.Enum):
     CUT = "cut"
     EXPIRE = "expire"
     COMPACT = "compact"
-    SLOW = "slow"
-    RESTART = "restart"
     EVICT = "evict"
 
     def __repr__(self) -> str:
@@ -67,7 +65,7 @@ class Fault:
     :param count: how many calls in a row from there; None: all of them
     :param code: HTTP status of an answer
     :param retry_after: whole seconds in the ``Retry-After`` header of an answer; None: no header
-    :param seconds: length of a stall, or of the pause before each piece of a slow answer
+    :param seconds: length of a stall
     :param after: complete lines that a cut answer still delivers
     :param torn: a cut answer ends in the middle of the next line
     :param pod: pattern of the names of the pods that are evicted
@@ -130,16 +128,6 @@ class Fault:
         return cls(Effect.COMPACT, **aim)
 
     @classmethod
-    def slow(cls, seconds: float, **aim: Any) -> Fault:
-        """Pause before each piece of the answer: a log over a bad line."""
-        return cls(Effect.SLOW, seconds=seconds, **aim)
-
-    @classmethod
-    def restart(cls, **aim: Any) -> Fault:
-        """Kill the server as the call arrives, and start it again on its state."""
-        return cls(Effect.RESTART, **aim)
-
-    @classmethod
     def evict(cls, pod: str, **aim: Any) -> Fault:
         """Evict the pods of this name, as the eviction API does; then do the call's work."""
         return cls(Effect.EVICT, pod=pod, **aim)
@@ -196,7 +184,7 @@ class FaultPlan:
     A call is hit by at most one fault, the one added first; the others do not count that call. So three
     faults with one aim strike three calls in a row.
 
-    :param sleep: waits, for stalls and slow answers; replaced in tests that do not want to
+    :param sleep: waits, for stalls; replaced in tests that do not want to
     """
 
     faults: Iterable[Fault] = ()
@@ -216,24 +204,14 @@ class FaultPlan:
         within: int = 20,
         verbs: tuple[str, ...] = ("get", "list", "create", "patch", "delete", "watch"),
         resource: str = "",
-        pods: str = "",
     ) -> FaultPlan:
         """Transient faults that a careful client survives; the same seed makes the same plan.
 
         :param number: how many
         :param within: each strikes one of the first so many calls of its verb
-        :param pods: a pattern of names: every other fault evicts such pods. "" means none does
         """
         chance = random.Random(seed)
-        faults = []
-        for turn in range(number):
-            verb = chance.choice(verbs)
-            if pods and turn % 2:
-                nth = chance.randint(1, within)
-                faults.append(Fault.evict(pods, verb=verb, resource=resource, nth=nth))
-            else:
-                faults.append(_random_fault(chance, verb, within, resource))
-        return cls(faults)
+        return cls([_random_fault(chance, chance.choice(verbs), within, resource) for _ in range(number)])
 
     def add(self, *faults: Fault) -> None:
         """Arm faults; their calls are counted from now on."""
@@ -310,7 +288,6 @@ class FaultLayer:
     """The ASGI application in front of the API.
 
     :param compact: forgets the history
-    :param restart: kills the server and starts it again; returns at once
     :param evict: evicts the pods whose names match a pattern
     """
 
@@ -320,13 +297,11 @@ class FaultLayer:
         plan: FaultPlan,
         *,
         compact: Callable[[], None],
-        restart: Callable[[], None],
         evict: Callable[[str], None],
     ) -> None:
         self._app = app
         self._plan = plan
         self._compact = compact
-        self._restart = restart
         self._evict = evict
         self._killed = False
 
@@ -361,10 +336,6 @@ class FaultLayer:
             case Effect.RESET:
                 await line.reset()
                 return
-            case Effect.RESTART:
-                self._restart()
-                await line.reset()
-                return
             case Effect.STALL:
                 await self._plan.sleep(fault.seconds)
             case Effect.COMPACT:
@@ -377,8 +348,6 @@ class FaultLayer:
                 return
             case Effect.CUT | Effect.EXPIRE:
                 send = _Cut(fault, line)
-            case Effect.SLOW:
-                send = _Slow(fault.seconds, self._plan.sleep, send)
         await self._app(scope, receive, send)
 
 
@@ -463,20 +432,6 @@ class _Cut:
             kept += line[: len(line) // 2]
         await self._line.send({"type": "http.response.body", "body": kept, "more_body": True})
         await self._line.close()
-
-
-class _Slow:
-    """A ``send`` that pauses before each piece."""
-
-    def __init__(self, seconds: float, sleep: Callable[[float], Awaitable[None]], send: Send) -> None:
-        self._seconds = seconds
-        self._sleep = sleep
-        self._send = send
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.body" and message.get("body"):
-            await self._sleep(self._seconds)
-        await self._send(message)
 
 
 def call_of(scope: Scope) -> Call:

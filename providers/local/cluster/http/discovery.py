@@ -253,8 +253,7 @@ def _schema(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kept = {key: _schema(each) for key, each in value.items() if key not in _OWN_WORDS}
-    # A schema of schemas has a property of this name.
-    if isinstance(kept.get("$ref"), str):
+    if "$ref" in kept:
         return {"allOf": [{"$ref": f"#/components/schemas/{_schema_name('', 'v1', kept['$ref'])}"}]}
     return kept
 

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.store.store import Records
 
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
+# What a definition's status says once it is served.
+_ACCEPTED = (
+    ("NamesAccepted", "NoConflicts", "no conflicts found"),
+    ("Established", "InitialNamesAccepted", "the initial names have been accepted"),
+)
 # The order in which a real API server lists the verbs of a custom resource.
 _VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 
@@ -94,24 +99,13 @@ class CustomResources:
         """Conditions, names and stored versions, as the API server's controllers write them."""
         # Whoever writes the status may leave out, or take away, what stands in it.
         spec, status = definition["spec"], definition.setdefault("status", {})
-        clash = self._clash(definition)
         was = {each["type"]: each for each in status.get("conditions") or ()}
-        established = was.get("Established", {}).get("status") == "True"
-        if clash:
-            rows = [("NamesAccepted", "False", *clash)]
-            if not established:
-                rows.append(("Established", "False", "NotAccepted", "not all names are accepted"))
-        else:
-            status["acceptedNames"] = spec["names"]
-            rows = [
-                ("NamesAccepted", "True", "NoConflicts", "no conflicts found"),
-                ("Established", "True", "InitialNamesAccepted", "the initial names have been accepted"),
-            ]
-        for kind, value, reason, message in rows:
-            if was.get(kind, {}).get("status") != value:
+        status["acceptedNames"] = spec["names"]
+        for kind, reason, message in _ACCEPTED:
+            if was.get(kind, {}).get("status") != "True":
                 was[kind] = {
                     "type": kind,
-                    "status": value,
+                    "status": "True",
                     "lastTransitionTime": timestamp(self._store.clock()),
                     "reason": reason,
                     "message": message,
@@ -122,33 +116,9 @@ class CustomResources:
         if stored not in known:
             status["storedVersions"] = [*known, stored]
 
-    def _clash(self, definition: Object) -> tuple[str, str] | None:
-        """Reason and message when another kind of the group has one of the names."""
-        spec = definition["spec"]
-        names = spec["names"]
-        others = [
-            each
-            for each in self._table
-            if each.group == spec["group"] and each.qualified != definition["metadata"]["name"]
-        ]
-        kinds = {each.kind for each in others}
-        words = {word for each in others for word in (each.plural, each.singular, *each.short_names)}
-        if names["kind"] in kinds:
-            return "KindConflict", f'"{names["kind"]}" is already in use'
-        for word, reason in (
-            (names["singular"], "SingularConflict"),
-            *((short, "ShortNamesConflict") for short in names.get("shortNames") or ()),
-        ):
-            if word in words:
-                return reason, f'"{word}" is already in use'
-        return None
-
     def _serve(self, definition: Object) -> None:
         name = definition["metadata"]["name"]
         self._table.remove_custom(name)
-        conditions = (definition.get("status") or {}).get("conditions") or ()
-        if not any(each["type"] == "Established" and each["status"] == "True" for each in conditions):
-            return
         uid = definition["metadata"]["uid"]
         known = self._homes.get(name)
         if known is None or known[0] != uid:

@@ -107,6 +107,13 @@ RULES: dict[str, dict[str, Schema]] = {
         "name": _format("port-name"),
         "protocol": _PROTOCOL,
     },
+    "CustomResourceConversion": {"strategy": _choice("None", default="None")},
+    "CustomResourceDefinitionSpec": {
+        "conversion": _default({}),
+        "names": _default({}),
+        "scope": _choice("Cluster", "Namespaced"),
+    },
+    "CustomResourceDefinitionVersion": {"name": _format("dns-label"), "schema": _default({})},
     "DeploymentSpec": {
         "minReadySeconds": _COUNT,
         "progressDeadlineSeconds": {**_COUNT, "default": 600},
@@ -247,10 +254,18 @@ REQUIRED = {
     "ConfigMapProjection": ("name",),
     "ConfigMapVolumeSource": ("name",),
     "Container": ("image",),
+    "CustomResourceValidation": ("openAPIV3Schema",),
     "ExecAction": ("command",),
     "SecretEnvSource": ("name",),
     "SecretProjection": ("name",),
     "SecretVolumeSource": ("secretName",),
+}
+
+# What Kubernetes forbids in a definition's schema: references, and expressions that could hold up the server.
+_LEFT_OUT = {
+    "JSONSchemaProps": (
+        *("$ref", "$schema", "additionalItems", "definitions", "dependencies", "id", "patternProperties"),
+    )
 }
 
 # Without a value these break a rule of their own.
@@ -281,6 +296,8 @@ def _definition(name: str, model: Any) -> tuple[Schema, list[str]]:
     required = list(REQUIRED.get(name, ()))
     reached: list[str] = []
     for attribute, field in sorted(model.attribute_map.items(), key=lambda pair: pair[1]):
+        if field in _LEFT_OUT.get(name, ()):
+            continue
         properties[field] = _property(name, field, model.openapi_types[attribute], reached)
         # An object's metadata and status have rules of their own.
         own = field in ("metadata", "status") and "$ref" in properties[field]

@@ -172,9 +172,12 @@ def wrong_schema(schema: Schema) -> str:
     return ""
 
 
+_CUSTOM_FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
+
+
 def validate(schema: Schema, value: Any) -> list[Cause]:
     """What is wrong with a custom object, field by field."""
-    errors = _custom_validator()(schema, format_checker=FormatChecker()).iter_errors(value)
+    errors = _custom_validator()(schema, format_checker=FormatChecker(_CUSTOM_FORMATS)).iter_errors(value)
     return [_cause(error) for error in errors]
 
 
@@ -249,6 +252,7 @@ def _custom_validator() -> Any:
         "required": _required,
         "x-kubernetes-int-or-string": _int_or_string,
         "pattern": _unchecked,
+        "uniqueItems": _unchecked,
     }
     # Draft 4 has OpenAPI's exclusiveMinimum, draft 6 its integers: 2.0 is one.
     return extend(Draft4Validator, keywords, type_checker=Draft6Validator.TYPE_CHECKER)

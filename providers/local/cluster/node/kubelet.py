@@ -116,11 +116,14 @@ class Kubelet:
         await self._node.namespaces.start()
         self._create_node()
         self._tasks = [
-            asyncio.create_task(self._follow_pods(), name="kubelet"),
-            asyncio.create_task(self._follow_node(), name="kubelet-node"),
-            asyncio.create_task(self._follow_claims(), name="scheduler-claims"),
-            asyncio.create_task(self._follow_configuration(CONFIGMAPS), name="kubelet-configmaps"),
-            asyncio.create_task(self._follow_configuration(SECRETS), name="kubelet-secrets"),
+            asyncio.create_task(self._follow(resource, seen), name=f"kubelet-{resource.plural}")
+            for resource, seen in (
+                (PODS, self._pod_changed),
+                (NODES, self._node_changed),
+                (PERSISTENTVOLUMECLAIMS, lambda *_: self._scheduler.claims_changed()),
+                (CONFIGMAPS, self._configuration_changed),
+                (SECRETS, self._configuration_changed),
+            )
         ]
 
     async def stop(self) -> None:
@@ -184,35 +187,16 @@ class Kubelet:
 
     # Pods
 
-    async def _follow_pods(self) -> None:
+    async def _follow(self, resource: ResourceType, seen: Callable[[str, Object], None]) -> None:
         while True:
-            with self._store.watch(PODS) as watcher:
-                self._forget_lost()
+            with self._store.watch(resource) as watcher:
+                if resource is PODS:
+                    self._forget_lost()
                 try:
-                    async for type_, pod in watcher:
-                        self._pod_changed(type_, pod)
+                    async for type_, obj in watcher:
+                        seen(type_, obj)
                 except ApiError as error:
-                    if error.code != 410:
-                        raise
-
-    async def _follow_node(self) -> None:
-        while True:
-            with self._store.watch(NODES) as watcher:
-                try:
-                    async for type_, node in watcher:
-                        if type_ != DELETED and node["metadata"]["name"] == self._node.name:
-                            self._scheduler.node_changed(node)
-                except ApiError as error:
-                    if error.code != 410:
-                        raise
-
-    async def _follow_claims(self) -> None:
-        while True:
-            with self._store.watch(PERSISTENTVOLUMECLAIMS) as watcher:
-                try:
-                    async for _ in watcher:
-                        self._scheduler.claims_changed()
-                except ApiError as error:
+                    # Too far behind: what exists is shown again.
                     if error.code != 410:
                         raise
 
@@ -262,21 +246,15 @@ class Kubelet:
             self._workers.pop(worker.uid, None)
             worker.clean()
 
-    async def _follow_configuration(self, resource: ResourceType) -> None:
-        while True:
-            with self._store.watch(resource, since_revision=self._store.revision) as watcher:
-                try:
-                    async for _type, _object in watcher:
-                        changed, self._node.configuration_changed = (
-                            self._node.configuration_changed,
-                            asyncio.Event(),
-                        )
-                        changed.set()
-                except ApiError as error:
-                    if error.code != 410:
-                        raise
+    def _configuration_changed(self, *_: object) -> None:
+        changed, self._node.configuration_changed = self._node.configuration_changed, asyncio.Event()
+        changed.set()
 
     # The node
+
+    def _node_changed(self, type_: str, node: Object) -> None:
+        if type_ != DELETED and node["metadata"]["name"] == self._node.name:
+            self._scheduler.node_changed(node)
 
     def _create_node(self) -> None:
         now = timestamp(datetime.now(UTC))

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nighttrain.providers.local.cluster.rules.defaults import quality_of_service
+
 if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.machine.processes import ContainerLog, ContainerProcess
     from nighttrain.providers.local.cluster.store.store import Object
@@ -168,7 +170,7 @@ def status_of(pod: Object, picture: Picture) -> Object:
     if inits:
         status["initContainerStatuses"] = inits
     status["containerStatuses"] = [each.status() for each in picture.containers if each.role is Role.MAIN]
-    status["qosClass"] = old.get("qosClass") or quality_of_service(pod)
+    status["qosClass"] = old.get("qosClass") or quality_of_service(pod["spec"])
     return status
 
 
@@ -241,20 +243,3 @@ def never_found() -> Object:
             "finishedAt": None,
         }
     }
-
-
-def quality_of_service(pod: Object) -> str:
-    """The QoS class, from requests and limits of CPU and memory."""
-    spec = pod["spec"]
-    every = [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
-    resources = [container.get("resources") or {} for container in every]
-    if not any(each.get("requests") or each.get("limits") for each in resources):
-        return "BestEffort"
-    for each in resources:
-        limits = each.get("limits") or {}
-        requests = {**limits, **(each.get("requests") or {})}
-        if not {"cpu", "memory"} <= set(limits) or any(
-            requests[key] != limits[key] for key in ("cpu", "memory")
-        ):
-            return "Burstable"
-    return "Guaranteed"

@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.machine.host import host_resources
-from nighttrain.providers.local.cluster.node.podstatus import quality_of_service
 from nighttrain.providers.local.cluster.rules.claims import missing_claim
+from nighttrain.providers.local.cluster.rules.defaults import quality_of_service
 from nighttrain.providers.local.cluster.store.quantities import quantity
 from nighttrain.providers.local.cluster.store.resources import EVENTS, NODES, PODS
 from nighttrain.providers.local.cluster.store.store import Object, Store, timestamp
@@ -164,7 +164,7 @@ class Scheduler:
             **status,
             "phase": status.get("phase") or "Pending",
             "conditions": [*others, condition],
-            "qosClass": status.get("qosClass") or quality_of_service(pod),
+            "qosClass": status.get("qosClass") or quality_of_service(pod["spec"]),
         }
 
     def _event(self, pod: Object, type_: str, reason: str, message: str, action: str) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from nighttrain.providers.local.cluster.kinds.crd_definitions import admit_definition
 from nighttrain.providers.local.cluster.rules.defaults import apply_defaults, label_job
 from nighttrain.providers.local.cluster.rules.validation import validate
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import (
-    CUSTOMRESOURCEDEFINITIONS,
     JOBS,
     PERSISTENTVOLUMECLAIMS,
     PODS,
@@ -54,8 +52,6 @@ class Admission:
 
     def admit(self, resource: ResourceType, new: Object, old: Object | None) -> None:
         """:raises ApiError: 403, 422"""
-        if resource == CUSTOMRESOURCEDEFINITIONS:
-            admit_definition(new, old)
         if resource.custom is None:
             apply_defaults(resource, new, old)
         if resource is PODS and old is None:

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.kinds.builtin_schemas import schema_of
+from nighttrain.providers.local.cluster.kinds.crd_definitions import complete_definition
 from nighttrain.providers.local.cluster.kinds.schemas import complete
 from nighttrain.providers.local.cluster.rules.claims import default_claim
 
@@ -234,4 +235,5 @@ _BY_KIND: dict[str, Callable[[Object, Object | None], None]] = {
     "Namespace": _namespace,
     "Node": _node,
     "PersistentVolumeClaim": default_claim,
+    "CustomResourceDefinition": complete_definition,
 }

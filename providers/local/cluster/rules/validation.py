@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.kinds import formats
 from nighttrain.providers.local.cluster.kinds.builtin_schemas import schema_of
+from nighttrain.providers.local.cluster.kinds.crd_definitions import validate_definition
 from nighttrain.providers.local.cluster.kinds.schemas import broken_rules
 from nighttrain.providers.local.cluster.rules.claims import validate_claim
 from nighttrain.providers.local.cluster.rules.validation_jobs import validate_job
@@ -246,4 +247,5 @@ _RULES: dict[str, Callable[[Object, Object | None], list[Cause]]] = {
     "Lease": _fields_alone,
     "Event": _event,
     "PersistentVolumeClaim": validate_claim,
+    "CustomResourceDefinition": validate_definition,
 }

@@ -79,127 +79,55 @@ class ResourceType:
         return "status" in self.subresources
 
 
-NAMESPACES = ResourceType(
-    group="",
-    version="v1",
-    plural="namespaces",
-    singular="namespace",
-    kind="Namespace",
-    namespaced=False,
-    short_names=("ns",),
-    # Nobody empties a whole cluster by mistake.
-    verbs=tuple(verb for verb in VERBS if verb != "deletecollection"),
-    subresources=("status",),
-)
-NODES = ResourceType(
-    group="",
-    version="v1",
-    plural="nodes",
-    singular="node",
-    kind="Node",
-    namespaced=False,
-    short_names=("no",),
-    subresources=("status",),
-)
-PODS = ResourceType(
-    group="",
-    version="v1",
-    plural="pods",
-    singular="pod",
-    kind="Pod",
-    short_names=("po",),
-    categories=("all",),
-    subresources=("eviction", "log", "status"),
+def _kind(
+    group: str, kind: str, *subresources: str, short: tuple[str, ...] = (), **more: Any
+) -> ResourceType:
+    """A built-in kind: all of them are of a version v1, with a plural that ends in s."""
+    singular = kind.lower()
+    return ResourceType(
+        group=group,
+        version="v1",
+        plural=f"{singular}s",
+        singular=singular,
+        kind=kind,
+        short_names=short,
+        subresources=subresources,
+        **more,
+    )
+
+
+_ALL = ("all",)
+# Nobody empties a whole cluster by mistake.
+_NOT_ALL_AT_ONCE = tuple(verb for verb in VERBS if verb != "deletecollection")
+NAMESPACES = _kind("", "Namespace", "status", short=("ns",), namespaced=False, verbs=_NOT_ALL_AT_ONCE)
+NODES = _kind("", "Node", "status", short=("no",), namespaced=False)
+PODS = _kind(
+    *("", "Pod", "eviction", "log", "status"),
+    short=("po",),
+    categories=_ALL,
     has_generation=True,
     graceful=True,
 )
-SERVICES = ResourceType(
-    group="",
-    version="v1",
-    plural="services",
-    singular="service",
-    kind="Service",
-    short_names=("svc",),
-    categories=("all",),
-    subresources=("status",),
+SERVICES = _kind("", "Service", "status", short=("svc",), categories=_ALL)
+CONFIGMAPS = _kind("", "ConfigMap", short=("cm",))
+SECRETS = _kind("", "Secret")
+SERVICEACCOUNTS = _kind("", "ServiceAccount", short=("sa",))
+PERSISTENTVOLUMECLAIMS = _kind("", "PersistentVolumeClaim", "status", short=("pvc",))
+EVENTS = _kind("", "Event", short=("ev",))
+JOBS = _kind("batch", "Job", "status", categories=_ALL, has_generation=True)
+DEPLOYMENTS = _kind(
+    "apps", "Deployment", "scale", "status", short=("deploy",), categories=_ALL, has_generation=True
 )
-CONFIGMAPS = ResourceType(
-    group="", version="v1", plural="configmaps", singular="configmap", kind="ConfigMap", short_names=("cm",)
+REPLICASETS = _kind(
+    "apps", "ReplicaSet", "scale", "status", short=("rs",), categories=_ALL, has_generation=True
 )
-SECRETS = ResourceType(group="", version="v1", plural="secrets", singular="secret", kind="Secret")
-SERVICEACCOUNTS = ResourceType(
-    group="",
-    version="v1",
-    plural="serviceaccounts",
-    singular="serviceaccount",
-    kind="ServiceAccount",
-    short_names=("sa",),
-)
-PERSISTENTVOLUMECLAIMS = ResourceType(
-    group="",
-    version="v1",
-    plural="persistentvolumeclaims",
-    singular="persistentvolumeclaim",
-    kind="PersistentVolumeClaim",
-    short_names=("pvc",),
-    subresources=("status",),
-)
-EVENTS = ResourceType(
-    group="", version="v1", plural="events", singular="event", kind="Event", short_names=("ev",)
-)
-JOBS = ResourceType(
-    group="batch",
-    version="v1",
-    plural="jobs",
-    singular="job",
-    kind="Job",
-    categories=("all",),
-    subresources=("status",),
-    has_generation=True,
-)
-DEPLOYMENTS = ResourceType(
-    group="apps",
-    version="v1",
-    plural="deployments",
-    singular="deployment",
-    kind="Deployment",
-    short_names=("deploy",),
-    categories=("all",),
-    subresources=("scale", "status"),
-    has_generation=True,
-)
-REPLICASETS = ResourceType(
-    group="apps",
-    version="v1",
-    plural="replicasets",
-    singular="replicaset",
-    kind="ReplicaSet",
-    short_names=("rs",),
-    categories=("all",),
-    subresources=("scale", "status"),
-    has_generation=True,
-)
-ENDPOINTSLICES = ResourceType(
-    group="discovery.k8s.io",
-    version="v1",
-    plural="endpointslices",
-    singular="endpointslice",
-    kind="EndpointSlice",
-    has_generation=True,
-)
-LEASES = ResourceType(
-    group="coordination.k8s.io", version="v1", plural="leases", singular="lease", kind="Lease"
-)
-CUSTOMRESOURCEDEFINITIONS = ResourceType(
-    group="apiextensions.k8s.io",
-    version="v1",
-    plural="customresourcedefinitions",
-    singular="customresourcedefinition",
-    kind="CustomResourceDefinition",
-    namespaced=False,
-    short_names=("crd", "crds"),
+ENDPOINTSLICES = _kind("discovery.k8s.io", "EndpointSlice", has_generation=True)
+LEASES = _kind("coordination.k8s.io", "Lease")
+CUSTOMRESOURCEDEFINITIONS = _kind(
+    *("apiextensions.k8s.io", "CustomResourceDefinition", "status"),
+    short=("crd", "crds"),
     categories=("api-extensions",),
-    subresources=("status",),
+    namespaced=False,
     has_generation=True,
 )
 
