@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from nighttrain.assets.interruptible import Say, run_interruptibly
-from nighttrain.providers.attempts.tracked_workload import TrackedWorkload, with_env
+from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import TrackingMisconfiguredError, TrackingNotFoundError
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
@@ -114,7 +114,6 @@ def run_workload(
     :raises dg.Failure: MLflow can never be reached like this: nothing was started, and no retry follows
     """
     tracked = _tracked(step, spec, kubernetes, mlflow, experiment_name, environment or {}, params or {})
-    tracked.spec.validate()
     follow = partial(_start_and_follow, tracked, fail_if_over_quota)
     try:
         started, outcome = run_interruptibly(follow, context.log.info)
@@ -228,7 +227,7 @@ def _tracked(
         cluster=kubernetes.cluster_config(),
         tracking=mlflow.tracking_config(),
         tracking_uri_for_pods=mlflow.uri_for_pods(),
-        spec=with_access(with_env(spec, environment), mlflow.pods()),
+        spec=with_access(spec.with_own_env(environment), mlflow.pods()),
         identity=identity,
         epoch=step.run_id,
         # A re-execution is another run of Dagster's: what the run before left behind is its own.

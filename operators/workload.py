@@ -452,7 +452,6 @@ class WorkloadOperator(TextTemplates):
         mlflow = get_mlflow(self.mlflow_conn_id)
         cluster = get_cluster(self.kubernetes_conn_id)
         spec = self._spec(prepared.environment, cluster, mlflow)
-        spec.validate()
         ti = context["ti"]
         shown = {"experiment_name": self.experiment_name or "", "run_name": self.run_name or ""}
         check_no_known_secret({**shown, **prepared.params}, "what MLflow's page shows", spec.known_secrets)
@@ -475,14 +474,13 @@ class WorkloadOperator(TextTemplates):
     def _spec(
         self, environment: Mapping[str, str], cluster: ClusterConnection, mlflow: MLflowConnection
     ) -> WorkloadSpec:
-        from nighttrain.providers.attempts.tracked_workload import with_env
         from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
         from nighttrain.providers.pod_access import with_access
 
         names = [each.name for each in fields(WorkloadSpec) if each.name not in _NOT_PARAMETERS]
         given = {name: getattr(self, name) for name in names}
         given["pod_security"] = self.pod_security or cluster.pod_security
-        spec = with_env(WorkloadSpec(**given), environment)
+        spec = WorkloadSpec(**given).with_own_env(environment)
         return with_access(spec, mlflow.pods().with_secret(self.mlflow_secret))
 
     def _defer(self, started: StartedWorkload, tracked: TrackedWorkload, facts: dict[str, Any]) -> None:

@@ -97,8 +97,7 @@ def pod_access(config: TrackingConfig, *, uri: str, secret: str | None = None) -
 
 def with_access(spec: WorkloadSpec, access: PodAccess) -> WorkloadSpec:
     """``spec`` with what its container needs to reach MLflow; variables that the user set stay."""
-    from nighttrain.providers.attempts.tracked_workload import with_env
-    from nighttrain.providers.kubernetes.job.files import FOLDER
+    from nighttrain.providers.kubernetes.job.shipped_files import FOLDER
 
     given = {variable["name"] for variable in spec.env()}
     environment = access.environment()
@@ -117,7 +116,7 @@ def with_access(spec: WorkloadSpec, access: PodAccess) -> WorkloadSpec:
         known_secrets=[*spec.known_secrets, *access.known_secrets],
         automount_service_account_token=True if token is None and access.auth else token,
     )
-    return with_env(spec, environment)
+    return spec.with_own_env(environment)
 
 
 def _certificates(path: str | None) -> str | None:

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.attempts.history import History, consumed_note, history_of, write_history
+from nighttrain.providers.attempts.reads import list_pods, read_object
 from nighttrain.providers.attempts.waiting import explanations, kills, until_gone
 from nighttrain.providers.attempts.waiting import wait as wait
 from nighttrain.providers.errors import (
@@ -25,9 +26,8 @@ from nighttrain.providers.errors import (
     WorkloadConflictError,
 )
 from nighttrain.providers.kubernetes.api.resources import PODS
-from nighttrain.providers.kubernetes.job.files import ensure_files
+from nighttrain.providers.kubernetes.job.config_map import ensure_files
 from nighttrain.providers.kubernetes.job.kinds import JOB, WorkloadKind, kind_named
-from nighttrain.providers.kubernetes.job.reads import list_pods, read_object
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     Outcome,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.checked import CheckedWorkload
     from nighttrain.providers.plain_json import Json
 
 _log = logging.getLogger(__name__)
@@ -76,12 +76,12 @@ RUN_CONTEXT_VARIABLE = "MLFLOW_RUN_CONTEXT"
 
 async def submit(
     client: ClusterClient,
-    spec: WorkloadSpec,
+    wanted: CheckedWorkload,
     identity: WorkloadIdentity,
     *,
     epoch: str = "",
     namespace: str,
-    complete: Callable[[], Awaitable[WorkloadSpec]] | None = None,
+    complete: Callable[[], Awaitable[CheckedWorkload]] | None = None,
     adopts_earlier_epochs: bool = False,
     kind: WorkloadKind = JOB,
     replace_on_lost_node: bool = False,
@@ -97,17 +97,17 @@ async def submit(
         later ones compare greater
     :param adopts_earlier_epochs: an attempt that an earlier epoch left is adopted too: for orchestrators that
         have no clear, only executions that follow one another
-    :param complete: asked for the final spec when an attempt is about to be created: what only a new attempt
-        needs, such as a run, is prepared there. Its result counts as the same spec
+    :param complete: asked for the final workload when an attempt is about to be created: what only a new
+        attempt needs, such as a run, is prepared there. Its result counts as the same spec
     :param replace_on_lost_node: the next attempt starts although a pod of an earlier one may still run, on a
         node that does not answer: two trainings may run at once then
-    :raises ConfigurationError: the spec cannot become a workload of this kind; nothing was created
+    :raises ConfigurationError: it cannot become a workload of this kind; nothing was created
     :raises LostNodeError: a pod of an earlier attempt may still run, on a node that does not answer
     :raises WorkloadConflictError: the name is taken by something else, or a later epoch has begun
     :raises ClusterError: the cluster refused or cannot be asked
     """
-    wanted_hash = _annotation(kind.build(spec, identity, 1), SPEC_HASH_ANNOTATION)
-    final: WorkloadSpec | None = None
+    wanted_hash = _annotation(kind.build(wanted, identity, 1), SPEC_HASH_ANNOTATION)
+    final: CheckedWorkload | None = None
     refused: ObjectConflictError | None = None
     last = prepared_for = 0
     for _ in range(SUBMIT_ROUNDS):
@@ -118,17 +118,19 @@ async def submit(
             found = _workload_of(latest, namespace, kind)
             adoption = await _adopt(client, found, latest, wanted_hash, epoch, replace_on_lost_node)
             if adoption is _Adoption.ADOPTED:
-                return await _completed(client, spec, found, latest, adopted=True)
+                return await _completed(client, wanted, found, latest, adopted=True)
             if adoption is _Adoption.CHANGED:
                 continue
             last = max(last, history.attempt)
         await _until_strays_ended(client, identity, namespace, kind, replace_on_lost_node)
         if final is None or prepared_for != last + 1:  # what was prepared for one attempt is no other's
-            final, prepared_for = spec if complete is None else await complete(), last + 1
+            final, prepared_for = wanted if complete is None else await complete(), last + 1
         body = kind.build(final, identity, last + 1)
         body["metadata"]["namespace"] = namespace
         body["metadata"]["annotations"][SPEC_HASH_ANNOTATION] = wanted_hash
-        write_history(body, history, final, epoch, kind=kind, adopts_earlier_epochs=adopts_earlier_epochs)
+        write_history(
+            body, history, final.spec, epoch, kind=kind, adopts_earlier_epochs=adopts_earlier_epochs
+        )
         try:
             created = await client.create(kind.resource, namespace, body)
         except ObjectConflictError as error:
@@ -140,7 +142,7 @@ async def submit(
             await _verify_taken(client, name_of(body), identity, namespace, kind)
             continue
         new = _workload_of(created, namespace, kind)
-        return await _completed(client, spec, new, created, adopted=False)
+        return await _completed(client, wanted, new, created, adopted=False)
     if refused is not None:
         raise refused
     raise WorkloadConflictError(
@@ -154,11 +156,11 @@ def _workload_of(obj: Json, namespace: str, kind: WorkloadKind) -> Workload:
 
 
 async def _completed(
-    client: ClusterClient, spec: WorkloadSpec, workload: Workload, obj: Json, *, adopted: bool
+    client: ClusterClient, wanted: CheckedWorkload, workload: Workload, obj: Json, *, adopted: bool
 ) -> Workload:
     """The workload of an object that was created or adopted, with all that belongs to it."""
     kind = kind_named(workload.kind)
-    await ensure_files(client, spec, obj, kind, adopted=adopted)
+    await ensure_files(client, wanted.spec.files, obj, kind, adopted=adopted)
     failures = history_of(obj).infrastructure_failures
     return replace(_with_run(workload, obj), adopted=adopted, infrastructure_failures=failures)
 

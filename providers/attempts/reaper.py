@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nighttrain.providers.attempts.history import history_of
 from nighttrain.providers.attempts.lifecycle import environment_of
+from nighttrain.providers.attempts.reads import list_pods
 from nighttrain.providers.attempts.waiting import until_gone
 from nighttrain.providers.errors import (
     ConfigurationError,
@@ -25,7 +26,6 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.kubernetes.api.resources import PODS
 from nighttrain.providers.kubernetes.job.kinds import JOB, KINDS, WorkloadKind, kind_named
-from nighttrain.providers.kubernetes.job.reads import list_pods
 from nighttrain.providers.kubernetes.values.identity import (
     ATTEMPT_KEY_LABEL,
     DAG_ANNOTATION,

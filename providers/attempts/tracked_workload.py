@@ -36,6 +36,7 @@ from nighttrain.providers.errors import (
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+    from nighttrain.providers.kubernetes.job.checked import CheckedWorkload
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.kubernetes.outcome.outcome import (
@@ -151,8 +152,8 @@ class TrackedWorkload:
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
 
-        :raises ConfigurationError: the cluster refuses the Job as it is written, or MLflow a name; nothing
-            was created
+        :raises ConfigurationError: the spec has a mistake, the cluster refuses the Job as it is written, or
+            MLflow a name; nothing was created
         :raises ClusterError: the cluster cannot be reached, or forbids it
         :raises TrackingMisconfiguredError: MLflow can never be reached like this; nothing was created
         :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error,
@@ -160,32 +161,34 @@ class TrackedWorkload:
         """
         from nighttrain.providers.attempts.lifecycle import submit
         from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.providers.kubernetes.job.checked import check_workload
         from nighttrain.providers.kubernetes.job.kinds import kind_named
         from nighttrain.providers.tracking.client import MLflowClient
         from nighttrain.providers.tracking.run_tree import RunTree
 
         self._check_names()
+        wanted = check_workload(self.spec)
         kind = kind_named(self.kind)
         async with shared_client(self.cluster) as client, MLflowClient(self.tracking) as mlflow:
             namespace = self.spec.namespace or client.namespace
-            await self._rehearse(client, namespace, kind)
+            await self._rehearse(client, namespace, kind, wanted)
             tree = RunTree(mlflow)
             candidate: Run | None = None
 
-            async def complete() -> WorkloadSpec:
+            async def complete() -> CheckedWorkload:
                 nonlocal candidate
                 if candidate is not None:
                     with contextlib.suppress(TrackingError):  # the attempt's own run closes it otherwise
                         await tree.discard(candidate.run_id)
                 opening = uuid.uuid4().hex
                 tags = self._new_tags(cluster=client.server, namespace=namespace)
-                candidate = await self._open_attempt_if_possible(tree, opening, tags, log)
+                candidate = await self._open_attempt_if_possible(tree, wanted, opening, tags, log)
                 previous = await self._run_to_resume(tree, candidate) if candidate else None
-                return with_env(self.spec, self._environment(candidate, opening, previous))
+                return wanted.with_own_env(self._environment(candidate, opening, previous))
 
             workload = await submit(
                 client,
-                self.spec,
+                wanted,
                 self.identity,
                 epoch=self.epoch,
                 namespace=namespace,
@@ -414,7 +417,7 @@ class TrackedWorkload:
         return started
 
     async def _open_attempt_if_possible(
-        self, tree: RunTree, opening: str, tags: Mapping[str, str], log: Say
+        self, tree: RunTree, wanted: CheckedWorkload, opening: str, tags: Mapping[str, str], log: Say
     ) -> Run | None:
         try:
             experiment_id = await tree.ensure_experiment(self.experiment_name)
@@ -428,14 +431,12 @@ class TrackedWorkload:
                 opening=opening,
             )
         except TrackingUnreachableError as error:
-            self._check_needs_no_run(error)
+            self._check_needs_no_run(wanted, error)
             log(f"MLflow does not answer; the training starts without it and its run follows: {error}")
             return None
 
-    def _check_needs_no_run(self, error: TrackingUnreachableError) -> None:
-        from nighttrain.providers.kubernetes.job.manifests import refers_to_the_run
-
-        if name := refers_to_the_run(self.spec):
+    def _check_needs_no_run(self, wanted: CheckedWorkload, error: TrackingUnreachableError) -> None:
+        if name := wanted.refers_to_the_run():
             # Every attempt without a run would take the same text for it, a path say.
             raise TrackingUnreachableError(
                 f"the pod uses $({name}), which nobody knows while MLflow does not answer: a retry can start "
@@ -495,11 +496,11 @@ class TrackedWorkload:
         check_run_name(self.run_name)
         read_params(self.params)
 
-    async def _rehearse(self, client: ClusterClient, namespace: str, kind: WorkloadKind) -> None:
+    async def _rehearse(
+        self, client: ClusterClient, namespace: str, kind: WorkloadKind, wanted: CheckedWorkload
+    ) -> None:
         try:
-            await client.create(
-                kind.resource, namespace, kind.build(self.spec, self.identity, 1), dry_run=True
-            )
+            await client.create(kind.resource, namespace, kind.build(wanted, self.identity, 1), dry_run=True)
         except (ObjectExistsError, ObjectConflictError):
             return  # an earlier try was here: submit() decides what that means
 
@@ -581,11 +582,6 @@ def restoring(error: Exception, *, run_id: str, experiment_id: str = "") -> str:
             f"if its experiment was deleted, mlflow experiments restore --experiment-id {experiment_id}"
         )
     return f"it is in MLflow's trash. To have it back: {'; '.join(commands)}. MLflow says: {error}"
-
-
-def with_env(spec: WorkloadSpec, environment: Mapping[str, str]) -> WorkloadSpec:
-    """``spec`` with further environment variables; those that the user set stay as they are."""
-    return replace(spec, own_env={**spec.own_env, **environment})
 
 
 def run_status(outcome: Outcome) -> RunStatus:

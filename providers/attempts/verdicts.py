@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.attempts.reads import list_pods, read_object
 from nighttrain.providers.errors import (
     ClusterForbiddenError,
     ObjectConflictError,
@@ -19,7 +20,6 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.kubernetes.api.resources import PODS
 from nighttrain.providers.kubernetes.job.kinds import JOB, kind_named
-from nighttrain.providers.kubernetes.job.reads import list_pods, read_object
 from nighttrain.providers.kubernetes.outcome.decide import (
     noted_outcome,
     outcome_note,

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.attempts.reads import list_pods, read_object
 from nighttrain.providers.attempts.verdicts import Look, give_up, note_outcome, send_away
 from nighttrain.providers.errors import (
     ClusterError,
@@ -16,7 +17,6 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.kubernetes.api.resources import EVENTS, KUEUE_WORKLOADS
 from nighttrain.providers.kubernetes.job.kinds import kind_named
-from nighttrain.providers.kubernetes.job.reads import list_pods, read_object
 from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe, subscribe_alone
 from nighttrain.providers.kubernetes.outcome.decide import (
     until_quota_grows,

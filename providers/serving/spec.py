@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.job.fields import plain
+from nighttrain.providers.kubernetes.job.api_models import plain
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.plain_secrets import check_texts
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import PREFIX
@@ -175,7 +176,7 @@ class ServingSpec:
         if reserved := RESERVED_KEYS & (self.labels.keys() | self.annotations.keys()):
             key = min(reserved)
             raise ConfigurationError(f"labels[{key!r}]", None, "nighttrain sets this one itself")
-        self.workload().validate()
+        check_workload(self.workload())
         for name in ("labels", "annotations"):
             check_texts(getattr(self, name), name, self.known_secrets)
 

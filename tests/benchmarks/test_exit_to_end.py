@@ -35,6 +35,7 @@ import pytest
 
 from nighttrain.providers.attempts.lifecycle import submit, wait
 from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.kinds import JOB_NAME_LABEL
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.outcome.outcome import (
@@ -107,7 +108,7 @@ async def one_job(
         arguments=[SCRIPT, str(4 + number * 0.25), str(file)],
     )
     identity = WorkloadIdentity(orchestrator="airflow", dag_id="bench", run_id="1", task_id=f"job-{number}")
-    workload = await submit(client, spec, identity, namespace="default", epoch="1")
+    workload = await submit(client, check_workload(spec), identity, namespace="default", epoch="1")
     watched, polled = await asyncio.gather(watching(client, workload), polling(kubeconfig, client, workload))
     exited = float(file.read_text())
     return watched - exited, polled - exited

@@ -47,6 +47,7 @@ import pytest
 from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.errors import ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.kinds import JOB_NAME_LABEL
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
@@ -303,7 +304,7 @@ async def running_jobs(
             orchestrator="airflow", dag_id="bench", run_id=run, task_id="wait", map_index=number
         )
         async with limit:
-            return await submit(client, spec, identity, namespace=namespace, epoch="1")
+            return await submit(client, check_workload(spec), identity, namespace=namespace, epoch="1")
 
     async def delete(workload: Workload) -> None:
         async with limit:

@@ -349,11 +349,11 @@ VERBS = {"create": "create", "get": "get", "list": "list", "watch": "watch", "pa
 TRAINING_CODE = [
     *(
         f"providers/attempts/{module}.py"
-        for module in ("tracked_workload", "lifecycle", "waiting", "verdicts", "reaper")
+        for module in ("tracked_workload", "lifecycle", "waiting", "verdicts", "reaper", "reads")
     ),
     *(
         f"providers/kubernetes/{module}.py"
-        for module in ("job/reads", "job/files", "mirror/hub", "mirror/explanations", "logs/logs")
+        for module in ("job/config_map", "mirror/hub", "mirror/explanations", "logs/logs")
     ),
 ]
 SERVING_CODE = ["providers/serving/backends/kubernetes_deployment.py"]

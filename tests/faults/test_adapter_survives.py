@@ -13,10 +13,12 @@ import pytest
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.errors import ObjectConflictError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
 )
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.faults.faults import Fault, FaultPlan
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -52,7 +54,7 @@ def spec(code: str) -> WorkloadSpec:
 
 
 async def submit(client: ClusterClient, code: str, who: WorkloadIdentity) -> lifecycle.Workload:
-    return await lifecycle.submit(client, spec(code), who, epoch="0", namespace=NAMESPACE)
+    return await lifecycle.submit(client, check_workload(spec(code)), who, epoch="0", namespace=NAMESPACE)
 
 
 async def wait(client: ClusterClient, job: lifecycle.Workload) -> OutcomeKind:

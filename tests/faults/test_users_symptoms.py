@@ -16,13 +16,15 @@ import pytest
 
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     Outcome,
     OutcomeKind,
 )
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -82,7 +84,7 @@ def spec(code: str, **fields: Any) -> WorkloadSpec:
 async def submit(
     client: ClusterClient, given: WorkloadSpec, who: WorkloadIdentity, epoch: str = "1"
 ) -> Workload:
-    return await lifecycle.submit(client, given, who, epoch=epoch, namespace=NAMESPACE)
+    return await lifecycle.submit(client, check_workload(given), who, epoch=epoch, namespace=NAMESPACE)
 
 
 async def wait(client: ClusterClient, job: Workload, seconds: float = 30, **options: Any) -> Outcome:
@@ -350,9 +352,11 @@ async def test_out_of_quota_is_a_failure__airflow_16316_35792(
     cluster.call(lambda store: store.create(NAMESPACES, {"metadata": {"name": "crowded"}}))
     cluster.quota(pods=1, namespace="crowded")
     other = replace(identity, task_id="other")
-    first = await lifecycle.submit(client, spec(SLEEP), other, epoch="1", namespace="crowded")
+    first = await lifecycle.submit(client, check_workload(spec(SLEEP)), other, epoch="1", namespace="crowded")
     await asleep(client, first)
-    job = await lifecycle.submit(client, spec("pass"), identity, epoch="1", namespace="crowded")
+    job = await lifecycle.submit(
+        client, check_workload(spec("pass")), identity, epoch="1", namespace="crowded"
+    )
     told = asyncio.Event()
 
     def says_quota(observation: Observation) -> None:

@@ -15,7 +15,8 @@ from kubernetes.client import V1EnvVar
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
-from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.registry import ModelStageSensor
 
@@ -82,7 +83,7 @@ def test_a_training_is_the_same_job_with_native_templates_and_without() -> None:
 
 
 def job(of: Any) -> Any:
-    return build_job(of.spec, of.identity, 1)
+    return build_job(check_workload(of.spec), of.identity, 1)
 
 
 # Each is an expression of Python, which native templates evaluate.

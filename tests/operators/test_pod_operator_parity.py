@@ -15,7 +15,8 @@ from nighttrain.operators.workload import DEFAULT_TTL_SECONDS_AFTER_FINISHED, Wo
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.connection import ClusterConfig
 from nighttrain.providers.kubernetes.job import spec as spec_module
-from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Outcome,
     OutcomeKind,
@@ -115,8 +116,8 @@ def operator(**given: Any) -> TrainingJobOperator:
 def job_of(task: TrainingJobOperator) -> Json:
     mlflow = MLflowConnection(TrackingConfig("http://mlflow"), "http://mlflow", "http://mlflow")
     spec = task._spec({}, ClusterConnection(ClusterConfig()), mlflow)
-    spec.validate()
-    return build_job(spec, WHO, 1)
+    check_workload(spec)
+    return build_job(check_workload(spec), WHO, 1)
 
 
 def ours(**given: Any) -> Json:

@@ -15,6 +15,7 @@ from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import TrackingUnreachableError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -44,7 +45,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedCluster]:
 async def start(cluster: EmbeddedCluster) -> None:
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as opened:
         identity = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
-        await submit(opened, SPEC, identity, namespace="default")
+        await submit(opened, check_workload(SPEC), identity, namespace="default")
 
 
 def test_the_workload_goes_and_the_task_fails_so_that_it_is_tried_again(

@@ -15,6 +15,7 @@ from nighttrain.operators.train_function import train_task
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.client import ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.tracking.client import TrackingConfig
 from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
 
@@ -31,7 +32,7 @@ def operator(argument: Any) -> Any:
 
 def spec_of(task: Any) -> WorkloadSpec:
     spec: WorkloadSpec = task._spec({}, CLUSTER, MLFLOW)
-    spec.validate()
+    check_workload(spec)
     return spec
 
 
@@ -107,7 +108,7 @@ def test_an_argument_that_is_not_json_fails_by_name() -> None:
 
 def test_an_argument_that_is_a_secret_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"arguments\.json.*db_password.*Secret") as caught:
-        spec_of(operator(written.secretive)).validate()
+        check_workload(spec_of(operator(written.secretive)))
     assert "hunter2xyz" not in str(caught.value)
 
 

@@ -149,6 +149,7 @@ def test_the_reaper_removes_what_no_task_waits_for_and_nothing_else(pipeline: Pi
     from nighttrain.providers.attempts.lifecycle import submit
     from nighttrain.providers.bridge import run_sync
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+    from nighttrain.providers.kubernetes.job.checked import check_workload
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
@@ -162,7 +163,7 @@ def test_the_reaper_removes_what_no_task_waits_for_and_nothing_else(pipeline: Pi
         )
         config = ClusterConfig(kubeconfig=str(pipeline.stack.kubeconfig))
         async with await ClusterClient.open(config) as client:
-            await submit(client, spec, gone, namespace="default")
+            await submit(client, check_workload(spec), gone, namespace="default")
 
     run_id = pipeline.trigger("cancelled")
     pipeline.until(

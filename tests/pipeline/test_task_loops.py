@@ -17,6 +17,7 @@ from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.attempts.reaper import TaskState
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import REGION_ANNOTATION, WorkloadIdentity
 
@@ -232,7 +233,9 @@ async def _leave_behind(pipeline: Pipeline, run_id: str, region: str) -> str:
     spec = WorkloadSpec(image="localhost/python:3.11", cmds=["python3", "-c", "import time; time.sleep(600)"])
     config = ClusterConfig(kubeconfig=str(pipeline.stack.kubeconfig))
     async with await ClusterClient.open(config) as client:
-        left = await submit(client, spec, _identity(run_id, region), namespace="default", epoch="9")
+        left = await submit(
+            client, check_workload(spec), _identity(run_id, region), namespace="default", epoch="9"
+        )
         return left.uid
 
 

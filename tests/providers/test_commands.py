@@ -20,6 +20,7 @@ from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.commands import main
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -88,7 +89,7 @@ async def start(cluster: EmbeddedCluster, *runs: str) -> None:
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
         for run in runs:
             identity = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
-            await submit(client, SPEC, identity, namespace="default")
+            await submit(client, check_workload(SPEC), identity, namespace="default")
 
 
 def jobs(cluster: EmbeddedCluster) -> set[str]:

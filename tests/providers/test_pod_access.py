@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nighttrain.providers.kubernetes.job.manifests import build_pod_template
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.pod_access import PodAccess, with_access
 
@@ -14,7 +14,7 @@ ACCESS = PodAccess(uri="http://mlflow", workspace="team-a", auth="kubernetes", s
 
 
 def pod(access: PodAccess = ACCESS, **given: Any) -> dict[str, Any]:
-    template = build_pod_template(with_access(WorkloadSpec(image="train:1", **given), access))
+    template = check_workload(with_access(WorkloadSpec(image="train:1", **given), access)).pod_template()
     spec: dict[str, Any] = template["spec"]
     return spec
 

@@ -16,6 +16,7 @@ from nighttrain.providers.attempts.lifecycle import submit, wait
 from nighttrain.providers.errors import AirflowError, ClusterForbiddenError, ClusterUnreachableError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
@@ -66,7 +67,7 @@ async def test_a_workload_goes_although_its_trigger_is_cancelled_while_it_remove
 
     monkeypatch.setattr(SUPERVISOR, staticmethod(slow_supervisor))
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        job = await submit(client, GOES_ON, IDENTITY, namespace="default")
+        job = await submit(client, check_workload(GOES_ON), IDENTITY, namespace="default")
         trigger = _trigger(job)
         killing = asyncio.create_task(trigger.on_kill())
         try:
@@ -99,7 +100,7 @@ async def test_a_workload_goes_once_airflow_answers_again(
     monkeypatch.setattr(SUPERVISOR, staticmethod(away_at_first))
     monkeypatch.setattr(removal, "FIRST_PAUSE_SECONDS", 0.0)
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        job = await submit(client, GOES_ON, IDENTITY, namespace="default")
+        job = await submit(client, check_workload(GOES_ON), IDENTITY, namespace="default")
         await _trigger(job).on_kill()
         assert await _jobs(client) == set()
     assert capsys.readouterr().out.count(f"Job {job.name} is not removed yet, will try again") == 1
@@ -167,7 +168,7 @@ async def test_an_hour_without_an_answer_is_told_with_what_removes_the_workload(
     monkeypatch.setattr(SUPERVISOR, staticmethod(no_answer))
     monkeypatch.setattr(removal, "REMOVING_SECONDS", 0.0)
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        job = await submit(client, GOES_ON, IDENTITY, namespace="default")
+        job = await submit(client, check_workload(GOES_ON), IDENTITY, namespace="default")
         with pytest.raises(AirflowError, match="the API server is away"):
             await _trigger(job).on_kill()
         assert await _jobs(client) == {job.name}
@@ -182,7 +183,7 @@ async def test_a_refusal_is_told_at_once(
     """No waiting mends it; a trigger that Airflow has cut off meanwhile has no other place to say so."""
     monkeypatch.setattr(SUPERVISOR, staticmethod(lambda **_: {"r": {"train": "failed"}}))
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        job = await submit(client, GOES_ON, IDENTITY, namespace="default")
+        job = await submit(client, check_workload(GOES_ON), IDENTITY, namespace="default")
     with pytest.raises(ClusterForbiddenError):
         await _trigger(replace(job, namespace="forbidden")).on_kill()
     assert f"Job {job.name} was not removed: " in capsys.readouterr().out
@@ -209,7 +210,8 @@ async def test_in_a_loop_the_workload_of_the_triggers_own_iteration_goes(
     spec = WorkloadSpec(image="py", cmds=code, termination_grace_period=1)
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
         marked, lives = [
-            await submit(client, spec, _iteration(index), epoch="1", namespace="default") for index in (1, 2)
+            await submit(client, check_workload(spec), _iteration(index), epoch="1", namespace="default")
+            for index in (1, 2)
         ]
         await _killed(marked, index=1)
         assert await _jobs(client) == {lives.name}
@@ -221,7 +223,7 @@ async def test_in_a_loop_a_workload_that_has_ended_is_left_to_the_resumed_task(
     """A triggerer that was stalled learns only that its task waits no more: it may have got its result."""
     spec = WorkloadSpec(image="py", cmds=["python", "-S", "-c", "pass"])
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        job = await submit(client, spec, _iteration(1), epoch="1", namespace="default")
+        job = await submit(client, check_workload(spec), _iteration(1), epoch="1", namespace="default")
         async with asyncio.timeout(60):
             await wait(client, job, timeouts=Timeouts(60))
         await _killed(job, index=1)

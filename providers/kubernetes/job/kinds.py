@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.resources import JOBS, Resource
-from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.outcome.decide import (
     decide,
     is_decided,
@@ -21,7 +21,7 @@ from nighttrain.providers.kubernetes.values.objects import condition, items, map
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+    from nighttrain.providers.kubernetes.job.checked import CheckedWorkload
     from nighttrain.providers.kubernetes.outcome.outcome import (
         Observation,
     )
@@ -52,7 +52,7 @@ class WorkloadKind:
     :param resource: where its objects live
     :param build: the manifest of an attempt, by its number. It carries the identity's name, labels and
         annotations and the annotation with the spec's hash, its pods the same labels and annotations. Raises
-        ConfigurationError if the spec cannot become a valid object
+        ConfigurationError if the spec cannot become an object of this kind
     :param read: how an attempt stands, from its status
     :param has_ended: whether its own status is final and nothing of it will run any more
     :param is_decided: whether it has ended by what its pods show, or by what is written on it, although its
@@ -67,7 +67,7 @@ class WorkloadKind:
     """
 
     resource: Resource
-    build: Callable[[WorkloadSpec, WorkloadIdentity, int], Json]
+    build: Callable[[CheckedWorkload, WorkloadIdentity, int], Json]
     read: Read
     has_ended: Callable[[object], bool]
     is_suspended: Callable[[object], bool]

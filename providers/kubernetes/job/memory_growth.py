@@ -41,7 +41,6 @@ def grown_memory(spec: WorkloadSpec, last: str | None) -> str | None:
     does not ask for growth."""
     if spec.oom_memory_factor is None or spec.oom_memory_max is None:
         return None
-    check_growth(spec)
     had = parse_quantity("memory", last or _memory_of(spec) or "0")
     most = parse_quantity("oom_memory_max", spec.oom_memory_max)
     wanted = min(had * Decimal(str(spec.oom_memory_factor)), most)

@@ -1,28 +1,20 @@
-"""The training spec: KubernetesPodOperator's parameter names, a few of our own, and their checks."""
+"""The training spec: KubernetesPodOperator's parameter names, and a few of our own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.job.fields import plain
-from nighttrain.providers.kubernetes.values.identity import PREFIX
+from nighttrain.providers.kubernetes.job.api_models import plain
 from nighttrain.providers.kubernetes.values.names import (
     ENV_NAME,
-    check_annotations,
-    check_dns_label,
-    check_labels,
     check_object_name,
     parse_quantity,
 )
 from nighttrain.providers.texts import text_of, text_or_none
 
-POD_SECURITY_LEVELS = ("baseline", "restricted")
-PULL_POLICIES = ("Always", "IfNotPresent", "Never")
-DNS_POLICIES = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
-TERMINATION_MESSAGE_POLICIES = ("File", "FallbackToLogsOnError")
 # What says which run an attempt writes to: every container of the pod gets these.
 RUN_VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
 # Three days: a Friday night's failure can still be looked at on Monday, and finished Jobs do not pile up.
@@ -128,68 +120,15 @@ class WorkloadSpec:
 
     def __post_init__(self) -> None:
         # What a template gave as a number is the same text everywhere, in the manifest and in its hash. What
-        # is no text at all stays as it is, for validate() to name.
+        # is no text at all stays as it is, for check_workload() to name.
         for name in _TEXTS:
             given = getattr(self, name)
             if isinstance(given, bool | int | float):
                 object.__setattr__(self, name, text_of(name, given))
 
-    def validate(self) -> None:
-        """Check everything that can be checked without a cluster.
-
-        It imports the Kubernetes client's models: call it when the task runs, not while a DAG is parsed.
-
-        :raises ConfigurationError: names the field, its value and what to write instead
-        """
-        from nighttrain.providers.kubernetes.job.files import check_files
-        from nighttrain.providers.kubernetes.job.manifests import build_pod_template
-        from nighttrain.providers.kubernetes.job.memory_growth import check_growth
-        from nighttrain.providers.kubernetes.job.plain_secrets import check_texts
-
-        self._check_scalars()
-        self._check_metadata()
-        check_growth(self)
-        check_files(self.files or {})
-        for name in ("labels", "annotations", "files"):
-            check_texts(getattr(self, name) or {}, name, self.known_secrets)
-        build_pod_template(self)
-
-    def _check_scalars(self) -> None:
-        for name, least in (
-            ("active_deadline_seconds", 1),
-            ("termination_grace_period", 0),
-            ("backoff_limit", 0),
-            ("ttl_seconds_after_finished", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ConfigurationError(name, value, f"must be a whole number, {least} or more")
-        _one_of("pod_security", self.pod_security, POD_SECURITY_LEVELS)
-        for name, allowed in (
-            ("image_pull_policy", PULL_POLICIES),
-            ("dnspolicy", DNS_POLICIES),
-            ("termination_message_policy", TERMINATION_MESSAGE_POLICIES),
-        ):
-            if getattr(self, name) is not None:
-                _one_of(name, getattr(self, name), allowed)
-        if self.image is not None and (not isinstance(self.image, str) or not self.image.strip()):
-            raise ConfigurationError(
-                "image", self.image, "write an image name, for example 'registry/train:1.4'"
-            )
-        for name, check in _NAMES.items():
-            if getattr(self, name) is not None:
-                check(name, plain(getattr(self, name), "str", name))
-
-    def _check_metadata(self) -> None:
-        labels = plain(self.labels or {}, "dict(str, str)", "labels")
-        annotations = plain(self.annotations or {}, "dict(str, str)", "annotations")
-        check_labels("labels", labels)
-        check_annotations("annotations", annotations)
-        check_labels("node_selector", plain(self.node_selector or {}, "dict(str, str)", "node_selector"))
-        for name, given in (("labels", labels), ("annotations", annotations)):
-            for key in given:
-                if key.startswith(PREFIX):
-                    raise ConfigurationError(f"{name}[{key!r}]", given[key], f"{PREFIX} is reserved")
+    def with_own_env(self, variables: Mapping[str, str]) -> WorkloadSpec:
+        """The spec with further variables of nighttrain's own; those that the user set stay as they are."""
+        return replace(self, own_env={**self.own_env, **variables})
 
     def env(self) -> list[dict[str, Any]]:
         """``env_vars`` as the API's list."""
@@ -260,20 +199,3 @@ _TEXTS = (
     *("service_account_name", "priority_class_name", "runtime_class_name", "schedulername"),
     *("pod_template_file", "image_pull_secrets", "oom_memory_max"),
 )
-
-_NAMES: dict[str, Callable[[str, str], None]] = {
-    "namespace": check_dns_label,
-    "hostname": check_dns_label,
-    "subdomain": check_dns_label,
-    "base_container_name": check_dns_label,
-    "service_account_name": check_object_name,
-    "priority_class_name": check_object_name,
-    "runtime_class_name": check_object_name,
-    "schedulername": check_object_name,
-    "queue_name": check_object_name,
-}
-
-
-def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigurationError(name, value, f"must be one of {', '.join(map(repr, allowed))}")

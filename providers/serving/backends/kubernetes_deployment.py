@@ -208,7 +208,7 @@ class KubernetesDeployments:
 
     async def last_lines(self, endpoint: str, namespace: str, version: str) -> tuple[str, ...]:
         """What the newest pod of the version printed last; empty if that cannot be had."""
-        from nighttrain.providers.kubernetes.job.manifests import MAIN_CONTAINER
+        from nighttrain.providers.kubernetes.job.pod_template import MAIN_CONTAINER
 
         lines: list[str] = []
         try:

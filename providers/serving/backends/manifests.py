@@ -10,8 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.kubernetes.job.fields import plain
-from nighttrain.providers.kubernetes.job.manifests import build_pod_template
+from nighttrain.providers.kubernetes.job.api_models import plain
+from nighttrain.providers.kubernetes.job.pod_template import build_pod_template
 from nighttrain.providers.kubernetes.values.objects import main_container_spec
 from nighttrain.providers.serving.spec import (
     DEPLOYED_ANNOTATION,

@@ -312,7 +312,7 @@ async def test_an_answer_that_is_not_json_is_an_error_of_ours() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("kubernetes.api.client", "kubernetes.api.connection", "kubernetes.job.manifests"),
+        *("kubernetes.api.client", "kubernetes.api.connection", "kubernetes.job.job_manifest"),
         *("kubernetes.job.spec", "kubernetes.outcome.outcome", "kubernetes.logs.logs"),
         *("kubernetes.mirror.watch", "attempts.lifecycle", "attempts.tracked_workload"),
     ],

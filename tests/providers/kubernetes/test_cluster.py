@@ -24,7 +24,9 @@ from nighttrain.providers.kubernetes.api.client import (
     ClusterClient,
     ClusterConfig,
 )
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
@@ -32,6 +34,7 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
     Phase,
 )
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
@@ -81,7 +84,7 @@ SLEEP = "import time; print('asleep', flush=True); time.sleep(60)"
 async def submit(
     client: ClusterClient, given: WorkloadSpec, who: WorkloadIdentity, epoch: str = "0"
 ) -> Workload:
-    return await lifecycle.submit(client, given, who, epoch=epoch, namespace=NAMESPACE)
+    return await lifecycle.submit(client, check_workload(given), who, epoch=epoch, namespace=NAMESPACE)
 
 
 async def wait(client: ClusterClient, job: Workload, timeout: float = 30) -> Any:  # noqa: ASYNC109
@@ -165,10 +168,20 @@ async def test_an_orchestrator_without_clears_adopts_across_epochs(
     client: ClusterClient, identity: WorkloadIdentity
 ) -> None:
     first = await lifecycle.submit(
-        client, spec(SLEEP), identity, epoch="b", namespace=NAMESPACE, adopts_earlier_epochs=True
+        client,
+        check_workload(spec(SLEEP)),
+        identity,
+        epoch="b",
+        namespace=NAMESPACE,
+        adopts_earlier_epochs=True,
     )
     second = await lifecycle.submit(
-        client, spec(SLEEP), identity, epoch="a", namespace=NAMESPACE, adopts_earlier_epochs=True
+        client,
+        check_workload(spec(SLEEP)),
+        identity,
+        epoch="a",
+        namespace=NAMESPACE,
+        adopts_earlier_epochs=True,
     )
     assert second == replace(first, adopted=True)
     await lifecycle.cancel(client, first)
@@ -239,7 +252,7 @@ def test_a_growth_that_cannot_work_is_refused(
         oom_memory_max=ceiling,
     )
     with pytest.raises(errors.ConfigurationError) as refused:
-        asked.validate()
+        check_workload(asked)
     assert refused.value.field == field
 
 
@@ -322,7 +335,7 @@ async def test_a_changed_spec_follows_an_ended_attempt(
 async def test_a_name_taken_by_a_stranger_is_a_conflict(
     client: ClusterClient, identity: WorkloadIdentity
 ) -> None:
-    stranger = build_job(spec("pass"), replace(identity, run_id="another"), 1)
+    stranger = build_job(check_workload(spec("pass")), replace(identity, run_id="another"), 1)
     stranger["metadata"]["name"] = identity.name(1)
     await client.create(JOBS, NAMESPACE, stranger)
     with pytest.raises(errors.WorkloadConflictError, match=r"is not an attempt of nightly\.train"):
@@ -461,7 +474,7 @@ async def test_a_forbidden_namespace_names_the_right_that_is_missing(
     client: ClusterClient, identity: WorkloadIdentity
 ) -> None:
     with pytest.raises(errors.ClusterForbiddenError, match="Grant list on jobs in namespace vault: "):
-        await lifecycle.submit(client, spec("pass"), identity, namespace="vault")
+        await lifecycle.submit(client, check_workload(spec("pass")), identity, namespace="vault")
     with pytest.raises(errors.ClusterForbiddenError, match="Grant list on"):
         await lifecycle.wait(client, Workload("vault", "a", "b", 1), timeouts=Timeouts(5))
     lines: list[str] = []
@@ -557,13 +570,15 @@ WORKER = """
 import asyncio, sys
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 async def main(kubeconfig, run_id, code):
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run_id, task_id="train")
     what = WorkloadSpec(image="py", cmds=["python", "-u", "-c", code], termination_grace_period=1)
     async with await ClusterClient.open(ClusterConfig(kubeconfig=kubeconfig)) as client:
-        job = await lifecycle.submit(client, what, who, epoch="0", namespace="default")
+        job = await lifecycle.submit(client, check_workload(what), who, epoch="0", namespace="default")
         print(job.uid, flush=True)
         await lifecycle.wait(client, job, timeouts=Timeouts(30))
 

@@ -21,13 +21,16 @@ from nighttrain.providers.attempts import verdicts, waiting
 from nighttrain.providers.errors import ObjectExistsError
 from nighttrain.providers.kubernetes.api.client import EVENTS, JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import KUEUE_WORKLOADS, Resource
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.mirror import explanations, hub, watch
 from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
 )
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
@@ -81,7 +84,9 @@ async def admin(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
 async def new_job(admin: ClusterClient, **fields: Any) -> Workload:
     run = f"run-{next(_numbers)}"
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
-    made = await admin.create(JOBS, NAMESPACE, build_job(WorkloadSpec(image="i", **fields), who, 1))
+    made = await admin.create(
+        JOBS, NAMESPACE, build_job(check_workload(WorkloadSpec(image="i", **fields)), who, 1)
+    )
     return Workload(NAMESPACE, made["metadata"]["name"], made["metadata"]["uid"], 1)
 
 

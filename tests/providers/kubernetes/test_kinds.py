@@ -17,8 +17,9 @@ from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.errors import ConfigurationError, ObjectExistsError, ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import Resource
+from nighttrain.providers.kubernetes.job.checked import CheckedWorkload, check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.job.kinds import JOB, KINDS, WorkloadKind
-from nighttrain.providers.kubernetes.job.manifests import build_job
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.outcome.outcome import (
@@ -75,8 +76,8 @@ _numbers = count()
 # What a new kind brings: a manifest, and a reader of its status.
 
 
-def build(spec: WorkloadSpec, identity: WorkloadIdentity, attempt: int) -> Json:
-    job = build_job(spec, identity, attempt)
+def build(workload: CheckedWorkload, identity: WorkloadIdentity, attempt: int) -> Json:
+    job = build_job(workload, identity, attempt)
     assert SPEC_HASH_ANNOTATION in job["metadata"]["annotations"]
     return {
         "apiVersion": "example.com/v1",
@@ -195,8 +196,12 @@ async def test_it_is_submitted_adopted_followed_and_settled(
     client: ClusterClient, kind: WorkloadKind, identity: WorkloadIdentity
 ) -> None:
     what = spec("for n in range(3): print('line', n)")
-    first = await lifecycle.submit(client, what, identity, epoch="1", namespace=NAMESPACE, kind=kind)
-    again = await lifecycle.submit(client, what, identity, epoch="1", namespace=NAMESPACE, kind=kind)
+    first = await lifecycle.submit(
+        client, check_workload(what), identity, epoch="1", namespace=NAMESPACE, kind=kind
+    )
+    again = await lifecycle.submit(
+        client, check_workload(what), identity, epoch="1", namespace=NAMESPACE, kind=kind
+    )
     assert (again.uid, again.adopted, again.kind) == (first.uid, True, "Training")
     lines: list[str] = []
     async with asyncio.timeout(60):
@@ -206,7 +211,9 @@ async def test_it_is_submitted_adopted_followed_and_settled(
     assert outcome.succeeded
     assert lines == ["line 0", "line 1", "line 2"]
     await lifecycle.mark_consumed(client, first, "1", outcome=outcome)
-    cleared = await lifecycle.submit(client, what, identity, epoch="2", namespace=NAMESPACE, kind=kind)
+    cleared = await lifecycle.submit(
+        client, check_workload(what), identity, epoch="2", namespace=NAMESPACE, kind=kind
+    )
     assert (cleared.attempt, cleared.adopted) == (2, False)
     assert (await lifecycle.wait(client, cleared, timeouts=Timeouts(30))).succeeded
 
@@ -215,7 +222,7 @@ async def test_its_failure_is_read_from_its_pods(
     client: ClusterClient, kind: WorkloadKind, identity: WorkloadIdentity
 ) -> None:
     job = await lifecycle.submit(
-        client, spec("raise SystemExit(3)"), identity, namespace=NAMESPACE, kind=kind
+        client, check_workload(spec("raise SystemExit(3)")), identity, namespace=NAMESPACE, kind=kind
     )
     async with asyncio.timeout(60):
         outcome = await lifecycle.wait(client, job, timeouts=Timeouts(30))
@@ -226,7 +233,7 @@ async def test_cancel_leaves_nothing_of_it(
     client: ClusterClient, kind: WorkloadKind, identity: WorkloadIdentity
 ) -> None:
     sleeping = spec("import time; print('asleep'); time.sleep(60)")
-    job = await lifecycle.submit(client, sleeping, identity, namespace=NAMESPACE, kind=kind)
+    job = await lifecycle.submit(client, check_workload(sleeping), identity, namespace=NAMESPACE, kind=kind)
     began = asyncio.Event()
     following = asyncio.create_task(logs.follow(client, job, lambda _: began.set()))
     async with asyncio.timeout(60):
@@ -249,7 +256,7 @@ async def test_all_of_a_kind_share_one_watch_beside_that_of_jobs(
         await ClusterClient.open(ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))) as watched,
     ):
         found = [
-            await lifecycle.submit(watched, sleeping, who, namespace=NAMESPACE, kind=each)
+            await lifecycle.submit(watched, check_workload(sleeping), who, namespace=NAMESPACE, kind=each)
             for who, each in zip(identities, cycle((JOB, kind)), strict=False)
         ]
         seen: asyncio.Queue[Observation] = asyncio.Queue()
@@ -281,7 +288,7 @@ async def test_the_reaper_finds_it(
     client: ClusterClient, kind: WorkloadKind, identity: WorkloadIdentity
 ) -> None:
     sleeping = spec("import time; time.sleep(60)")
-    job = await lifecycle.submit(client, sleeping, identity, namespace=NAMESPACE, kind=kind)
+    job = await lifecycle.submit(client, check_workload(sleeping), identity, namespace=NAMESPACE, kind=kind)
     findings = await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0)
     (finding,) = (each for each in findings if each.workload.uid == job.uid)
     assert (await reaper.reap(client, finding, Over())).verdict is reaper.Verdict.REAPED

@@ -25,7 +25,8 @@ from nighttrain.providers.kubernetes.api.client import (
     ClusterClient,
     ClusterConfig,
 )
-from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -168,8 +169,8 @@ async def test_the_newest_attempt_is_found_on_the_last_page(cluster: EmbeddedClu
     identity = who()
     async with connected(cluster, page=1) as (client, _):
         for attempt in (1, 2, 3):
-            await client.create(JOBS, "default", build_job(SPEC, identity, attempt))
-        job = await lifecycle.submit(client, SPEC, identity, namespace="default")
+            await client.create(JOBS, "default", build_job(check_workload(SPEC), identity, attempt))
+        job = await lifecycle.submit(client, check_workload(SPEC), identity, namespace="default")
     assert (job.adopted, job.attempt) == (True, 3)
 
 
@@ -180,7 +181,9 @@ async def test_the_reaper_sees_what_is_on_the_last_page(cluster: EmbeddedCluster
 
     async with connected(cluster, page=1) as (client, _):
         made = {
-            (await client.create(JOBS, "default", build_job(SPEC, who(), 1)))["metadata"]["name"]
+            (await client.create(JOBS, "default", build_job(check_workload(SPEC), who(), 1)))["metadata"][
+                "name"
+            ]
             for _ in range(3)
         }
         findings = await find(client, "default", Over(), minimum_age_seconds=0)
@@ -189,7 +192,7 @@ async def test_the_reaper_sees_what_is_on_the_last_page(cluster: EmbeddedCluster
 
 async def test_events_and_pods_are_read_to_the_last_page(cluster: EmbeddedCluster) -> None:
     async with connected(cluster, page=1) as (client, _):
-        made = await client.create(JOBS, "default", build_job(SPEC, who(), 1))
+        made = await client.create(JOBS, "default", build_job(check_workload(SPEC), who(), 1))
         name, uid = made["metadata"]["name"], made["metadata"]["uid"]
         job = lifecycle.Workload("default", name, uid, 1)
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid, "controller": True}

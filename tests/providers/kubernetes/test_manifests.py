@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from kubernetes.client import models as k8s
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job, spec_hash
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job, spec_hash
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.names import LABEL_VALUE, parse_quantity
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ IDENTITY = WorkloadIdentity(
 
 
 def job_of(**fields: Any) -> dict[str, Any]:
-    return build_job(WorkloadSpec(**({"image": "train:1"} | fields)), IDENTITY, 1)
+    return build_job(check_workload(WorkloadSpec(**({"image": "train:1"} | fields))), IDENTITY, 1)
 
 
 def pod_of(**fields: Any) -> dict[str, Any]:
@@ -273,7 +276,7 @@ def test_bases_lie_beneath_explicit_parameters(tmp_path: Path) -> None:
         full_pod_spec=full,
         labels={"mine": "yes"},
     )
-    job = build_job(spec, IDENTITY, 1)
+    job = build_job(check_workload(spec), IDENTITY, 1)
     template_metadata = job["spec"]["template"]["metadata"]
     pod = job["spec"]["template"]["spec"]
     assert [container["image"] for container in pod["containers"]] == ["new:1", "side:1"]
@@ -284,7 +287,8 @@ def test_bases_lie_beneath_explicit_parameters(tmp_path: Path) -> None:
     assert template_metadata["labels"]["mine"] == job["metadata"]["labels"]["mine"] == "yes"
     assert template_metadata["annotations"]["kubectl.kubernetes.io/default-container"] == "base"
     assert "automountServiceAccountToken" not in pod
-    assert WorkloadSpec(pod_template_file=str(template)).validate() is None
+    alone = check_workload(WorkloadSpec(pod_template_file=str(template))).pod["spec"]["containers"]
+    assert [container["image"] for container in alone] == ["old:1", "side:1"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +308,7 @@ def test_what_a_template_made_a_number_is_the_text_it_was(value: Any, text: str)
         node_selector={"as-of": value},
         working_dir=value,
     )
-    job = build_job(spec, IDENTITY, 1)
+    job = build_job(check_workload(spec), IDENTITY, 1)
     container = job["spec"]["template"]["spec"]["containers"][0]
     assert container["command"] == [text]
     assert container["args"] == ["--as-of", text]
@@ -315,16 +319,18 @@ def test_what_a_template_made_a_number_is_the_text_it_was(value: Any, text: str)
         assert meta["labels"]["as-of"] == meta["annotations"]["as-of"] == text
     assert spec_hash(job) == spec_hash(
         build_job(
-            WorkloadSpec(
-                image="train:1",
-                cmds=[text],
-                arguments=["--as-of", text],
-                env_vars={"AS_OF": text},
-                env_from=[{"prefix": text, "secretRef": {"name": "s"}}],
-                labels={"as-of": text},
-                annotations={"as-of": text},
-                node_selector={"as-of": text},
-                working_dir=text,
+            check_workload(
+                WorkloadSpec(
+                    image="train:1",
+                    cmds=[text],
+                    arguments=["--as-of", text],
+                    env_vars={"AS_OF": text},
+                    env_from=[{"prefix": text, "secretRef": {"name": "s"}}],
+                    labels={"as-of": text},
+                    annotations={"as-of": text},
+                    node_selector={"as-of": text},
+                    working_dir=text,
+                )
             ),
             IDENTITY,
             1,
@@ -335,7 +341,7 @@ def test_what_a_template_made_a_number_is_the_text_it_was(value: Any, text: str)
 def test_names_that_a_template_made_numbers_are_text() -> None:
     names = ("namespace", "hostname", "subdomain", "queue_name", "service_account_name", "image")
     spec = WorkloadSpec(**dict.fromkeys(names, 20130105), configmaps=[20130105], arguments=20130105)  # type: ignore[arg-type]
-    job = build_job(spec, IDENTITY, 1)
+    job = build_job(check_workload(spec), IDENTITY, 1)
     pod = job["spec"]["template"]["spec"]
     assert (
         job["metadata"]["namespace"] == job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "20130105"
@@ -452,10 +458,10 @@ def test_a_misspelt_quantity_is_told_what_was_meant(text: str, meant: str) -> No
 def test_the_hash_says_what_runs_and_not_whose_it_is() -> None:
     other = WorkloadIdentity(orchestrator="dagster", dag_id="x", run_id="y", task_id="z")
     spec = WorkloadSpec(image="train:1", labels={"team": "ml"}, container_resources={"limits": {"cpu": "1"}})
-    job = build_job(spec, IDENTITY, 1)
+    job = build_job(check_workload(spec), IDENTITY, 1)
     annotation = job["metadata"]["annotations"]["nighttrain.dev/spec-hash"]
-    assert annotation == spec_hash(job) == spec_hash(build_job(spec, IDENTITY, 7))
-    assert annotation == spec_hash(build_job(spec, other, 1))
+    assert annotation == spec_hash(job) == spec_hash(build_job(check_workload(spec), IDENTITY, 7))
+    assert annotation == spec_hash(build_job(check_workload(spec), other, 1))
     for changed in (
         {"image": "train:2"},
         {"labels": {"team": "x"}},

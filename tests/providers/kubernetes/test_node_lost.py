@@ -12,7 +12,8 @@ import pytest
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.outcome.decide import (
     decide,
     timed_out,
@@ -24,6 +25,7 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     Phase,
     WaitFor,
 )
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import PODS
@@ -139,7 +141,9 @@ async def test_no_second_training_starts_beside_one_that_may_still_run(
         ):
 
             async def submit(**options: Any) -> Workload:
-                return await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE, **options)
+                return await lifecycle.submit(
+                    client, check_workload(spec), who, epoch="0", namespace=NAMESPACE, **options
+                )
 
             first = await submit()
             pod = await asyncio.to_thread(lose, cluster, first, lost_pod(recordings))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.job.manifests import build_pod_template
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.plain_secrets import check_texts, known_forms
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.redaction import names_a_secret
@@ -87,7 +87,7 @@ def test_names_that_are_about_something_else(name: str) -> None:
 
 def refused(known: tuple[str, ...] = (), **given: Any) -> str:
     with pytest.raises(ConfigurationError) as caught:
-        WorkloadSpec(**{"image": "train:1", "known_secrets": known, **given}).validate()
+        check_workload(WorkloadSpec(**{"image": "train:1", "known_secrets": known, **given}))
     assert "Secret" in str(caught.value)
     return str(caught.value)
 
@@ -257,7 +257,9 @@ def test_whatever_gives_a_secret_its_value_wherever_it_stands(given: dict[str, A
     ],
 )
 def test_settings_are_no_secrets(name: str, value: str) -> None:
-    WorkloadSpec(image="train:1", env_vars={name: value}, arguments=[f"--{name.lower()}={value}"]).validate()
+    check_workload(
+        WorkloadSpec(image="train:1", env_vars={name: value}, arguments=[f"--{name.lower()}={value}"])
+    )
 
 
 CODE = """
@@ -292,7 +294,7 @@ def train(api_key=None, token: str = "", password: str | None = None):
     ],
 )
 def test_code_and_references_go_in(given: dict[str, Any]) -> None:
-    WorkloadSpec(**{"image": "train:1", **given}).validate()
+    check_workload(WorkloadSpec(**{"image": "train:1", **given}))
 
 
 @pytest.mark.parametrize("piece", ["$(", "${", "{a", "curl ", "uid=", "a://", "token=", "<", "x:", '{"'])
@@ -360,19 +362,19 @@ def test_the_connections_own_credential_anywhere(form: str, place: Any) -> None:
     ],
 )
 def test_what_is_no_secret_goes_in(given: dict[str, Any]) -> None:
-    WorkloadSpec(**{"image": "train:1", "known_secrets": ("mlflow",), **given}).validate()
+    check_workload(WorkloadSpec(**{"image": "train:1", "known_secrets": ("mlflow",), **given}))
 
 
 def test_an_airflow_secret_goes_in() -> None:
     secret = SimpleNamespace(deploy_type="env", deploy_target="DB_PASSWORD", secret="db", key="password")
-    WorkloadSpec(image="train:1", secrets=[secret]).validate()
+    check_workload(WorkloadSpec(image="train:1", secrets=[secret]))
 
 
 # Order of variables
 
 
 def environment(spec: WorkloadSpec) -> list[tuple[str, str]]:
-    container = build_pod_template(spec)["spec"]["containers"][0]
+    container = check_workload(spec).pod_template()["spec"]["containers"][0]
     return [(each["name"], each.get("value", "")) for each in container["env"]]
 
 
@@ -406,7 +408,7 @@ SECRET_VARIABLE = {"name": "DB_PASS", "valueFrom": {"secretKeyRef": {"name": "db
 )
 def test_variables_of_secrets_stand_before_those_that_refer_to_them(given: dict[str, Any]) -> None:
     spec = WorkloadSpec(image="train:1", secrets=[DB_PASS], own_env={"MLFLOW_RUN_ID": "abc"}, **given)
-    assert build_pod_template(spec)["spec"]["containers"][0]["env"] == [
+    assert check_workload(spec).pod_template()["spec"]["containers"][0]["env"] == [
         {"name": "MLFLOW_RUN_ID", "value": "abc"},
         SECRET_VARIABLE,
         {"name": "DB", "value": "postgresql://me:$(DB_PASS)@db/x"},
@@ -421,7 +423,7 @@ def test_every_container_is_told_the_run_and_only_the_main_one_the_rest() -> Non
         },
         own_env={"MLFLOW_RUN_ID": "abc", "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_TRACKING_URI": "http://m"},
     )
-    pod = build_pod_template(spec)["spec"]
+    pod = check_workload(spec).pod_template()["spec"]
     run = [{"name": "MLFLOW_RUN_ID", "value": "abc"}, {"name": "MLFLOW_EXPERIMENT_ID", "value": "7"}]
     main, side = pod["containers"]
     assert pod["initContainers"][0]["env"] == run

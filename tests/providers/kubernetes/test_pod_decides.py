@@ -13,8 +13,9 @@ import pytest
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.attempts.reaper import TaskState
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.kinds import JOB
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.mirror.hub import Hub
 from nighttrain.providers.kubernetes.mirror.trimming import trim_pod
@@ -26,6 +27,7 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
     Phase,
 )
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
@@ -195,7 +197,7 @@ async def test_a_job_whose_pod_has_decided_is_ended_for_all_who_ask(client: Clus
     run = f"pod-{next(_numbers)}"
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
     spec = WorkloadSpec(image="i", cmds=["train"])
-    first = await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+    first = await lifecycle.submit(client, check_workload(spec), who, epoch="0", namespace=NAMESPACE)
     reading = asyncio.create_task(logs.follow(client, first, lambda line: None))
     waiting = asyncio.create_task(lifecycle.wait(client, first, timeouts=Timeouts(60)))
     async with asyncio.timeout(30):
@@ -206,7 +208,7 @@ async def test_a_job_whose_pod_has_decided_is_ended_for_all_who_ask(client: Clus
         # Closing leaves the Job, a crash adopts it as it is, and the reaper leaves it.
         await lifecycle.cancel_if_live(client, first)
         version = (await client.get(JOBS, NAMESPACE, first.name))["metadata"]["resourceVersion"]
-        again = await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+        again = await lifecycle.submit(client, check_workload(spec), who, epoch="0", namespace=NAMESPACE)
         assert (again.uid, again.adopted) == (first.uid, True)
         (found,) = await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0)
         assert found.verdict is reaper.Verdict.CLOSE  # only its run is to be closed, as it ended
@@ -214,7 +216,7 @@ async def test_a_job_whose_pod_has_decided_is_ended_for_all_who_ask(client: Clus
         assert job["metadata"]["resourceVersion"] == version  # no fence: what has ended needs none
         # The next attempt waits for nothing and removes nothing.
         await lifecycle.mark_consumed(client, first, "0", outcome=outcome)
-        second = await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+        second = await lifecycle.submit(client, check_workload(spec), who, epoch="0", namespace=NAMESPACE)
         assert second.attempt == 2
         assert "deletionTimestamp" not in (await client.get(JOBS, NAMESPACE, first.name))["metadata"]
 
@@ -223,7 +225,7 @@ async def test_a_finding_whose_pod_has_decided_meanwhile_is_not_reaped(client: C
     run = f"pod-{next(_numbers)}"
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
     spec = WorkloadSpec(image="i", cmds=["train"])
-    first = await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+    first = await lifecycle.submit(client, check_workload(spec), who, epoch="0", namespace=NAMESPACE)
     findings = await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0)
     (finding,) = (each for each in findings if each.workload.uid == first.uid)
     assert finding.verdict is reaper.Verdict.REAP

@@ -10,8 +10,11 @@ import pytest
 from pod_security import baseline, restricted
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.job.fields import plain
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.job.api_models import plain
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.names import DNS_LABEL, LABEL_VALUE
 from nighttrain.providers.serving.backends.manifests import build_deployment, build_service
 from nighttrain.providers.serving.spec import ServingSpec
@@ -60,7 +63,7 @@ IDENTITY = WorkloadIdentity(
 
 
 def job(**fields: Any) -> Json:
-    return build_job(WorkloadSpec(**(EVERYTHING | fields)), IDENTITY, 123)
+    return build_job(check_workload(WorkloadSpec(**(EVERYTHING | fields))), IDENTITY, 123)
 
 
 def serving(**fields: Any) -> ServingSpec:
@@ -218,9 +221,13 @@ def test_pod_security_levels() -> None:
     ],
 )
 def test_what_the_level_refuses_is_refused_before_the_cluster_sees_it(fields: Json) -> None:
-    assert restricted(pod_of(build_job(WorkloadSpec(**({"image": "i"} | fields)), IDENTITY, 1)))
+    assert restricted(
+        pod_of(build_job(check_workload(WorkloadSpec(**({"image": "i"} | fields))), IDENTITY, 1))
+    )
     with pytest.raises(ConfigurationError, match='contradicts pod_security="restricted"'):
-        build_job(WorkloadSpec(pod_security="restricted", **({"image": "i"} | fields)), IDENTITY, 1)
+        build_job(
+            check_workload(WorkloadSpec(pod_security="restricted", **({"image": "i"} | fields))), IDENTITY, 1
+        )
 
 
 def test_an_unsafe_sysctl_is_refused() -> None:

@@ -14,6 +14,7 @@ from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.attempts.reaper import Finding, TaskState, Verdict, find, reap, table
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
@@ -67,7 +68,7 @@ def who(orchestrator: str = "airflow", map_index: int = -1, region: str = "") ->
 
 
 async def submit(client: ClusterClient, identity: WorkloadIdentity) -> lifecycle.Workload:
-    return await lifecycle.submit(client, SPEC, identity, epoch="1", namespace=NAMESPACE)
+    return await lifecycle.submit(client, check_workload(SPEC), identity, epoch="1", namespace=NAMESPACE)
 
 
 async def found(client: ClusterClient, tasks: Tasks, age: float = 0) -> dict[str, Finding]:
@@ -159,7 +160,10 @@ async def test_young_ended_and_foreign_workloads_are_no_findings_to_reap(client:
         tasks.states[identity] = TaskState.GONE
     await submit(client, foreign)
     over = await lifecycle.submit(
-        client, WorkloadSpec(image="py", cmds=["python", "-S", "-c", ""]), ended, namespace=NAMESPACE
+        client,
+        check_workload(WorkloadSpec(image="py", cmds=["python", "-S", "-c", ""])),
+        ended,
+        namespace=NAMESPACE,
     )
     await lifecycle.wait(client, over, timeouts=Timeouts(30))
     findings = await found(client, tasks, age=300)

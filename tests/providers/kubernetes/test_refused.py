@@ -7,7 +7,8 @@ import pytest
 from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.errors import ObjectInvalidError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.job.manifests import build_job
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -17,13 +18,13 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 async def test_a_job_that_the_api_server_refuses_is_refused_for_good(dry_run: bool) -> None:
     identity = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id="r", task_id="train")
     spec = WorkloadSpec(image="i", tolerations=[{"key": "gpu", "operator": "Nope"}])
-    spec.validate()
+    check_workload(spec)
     with EmbeddedCluster(containers=False) as cluster:
         async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
             asking = (
-                client.create(JOBS, "default", build_job(spec, identity, 1), dry_run=True)
+                client.create(JOBS, "default", build_job(check_workload(spec), identity, 1), dry_run=True)
                 if dry_run
-                else submit(client, spec, identity, namespace="default")
+                else submit(client, check_workload(spec), identity, namespace="default")
             )
             with pytest.raises(ObjectInvalidError, match=r"tolerations\[0\]\.operator.*Nope"):
                 await asking

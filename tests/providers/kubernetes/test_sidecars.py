@@ -15,8 +15,10 @@ from front import Front
 from nighttrain.providers.attempts import lifecycle, verdicts
 from nighttrain.providers.attempts.follow import follow_to_end
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.job.kinds import JOB
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.mirror.trimming import trim_pod, trim_workload
 from nighttrain.providers.kubernetes.outcome.decide import (
     decide,
@@ -27,7 +29,11 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
     Phase,
 )
-from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION
+from nighttrain.providers.kubernetes.values.identity import (
+    MAIN_CONTAINER_ANNOTATION,
+    OUTCOME_ANNOTATION,
+    WorkloadIdentity,
+)
 from nighttrain.providers.kubernetes.values.objects import main_container
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -301,7 +307,7 @@ def spec(code: str, sidecar: str = "import time; time.sleep(60)") -> WorkloadSpe
 async def start(client: ClusterClient, given: WorkloadSpec) -> tuple[Workload, WorkloadIdentity]:
     run = f"sidecars-{next(_numbers)}"
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
-    return await lifecycle.submit(client, given, who, epoch="0", namespace=NAMESPACE), who
+    return await lifecycle.submit(client, check_workload(given), who, epoch="0", namespace=NAMESPACE), who
 
 
 QUICK = Timeouts(30, sidecar_grace=0.5)
@@ -338,7 +344,7 @@ async def test_a_sidecar_that_runs_on_ends_with_the_training(
     again = (await lifecycle.observe(client, started)).outcome
     assert again is not None
     assert (again.kind, again.exit_code) == (kind, code)
-    adopted = await lifecycle.submit(client, given, who, epoch="0", namespace=NAMESPACE)
+    adopted = await lifecycle.submit(client, check_workload(given), who, epoch="0", namespace=NAMESPACE)
     assert (adopted.uid, adopted.adopted) == (started.uid, True)
 
 
@@ -418,5 +424,5 @@ async def test_a_pod_that_a_job_may_replace_is_not_trained_again_after_its_succe
 
 def test_the_annotation_of_the_main_container_changes_no_hash() -> None:
     who = WorkloadIdentity(orchestrator="airflow", dag_id="d", run_id="r", task_id="t")
-    built = build_job(WorkloadSpec(image="i"), who, 1)
+    built = build_job(check_workload(WorkloadSpec(image="i")), who, 1)
     assert built["spec"]["template"]["metadata"]["annotations"][MAIN_CONTAINER_ANNOTATION] == "main"

@@ -16,11 +16,14 @@ from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.attempts.follow import follow_to_end
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
 )
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -71,7 +74,7 @@ async def test_an_init_container_that_outlasts_the_time_out_leaves_no_training_b
     who = identity()
     lines: list[str] = []
     async with connected(cluster) as client:
-        job = await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+        job = await lifecycle.submit(client, check_workload(spec), who, epoch="0", namespace=NAMESPACE)
         outcome = await follow_to_end(client, job, timeouts=Timeouts(1), on_line=lines.append)
         assert (outcome.kind, outcome.reason) == (K.START_TIMEOUT, "StartupTimeout")
         assert "an init container runs (for longer than the start-up time-out of 1 s)" in outcome.explain()
@@ -82,7 +85,7 @@ async def test_an_init_container_that_outlasts_the_time_out_leaves_no_training_b
         await lifecycle.cancel_if_live(client, job)
         assert (await lifecycle.observe(client, job)).outcome == outcome
         await lifecycle.mark_consumed(client, job, "0", outcome=outcome)
-        second = await lifecycle.submit(client, spec, who, epoch="0", namespace=NAMESPACE)
+        second = await lifecycle.submit(client, check_workload(spec), who, epoch="0", namespace=NAMESPACE)
         assert second.attempt == 2
         await client.get(JOBS, NAMESPACE, job.name)
         await lifecycle.cancel(client, second)
@@ -106,7 +109,9 @@ async def test_a_process_that_dies_after_the_deletion_leaves_the_time_out_and_no
         async with Front(cluster.url, cluster.token, judge=watch) as front:
             config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
             async with await ClusterClient.open(config) as dying:
-                started = await lifecycle.submit(dying, given, identity(), epoch="0", namespace=NAMESPACE)
+                started = await lifecycle.submit(
+                    dying, check_workload(given), identity(), epoch="0", namespace=NAMESPACE
+                )
                 waiting = asyncio.create_task(lifecycle.wait(dying, started, timeouts=Timeouts(1)))
                 await deleted.wait()
                 waiting.cancel()
@@ -118,7 +123,7 @@ async def test_a_process_that_dies_after_the_deletion_leaves_the_time_out_and_no
 async def test_without_a_pod_the_job_is_removed(cluster: EmbeddedCluster) -> None:
     spec = WorkloadSpec(image="py", cmds=["python"], queue_name="nobody-admits")
     async with connected(cluster) as client:
-        job = await lifecycle.submit(client, spec, identity(), epoch="0", namespace=NAMESPACE)
+        job = await lifecycle.submit(client, check_workload(spec), identity(), epoch="0", namespace=NAMESPACE)
         async with asyncio.timeout(30):
             outcome = await lifecycle.wait(client, job, timeouts=Timeouts(0.5))
         assert outcome.kind is K.QUOTA_WAIT
@@ -159,7 +164,9 @@ class World:
             client.patch(f"{path}/status", json={"status": body}).raise_for_status()
 
     async def job(self) -> Workload:
-        made = await self.admin.create(JOBS, NAMESPACE, build_job(WorkloadSpec(image="i"), identity(), 1))
+        made = await self.admin.create(
+            JOBS, NAMESPACE, build_job(check_workload(WorkloadSpec(image="i")), identity(), 1)
+        )
         return Workload(NAMESPACE, made["metadata"]["name"], made["metadata"]["uid"], 1)
 
     async def pod(self, job: Workload) -> str:

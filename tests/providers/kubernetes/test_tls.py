@@ -21,8 +21,10 @@ from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api import connection, session
 from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, PODS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
@@ -92,7 +94,7 @@ async def trained(client: ClusterClient) -> list[str]:
     """Submit, follow the log, wait: a list of the lines."""
     code = "print('one'); print('two')"
     what = WorkloadSpec(image="py", cmds=["python", "-u", "-c", code], termination_grace_period=1)
-    job = await lifecycle.submit(client, what, identity(), namespace=NAMESPACE)
+    job = await lifecycle.submit(client, check_workload(what), identity(), namespace=NAMESPACE)
     lines: list[str] = []
     async with asyncio.timeout(60):
         following = asyncio.create_task(logs.follow(client, job, lines.append))

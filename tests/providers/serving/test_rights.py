@@ -20,8 +20,11 @@ from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, JOBS, KUEUE_WORKLOADS, NAMESPACES
-from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec, build_job
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.job_manifest import build_job
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
@@ -131,8 +134,8 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
     run = f"run-{next(_numbers)}"
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
     what = WorkloadSpec(image="py", cmds=["python", "-u", "-c", "print('x')"], termination_grace_period=1)
-    await client.create(JOBS, NAMESPACE, build_job(what, who, 1), dry_run=True)
-    job = await lifecycle.submit(client, what, who, epoch="0", namespace=NAMESPACE)
+    await client.create(JOBS, NAMESPACE, build_job(check_workload(what), who, 1), dry_run=True)
+    job = await lifecycle.submit(client, check_workload(what), who, epoch="0", namespace=NAMESPACE)
     lines: list[str] = []
     async with asyncio.timeout(60):
         following = asyncio.create_task(logs.follow(client, job, lines.append))
@@ -144,16 +147,16 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
         finally:
             await asyncio.gather(following, return_exceptions=True)
     assert outcome.succeeded
-    assert (await lifecycle.submit(client, what, who, epoch="0", namespace=NAMESPACE)).adopted
+    assert (await lifecycle.submit(client, check_workload(what), who, epoch="0", namespace=NAMESPACE)).adopted
     await lifecycle.mark_consumed(client, job, "0")
     # The task is cleared, and its next attempt waits in a queue until it is cancelled.
     queued = WorkloadSpec(image="py", cmds=["python"], queue_name="night", files={"train.py": "print('x')"})
-    second = await lifecycle.submit(client, queued, who, epoch="1", namespace=NAMESPACE)
+    second = await lifecycle.submit(client, check_workload(queued), who, epoch="1", namespace=NAMESPACE)
     assert second.attempt == 2
     # A worker that died here: the next one finds the Job, and looks whether its files are there.
-    assert await lifecycle.submit(client, queued, who, epoch="1", namespace=NAMESPACE) == replace(
-        second, adopted=True
-    )
+    assert await lifecycle.submit(
+        client, check_workload(queued), who, epoch="1", namespace=NAMESPACE
+    ) == replace(second, adopted=True)
     await lifecycle.observe(client, second)
     waiting = asyncio.create_task(lifecycle.wait(client, second, timeouts=Timeouts(30)))
     # Why it waits is told by feeds; Kueue does not run here, so that its Workloads are listed and no more.
@@ -184,7 +187,7 @@ async def a_training_with_a_sidecar(client: ClusterClient, judge: Authorizer) ->
         cmds=["python", "-S", "-c", "pass"],
         termination_grace_period=1,
     )
-    job = await lifecycle.submit(client, what, who, epoch="0", namespace=NAMESPACE)
+    job = await lifecycle.submit(client, check_workload(what), who, epoch="0", namespace=NAMESPACE)
     async with asyncio.timeout(60):
         outcome = await lifecycle.wait(client, job, timeouts=Timeouts(30, sidecar_grace=0.1))
     assert outcome.succeeded

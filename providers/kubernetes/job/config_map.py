@@ -1,23 +1,19 @@
-"""Files for a workload's container: a ConfigMap that belongs to the workload, mounted at one folder.
+"""The ConfigMap that brings a workload's files: it belongs to the workload and goes when it goes.
 
-The workload comes first, so that the ConfigMap can name it as its owner and goes when it goes. Until it is
-there the pod waits; whoever adopts the workload of a worker that died in between makes up for it.
+The workload comes first, so that the ConfigMap can name it as its owner. Until it is there the pod waits;
+whoever adopts the workload of a worker that died in between makes up for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
-import re
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import (
     ClusterError,
     ClusterForbiddenError,
     ClusterRequestError,
-    ConfigurationError,
     ObjectExistsError,
     ObjectNotFoundError,
     WorkloadConflictError,
@@ -31,78 +27,21 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
-    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.plain_json import Json
 
-FOLDER = "/nighttrain"
-VOLUME = "nighttrain-files"
-# What the API server takes in one ConfigMap.
-MAX_BYTES = 1024 * 1024
 # The garbage collector removes what belonged to a workload within a second or two of it, or within a minute
 # where the cluster is busy.
 COLLECTED_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 
-_NAME = re.compile(r"[A-Za-z0-9_][-._A-Za-z0-9]{0,252}")
-
-
-def check_files(files: Mapping[str, str]) -> None:
-    """
-    :raises ConfigurationError: a name that no file can have, or more than a ConfigMap holds
-    """
-    size = 0
-    for name, content in files.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigurationError("files", name, "a file's name has letters, digits, '-', '_' and '.'")
-        if not isinstance(content, str):
-            raise ConfigurationError(f"files[{name!r}]", type(content).__name__, "must be text")
-        try:
-            size += len(content.encode())
-        except UnicodeEncodeError as error:
-            raise ConfigurationError(f"files[{name!r}]", None, f"is not UTF-8: {error.reason}") from error
-    if size > MAX_BYTES:
-        raise ConfigurationError(
-            "files",
-            f"{size} bytes",
-            f"at most {MAX_BYTES} in all reach the pod: pass where the data are, not the data",
-        )
-
-
-def files_digest(files: Mapping[str, str]) -> str:
-    """The sha256 of names and contents, in whatever order they were given."""
-    return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
-
-
-def attach_files(spec: WorkloadSpec, pod_spec: Json, config_map: str) -> None:
-    """Mount the ConfigMap at :data:`FOLDER` of the main container, if the spec has files.
-
-    :raises ConfigurationError: something else is mounted there
-    """
-    if not spec.files:
-        return
-    container = pod_spec["containers"][0]
-    if any(
-        str(mount.get("mountPath")).rstrip("/") == FOLDER for mount in items(container.get("volumeMounts"))
-    ):
-        raise ConfigurationError("volume_mounts", FOLDER, "the shipped files are there: mount it elsewhere")
-    if any(volume.get("name") == VOLUME for volume in items(pod_spec.get("volumes"))):
-        raise ConfigurationError("volumes", VOLUME, "this name is reserved for the shipped files")
-    volume = {"name": VOLUME, "configMap": {"name": config_map}}
-    mount = {"name": VOLUME, "mountPath": FOLDER, "readOnly": True}
-    # New lists: the given ones may belong to the spec.
-    pod_spec["volumes"] = [*(pod_spec.get("volumes") or []), volume]
-    container["volumeMounts"] = [*(container.get("volumeMounts") or []), mount]
-
-
-def replace_reference(pod_spec: Json, digest: str) -> None:
-    """Let the pod say what the files are instead of where: for comparing what two Jobs run."""
-    for volume in items(pod_spec.get("volumes")):
-        if volume.get("name") == VOLUME:
-            volume["configMap"] = digest
-
 
 async def ensure_files(
-    client: ClusterClient, spec: WorkloadSpec, obj: Json, kind: WorkloadKind, *, adopted: bool = False
+    client: ClusterClient,
+    files: Mapping[str, str] | None,
+    obj: Json,
+    kind: WorkloadKind,
+    *,
+    adopted: bool = False,
 ) -> None:
     """Make sure that the workload's files are in the cluster. Nothing to do without files, or once it has
     ended.
@@ -113,10 +52,10 @@ async def ensure_files(
     :raises WorkloadConflictError: its name is taken by a ConfigMap that belongs to something else
     :raises ClusterError: the cluster refused or cannot be asked
     """
-    if not spec.files or kind.has_ended(obj):
+    if not files or kind.has_ended(obj):
         return
     try:
-        await _create(client, spec.files, obj, kind)
+        await _create(client, files, obj, kind)
     except (ClusterForbiddenError, ClusterRequestError, WorkloadConflictError) as error:
         transient = isinstance(error, ClusterRequestError) and (error.status >= 500 or error.status == 429)
         if not adopted and not transient:

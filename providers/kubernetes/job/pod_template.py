@@ -1,127 +1,33 @@
-"""From a training spec to a Job: a pure function, without a cluster."""
+"""The pod of a workload, from its spec: a pure function, without a cluster."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.job.fields import plain
-from nighttrain.providers.kubernetes.job.files import attach_files, files_digest, replace_reference
+from nighttrain.providers.kubernetes.job.api_models import plain
 from nighttrain.providers.kubernetes.job.plain_secrets import check_no_secret, check_texts
 from nighttrain.providers.kubernetes.job.security import check_restricted, harden
-from nighttrain.providers.kubernetes.job.spec import RUN_VARIABLES, WorkloadSpec
-from nighttrain.providers.kubernetes.values.identity import (
-    ATTEMPT_KEY_LABEL,
-    ATTEMPT_LABEL,
-    CONSUMED_ANNOTATION,
-    MAIN_CONTAINER_ANNOTATION,
-    PREFIX,
-    SPEC_HASH_ANNOTATION,
-    WorkloadIdentity,
-)
+from nighttrain.providers.kubernetes.job.spec import RUN_VARIABLES
+from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION
 from nighttrain.providers.kubernetes.values.names import check_dns_label, check_object_name
 from nighttrain.providers.kubernetes.values.objects import DEFAULT_CONTAINER_ANNOTATION
 
 if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.plain_json import Json
 
-__all__ = [
-    "ATTEMPT_KEY_LABEL",
-    "ATTEMPT_LABEL",
-    "CONSUMED_ANNOTATION",
-    "SPEC_HASH_ANNOTATION",
-    "WorkloadIdentity",
-    "WorkloadSpec",
-    "build_job",
-    "build_pod_template",
-    "spec_hash",
-]
-
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 MAIN_CONTAINER = "main"
-
-
-def build_job(spec: WorkloadSpec, identity: WorkloadIdentity, attempt: int) -> Json:
-    """The Job of one attempt.
-
-    A disruption (preemption, eviction, node drain) does not count as a failure, and its replacement starts
-    only when the disrupted pod has ended: two trainings never write to one run.
-
-    :raises ConfigurationError: the spec cannot become a valid Job
-    """
-    spec.validate()
-    template = build_pod_template(spec)
-    labels = {**_strings("labels", spec.labels), **identity.labels(attempt)}
-    annotations = {**_strings("annotations", spec.annotations), **identity.annotations()}
-    template["metadata"]["labels"] = {**template["metadata"].get("labels", {}), **labels}
-    template["metadata"]["annotations"] = {**template["metadata"].get("annotations", {}), **annotations}
-    attach_files(spec, template["spec"], identity.name(attempt))
-    job_spec: Json = {
-        "backoffLimit": spec.backoff_limit,
-        "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {
-            "rules": [
-                # The next attempt is the orchestrator's to start, which counts them: a Job that replaced its
-                # pods itself would do so without end.
-                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-            ]
-        },
-        "template": template,
-    }
-    if spec.active_deadline_seconds is not None:
-        job_spec["activeDeadlineSeconds"] = spec.active_deadline_seconds
-    if spec.ttl_seconds_after_finished is not None:
-        job_spec["ttlSecondsAfterFinished"] = spec.ttl_seconds_after_finished
-    metadata: Json = {"name": identity.name(attempt), "labels": labels, "annotations": annotations}
-    if spec.namespace is not None:
-        metadata["namespace"] = spec.namespace
-    if spec.queue_name is not None:
-        metadata["labels"] = {**labels, QUEUE_LABEL: spec.queue_name}
-        job_spec["suspend"] = True
-    job: Json = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job_spec}
-    # Copies, so that no two places of the manifest share one mapping.
-    job = copy.deepcopy(job)
-    job["metadata"]["annotations"][SPEC_HASH_ANNOTATION] = spec_hash(
-        job, volatile_env=spec.volatile_env, files=spec.files
-    )
-    return job
-
-
-def spec_hash(job: Json, *, volatile_env: Any = (), files: Mapping[str, str] | None = None) -> str:
-    """Sixteen hexadecimal digits that say what a Job runs, whoever it belongs to.
-
-    ``files`` count by their contents; the ConfigMap that brings them is named as the Job.
-
-    Left out: the name, everything under ``nighttrain.dev/``, and the variables named in ``volatile_env``.
-    The hash of a Job on a cluster is its annotation: the server adds defaults to what was sent.
-    """
-    body = copy.deepcopy({"metadata": job.get("metadata") or {}, "spec": job.get("spec") or {}})
-    pod = body["spec"].get("template") or {}
-    for metadata in (body["metadata"], pod.get("metadata") or {}):
-        metadata.pop("name", None)
-        for kind in ("labels", "annotations"):
-            held = metadata.get(kind) or {}
-            metadata[kind] = {key: value for key, value in held.items() if not key.startswith(PREFIX)}
-    volatile = frozenset(volatile_env)
-    for container in _containers(pod.get("spec") or {}):
-        env = [item for item in container.pop("env", None) or [] if item.get("name") not in volatile]
-        if env:
-            container["env"] = env
-    if files:
-        replace_reference(pod["spec"], files_digest(files))
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build_pod_template(spec: WorkloadSpec) -> Json:
     """The pod: template file, then full_pod_spec, then explicit parameters, then safe defaults beneath.
 
-    :raises ConfigurationError: see :meth:`WorkloadSpec.validate`
+    :raises ConfigurationError: see :func:`~nighttrain.providers.kubernetes.job.checked.check_workload`
     """
     base = _merge(_template(spec), _full_pod_spec(spec.full_pod_spec))
     pod_spec: Json = base.get("spec") or {}
@@ -133,10 +39,6 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
     pod_spec = _overlay(pod_spec, _explicit_pod(spec))
     pod_spec["restartPolicy"] = "Never"
     _attach_secrets(spec, pod_spec)
-    _put_first(_plain_variables(spec.own_env), pod_spec["containers"][0])
-    of_the_run = {name: value for name, value in spec.own_env.items() if name in RUN_VARIABLES}
-    for container in _containers(pod_spec):
-        _put_first(_plain_variables(of_the_run), container)
     _check_containers(pod_spec)
     check_no_secret(pod_spec, spec.known_secrets)
     check_texts(base.get("metadata") or {}, "pod template's metadata", spec.known_secrets)
@@ -152,23 +54,25 @@ def build_pod_template(spec: WorkloadSpec) -> Json:
     return {"metadata": kept, "spec": pod_spec}
 
 
-def _put_first(variables: list[Json], container: Json) -> None:
-    """Kubernetes replaces ``$(NAME)`` only by what stands before it. One that is given already wins."""
+def put_own_variables(pod_spec: Json, variables: Mapping[str, str]) -> None:
+    """Put nighttrain's own variables before the user's, in place; those of the run into every container.
+
+    Kubernetes replaces ``$(NAME)`` only by what stands before it. A variable that is given already wins.
+
+    :param pod_spec: a pod whose first container is the main one
+    """
+    _put_first(variables, pod_spec["containers"][0])
+    of_the_run = {name: value for name, value in variables.items() if name in RUN_VARIABLES}
+    for container in containers_of(pod_spec):
+        _put_first(of_the_run, container)
+
+
+def _put_first(variables: Mapping[str, str], container: Json) -> None:
     given = container.get("env") or []
     names = {variable.get("name") for variable in given}
-    own = [variable for variable in variables if variable["name"] not in names]
+    own = [{"name": name, "value": value} for name, value in variables.items() if name not in names]
     if own:
         container["env"] = [*own, *given]
-
-
-def _plain_variables(values: Mapping[str, str]) -> list[Json]:
-    return [{"name": name, "value": value} for name, value in values.items()]
-
-
-def refers_to_the_run(spec: WorkloadSpec) -> str | None:
-    """The first variable of the run, such as MLFLOW_RUN_ID, that a text of the pod takes as ``$(NAME)``."""
-    pod = json.dumps(build_pod_template(spec))
-    return next((name for name in RUN_VARIABLES if re.search(rf"(?<!\$)\$\({name}\)", pod)), None)
 
 
 def _explicit_container(spec: WorkloadSpec) -> Json:
@@ -195,7 +99,7 @@ def _explicit_pod(spec: WorkloadSpec) -> Json:
     return _given(
         volumes=plain(spec.volumes, "list[V1Volume]", "volumes"),
         initContainers=plain(spec.init_containers, "list[V1Container]", "init_containers"),
-        nodeSelector=_strings("node_selector", spec.node_selector),
+        nodeSelector=strings("node_selector", spec.node_selector),
         affinity=plain(spec.affinity, "V1Affinity", "affinity"),
         tolerations=plain(spec.tolerations, "list[V1Toleration]", "tolerations"),
         serviceAccountName=spec.service_account_name,
@@ -350,14 +254,14 @@ def _check_containers(pod_spec: Json) -> None:
             "image", None, "give an image, or a pod template whose first container has one"
         )
     names: set[str] = set()
-    for container in _containers(pod_spec):
+    for container in containers_of(pod_spec):
         name = str(container.get("name") or "")
         check_dns_label("container name", name)
         if name in names:
             raise ConfigurationError("container name", name, "two containers have this name")
         names.add(name)
     volumes = [str(volume.get("name")) for volume in pod_spec.get("volumes") or []]
-    for container in _containers(pod_spec):
+    for container in containers_of(pod_spec):
         for mount in container.get("volumeMounts") or []:
             if mount.get("name") not in volumes:
                 raise ConfigurationError(
@@ -372,9 +276,11 @@ def _check_dns(pod_spec: Json) -> None:
         raise ConfigurationError("dnspolicy", "None", "needs dns_config with at least one nameserver")
 
 
-def _containers(pod_spec: Json) -> list[Json]:
+def containers_of(pod_spec: Json) -> list[Json]:
+    """The init containers, then the containers."""
     return [*(pod_spec.get("initContainers") or []), *(pod_spec.get("containers") or [])]
 
 
-def _strings(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+def strings(field: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+    """A mapping of texts, checked; empty if none was given."""
     return plain(given or {}, "dict(str, str)", field) or {}
