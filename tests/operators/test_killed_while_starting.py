@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-from one_task import Task
 
+from helpers.training_task import Task
 from nighttrain.operators.workload import Prepared
 from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
 from nighttrain.providers.bridge import run_sync
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 

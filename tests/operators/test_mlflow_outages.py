@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
-from front import Authority, Front
-from mlflow_server import MLflowServer, free_port
-from one_task import Task
 
+from helpers.api_proxy import Authority, Front
+from helpers.mlflow_server import MLflowServer, free_port
+from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.tracking import client
@@ -21,7 +21,7 @@ from nighttrain.sensors.triggers import MLflowAnswersTrigger
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from scripted_http import Scripted
+    from helpers.scripted_http import Scripted
 
 pytestmark = [pytest.mark.slow]
 SUCCEEDS, FAILS = "print(1)", "print('no such column'); raise SystemExit(3)"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
-from mlflow_server import MLflowServer, unique
 
+from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators import outages
 from nighttrain.operators.outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.training import TrainingJobOperator

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
-from mlflow_server import MLflowServer, unique
 
+from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.history import history_of
 from nighttrain.providers.bridge import run_sync

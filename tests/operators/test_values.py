@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
-from lineage_keys import LINEAGE_KEYS, RUN_KEYS
-from mlflow_server import MakeModel, MLflowServer, unique
 
+from helpers.lineage_keys import LINEAGE_KEYS, RUN_KEYS
+from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import ModelGateOperator, RegisterModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
 from nighttrain.providers.errors import ConfigurationError, GateInconclusiveError

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from front import Authority, Front
-from mlflow_proxy import proxy
-from mlflow_server import free_port
 
+from helpers.api_proxy import Authority, Front
+from helpers.mlflow_proxy import proxy
+from helpers.mlflow_server import free_port
 from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.commands import main

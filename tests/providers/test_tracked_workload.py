@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from front import Front
-from mlflow_server import unique
 
+from helpers.api_proxy import Front
+from helpers.mlflow_server import unique
 from nighttrain.providers.attempts.lifecycle import find_live
 from nighttrain.providers.attempts.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.attempts.reaping import (
@@ -46,8 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
-
+    from helpers.mlflow_server import MLflowServer
     from nighttrain.providers.kubernetes.outcome.outcome import (
         Outcome,
     )

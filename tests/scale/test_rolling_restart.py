@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from scale_stack import Front, trainings
+
+from helpers.airflow_in_parts import Front, trainings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import shipped_functions as written
 
+from helpers import shipped_functions as written
 from nighttrain.providers.attempts.lifecycle import cancel, observe, submit, wait
 from nighttrain.providers.errors import ConfigurationError, ObjectNotFoundError, WorkloadConflictError
 from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, ClusterClient, ClusterConfig

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
-from front import Front
 
+from helpers.api_proxy import Front
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import verdicts, waiting
 from nighttrain.providers.errors import ObjectExistsError

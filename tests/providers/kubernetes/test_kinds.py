@@ -11,8 +11,8 @@ from itertools import count, cycle
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from front import Front
 
+from helpers.api_proxy import Front
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.errors import ConfigurationError, ObjectExistsError, ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stamina
 from aiohttp import web
-from front import Front, Judge, Seen
-from scripted_api import Answer, ScriptedServer
 
+from helpers.api_proxy import Front, Judge, Seen
+from helpers.scripted_api import Answer, ScriptedServer
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle, waiting
 from nighttrain.providers.attempts.reaper import TaskState, find

@@ -10,8 +10,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from front import Front
 
+from helpers.api_proxy import Front
 from nighttrain.providers.attempts import lifecycle, verdicts
 from nighttrain.providers.attempts.follow import follow_to_end
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig

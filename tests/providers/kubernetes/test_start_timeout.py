@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from front import Front, Seen, status
 
+from helpers.api_proxy import Front, Seen, status
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.attempts.follow import follow_to_end

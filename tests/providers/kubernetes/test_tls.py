@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stamina
 import yaml
-from front import Authority, Front, Seen, WebProxy, status
 
+from helpers.api_proxy import Authority, Front, Seen, WebProxy, status
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api import connection, session

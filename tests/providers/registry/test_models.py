@@ -4,8 +4,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from mlflow_server import unique
 
+from helpers.mlflow_server import unique
 from nighttrain.providers.errors import (
     ConfigurationError,
     ModelNotFoundError,
@@ -26,8 +26,8 @@ from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from mlflow_server import MakeModel, MLflowServer
-    from scripted_http import Scripted
+    from helpers.mlflow_server import MakeModel, MLflowServer
+    from helpers.scripted_http import Scripted
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from mlflow_server import MakeModel, MLflowServer
+    from helpers.mlflow_server import MakeModel, MLflowServer
 
 pytestmark = pytest.mark.mlflow
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from mlflow_server import SMALL_MODEL, unique
 
+from helpers.mlflow_server import SMALL_MODEL, unique
 from nighttrain.providers.errors import RunInTrashError, RunWithoutModelError
 from nighttrain.providers.registry import run_models
 from nighttrain.providers.registry.artifacts import verify
@@ -19,7 +19,7 @@ from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.mlflow]
 

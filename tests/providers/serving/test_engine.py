@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
-from serving_player import NAMESPACE, Player
 
+from helpers.played_controllers import NAMESPACE, Player
 from nighttrain.providers.errors import (
     ConfigurationError,
     NothingToRollBackToError,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from front import Front, Seen, status
-from serving_player import NAMESPACE, Player
 
+from helpers.api_proxy import Front, Seen, status
+from helpers.played_controllers import NAMESPACE, Player
 from nighttrain.providers.errors import ClusterForbiddenError, RolloutFailedError
 from nighttrain.providers.kubernetes.api.client import ClusterClient
 from nighttrain.providers.kubernetes.api.connection import ClusterConfig

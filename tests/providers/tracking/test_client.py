@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
-from mlflow_server import free_port
 
+from helpers.mlflow_server import free_port
 from nighttrain.providers.errors import (
     ConfigurationError,
     TrackingBusyError,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
-    from scripted_http import Scripted
+    from helpers.mlflow_server import MLflowServer
+    from helpers.scripted_http import Scripted
 
 
 @pytest.fixture(autouse=True)

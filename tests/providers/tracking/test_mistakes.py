@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
-from front import Authority, Front, Pair
-from mlflow_server import free_port
 
+from helpers.api_proxy import Authority, Front, Pair
+from helpers.mlflow_server import free_port
 from nighttrain.providers.errors import (
     PERMANENT,
     ConfigurationError,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
-    from scripted_http import Scripted
+    from helpers.mlflow_server import MLflowServer
+    from helpers.scripted_http import Scripted
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import yaml
 
+from helpers import TESTS
 from nighttrain.providers.local.stack import Stack, bin_path, free_port
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def trainings(
     os.mkfifo(folder / "gate")
     # Airflow's processes leave their compiled files in the DAG folder: give them a copy.
     dags = directory / "dags"
-    shutil.copytree(Path(__file__).parent / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TESTS / "scale" / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
     key = secrets.token_hex(32)
     stack = ScaleStack(
         directory / "stack",
