@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
-from helpers.api_proxy import Authority, Front
+from helpers.certificates import Authority
 from helpers.mlflow_server import MLflowServer, free_port
+from helpers.server_proxy import ServerProxy
 from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -82,9 +83,11 @@ async def test_an_untrusted_certificate_ends_the_task_before_anything_starts(
 ) -> None:
     import asyncio
 
-    async with Front("http://127.0.0.1:1", "none", server=Authority("company").issue("mlflow")) as front:
+    async with ServerProxy(
+        "http://127.0.0.1:1", "none", server=Authority("company").issue("mlflow")
+    ) as proxy:
         task = Task(monkeypatch, SUCCEEDS)
-        task.mlflow_is(front.url)
+        task.mlflow_is(proxy.url)
         with pytest.raises(AirflowFailException, match="ca_certificate"):
             await asyncio.to_thread(task.execute)
     assert task.jobs(cluster) == []

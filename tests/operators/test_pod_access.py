@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
-from helpers.api_proxy import Authority, Front
+from helpers.certificates import Authority
+from helpers.server_proxy import ServerProxy
 from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
@@ -60,9 +61,9 @@ async def test_a_training_reaches_mlflow_behind_a_companys_certificate(
     # People keep key and certificate in one file: only the certificate may leave this machine.
     ca = tmp_path / "ca.pem"
     ca.write_bytes(pair.key + b"# the company's\n" + authority.pem)
-    async with Front(mlflow_server.uri, "none", server=pair) as front:
+    async with ServerProxy(mlflow_server.uri, "none", server=pair) as proxy:
         task = Task(monkeypatch, TRAINING, deferrable=False)
-        task.mlflow_is(front.url, extra={"ca_certificate": str(ca)})
+        task.mlflow_is(proxy.url, extra={"ca_certificate": str(ca)})
         result = await asyncio.to_thread(task.execute)
     assert result is not None
     run = mlflow_server.call("GET", "runs/get", run_id=result["run_id"])["run"]
@@ -94,9 +95,9 @@ async def test_a_server_whose_certificate_is_not_checked(
     env_vars: dict[str, str] | None,
     expected: dict[str, str],
 ) -> None:
-    async with Front(mlflow_server.uri, "none", server=Authority("nobody").issue("mlflow")) as front:
+    async with ServerProxy(mlflow_server.uri, "none", server=Authority("nobody").issue("mlflow")) as proxy:
         task = Task(monkeypatch, "print(1)", deferrable=False, env_vars=env_vars)
-        task.mlflow_is(front.url, extra=extra)
+        task.mlflow_is(proxy.url, extra=extra)
         result = await asyncio.to_thread(task.execute)
     assert result is not None
     (pod,) = _named(cluster, PODS, result["job"].partition("/")[2])
@@ -132,12 +133,12 @@ async def test_no_secret_in_any_object_xcom_template_or_tag(
     authority = Authority("company")
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.pem)
-    async with Front(mlflow_server.uri, "none", server=authority.issue("mlflow")) as front:
+    async with ServerProxy(mlflow_server.uri, "none", server=authority.issue("mlflow")) as proxy:
 
         def task(*, deferrable: bool) -> Task:
             made = Task(monkeypatch, code, deferrable=deferrable, mlflow_secret="credentials")
             extra = {"token": OF_THE_WORKER, "ca_certificate": str(ca)}
-            made.mlflow_is(front.url, login="me", password=OF_THE_WORKER, extra=extra)
+            made.mlflow_is(proxy.url, login="me", password=OF_THE_WORKER, extra=extra)
             return made
 
         waiting = task(deferrable=False)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import web
 
-from helpers.api_proxy import Authority, Front
+from helpers.certificates import Authority
 from helpers.mlflow_proxy import proxy
 from helpers.mlflow_server import free_port
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.commands import main
@@ -247,7 +248,7 @@ async def test_a_token_and_a_certificate_come_from_there_too(
     trusted.write_bytes(company.pem)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-token")
     issued = company.issue("mlflow")
-    async with Front(
+    async with ServerProxy(
         "http://127.0.0.1:1", "", server=issued, judge=lambda _: web.json_response({})
     ) as mlflow:
         assert await asyncio.to_thread(reap, "--mlflow-uri", mlflow.url) == 1  # signed by nobody it knows

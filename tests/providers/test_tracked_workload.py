@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from helpers.api_proxy import Front
 from helpers.mlflow_server import unique
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts.lifecycle import find_live
 from nighttrain.providers.attempts.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.attempts.reaping import (
@@ -430,9 +430,9 @@ async def test_what_a_webhook_puts_first_into_a_job_is_not_the_training(
 ) -> None:
     async with (
         outage(mlflow_server, begun=False) as mlflow,
-        Front(cluster.url, cluster.token, webhook=inject_a_proxy_first) as front,
+        ServerProxy(cluster.url, cluster.token, webhook=inject_a_proxy_first) as proxy,
     ):
-        through = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+        through = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="any"))
         work = replace(tracked(cluster, mlflow, TRAINING, next(_numbers)), cluster=through)
         closed = await to_the_end(work)
         child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)

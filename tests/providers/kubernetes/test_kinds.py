@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helpers.api_proxy import Front
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.errors import ConfigurationError, ObjectExistsError, ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig
@@ -245,8 +245,8 @@ async def test_all_of_a_kind_share_one_watch_beside_that_of_jobs(
     sleeping = spec("import time; time.sleep(60)")
     identities = [replace(identity, task_id=f"task{number}") for number in range(6)]
     async with (
-        Front(cluster.url, cluster.token) as front,
-        await ClusterClient.open(ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))) as watched,
+        ServerProxy(cluster.url, cluster.token) as proxy,
+        await ClusterClient.open(ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))) as watched,
     ):
         found = [
             await lifecycle.submit(watched, sleeping, who, namespace=NAMESPACE, kind=each)
@@ -265,7 +265,7 @@ async def test_all_of_a_kind_share_one_watch_beside_that_of_jobs(
             for each in found:
                 await lifecycle.cancel(client, each)
             assert {outcome.kind for outcome in await asyncio.gather(*waits)} == {OutcomeKind.CANCELLED}
-    lists = Counter(request.path.rpartition("/")[2] for request in front.seen if request.query.get("limit"))
+    lists = Counter(request.path.rpartition("/")[2] for request in proxy.seen if request.query.get("limit"))
     # The pods are listed for each kind: a hub sees its own kind's.
     assert lists == {"jobs": 1, "trainings": 1, "pods": 2}
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helpers.api_proxy import Front
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts import lifecycle, verdicts
 from nighttrain.providers.attempts.follow import follow_to_end
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
@@ -375,13 +375,13 @@ async def test_the_end_is_written_before_the_others_get_their_time(client: Clust
 
 
 async def test_no_pod_is_told_to_go_before_its_end_is_written(cluster: EmbeddedCluster) -> None:
-    async with Front(cluster.url, cluster.token) as front:
-        config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+    async with ServerProxy(cluster.url, cluster.token) as proxy:
+        config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="any"))
         async with await ClusterClient.open(config) as watched:
             started, _ = await start(watched, spec("pass"))
             async with asyncio.timeout(30):
                 assert (await lifecycle.wait(watched, started, timeouts=QUICK)).succeeded
-    calls = [(seen.method, seen.path.split("/")[-2]) for seen in front.seen]
+    calls = [(seen.method, seen.path.split("/")[-2]) for seen in proxy.seen]
     assert calls.index(("PATCH", "jobs")) < calls.index(("DELETE", "pods"))
 
 

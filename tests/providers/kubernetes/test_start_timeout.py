@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from helpers.api_proxy import Front, Seen, status
+from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.attempts.follow import follow_to_end
@@ -98,13 +98,13 @@ async def test_a_process_that_dies_after_the_deletion_leaves_the_time_out_and_no
     )
     deleted = asyncio.Event()
 
-    def watch(seen: Seen) -> None:
+    def watch(seen: SeenRequest) -> None:
         if seen.method == "DELETE" and "/pods/" in seen.path:
             deleted.set()
 
     async with asyncio.timeout(60), connected(cluster) as client:
-        async with Front(cluster.url, cluster.token, judge=watch) as front:
-            config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+        async with ServerProxy(cluster.url, cluster.token, judge=watch) as proxy:
+            config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="any"))
             async with await ClusterClient.open(config) as dying:
                 started = await lifecycle.submit(dying, given, identity(), epoch="0", namespace=NAMESPACE)
                 waiting = asyncio.create_task(lifecycle.wait(dying, started, timeouts=Timeouts(1)))
@@ -136,14 +136,14 @@ def api() -> Iterator[EmbeddedCluster]:
 
 
 class World:
-    """A Job, its pod, and a front through which the wait goes."""
+    """A Job, its pod, and a proxy through which the wait goes."""
 
     def __init__(self, api: EmbeddedCluster, admin: ClusterClient) -> None:
         self._api, self.admin = api, admin
-        self.before: Callable[[Seen], web.Response | None] = lambda _: None
+        self.before: Callable[[SeenRequest], web.Response | None] = lambda _: None
         self.deletions: list[str] = []
 
-    def judge(self, seen: Seen) -> web.Response | None:
+    def judge(self, seen: SeenRequest) -> web.Response | None:
         if seen.method != "DELETE":
             return None
         self.deletions.append(seen.path.rsplit("/", 2)[-2])
@@ -214,8 +214,8 @@ COMPLETE = {
 async def world(api: EmbeddedCluster) -> AsyncIterator[tuple[World, ClusterClient]]:
     async with connected(api) as admin:
         made = World(api, admin)
-        async with Front(api.url, api.token, judge=made.judge) as front:
-            config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))
+        async with ServerProxy(api.url, api.token, judge=made.judge) as proxy:
+            config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))
             async with await ClusterClient.open(config) as client:
                 yield made, client
 
@@ -227,7 +227,7 @@ async def test_a_pod_that_starts_between_the_look_and_the_deletion_trains_to_its
         job = await made.job()
         pod = await made.pod(job)
 
-        def starts(_: Seen) -> None:
+        def starts(_: SeenRequest) -> None:
             made.patch(pod, phase("Running", BEGAN))
 
         made.before = starts
@@ -300,7 +300,7 @@ async def test_a_job_that_gets_its_pod_between_the_look_and_the_deletion_goes_on
         job = await made.job()
         path = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{job.name}"
 
-        def comes(_: Seen) -> None:
+        def comes(_: SeenRequest) -> None:
             made.patch(path, {"active": 1, "startTime": "2026-01-01T00:00:00Z"})
             made.before = lambda _: made.patch(path, COMPLETE)
 
@@ -318,10 +318,10 @@ async def test_without_the_right_to_delete_pods_the_job_goes_and_the_right_is_na
         job = await made.job()
         await made.pod(job)
 
-        def forbids(seen: Seen) -> web.Response | None:
+        def forbids(seen: SeenRequest) -> web.Response | None:
             if "/pods/" not in seen.path:
                 return None
-            return status(403, "Forbidden", 'pods "p" is forbidden: User "airflow" cannot delete')
+            return api_refusal(403, "Forbidden", 'pods "p" is forbidden: User "airflow" cannot delete')
 
         made.before = forbids
         waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from helpers.api_proxy import Front, Seen, status
+from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
@@ -71,7 +71,7 @@ class Authorizer:
         self.used: set[Right] = set()
         self.refused: list[Right] = []
 
-    def __call__(self, seen: Seen) -> web.Response | None:
+    def __call__(self, seen: SeenRequest) -> web.Response | None:
         match = PATH.fullmatch(seen.path)
         assert match is not None, seen.path
         verb = VERBS.get(seen.method)
@@ -87,7 +87,7 @@ class Authorizer:
         self.refused.append(right)
         qualified = f"{resource}.{right[0]}" if right[0] else resource
         name = f' "{match["name"]}"' if match["name"] else ""
-        return status(
+        return api_refusal(
             403,
             "Forbidden",
             f'{qualified}{name} is forbidden: User "airflow" cannot {right[2]} resource "{resource}" in API '
@@ -116,9 +116,9 @@ async def judged(
     authorizer = Authorizer(granted)
     config = ClusterConfig(kubeconfig=str(cluster.kubeconfig))
     async with (
-        Front(cluster.url, cluster.token, judge=authorizer) as front,
+        ServerProxy(cluster.url, cluster.token, judge=authorizer) as proxy,
         await ClusterClient.open(config) as admin,
-        await ClusterClient.open(ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))) as client,
+        await ClusterClient.open(ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))) as client,
     ):
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         with contextlib.suppress(errors.ObjectExistsError):

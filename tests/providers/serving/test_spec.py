@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helpers.api_proxy import Authority
+from helpers.certificates import Authority
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.pod_access import pod_access
 from nighttrain.providers.serving.backends.manifests import build_deployment, build_service, deployment_name
