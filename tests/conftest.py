@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.clusters import client, cluster, idle_cluster
 from helpers.mlflow_server import make_model, mlflow_on_postgresql, mlflow_server, mlflow_store
 from helpers.scripted_http import scripted
 
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
 
-__all__ = ["make_model", "mlflow_on_postgresql", "mlflow_server", "mlflow_store", "scripted"]
+__all__ = [
+    "client",
+    "cluster",
+    "idle_cluster",
+    "make_model",
+    "mlflow_on_postgresql",
+    "mlflow_server",
+    "mlflow_store",
+    "scripted",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,24 +13,16 @@ from helpers.mlflow_server import MLflowServer, free_port
 from helpers.server_proxy import ServerProxy
 from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.tracking import client
 from nighttrain.sensors import triggers
 from nighttrain.sensors.triggers import MLflowAnswersTrigger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from helpers.scripted_http import Scripted
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow]
 SUCCEEDS, FAILS = "print(1)", "print('no such column'); raise SystemExit(3)"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,14 +17,13 @@ from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import SECRETS
 from nighttrain.providers.kubernetes.job.plain_secrets import known_forms
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from helpers.mlflow_server import MLflowServer
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 
@@ -39,12 +37,6 @@ address = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/log-metric"
 request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
 urllib.request.urlopen(request, timeout=20, context=context).close()
 """
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,12 +22,13 @@ from nighttrain.providers.commands import main
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS as JOBS_OF_THE_STORE
 from nighttrain.providers.tracking import client as tracking
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 SPEC = WorkloadSpec(
     image="py", cmds=["python", "-S", "-c", "import time; time.sleep(60)"], termination_grace_period=1
@@ -77,12 +77,6 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Airflow]:
     running.server.shutdown()
     thread.join()
     running.server.server_close()
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 async def start(cluster: EmbeddedCluster, *runs: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -36,20 +35,20 @@ from nighttrain.providers.kubernetes.api.resources import SECRETS
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from helpers.mlflow_server import MLflowServer
     from nighttrain.providers.kubernetes.outcome.outcome import (
         Outcome,
     )
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 Json = dict[str, Any]
 _numbers = count(1)
@@ -139,12 +138,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         pass
     finally:
         writer.close()
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @asynccontextmanager

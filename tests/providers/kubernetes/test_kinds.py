@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import count, cycle
@@ -37,10 +36,11 @@ from nighttrain.providers.kubernetes.values.objects import (
     uid_of,
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 Json = dict[str, Any]
 
@@ -155,12 +155,6 @@ class Operator:
                 with contextlib.suppress(ObjectNotFoundError):
                     body = {"status": {"state": phase}}
                     await self._client.patch(TRAININGS, NAMESPACE, name, body, subresource="status")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture

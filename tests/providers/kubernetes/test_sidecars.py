@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -30,12 +29,10 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION, OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.values.objects import main_container
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
     from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 K = OutcomeKind
 Json = dict[str, Any]
@@ -273,18 +270,6 @@ def test_what_is_written_on_the_job_holds_whatever_comes_after() -> None:
 
 
 # On the embedded cluster.
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as opened:
-        yield opened
 
 
 def spec(code: str, sidecar: str = "import time; time.sleep(60)") -> WorkloadSpec:

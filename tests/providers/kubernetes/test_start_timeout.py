@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from helpers.clusters import connected
 from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
@@ -23,13 +23,14 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from aiohttp import web
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 K = OutcomeKind
 Json = dict[str, Any]
@@ -42,19 +43,7 @@ def identity() -> WorkloadIdentity:
     return WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
 
 
-@asynccontextmanager
-async def connected(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        yield client
-
-
 # With containers.
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 async def test_an_init_container_that_outlasts_the_time_out_leaves_no_training_behind(
@@ -129,17 +118,11 @@ async def test_without_a_pod_the_job_is_removed(cluster: EmbeddedCluster) -> Non
 # Without controllers and kubelets: the test decides what happens between the look and the deletion.
 
 
-@pytest.fixture(scope="module")
-def api() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(containers=False) as running:
-        yield running
-
-
 class World:
     """A Job, its pod, and a proxy through which the wait goes."""
 
-    def __init__(self, api: EmbeddedCluster, admin: ClusterClient) -> None:
-        self._api, self.admin = api, admin
+    def __init__(self, idle_cluster: EmbeddedCluster, admin: ClusterClient) -> None:
+        self._api, self.admin = idle_cluster, admin
         self.before: Callable[[SeenRequest], web.Response | None] = lambda _: None
         self.deletions: list[str] = []
 
@@ -211,19 +194,19 @@ COMPLETE = {
 
 
 @asynccontextmanager
-async def world(api: EmbeddedCluster) -> AsyncIterator[tuple[World, ClusterClient]]:
-    async with connected(api) as admin:
-        made = World(api, admin)
-        async with ServerProxy(api.url, api.token, judge=made.judge) as proxy:
+async def world(idle_cluster: EmbeddedCluster) -> AsyncIterator[tuple[World, ClusterClient]]:
+    async with connected(idle_cluster) as admin:
+        made = World(idle_cluster, admin)
+        async with ServerProxy(idle_cluster.url, idle_cluster.token, judge=made.judge) as proxy:
             config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))
             async with await ClusterClient.open(config) as client:
                 yield made, client
 
 
 async def test_a_pod_that_starts_between_the_look_and_the_deletion_trains_to_its_end(
-    api: EmbeddedCluster,
+    idle_cluster: EmbeddedCluster,
 ) -> None:
-    async with world(api) as (made, client):
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         pod = await made.pod(job)
 
@@ -253,8 +236,10 @@ async def told_to_go(client: ClusterClient, job: Workload) -> None:
             return
 
 
-async def test_a_container_that_began_after_all_is_an_attempt_that_was_stopped(api: EmbeddedCluster) -> None:
-    async with world(api) as (made, client):
+async def test_a_container_that_began_after_all_is_an_attempt_that_was_stopped(
+    idle_cluster: EmbeddedCluster,
+) -> None:
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         pod = await made.pod(job)
         waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
@@ -279,9 +264,9 @@ NEVER = {
 
 
 async def test_a_pod_that_never_began_did_not_start_although_it_claims_137(
-    api: EmbeddedCluster,
+    idle_cluster: EmbeddedCluster,
 ) -> None:
-    async with world(api) as (made, client):
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         pod = await made.pod(job)
         waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
@@ -294,9 +279,9 @@ async def test_a_pod_that_never_began_did_not_start_although_it_claims_137(
 
 
 async def test_a_job_that_gets_its_pod_between_the_look_and_the_deletion_goes_on(
-    api: EmbeddedCluster,
+    idle_cluster: EmbeddedCluster,
 ) -> None:
-    async with world(api) as (made, client):
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         path = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{job.name}"
 
@@ -312,9 +297,9 @@ async def test_a_job_that_gets_its_pod_between_the_look_and_the_deletion_goes_on
 
 
 async def test_without_the_right_to_delete_pods_the_job_goes_and_the_right_is_named(
-    api: EmbeddedCluster,
+    idle_cluster: EmbeddedCluster,
 ) -> None:
-    async with world(api) as (made, client):
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         await made.pod(job)
 

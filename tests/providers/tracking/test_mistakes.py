@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import stamina
 
 from helpers.certificates import Authority, Pair
 from helpers.mlflow_server import free_port
@@ -29,17 +28,13 @@ from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.run_tree import RunTree
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from helpers.mlflow_server import MLflowServer
     from helpers.scripted_http import Scripted
 
-
-@pytest.fixture(autouse=True)
-def no_pauses() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3, cap=True):
-        yield
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 async def failure(uri: str, **options: Any) -> TrackingError:
