@@ -1,22 +1,29 @@
-"""Fixtures for every test. Helpers that several folders share are modules beside this file."""
+"""Fixtures for every test. What they are made of is in ``helpers``."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from typing import TYPE_CHECKING
 
 import pytest
-from mlflow_server import make_model, mlflow_on_postgresql, mlflow_server, mlflow_store
+
+from helpers.clusters import client, cluster, idle_cluster
+from helpers.mlflow_server import make_model, mlflow_on_postgresql, mlflow_server, mlflow_store
+from helpers.scripted_http import scripted
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
 
-__all__ = ["make_model", "mlflow_on_postgresql", "mlflow_server", "mlflow_store"]
+__all__ = [
+    "client",
+    "cluster",
+    "idle_cluster",
+    "make_model",
+    "mlflow_on_postgresql",
+    "mlflow_server",
+    "mlflow_store",
+    "scripted",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

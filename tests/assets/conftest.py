@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
-from scripted_http import scripted
 
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
@@ -19,9 +18,8 @@ from nighttrain.providers.local.cluster.store.resources import JOBS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
-__all__ = ["scripted"]
 HERE = Path(__file__).parent
 FLIGHTS = HERE.parents[1] / "dags"
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
-from lineage_keys import LINEAGE_KEYS, RUN_KEYS
-from mlflow_server import unique
 
+from helpers.lineage_keys import LINEAGE_KEYS, RUN_KEYS
+from helpers.mlflow_server import unique
 from nighttrain.assets.flights import NIGHTS, airline_delay_definitions
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.registry.models import ModelRegistry
@@ -17,8 +17,7 @@ from nighttrain.providers.registry.promotion import promote
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlflow_server import MLflowServer
-
+    from helpers.mlflow_server import MLflowServer
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
-from mlflow_server import unique
 
+from helpers.mlflow_server import unique
 from nighttrain.assets.gates import Candidate, model_gate_check
 from nighttrain.assets.training import training_asset
 
 if TYPE_CHECKING:
-    from mlflow_server import MLflowServer
-
+    from helpers.mlflow_server import MLflowServer
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]

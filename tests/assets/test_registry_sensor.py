@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
-from mlflow_server import free_port, unique
 
+from helpers.mlflow_server import free_port, unique
 from nighttrain.assets.flights import airline_delay_definitions
 from nighttrain.assets.registry import registered_model_sensor
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.providers.errors import ConfigurationError, TrackingUnreachableError
 
 if TYPE_CHECKING:
-    from mlflow_server import MakeModel, MLflowServer
+    from helpers.mlflow_server import MakeModel, MLflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 

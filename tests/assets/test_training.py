@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
-from mlflow_server import free_port, running_mlflow, unique
 
+from helpers.mlflow_server import free_port, running_mlflow, unique
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.assets.training import training_asset
 from nighttrain.assets.workload import Step, consume, run_workload
@@ -32,9 +32,8 @@ from nighttrain.providers.local.cluster.store.resources import PODS
 from nighttrain.providers.registry.models import ModelRegistry
 
 if TYPE_CHECKING:
-    from mlflow_server import MLflowServer
-    from scripted_http import Scripted
-
+    from helpers.mlflow_server import MLflowServer
+    from helpers.scripted_http import Scripted
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.local.cluster.server import EmbeddedCluster
 

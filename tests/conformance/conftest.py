@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from conformance_client import Cluster, Space, connect
+from helpers.conformance_client import Cluster, Space, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conformance_client import APPLY_PATCH, causes, config_map, refusal
+
+from helpers.conformance_client import APPLY_PATCH, causes, config_map, refusal
 
 if TYPE_CHECKING:
     import httpx
-    from conformance_client import Object, Space
+
+    from helpers.conformance_client import Object, Space
 
 pytestmark = [pytest.mark.api, pytest.mark.not_embedded("server-side apply")]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conformance_client import config_map, refusal
+
+from helpers.conformance_client import config_map, refusal
 
 if TYPE_CHECKING:
-    from conformance_client import Cluster, Space
+    from helpers.conformance_client import Cluster, Space
 
 pytestmark = pytest.mark.api
 

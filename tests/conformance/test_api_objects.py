@@ -7,10 +7,11 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conformance_client import MERGE_PATCH, config_map, refusal
+
+from helpers.conformance_client import MERGE_PATCH, config_map, refusal
 
 if TYPE_CHECKING:
-    from conformance_client import Cluster, Space
+    from helpers.conformance_client import Cluster, Space
 
 pytestmark = pytest.mark.api
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from conformance_client import causes, refusal
+
+from helpers.conformance_client import causes, refusal
 
 if TYPE_CHECKING:
-    from conformance_client import Cluster, Space
+    from helpers.conformance_client import Cluster, Space
 
 pytestmark = pytest.mark.api
 

@@ -6,10 +6,11 @@ import base64
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conformance_client import causes, config_map, refusal
+
+from helpers.conformance_client import causes, config_map, refusal
 
 if TYPE_CHECKING:
-    from conformance_client import Space
+    from helpers.conformance_client import Space
 
 pytestmark = pytest.mark.api
 

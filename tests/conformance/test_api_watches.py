@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from conformance_client import config_map
+
+from helpers.conformance_client import config_map
 
 if TYPE_CHECKING:
-    from conformance_client import Object, Space
+    from helpers.conformance_client import Object, Space
 
 pytestmark = pytest.mark.api
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conformance_client import STRATEGIC_PATCH, config_map
+
+from helpers.conformance_client import STRATEGIC_PATCH, config_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conformance_client import Space
+    from helpers.conformance_client import Space
 
 client: Any = pytest.importorskip("kubernetes.client")
 

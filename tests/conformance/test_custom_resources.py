@@ -7,13 +7,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conformance_client import MERGE_PATCH, WAIT_SECONDS, causes, condition, conditions, refusal
+
+from helpers.conformance_client import MERGE_PATCH, WAIT_SECONDS, causes, condition, conditions, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx
-    from conformance_client import Cluster, Object, Space
+
+    from helpers.conformance_client import Cluster, Object, Space
 
 pytestmark = pytest.mark.api
 

@@ -6,12 +6,13 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conformance_client import condition, config_map, refusal
+
+from helpers.conformance_client import condition, config_map, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conformance_client import Cluster, Object, Space
+    from helpers.conformance_client import Cluster, Object, Space
 
 pytestmark = pytest.mark.not_embedded("quotas and priorities")
 

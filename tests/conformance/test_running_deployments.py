@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance_client import FAILS, STRATEGIC_PATCH, condition, conditions, config_map, refusal
+from helpers.conformance_client import FAILS, STRATEGIC_PATCH, condition, conditions, config_map, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conformance_client import Cluster, Object, Space
+    from helpers.conformance_client import Cluster, Object, Space
 
 SLEEP = "import time; time.sleep(600)"
 REVISION = "deployment.kubernetes.io/revision"

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conformance_client import condition, refusal
+
+from helpers.conformance_client import condition, refusal
 
 if TYPE_CHECKING:
     import httpx
-    from conformance_client import Object, Space
+
+    from helpers.conformance_client import Object, Space
 
 SLEEP = "import time; time.sleep(600)"
 ANOTHER_UID = "11111111-2222-3333-4444-555555555555"

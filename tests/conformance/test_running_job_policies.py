@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from conformance_client import condition, conditions
+from helpers.conformance_client import condition, conditions
 
 if TYPE_CHECKING:
-    from conformance_client import Object, Space
+    from helpers.conformance_client import Object, Space
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
-from conformance_client import FAILS, PASSES, WAIT_SECONDS, condition, conditions, config_map, refusal
+from helpers.conformance_client import FAILS, PASSES, WAIT_SECONDS, condition, conditions, config_map, refusal
 
 if TYPE_CHECKING:
-    from conformance_client import Object, Space
+    from helpers.conformance_client import Object, Space
 
 SLEEP = "import time; time.sleep(600)"
 

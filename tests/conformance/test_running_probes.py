@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from conformance_client import FAILS, PASSES, WAIT_SECONDS, conditions
+from helpers.conformance_client import FAILS, PASSES, WAIT_SECONDS, conditions
 
 if TYPE_CHECKING:
-    from conformance_client import Object, Space
+    from helpers.conformance_client import Object, Space
 
 SLEEP = "import time; time.sleep(600)"
 # Listens after some seconds: until then the startup probe fails.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from conformance_client import STRATEGIC_PATCH
+from helpers.conformance_client import STRATEGIC_PATCH
 
 if TYPE_CHECKING:
-    from conformance_client import Object, Space
+    from helpers.conformance_client import Object, Space
 
 SLEEP = "import time; time.sleep(600)"
 REVISION = "deployment.kubernetes.io/revision"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
-from conformance_client import conditions, config_map
+from helpers.conformance_client import conditions, config_map
 
 if TYPE_CHECKING:
-    from conformance_client import Object, Space
+    from helpers.conformance_client import Object, Space
 
 # Prints path, mode and content of every file; what a kubelet keeps beside them begins with two dots.
 SHOW = (

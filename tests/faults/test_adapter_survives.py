@@ -12,7 +12,7 @@ import pytest
 
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.errors import ObjectConflictError
-from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.outcome.outcome import (
@@ -24,7 +24,7 @@ from nighttrain.providers.local.cluster.faults.faults import Fault, FaultPlan
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 NAMESPACE = "default"
@@ -35,12 +35,6 @@ _numbers = count()
 def cluster(tmp_path: Path) -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster(images={"py": sys.executable}, state=tmp_path / "state") as running:
         yield running
-
-
-@pytest.fixture
-async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as opened:
-        yield opened
 
 
 @pytest.fixture

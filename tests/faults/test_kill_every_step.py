@@ -19,14 +19,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import kill.worker
 import pytest
 import stamina
-from kill.arena import Arena, Verdict, arena
-from kill.calls import Fault, injecting
-from kill.flow import Flow, Plan
-from kill.found import FOUND
-from kill.plans import (
+
+from helpers import importable_helpers
+from helpers.faulty_flows.airflow_tasks import over
+from helpers.faulty_flows.call_faults import Fault, injecting
+from helpers.faulty_flows.flow import Flow, Plan
+from helpers.faulty_flows.plans import (
     SHAPES,
     Call,
     all_goals,
@@ -36,8 +36,8 @@ from kill.plans import (
     random_plan,
     sample,
 )
-from kill.tasks import over
-
+from helpers.faulty_flows.regressions import FOUND
+from helpers.faulty_flows.runner import Arena, Verdict, arena
 from nighttrain.operators import outages
 from nighttrain.providers.attempts import waiting
 from nighttrain.providers.kubernetes.mirror import watch
@@ -46,7 +46,7 @@ from nighttrain.providers.serving import rollout
 from nighttrain.sensors import removal
 
 if TYPE_CHECKING:
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(6 * 3600)]
 
@@ -165,12 +165,16 @@ def test_random_schedules_break_no_promise(
 
 
 class Worker:
-    """A process that runs flows in processes of its own; see ``kill.worker``."""
+    """A process that runs flows in processes of its own; see ``helpers.faulty_flows.worker``."""
 
     def __init__(self) -> None:
-        command = [sys.executable, str(Path(kill.worker.__file__))]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-m", "helpers.faulty_flows.worker"],
+            env=importable_helpers(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self._read_until("ready")
 

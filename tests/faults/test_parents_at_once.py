@@ -12,18 +12,18 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import run_opener
-from mlflow_server import unique
-from slow_proxy import slow_proxy
+
+from helpers import importable_helpers
+from helpers.mlflow_server import unique
+from helpers.slow_proxy import slow_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(3600)]
 
@@ -34,10 +34,14 @@ HELD_UP_SECONDS = 0.1
 
 @contextmanager
 def processes(uri: str, experiment: str) -> Iterator[list[subprocess.Popen[str]]]:
-    command = [sys.executable, str(Path(run_opener.__file__)), uri, experiment]
+    command = [sys.executable, "-m", "helpers.run_opener", uri, experiment]
     started = [
         subprocess.Popen(
-            [*command, f"task-{number}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, f"task-{number}"],
+            env=importable_helpers(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for number in range(TASKS)
     ]

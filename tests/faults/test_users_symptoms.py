@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -27,14 +26,14 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.faults.faults import Fault
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 NAMESPACE = "default"
 _numbers = count()
@@ -47,12 +46,6 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 print('asleep', flush=True)
 time.sleep(60)
 """
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from mlflow_server import MLflowServer, unique
 
+from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators import hints
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.tracked_workload import StartedWorkload

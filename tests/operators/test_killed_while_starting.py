@@ -6,33 +6,25 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-from one_task import Task
 
+from helpers.training_task import Task
 from nighttrain.operators.workload import Prepared
 from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.kubernetes.outcome.outcome import Observation, Phase
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
-from front import Authority, Front
-from mlflow_server import MLflowServer, free_port
-from one_task import Task
 
+from helpers.certificates import Authority
+from helpers.mlflow_server import MLflowServer, free_port
+from helpers.server_proxy import ServerProxy
+from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.tracking import client
 from nighttrain.sensors import triggers
 from nighttrain.sensors.triggers import MLflowAnswersTrigger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from scripted_http import Scripted
+    from helpers.scripted_http import Scripted
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow]
 SUCCEEDS, FAILS = "print(1)", "print('no such column'); raise SystemExit(3)"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -82,9 +74,11 @@ async def test_an_untrusted_certificate_ends_the_task_before_anything_starts(
 ) -> None:
     import asyncio
 
-    async with Front("http://127.0.0.1:1", "none", server=Authority("company").issue("mlflow")) as front:
+    async with ServerProxy(
+        "http://127.0.0.1:1", "none", server=Authority("company").issue("mlflow")
+    ) as proxy:
         task = Task(monkeypatch, SUCCEEDS)
-        task.mlflow_is(front.url)
+        task.mlflow_is(proxy.url)
         with pytest.raises(AirflowFailException, match="ca_certificate"):
             await asyncio.to_thread(task.execute)
     assert task.jobs(cluster) == []

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
-from mlflow_server import MLflowServer, unique
 
+from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators import outages
 from nighttrain.operators.outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.errors import ClusterError, ClusterRequestError, ClusterUnreachableError
 from nighttrain.providers.local.cluster.faults.faults import Fault
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 LOG = logging.getLogger(__name__)
 AWAY = ClusterUnreachableError("no answer")
@@ -79,12 +77,6 @@ def test_only_an_answer_that_may_change_is_asked_for_again(status: int, waits: b
     else:
         with pytest.raises(ClusterRequestError):
             cluster.waited_out(300)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.mark.slow

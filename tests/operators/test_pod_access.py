@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
-from front import Authority, Front
-from one_task import Task
 
+from helpers.certificates import Authority
+from helpers.server_proxy import ServerProxy
+from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import SECRETS
 from nighttrain.providers.kubernetes.job.plain_secrets import known_forms
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 
@@ -38,12 +37,6 @@ address = os.environ["MLFLOW_TRACKING_URI"] + "/api/2.0/mlflow/runs/log-metric"
 request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
 urllib.request.urlopen(request, timeout=20, context=context).close()
 """
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -60,9 +53,9 @@ async def test_a_training_reaches_mlflow_behind_a_companys_certificate(
     # People keep key and certificate in one file: only the certificate may leave this machine.
     ca = tmp_path / "ca.pem"
     ca.write_bytes(pair.key + b"# the company's\n" + authority.pem)
-    async with Front(mlflow_server.uri, "none", server=pair) as front:
+    async with ServerProxy(mlflow_server.uri, "none", server=pair) as proxy:
         task = Task(monkeypatch, TRAINING, deferrable=False)
-        task.mlflow_is(front.url, extra={"ca_certificate": str(ca)})
+        task.mlflow_is(proxy.url, extra={"ca_certificate": str(ca)})
         result = await asyncio.to_thread(task.execute)
     assert result is not None
     run = mlflow_server.call("GET", "runs/get", run_id=result["run_id"])["run"]
@@ -94,9 +87,9 @@ async def test_a_server_whose_certificate_is_not_checked(
     env_vars: dict[str, str] | None,
     expected: dict[str, str],
 ) -> None:
-    async with Front(mlflow_server.uri, "none", server=Authority("nobody").issue("mlflow")) as front:
+    async with ServerProxy(mlflow_server.uri, "none", server=Authority("nobody").issue("mlflow")) as proxy:
         task = Task(monkeypatch, "print(1)", deferrable=False, env_vars=env_vars)
-        task.mlflow_is(front.url, extra=extra)
+        task.mlflow_is(proxy.url, extra=extra)
         result = await asyncio.to_thread(task.execute)
     assert result is not None
     (pod,) = _named(cluster, PODS, result["job"].partition("/")[2])
@@ -132,12 +125,12 @@ async def test_no_secret_in_any_object_xcom_template_or_tag(
     authority = Authority("company")
     ca = tmp_path / "ca.pem"
     ca.write_bytes(authority.pem)
-    async with Front(mlflow_server.uri, "none", server=authority.issue("mlflow")) as front:
+    async with ServerProxy(mlflow_server.uri, "none", server=authority.issue("mlflow")) as proxy:
 
         def task(*, deferrable: bool) -> Task:
             made = Task(monkeypatch, code, deferrable=deferrable, mlflow_secret="credentials")
             extra = {"token": OF_THE_WORKER, "ca_certificate": str(ca)}
-            made.mlflow_is(front.url, login="me", password=OF_THE_WORKER, extra=extra)
+            made.mlflow_is(proxy.url, login="me", password=OF_THE_WORKER, extra=extra)
             return made
 
         waiting = task(deferrable=False)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from mlflow_server import free_port
 
+from helpers.mlflow_server import free_port
 from nighttrain.operators.maintenance import ReapWorkloadsOperator
 from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.bridge import run_sync

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from mlflow_server import MLflowServer, unique
 
+from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.providers.errors import ConfigurationError, GateInconclusiveError, GateRejectedError
 

@@ -16,8 +16,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout, TaskDeferred
 from airflow.sdk.execution_time.task_runner import _run_execute_callable
 from airflow.triggers.base import TriggerEvent
-from mlflow_server import MakeModel, MLflowServer, unique
 
+from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import PromoteModelOperator
 from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
 from nighttrain.providers.errors import NothingToRollBackToError, RolloutFailedError

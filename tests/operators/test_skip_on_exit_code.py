@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
-from mlflow_server import MLflowServer, unique
 
+from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.history import history_of
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ApplicationError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 NOTHING_TO_DO = 99
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import train_functions as written
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
+from helpers import train_functions as written
 from nighttrain.operators.provider_info import get_provider_info
 from nighttrain.operators.train_function import train_task
 from nighttrain.operators.training import TrainingJobOperator

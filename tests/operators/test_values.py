@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -11,19 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
-from lineage_keys import LINEAGE_KEYS, RUN_KEYS
-from mlflow_server import MakeModel, MLflowServer, unique
 
+from helpers.lineage_keys import LINEAGE_KEYS, RUN_KEYS
+from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import ModelGateOperator, RegisterModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
 from nighttrain.providers.errors import ConfigurationError, GateInconclusiveError
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from airflow.sdk import BaseOperator
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 
@@ -40,12 +38,6 @@ INCONCLUSIVE = {
     "bias <= 1": "the candidate has no usable bias: it is minus infinity",
     "f1 >= 0.5": "the candidate has no f1 (measured: bias, mae, r2, rows)",
 }
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 class Airflow:

@@ -10,7 +10,7 @@ import pytest
 from nighttrain.sensors.triggerer_health import triggerer_health
 
 if TYPE_CHECKING:
-    from conftest import Pipeline
+    from helpers.pipeline import Pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(420)]
 

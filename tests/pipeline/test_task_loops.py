@@ -24,7 +24,7 @@ from nighttrain.providers.kubernetes.values.identity import REGION_ANNOTATION, W
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Pipeline
+    from helpers.pipeline import Pipeline
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
 pytestmark = [

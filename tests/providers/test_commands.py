@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from front import Authority, Front
-from mlflow_proxy import proxy
-from mlflow_server import free_port
 
+from helpers.certificates import Authority
+from helpers.mlflow_proxy import proxy
+from helpers.mlflow_server import free_port
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts.lifecycle import submit
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.commands import main
@@ -23,12 +23,13 @@ from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, Clus
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS as JOBS_OF_THE_STORE
 from nighttrain.providers.tracking import client as tracking
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 SPEC = WorkloadSpec(
     image="py", cmds=["python", "-S", "-c", "import time; time.sleep(60)"], termination_grace_period=1
@@ -77,12 +78,6 @@ def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Airflow]:
     running.server.shutdown()
     thread.join()
     running.server.server_close()
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 async def start(cluster: EmbeddedCluster, *runs: str) -> None:
@@ -248,7 +243,7 @@ async def test_a_token_and_a_certificate_come_from_there_too(
     trusted.write_bytes(company.pem)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-token")
     issued = company.issue("mlflow")
-    async with Front(
+    async with ServerProxy(
         "http://127.0.0.1:1", "", server=issued, judge=lambda _: web.json_response({})
     ) as mlflow:
         assert await asyncio.to_thread(reap, "--mlflow-uri", mlflow.url) == 1  # signed by nobody it knows

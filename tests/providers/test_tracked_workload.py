@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from front import Front
-from mlflow_server import unique
 
+from helpers.mlflow_server import unique
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts.lifecycle import find_live
 from nighttrain.providers.attempts.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.attempts.reaping import (
@@ -36,21 +35,20 @@ from nighttrain.providers.kubernetes.api.resources import SECRETS
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import NAMESPACES
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import Lineage, Run, RunKey
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
-
+    from helpers.mlflow_server import MLflowServer
     from nighttrain.providers.kubernetes.outcome.outcome import (
         Outcome,
     )
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 Json = dict[str, Any]
 _numbers = count(1)
@@ -140,12 +138,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         pass
     finally:
         writer.close()
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @asynccontextmanager
@@ -431,9 +423,9 @@ async def test_what_a_webhook_puts_first_into_a_job_is_not_the_training(
 ) -> None:
     async with (
         outage(mlflow_server, begun=False) as mlflow,
-        Front(cluster.url, cluster.token, webhook=inject_a_proxy_first) as front,
+        ServerProxy(cluster.url, cluster.token, webhook=inject_a_proxy_first) as proxy,
     ):
-        through = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+        through = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="any"))
         work = replace(tracked(cluster, mlflow, TRAINING, next(_numbers)), cluster=through)
         closed = await to_the_end(work)
         child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)

@@ -15,7 +15,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from scale_stack import Trainings, trainings
+
+from helpers.airflow_in_parts import Trainings, trainings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from scale_stack import Front, trainings
+
+from helpers.airflow_in_parts import RestartableProxy, trainings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +28,8 @@ def test_trainings_succeed_once_each_through_a_rolling_restart(
     if not number:
         pytest.skip("a command: give --restarted N")
     seconds = 300 + 12.0 * number
-    front = Front()
-    with trainings(tmp_path, number, front) as running:
+    proxy = RestartableProxy()
+    with trainings(tmp_path, number, proxy) as running:
         stack = running.stack
         running.start()
         running.until(lambda: running.count("deferred") == number, seconds, "all to be deferred")
@@ -39,9 +40,9 @@ def test_trainings_succeed_once_each_through_a_rolling_restart(
             # The dead one's last heartbeat still counts for a while.
             time.sleep(AWAY_SECONDS)
             stack.wait_airflow([])
-        front.stop()
+        proxy.stop()
         time.sleep(AWAY_SECONDS)
-        front.start()
+        proxy.start()
         assert running.count("deferred") == number
         running.open_gate()
         running.until(lambda: running.state() in {"success", "failed"}, seconds, "the DAG run to end")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 from rich.table import Table
-from scale_stack import Trainings, seconds_of, trainings
+
+from helpers.airflow_in_parts import Trainings, seconds_of, trainings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

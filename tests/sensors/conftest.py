@@ -8,12 +8,9 @@ import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
-from scripted_http import scripted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-__all__ = ["scripted"]
 
 _HOME = tempfile.mkdtemp(prefix="nighttrain-airflow-")
 os.environ["AIRFLOW_HOME"] = _HOME

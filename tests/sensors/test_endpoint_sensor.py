@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
-from serving_player import NAMESPACE, Player
 
+from helpers.played_controllers import NAMESPACE, Player
 from nighttrain.providers.errors import ClusterError, RolloutFailedError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, SERVICES

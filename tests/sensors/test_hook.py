@@ -6,12 +6,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from mlflow_server import MLflowServer, free_port
 
+from helpers.mlflow_server import MLflowServer, free_port
 from nighttrain.sensors.hooks import MLflowHook
 
 if TYPE_CHECKING:
-    from scripted_http import Scripted
+    from helpers.scripted_http import Scripted
 
 
 @pytest.fixture

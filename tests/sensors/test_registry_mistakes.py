@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from nighttrain.sensors.registry import ModelStageSensor
 
 if TYPE_CHECKING:
-    from scripted_http import Scripted
+    from helpers.scripted_http import Scripted
 
 
 @pytest.mark.parametrize(

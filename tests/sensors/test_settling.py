@@ -11,7 +11,7 @@ from nighttrain.sensors import triggers
 from nighttrain.sensors.triggers import REPORT_SECONDS, MLflowAnswersTrigger, _Settling
 
 if TYPE_CHECKING:
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 SETTING = "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"
 

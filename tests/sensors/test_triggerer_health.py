@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.api_fastapi.core_api.datamodels.monitor import HealthInfoResponse
 from airflow.sdk.exceptions import TaskDeferred
-from mlflow_server import free_port
 
+from helpers.mlflow_server import free_port
 from nighttrain.sensors import triggerer_health
 from nighttrain.sensors.registry import ModelStageSensor
 from nighttrain.sensors.triggerer_health import api_servers, warn_without_triggerer

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers import RECORDINGS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-sys.path.insert(0, str(Path(__file__).parent))
 
 # The second one's are not replayed on the embedded cluster.
-RECORDINGS = (
-    Path(__file__).resolve().parents[2] / "data" / "recordings",
-    Path(__file__).parent / "recordings",
-)
+FOLDERS = (RECORDINGS, Path(__file__).parent / "recordings")
 
 
 def records(name: str) -> list[dict[str, Any]]:
     """All lines of one recorded scenario."""
-    paths = (folder / f"{name}.jsonl" for folder in RECORDINGS)
+    paths = (folder / f"{name}.jsonl" for folder in FOLDERS)
     lines = next(path for path in paths if path.exists()).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

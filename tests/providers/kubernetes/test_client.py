@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stamina
 import yaml
-from scripted_api import Answer, ScriptedServer, refusal
 
+from helpers.scripted_api import Answer, ScriptedServer, refusal
 from nighttrain.providers import errors
 from nighttrain.providers.kubernetes.api import client as client_module
 from nighttrain.providers.kubernetes.api.client import (

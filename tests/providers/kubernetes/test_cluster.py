@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import sys
 import time
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
@@ -41,7 +40,7 @@ from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 _numbers = count()
 NAMESPACE = "default"
@@ -51,18 +50,6 @@ NAMESPACE = "default"
 def cluster() -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster(images={"py": sys.executable}, forbidden_namespaces={"vault"}) as running:
         yield running
-
-
-@asynccontextmanager
-async def connected(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        yield client
-
-
-@pytest.fixture
-async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with connected(cluster) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import shipped_functions as written
 
+from helpers import shipped_functions as written
 from nighttrain.providers.attempts.lifecycle import cancel, observe, submit, wait
 from nighttrain.providers.errors import ConfigurationError, ObjectNotFoundError, WorkloadConflictError
-from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, ClusterClient, ClusterConfig
+from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, ClusterClient
 from nighttrain.providers.kubernetes.job import config_map as config_map_module
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.config_map import config_map
@@ -29,25 +28,12 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
 
 _numbers = count(1)
 HASH = "nighttrain.dev/spec-hash"
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as opened:
-        yield opened
 
 
 def identity() -> WorkloadIdentity:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
-from front import Front
 
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import verdicts, waiting
 from nighttrain.providers.errors import ObjectExistsError
@@ -56,15 +56,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedCluste
 
 
 @pytest.fixture
-async def front(cluster: EmbeddedCluster) -> AsyncIterator[Front]:
-    async with Front(cluster.url, cluster.token) as standing:
+async def proxy(cluster: EmbeddedCluster) -> AsyncIterator[ServerProxy]:
+    async with ServerProxy(cluster.url, cluster.token) as standing:
         yield standing
 
 
 @pytest.fixture
-async def client(front: Front) -> AsyncIterator[ClusterClient]:
+async def client(proxy: ServerProxy) -> AsyncIterator[ClusterClient]:
     """Its requests are counted. When it is closed no task of a hub is left."""
-    config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))
+    config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))
     before = asyncio.all_tasks()
     with stamina.set_testing(True):
         async with await ClusterClient.open(config) as opened:
@@ -118,15 +118,15 @@ async def until(view: Subscription, holds: Callable[[], Any], seconds: float = 2
             await view.change()
 
 
-def requests(front: Front) -> Counter[str]:
+def requests(proxy: ServerProxy) -> Counter[str]:
     return Counter(
         f"{'watch' if each.query.get('watch') else each.method} {each.path.rsplit('/', 1)[-1]}"
-        for each in front.seen
+        for each in proxy.seen
     )
 
 
 async def test_three_hundred_waits_share_one_watch_of_jobs_and_one_of_pods(
-    client: ClusterClient, admin: ClusterClient, front: Front
+    client: ClusterClient, admin: ClusterClient, proxy: ServerProxy
 ) -> None:
     jobs = [await new_job(admin) for _ in range(300)]
     tasks = [waits(client, job) for job in jobs]
@@ -137,7 +137,7 @@ async def test_three_hundred_waits_share_one_watch_of_jobs_and_one_of_pods(
         async with asyncio.timeout(30):
             outcomes = await asyncio.gather(*tasks)
     assert {outcome.kind for outcome in outcomes} == {OutcomeKind.SUCCEEDED}
-    asked = requests(front)
+    asked = requests(proxy)
     assert (asked["watch jobs"], asked["watch pods"]) == (1, 1)
     assert asked["GET jobs"] == 2  # one list in pages
     for job in jobs:
@@ -163,7 +163,7 @@ async def test_a_wait_on_a_job_newer_than_the_mirror_never_says_deleted(
 
 
 async def test_a_wait_on_a_job_that_was_never_there_ends_by_one_read(
-    client: ClusterClient, admin: ClusterClient, front: Front, monkeypatch: pytest.MonkeyPatch
+    client: ClusterClient, admin: ClusterClient, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "CONFIRM_AFTER_SECONDS", 0.0)
     here = await new_job(admin)
@@ -172,7 +172,7 @@ async def test_a_wait_on_a_job_that_was_never_there_ends_by_one_read(
         async with asyncio.timeout(20):
             outcome = await waits(client, Workload(NAMESPACE, "absent", "no-uid", 1))
     assert (outcome.kind, outcome.reason) == (OutcomeKind.CANCELLED, "JobDeleted")
-    assert requests(front)["GET absent"] == 1
+    assert requests(proxy)["GET absent"] == 1
 
 
 async def test_a_job_deleted_while_the_watch_was_down_is_missed_by_the_next_list(
@@ -268,7 +268,7 @@ async def test_a_process_that_ends_while_a_wait_begins_says_nothing_of_it(client
 
 
 async def test_events_explain_through_one_shared_feed_that_ends_with_its_readers(
-    client: ClusterClient, admin: ClusterClient, front: Front, monkeypatch: pytest.MonkeyPatch
+    client: ClusterClient, admin: ClusterClient, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
     monkeypatch.setattr(explanations, "LINGER_SECONDS", 0.0)
@@ -288,7 +288,7 @@ async def test_events_explain_through_one_shared_feed_that_ends_with_its_readers
             "a webhook said no" in (seen[job.name].detail if job.name in seen else "") for job in jobs
         ):
             await asyncio.sleep(0.01)
-    assert (requests(front)["watch events"], requests(front)["GET events"]) == (1, 1)
+    assert (requests(proxy)["watch events"], requests(proxy)["GET events"]) == (1, 1)
     async with subscribe(client, NAMESPACE, jobs[0].name, jobs[0].uid):
         for job in jobs:
             await complete(admin, job)
@@ -313,14 +313,14 @@ async def test_a_role_without_events_leaves_reasons_shorter_and_is_no_error(
 
 
 async def test_a_narrow_subscription_asks_for_its_job_alone(
-    client: ClusterClient, admin: ClusterClient, front: Front
+    client: ClusterClient, admin: ClusterClient, proxy: ServerProxy
 ) -> None:
     job = await new_job(admin)
     await complete(admin, job)
     assert (await waits(client, job, narrow=True)).succeeded
-    selectors = {each.query.get("fieldSelector") for each in front.seen if each.path.endswith("/jobs")}
+    selectors = {each.query.get("fieldSelector") for each in proxy.seen if each.path.endswith("/jobs")}
     assert selectors == {f"metadata.name={job.name}"}
-    assert all("nighttrain.dev" not in each.query.get("labelSelector", "") for each in front.seen)
+    assert all("nighttrain.dev" not in each.query.get("labelSelector", "") for each in proxy.seen)
 
 
 async def test_a_restart_of_the_api_server_is_waited_out(

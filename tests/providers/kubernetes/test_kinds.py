@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import count, cycle
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from front import Front
 
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.errors import ConfigurationError, ObjectExistsError, ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig
@@ -38,10 +37,11 @@ from nighttrain.providers.kubernetes.values.objects import (
     uid_of,
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 Json = dict[str, Any]
 
@@ -158,12 +158,6 @@ class Operator:
                     await self._client.patch(TRAININGS, NAMESPACE, name, body, subresource="status")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
-
-
 @pytest.fixture
 async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as opened:
@@ -252,8 +246,8 @@ async def test_all_of_a_kind_share_one_watch_beside_that_of_jobs(
     sleeping = spec("import time; time.sleep(60)")
     identities = [replace(identity, task_id=f"task{number}") for number in range(6)]
     async with (
-        Front(cluster.url, cluster.token) as front,
-        await ClusterClient.open(ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))) as watched,
+        ServerProxy(cluster.url, cluster.token) as proxy,
+        await ClusterClient.open(ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))) as watched,
     ):
         found = [
             await lifecycle.submit(watched, check_workload(sleeping), who, namespace=NAMESPACE, kind=each)
@@ -272,7 +266,7 @@ async def test_all_of_a_kind_share_one_watch_beside_that_of_jobs(
             for each in found:
                 await lifecycle.cancel(client, each)
             assert {outcome.kind for outcome in await asyncio.gather(*waits)} == {OutcomeKind.CANCELLED}
-    lists = Counter(request.path.rpartition("/")[2] for request in front.seen if request.query.get("limit"))
+    lists = Counter(request.path.rpartition("/")[2] for request in proxy.seen if request.query.get("limit"))
     # The pods are listed for each kind: a hub sees its own kind's.
     assert lists == {"jobs": 1, "trainings": 1, "pods": 2}
 

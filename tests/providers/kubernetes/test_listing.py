@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stamina
 from aiohttp import web
-from front import Front, Judge, Seen
-from scripted_api import Answer, ScriptedServer
 
+from helpers.scripted_api import Answer, ScriptedServer
+from helpers.server_proxy import Judge, SeenRequest, ServerProxy
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle, waiting
 from nighttrain.providers.attempts.reaper import TaskState, find
@@ -50,12 +50,12 @@ def cluster() -> Iterator[EmbeddedCluster]:
 @asynccontextmanager
 async def connected(
     cluster: EmbeddedCluster, judge: Judge = lambda _: None, page: int | None = None
-) -> AsyncIterator[tuple[ClusterClient, Front]]:
-    async with Front(cluster.url, cluster.token, judge=judge, page=page) as front:
-        config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))
+) -> AsyncIterator[tuple[ClusterClient, ServerProxy]]:
+    async with ServerProxy(cluster.url, cluster.token, judge=judge, page=page) as proxy:
+        config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))
         with stamina.set_testing(True):
             async with await ClusterClient.open(config) as client:
-                yield client, front
+                yield client, proxy
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def names(listed: dict[str, Any]) -> list[str]:
 async def test_a_listing_is_complete_whoever_divides_it(
     cluster: EmbeddedCluster, space: str, limit: int | None, page: int | None
 ) -> None:
-    async with connected(cluster, page=page) as (client, front):
+    async with connected(cluster, page=page) as (client, proxy):
         listed = await client.list(CONFIGMAPS, space, limit=limit)
-        asked = [seen.query for seen in front.seen]
+        asked = [seen.query for seen in proxy.seen]
     assert names(listed) == NAMES
     assert listed["metadata"]["resourceVersion"]
     assert not {"continue", "remainingItemCount"} & set(listed["metadata"])
@@ -88,11 +88,11 @@ async def test_a_listing_is_complete_whoever_divides_it(
     assert len(asked) == -(-len(NAMES) // min(limit or 100, page or 100))
 
 
-def refusing(times: int, body: dict[str, Any]) -> Callable[[Seen], web.Response | None]:
+def refusing(times: int, body: dict[str, Any]) -> Callable[[SeenRequest], web.Response | None]:
     """410 for so many rests of a list."""
     left = iter(range(times))
 
-    def judge(seen: Seen) -> web.Response | None:
+    def judge(seen: SeenRequest) -> web.Response | None:
         if "continue" not in seen.query or next(left, None) is None:
             return None
         return web.json_response(body, status=410)
@@ -112,9 +112,9 @@ BEGIN_ANEW = [
 async def test_a_listing_whose_rest_expired_begins_anew(
     cluster: EmbeddedCluster, space: str, body: dict[str, Any], page: int | None
 ) -> None:
-    async with connected(cluster, judge=refusing(1, body), page=page) as (client, front):
+    async with connected(cluster, judge=refusing(1, body), page=page) as (client, proxy):
         listed = await client.list(CONFIGMAPS, space, limit=2)
-        asked = [seen.query for seen in front.seen]
+        asked = [seen.query for seen in proxy.seen]
     assert names(listed) == NAMES, "each object once"
     assert [("continue" in query, query.get("limit")) for query in asked[:3]] == [
         (False, "2"),
@@ -127,21 +127,21 @@ async def test_a_listing_whose_rest_expired_begins_anew(
 async def test_a_listing_that_expires_time_and_again_is_an_error_and_no_half_list(
     cluster: EmbeddedCluster, space: str
 ) -> None:
-    async with connected(cluster, judge=refusing(99, EXPIRED), page=2) as (client, front):
+    async with connected(cluster, judge=refusing(99, EXPIRED), page=2) as (client, proxy):
         with pytest.raises(errors.WatchExpiredError, match="list configmaps"):
             await client.list(CONFIGMAPS, space)
-        assert len(front.seen) == 2 * LIST_ROUNDS
+        assert len(proxy.seen) == 2 * LIST_ROUNDS
 
 
 async def test_a_history_that_is_compacted_between_two_pages(cluster: EmbeddedCluster, space: str) -> None:
-    def judge(seen: Seen) -> None:
+    def judge(seen: SeenRequest) -> None:
         if "continue" in seen.query and judged == []:
             judged.append(seen)
             made = {"metadata": {"name": "f", "namespace": space}}
             cluster.call(lambda store: store.create(resources.CONFIGMAPS, made))
             cluster.call(lambda store: store.compact())
 
-    judged: list[Seen] = []
+    judged: list[SeenRequest] = []
     async with connected(cluster, judge=judge) as (client, _):
         listed = await client.list(CONFIGMAPS, space, limit=2)
     assert names(listed) == [*NAMES, "f"], "one moment, not two"

@@ -10,8 +10,8 @@ import pytest
 import stamina
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_api import Answer, ScriptedServer
 
+from helpers.scripted_api import Answer, ScriptedServer
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.logs.streams import Streams

@@ -10,8 +10,8 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_outcome_recordings import ENDINGS, has_succeeded, is_complete
 
+from helpers.recorded_endings import ENDINGS, has_succeeded, is_complete
 from nighttrain.providers.kubernetes.outcome.decide import (
     decide,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,10 +29,10 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 )
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 K = OutcomeKind
 Json = dict[str, Any]
@@ -162,15 +162,9 @@ async def test_when_a_pod_was_told_to_go_outlasts_the_last_step_of_its_deletion(
 # A cluster whose Job controller never comes: the kubelet's word is all there is.
 
 
-@pytest.fixture(scope="module")
-def api() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(containers=False) as running:
-        yield running
-
-
 @pytest.fixture
-async def client(api: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(api.kubeconfig))) as opened:
+async def client(idle_cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
+    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(idle_cluster.kubeconfig))) as opened:
         yield opened
 
 

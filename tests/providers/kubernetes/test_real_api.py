@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pod_security import baseline, restricted
 
+from helpers.pod_security import baseline, restricted
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.api_models import plain
 from nighttrain.providers.kubernetes.job.checked import check_workload

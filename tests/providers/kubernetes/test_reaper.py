@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -18,10 +17,11 @@ from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 NAMESPACE = "default"
 SPEC = WorkloadSpec(image="py", cmds=["python", "-S", "-c", "import time; time.sleep(60)"])
@@ -40,12 +40,6 @@ class Tasks:
         if self.meanwhile is not None:
             await self.meanwhile()
         return self.states.get(identity, TaskState.ALIVE)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 @pytest.fixture

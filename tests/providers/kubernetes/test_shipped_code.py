@@ -11,8 +11,8 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import shipped_functions as written
 
+from helpers import shipped_functions as written
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.shipped_code import bind, ship, source_of
 

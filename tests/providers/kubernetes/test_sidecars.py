@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from front import Front
 
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts import lifecycle, verdicts
 from nighttrain.providers.attempts.follow import follow_to_end
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
@@ -36,12 +35,10 @@ from nighttrain.providers.kubernetes.values.identity import (
 )
 from nighttrain.providers.kubernetes.values.objects import main_container
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
     from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 K = OutcomeKind
 Json = dict[str, Any]
@@ -281,18 +278,6 @@ def test_what_is_written_on_the_job_holds_whatever_comes_after() -> None:
 # On the embedded cluster.
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as opened:
-        yield opened
-
-
 def spec(code: str, sidecar: str = "import time; time.sleep(60)") -> WorkloadSpec:
     beside = {"name": "a-proxy", "image": "py", "command": ["python", "-S", "-c", sidecar]}
     main = {"name": "train", "image": "py"}
@@ -381,13 +366,13 @@ async def test_the_end_is_written_before_the_others_get_their_time(client: Clust
 
 
 async def test_no_pod_is_told_to_go_before_its_end_is_written(cluster: EmbeddedCluster) -> None:
-    async with Front(cluster.url, cluster.token) as front:
-        config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+    async with ServerProxy(cluster.url, cluster.token) as proxy:
+        config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="any"))
         async with await ClusterClient.open(config) as watched:
             started, _ = await start(watched, spec("pass"))
             async with asyncio.timeout(30):
                 assert (await lifecycle.wait(watched, started, timeouts=QUICK)).succeeded
-    calls = [(seen.method, seen.path.split("/")[-2]) for seen in front.seen]
+    calls = [(seen.method, seen.path.split("/")[-2]) for seen in proxy.seen]
     assert calls.index(("PATCH", "jobs")) < calls.index(("DELETE", "pods"))
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from front import Front, Seen, status
 
+from helpers.clusters import connected
+from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.attempts.follow import follow_to_end
@@ -26,13 +26,14 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.kubernetes.values.workload import Workload
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from aiohttp import web
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 K = OutcomeKind
 Json = dict[str, Any]
@@ -45,19 +46,7 @@ def identity() -> WorkloadIdentity:
     return WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
 
 
-@asynccontextmanager
-async def connected(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        yield client
-
-
 # With containers.
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
 
 
 async def test_an_init_container_that_outlasts_the_time_out_leaves_no_training_behind(
@@ -101,13 +90,13 @@ async def test_a_process_that_dies_after_the_deletion_leaves_the_time_out_and_no
     )
     deleted = asyncio.Event()
 
-    def watch(seen: Seen) -> None:
+    def watch(seen: SeenRequest) -> None:
         if seen.method == "DELETE" and "/pods/" in seen.path:
             deleted.set()
 
     async with asyncio.timeout(60), connected(cluster) as client:
-        async with Front(cluster.url, cluster.token, judge=watch) as front:
-            config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+        async with ServerProxy(cluster.url, cluster.token, judge=watch) as proxy:
+            config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="any"))
             async with await ClusterClient.open(config) as dying:
                 started = await lifecycle.submit(
                     dying, check_workload(given), identity(), epoch="0", namespace=NAMESPACE
@@ -134,21 +123,15 @@ async def test_without_a_pod_the_job_is_removed(cluster: EmbeddedCluster) -> Non
 # Without controllers and kubelets: the test decides what happens between the look and the deletion.
 
 
-@pytest.fixture(scope="module")
-def api() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(containers=False) as running:
-        yield running
-
-
 class World:
-    """A Job, its pod, and a front through which the wait goes."""
+    """A Job, its pod, and a proxy through which the wait goes."""
 
-    def __init__(self, api: EmbeddedCluster, admin: ClusterClient) -> None:
-        self._api, self.admin = api, admin
-        self.before: Callable[[Seen], web.Response | None] = lambda _: None
+    def __init__(self, idle_cluster: EmbeddedCluster, admin: ClusterClient) -> None:
+        self._api, self.admin = idle_cluster, admin
+        self.before: Callable[[SeenRequest], web.Response | None] = lambda _: None
         self.deletions: list[str] = []
 
-    def judge(self, seen: Seen) -> web.Response | None:
+    def judge(self, seen: SeenRequest) -> web.Response | None:
         if seen.method != "DELETE":
             return None
         self.deletions.append(seen.path.rsplit("/", 2)[-2])
@@ -218,23 +201,23 @@ COMPLETE = {
 
 
 @asynccontextmanager
-async def world(api: EmbeddedCluster) -> AsyncIterator[tuple[World, ClusterClient]]:
-    async with connected(api) as admin:
-        made = World(api, admin)
-        async with Front(api.url, api.token, judge=made.judge) as front:
-            config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))
+async def world(idle_cluster: EmbeddedCluster) -> AsyncIterator[tuple[World, ClusterClient]]:
+    async with connected(idle_cluster) as admin:
+        made = World(idle_cluster, admin)
+        async with ServerProxy(idle_cluster.url, idle_cluster.token, judge=made.judge) as proxy:
+            config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))
             async with await ClusterClient.open(config) as client:
                 yield made, client
 
 
 async def test_a_pod_that_starts_between_the_look_and_the_deletion_trains_to_its_end(
-    api: EmbeddedCluster,
+    idle_cluster: EmbeddedCluster,
 ) -> None:
-    async with world(api) as (made, client):
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         pod = await made.pod(job)
 
-        def starts(_: Seen) -> None:
+        def starts(_: SeenRequest) -> None:
             made.patch(pod, phase("Running", BEGAN))
 
         made.before = starts
@@ -260,8 +243,10 @@ async def told_to_go(client: ClusterClient, job: Workload) -> None:
             return
 
 
-async def test_a_container_that_began_after_all_is_an_attempt_that_was_stopped(api: EmbeddedCluster) -> None:
-    async with world(api) as (made, client):
+async def test_a_container_that_began_after_all_is_an_attempt_that_was_stopped(
+    idle_cluster: EmbeddedCluster,
+) -> None:
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         pod = await made.pod(job)
         waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
@@ -286,9 +271,9 @@ NEVER = {
 
 
 async def test_a_pod_that_never_began_did_not_start_although_it_claims_137(
-    api: EmbeddedCluster,
+    idle_cluster: EmbeddedCluster,
 ) -> None:
-    async with world(api) as (made, client):
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         pod = await made.pod(job)
         waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
@@ -301,13 +286,13 @@ async def test_a_pod_that_never_began_did_not_start_although_it_claims_137(
 
 
 async def test_a_job_that_gets_its_pod_between_the_look_and_the_deletion_goes_on(
-    api: EmbeddedCluster,
+    idle_cluster: EmbeddedCluster,
 ) -> None:
-    async with world(api) as (made, client):
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         path = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs/{job.name}"
 
-        def comes(_: Seen) -> None:
+        def comes(_: SeenRequest) -> None:
             made.patch(path, {"active": 1, "startTime": "2026-01-01T00:00:00Z"})
             made.before = lambda _: made.patch(path, COMPLETE)
 
@@ -319,16 +304,16 @@ async def test_a_job_that_gets_its_pod_between_the_look_and_the_deletion_goes_on
 
 
 async def test_without_the_right_to_delete_pods_the_job_goes_and_the_right_is_named(
-    api: EmbeddedCluster,
+    idle_cluster: EmbeddedCluster,
 ) -> None:
-    async with world(api) as (made, client):
+    async with world(idle_cluster) as (made, client):
         job = await made.job()
         await made.pod(job)
 
-        def forbids(seen: Seen) -> web.Response | None:
+        def forbids(seen: SeenRequest) -> web.Response | None:
             if "/pods/" not in seen.path:
                 return None
-            return status(403, "Forbidden", 'pods "p" is forbidden: User "airflow" cannot delete')
+            return api_refusal(403, "Forbidden", 'pods "p" is forbidden: User "airflow" cannot delete')
 
         made.before = forbids
         waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stamina
 import yaml
-from front import Authority, Front, Seen, WebProxy, status
 
+from helpers.certificates import Authority
+from helpers.server_proxy import ForwardProxy, SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api import connection, session
@@ -64,10 +65,10 @@ class Gate:
     def __init__(self) -> None:
         self.tokens: set[str] = set()
 
-    def __call__(self, seen: Seen) -> web.Response | None:
+    def __call__(self, seen: SeenRequest) -> web.Response | None:
         if seen.token in self.tokens or (not self.tokens and seen.certificate):
             return None
-        return status(401, "Unauthorized", "Unauthorized")
+        return api_refusal(401, "Unauthorized", "Unauthorized")
 
 
 @pytest.fixture
@@ -76,8 +77,8 @@ def gate() -> Gate:
 
 
 @pytest.fixture
-async def front(cluster: EmbeddedCluster, authority: Authority, gate: Gate) -> AsyncIterator[Front]:
-    async with Front(cluster.url, cluster.token, server=authority.issue("api"), judge=gate) as standing:
+async def proxy(cluster: EmbeddedCluster, authority: Authority, gate: Gate) -> AsyncIterator[ServerProxy]:
+    async with ServerProxy(cluster.url, cluster.token, server=authority.issue("api"), judge=gate) as standing:
         yield standing
 
 
@@ -107,30 +108,30 @@ async def trained(client: ClusterClient) -> list[str]:
 async def test_a_training_over_mutual_tls(cluster: EmbeddedCluster, authority: Authority, gate: Gate) -> None:
     certificate, key = authority.issue("nightly").data()
     server = authority.issue("api")
-    async with Front(cluster.url, cluster.token, server=server, clients=authority, judge=gate) as front:
+    async with ServerProxy(cluster.url, cluster.token, server=server, clients=authority, judge=gate) as proxy:
         user = {"client-certificate-data": certificate, "client-key-data": key}
-        async with await opened(front.kubeconfig(authority, **user)) as client:
+        async with await opened(proxy.kubeconfig(authority, **user)) as client:
             assert await trained(client) == ["one", "two"]
-    assert {seen.certificate for seen in front.seen} == {"nightly"}
-    assert {seen.token for seen in front.seen} == {""}
-    assert any(seen.query.get("watch") for seen in front.seen)
-    assert any(seen.path.endswith("/log") for seen in front.seen)
+    assert {seen.certificate for seen in proxy.seen} == {"nightly"}
+    assert {seen.token for seen in proxy.seen} == {""}
+    assert any(seen.query.get("watch") for seen in proxy.seen)
+    assert any(seen.path.endswith("/log") for seen in proxy.seen)
 
 
-async def test_a_training_over_tls_with_a_token(front: Front, authority: Authority, gate: Gate) -> None:
+async def test_a_training_over_tls_with_a_token(proxy: ServerProxy, authority: Authority, gate: Gate) -> None:
     gate.tokens = {"good"}
-    async with await opened(front.kubeconfig(authority, token="good")) as client:
+    async with await opened(proxy.kubeconfig(authority, token="good")) as client:
         assert await trained(client) == ["one", "two"]
-    async with await opened(front.kubeconfig(authority, token="bad")) as client:
+    async with await opened(proxy.kubeconfig(authority, token="bad")) as client:
         with pytest.raises(errors.ClusterUnauthorizedError, match="renew the token"):
             await client.list(JOBS, NAMESPACE)
 
 
 async def test_an_unknown_authority_is_named_with_what_to_set_and_tried_once(
-    front: Front, gate: Gate
+    proxy: ServerProxy, gate: Gate
 ) -> None:
     gate.tokens = {"good"}
-    async with await opened(front.kubeconfig(Authority("another"), token="good")) as client:
+    async with await opened(proxy.kubeconfig(Authority("another"), token="good")) as client:
         with pytest.raises(
             errors.ClusterUnreachableError,
             match=r"not trusted: (?s:.*)Set certificate-authority-data .* of the cluster in the kubeconfig",
@@ -138,7 +139,7 @@ async def test_an_unknown_authority_is_named_with_what_to_set_and_tried_once(
             await client.list(JOBS, NAMESPACE)
         with pytest.raises(errors.ClusterUnreachableError, match="not trusted"):
             await anext(client.watch(PODS, NAMESPACE, resource_version="0"))
-    assert front.seen == []
+    assert proxy.seen == []
 
 
 async def test_a_name_that_the_certificate_does_not_have(
@@ -146,8 +147,8 @@ async def test_a_name_that_the_certificate_does_not_have(
 ) -> None:
     gate.tokens = {"good"}
     server = authority.issue("api", addresses=("10.96.0.1",))
-    async with Front(cluster.url, cluster.token, server=server, judge=gate) as front:
-        content = front.kubeconfig(authority, token="good")
+    async with ServerProxy(cluster.url, cluster.token, server=server, judge=gate) as proxy:
+        content = proxy.kubeconfig(authority, token="good")
         async with await opened(content) as client:
             with pytest.raises(errors.ClusterUnreachableError, match="set tls-server-name"):
                 await client.list(JOBS, NAMESPACE)
@@ -161,16 +162,16 @@ async def test_an_expired_server_certificate(
 ) -> None:
     server = authority.issue("api", days=-1)
     async with (
-        Front(cluster.url, cluster.token, server=server, judge=gate) as front,
-        await opened(front.kubeconfig(authority, token="good")) as client,
+        ServerProxy(cluster.url, cluster.token, server=server, judge=gate) as proxy,
+        await opened(proxy.kubeconfig(authority, token="good")) as client,
     ):
         with pytest.raises(errors.ClusterUnreachableError, match=r"expired\. Renew the server's"):
             await client.list(JOBS, NAMESPACE)
 
 
-async def test_verification_can_be_turned_off(front: Front, gate: Gate) -> None:
+async def test_verification_can_be_turned_off(proxy: ServerProxy, gate: Gate) -> None:
     gate.tokens = {"good"}
-    content = front.kubeconfig(token="good")
+    content = proxy.kubeconfig(token="good")
     async with await opened(content, verify_ssl=False) as client:
         assert (await client.list(JOBS, NAMESPACE))["kind"] == "JobList"
     content["clusters"][0]["cluster"]["insecure-skip-tls-verify"] = True
@@ -179,28 +180,28 @@ async def test_verification_can_be_turned_off(front: Front, gate: Gate) -> None:
 
 
 async def test_plain_http_on_a_port_for_tls_is_said(cluster: EmbeddedCluster) -> None:
-    async with Front(cluster.url, cluster.token) as front:
-        content = front.kubeconfig(token="good")
-        content["clusters"][0]["cluster"]["server"] = front.url.replace("http:", "https:")
+    async with ServerProxy(cluster.url, cluster.token) as proxy:
+        content = proxy.kubeconfig(token="good")
+        content["clusters"][0]["cluster"]["server"] = proxy.url.replace("http:", "https:")
         async with await opened(content) as client:
             with pytest.raises(errors.ClusterUnreachableError, match="does not speak TLS"):
                 await client.list(JOBS, NAMESPACE)
 
 
 async def test_connections_that_the_server_closed_meanwhile(
-    front: Front, authority: Authority, gate: Gate
+    proxy: ServerProxy, authority: Authority, gate: Gate
 ) -> None:
     gate.tokens = {"good"}
-    async with await opened(front.kubeconfig(authority, token="good")) as client:
+    async with await opened(proxy.kubeconfig(authority, token="good")) as client:
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"c-{next(_numbers)}"}}
         await client.create(CONFIGMAPS, NAMESPACE, body)
-        assert front.close_idle() >= 1
+        assert proxy.close_idle() >= 1
         await client.get(CONFIGMAPS, NAMESPACE, body["metadata"]["name"])
         # The close and the next request cross on the way: a request that is not idempotent for HTTP, too.
         for change in ({"a": "1"}, {"a": "2"}):
-            front.cut = 1
+            proxy.cut = 1
             await client.patch(CONFIGMAPS, NAMESPACE, body["metadata"]["name"], {"data": change})
-            assert front.cut == 0
+            assert proxy.cut == 0
         assert (await client.get(CONFIGMAPS, NAMESPACE, body["metadata"]["name"]))["data"] == {"a": "2"}
         await client.delete(CONFIGMAPS, NAMESPACE, body["metadata"]["name"])
 
@@ -210,11 +211,13 @@ async def test_certificates_that_are_renewed_on_disk(
 ) -> None:
     good = {"new"}
 
-    def judge(seen: Seen) -> web.Response | None:
-        return None if seen.certificate in good else status(401, "Unauthorized", "Unauthorized")
+    def judge(seen: SeenRequest) -> web.Response | None:
+        return None if seen.certificate in good else api_refusal(401, "Unauthorized", "Unauthorized")
 
     server = authority.issue("api")
-    async with Front(cluster.url, cluster.token, server=server, clients=authority, judge=judge) as front:
+    async with ServerProxy(
+        cluster.url, cluster.token, server=server, clients=authority, judge=judge
+    ) as proxy:
         crt, key, path = (tmp_path / name for name in ("crt", "key", "config"))
 
         def write(name: str) -> None:
@@ -224,13 +227,13 @@ async def test_certificates_that_are_renewed_on_disk(
 
         write("old")
         user = {"client-certificate": "crt", "client-key": "key"}
-        path.write_text(yaml.safe_dump(front.kubeconfig(authority, **user)))
+        path.write_text(yaml.safe_dump(proxy.kubeconfig(authority, **user)))
         async with await ClusterClient.open(ClusterConfig(kubeconfig=str(path))) as client:
             with pytest.raises(errors.ClusterUnauthorizedError):
                 await client.list(JOBS, NAMESPACE)
             write("new")
             assert (await client.list(JOBS, NAMESPACE))["kind"] == "JobList"
-    assert [seen.certificate for seen in front.seen] == ["old", "old", "new"]
+    assert [seen.certificate for seen in proxy.seen] == ["old", "old", "new"]
 
 
 async def test_certificates_outlive_the_temporary_files_of_the_library(
@@ -239,20 +242,22 @@ async def test_certificates_outlive_the_temporary_files_of_the_library(
     from kubernetes_asyncio.config import kube_config
 
     certificate, key = authority.issue("nightly").data()
-    async with Front(cluster.url, cluster.token, server=authority.issue("api"), clients=authority) as front:
+    async with ServerProxy(
+        cluster.url, cluster.token, server=authority.issue("api"), clients=authority
+    ) as proxy:
         user = {"client-certificate-data": certificate, "client-key-data": key}
         for _ in range(2):
-            async with await opened(front.kubeconfig(authority, **user)) as client:
+            async with await opened(proxy.kubeconfig(authority, **user)) as client:
                 assert (await client.list(JOBS, NAMESPACE))["kind"] == "JobList"
             for name in kube_config._temp_files.values():
                 os.unlink(name)  # what cleans a machine's temporary folder does
 
 
 async def test_a_list_of_kubeconfigs_may_name_files_that_are_not_there(
-    front: Front, authority: Authority, gate: Gate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    proxy: ServerProxy, authority: Authority, gate: Gate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     gate.tokens = {"good"}
-    whole = front.kubeconfig(authority, token="good")
+    whole = proxy.kubeconfig(authority, token="good")
     users = {"apiVersion": "v1", "kind": "Config", "users": whole.pop("users")}
     (tmp_path / "clusters").write_text(yaml.safe_dump(whole))
     (tmp_path / "users").write_text(yaml.safe_dump(users))
@@ -296,33 +301,33 @@ def test_which_servers_are_reached_through_a_proxy(
 
 
 async def test_a_proxy_of_the_environment_and_of_the_kubeconfig(
-    front: Front, authority: Authority, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    proxy: ServerProxy, authority: Authority, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate.tokens = {"good"}
-    content = front.kubeconfig(authority, token="good")
-    content["clusters"][0]["cluster"]["server"] = f"https://kubernetes.test:{front.port}"
-    async with WebProxy(front.port) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{proxy.port}")
+    content = proxy.kubeconfig(authority, token="good")
+    content["clusters"][0]["cluster"]["server"] = f"https://kubernetes.test:{proxy.port}"
+    async with ForwardProxy(proxy.port) as web_proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{web_proxy.port}")
         async with await opened(content) as client:
             assert (await client.list(JOBS, NAMESPACE))["kind"] == "JobList"
-        (head,) = proxy.asked
-        assert head[0].startswith(f"CONNECT kubernetes.test:{front.port} ")
+        (head,) = web_proxy.asked
+        assert head[0].startswith(f"CONNECT kubernetes.test:{proxy.port} ")
         assert "Proxy-Authorization: Basic bWU6czNjcmV0" in head
         monkeypatch.setenv("NO_PROXY", "kubernetes.test")
         async with await opened(content) as client:
             with pytest.raises(errors.ClusterUnreachableError):  # nobody knows that name
                 await client.list(JOBS, NAMESPACE)
         named = copy.deepcopy(content)
-        named["clusters"][0]["cluster"]["proxy-url"] = f"http://127.0.0.1:{proxy.port}"
+        named["clusters"][0]["cluster"]["proxy-url"] = f"http://127.0.0.1:{web_proxy.port}"
         async with await opened(named) as client:
             assert (await client.list(JOBS, NAMESPACE))["kind"] == "JobList"
-        assert len(proxy.asked) == 2
+        assert len(web_proxy.asked) == 2
 
 
 async def test_a_proxy_that_is_down_is_named_without_its_password(
-    monkeypatch: pytest.MonkeyPatch, authority: Authority, front: Front, unused_tcp_port: int
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, proxy: ServerProxy, unused_tcp_port: int
 ) -> None:
-    content = front.kubeconfig(authority, token="good")
+    content = proxy.kubeconfig(authority, token="good")
     content["clusters"][0]["cluster"]["server"] = "https://kubernetes.test:6443"
     monkeypatch.setenv("HTTPS_PROXY", f"http://me:s3cret@127.0.0.1:{unused_tcp_port}")
     async with await opened(content) as client:
@@ -336,14 +341,14 @@ async def test_a_proxy_that_is_down_is_named_without_its_password(
 
 
 async def test_a_netrc_does_not_get_in_the_way(
-    front: Front, authority: Authority, gate: Gate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    proxy: ServerProxy, authority: Authority, gate: Gate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("default login me password s3cret\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     gate.tokens = {"good"}
-    async with await opened(front.kubeconfig(authority, token="good")) as client:
+    async with await opened(proxy.kubeconfig(authority, token="good")) as client:
         assert (await client.list(JOBS, NAMESPACE))["kind"] == "JobList"
 
 
@@ -351,8 +356,8 @@ async def test_a_netrc_does_not_get_in_the_way(
 
 
 @pytest.fixture
-def pod(front: Front, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The folder of the service account, in a pod of the cluster behind the front."""
+def pod(proxy: ServerProxy, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of the service account, in a pod of the cluster behind the proxy."""
     from kubernetes_asyncio.config import incluster_config
 
     (tmp_path / "ca.crt").write_bytes(authority.pem)
@@ -362,7 +367,7 @@ def pod(front: Front, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
     monkeypatch.setattr(connection, "SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(front.port))
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(proxy.port))
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
@@ -370,7 +375,7 @@ def pod(front: Front, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.mark.parametrize("config", [ClusterConfig(in_cluster=True), ClusterConfig()])
 async def test_inside_a_pod_a_rotated_token_is_read_again(
-    config: ClusterConfig, front: Front, gate: Gate, pod: Path
+    config: ClusterConfig, proxy: ServerProxy, gate: Gate, pod: Path
 ) -> None:
     gate.tokens = {"first"}
     async with await ClusterClient.open(config) as client:
@@ -380,7 +385,7 @@ async def test_inside_a_pod_a_rotated_token_is_read_again(
         (pod / "token").write_text("second\n")
         await client.list(JOBS, NAMESPACE)
         await client.list(JOBS, NAMESPACE)
-    assert [seen.token for seen in front.seen] == ["first", "first", "second", "second"]
+    assert [seen.token for seen in proxy.seen] == ["first", "first", "second", "second"]
 
 
 async def test_inside_a_pod_a_token_that_is_gone_is_said(gate: Gate, pod: Path) -> None:
@@ -424,11 +429,11 @@ def plugin(tmp_path: Path, status_code: str) -> dict[str, Any]:
 
 
 async def test_a_plugins_token_is_renewed_once_for_all_who_were_refused(
-    front: Front, authority: Authority, gate: Gate, tmp_path: Path
+    proxy: ServerProxy, authority: Authority, gate: Gate, tmp_path: Path
 ) -> None:
     user = plugin(tmp_path, "{'token': os.environ['PREFIX'] + str(run)}")
     gate.tokens = {"token1"}
-    async with await opened(front.kubeconfig(authority, **user)) as client:
+    async with await opened(proxy.kubeconfig(authority, **user)) as client:
         await client.list(JOBS, NAMESPACE)
         gate.tokens = {"token2"}
         await asyncio.gather(*(client.list(JOBS, NAMESPACE) for _ in range(5)))
@@ -444,34 +449,34 @@ async def test_a_plugin_may_give_certificates(
     pair = authority.issue("from-the-plugin")
     told = {"clientCertificateData": pair.certificate.decode(), "clientKeyData": pair.key.decode()}
     async with (
-        Front(cluster.url, cluster.token, server=authority.issue("api"), clients=authority) as front,
-        await opened(front.kubeconfig(authority, **plugin(tmp_path, repr(told)))) as client,
+        ServerProxy(cluster.url, cluster.token, server=authority.issue("api"), clients=authority) as proxy,
+        await opened(proxy.kubeconfig(authority, **plugin(tmp_path, repr(told)))) as client,
     ):
         await client.list(JOBS, NAMESPACE)
-    assert [seen.certificate for seen in front.seen] == ["from-the-plugin"]
+    assert [seen.certificate for seen in proxy.seen] == ["from-the-plugin"]
 
 
 async def test_a_plugin_that_fails_or_is_not_there(
-    front: Front, authority: Authority, tmp_path: Path
+    proxy: ServerProxy, authority: Authority, tmp_path: Path
 ) -> None:
     user = plugin(tmp_path, "sys.exit('log in first')")
     with pytest.raises(errors.ClusterUnauthorizedError, match=r"credential plugin(?s:.*)log in first"):
-        await opened(front.kubeconfig(authority, **user))
+        await opened(proxy.kubeconfig(authority, **user))
     user["exec"]["command"] = "no-such-auth-plugin"
     with pytest.raises(errors.ClusterUnauthorizedError, match=r"'no-such-auth-plugin'.*Install it"):
-        await opened(front.kubeconfig(authority, **user))
+        await opened(proxy.kubeconfig(authority, **user))
 
 
 # A kubeconfig inside an Airflow connection.
 
 
 async def test_an_airflow_connection_with_a_kubeconfig_of_several_contexts(
-    front: Front, authority: Authority, gate: Gate
+    proxy: ServerProxy, authority: Authority, gate: Gate
 ) -> None:
     from nighttrain.sensors.connections import cluster_connection
 
     gate.tokens = {"good"}
-    content = front.kubeconfig(authority, token="good")
+    content = proxy.kubeconfig(authority, token="good")
     elsewhere = {"cluster": "far", "user": "nobody", "namespace": "far"}
     content["contexts"].insert(0, {"name": "far", "context": elsewhere})
     content["clusters"].insert(0, {"name": "far", "cluster": {"server": "https://far.test"}})
@@ -482,7 +487,7 @@ async def test_an_airflow_connection_with_a_kubeconfig_of_several_contexts(
         made = cluster_connection(SimpleNamespace(conn_id="k", extra_dejson=extra))  # type: ignore[arg-type]
         assert made.pod_security == "restricted"
         async with await ClusterClient.open(made.config) as client:
-            assert (client.server, client.namespace) == (front.url, "default")
+            assert (client.server, client.namespace) == (proxy.url, "default")
             assert (await client.list(JOBS, NAMESPACE))["kind"] == "JobList"
     with pytest.raises(errors.ConfigurationError, match="absent"):
         await opened(content, context="absent")

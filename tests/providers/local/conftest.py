@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from kubectl_program import IMAGE, PROGRAM, Kubectl
 
+from helpers.kubectl import IMAGE, PROGRAM, Kubectl
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:

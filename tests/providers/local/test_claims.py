@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from embedded import Running, job, pod
 
+from helpers.cluster_without_http import Running, job, pod
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.resources import JOBS, PERSISTENTVOLUMECLAIMS, PODS

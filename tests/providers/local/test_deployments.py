@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from embedded import IMAGE, PYTHON, Running, condition
-
+from helpers.cluster_without_http import IMAGE, PYTHON, Running, condition
 from nighttrain.providers.local.cluster.controllers.deployment_controller import template_hash
 from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, EVENTS, PODS, REPLICASETS
 from nighttrain.providers.local.cluster.store.store import copy_object

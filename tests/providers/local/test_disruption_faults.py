@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from embedded import Recording, condition
 
+from helpers.cluster_without_http import Recording, condition
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 

@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from embedded import Recording, Running, condition, job, pod, script
 
+from helpers.cluster_without_http import Recording, Running, condition, job, pod, script
 from nighttrain.providers.local.cluster.machine.host import host_resources
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import NODES, PODS

@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from embedded import job, script
 from kubernetes import client, config, watch
 
+from helpers.cluster_without_http import job, script
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from embedded import Running, condition, job, script
-
+from helpers.cluster_without_http import Running, condition, job, script
 from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 if os.getppid() != int(sys.argv[3]):
     sys.exit("the parent has gone already")
 sys.path.insert(0, sys.argv[2])
-from embedded import Running, script
+from helpers.cluster_without_http import Running, script
 from nighttrain.providers.local.cluster.store.resources import PODS
 
 CODE = '''

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from embedded import (
+
+from helpers.cluster_without_http import (
     Recording,
     Running,
     condition,
@@ -16,7 +17,6 @@ from embedded import (
     pod_steps,
     reasons,
 )
-
 from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:

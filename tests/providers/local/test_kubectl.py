@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kubectl_program import DEPLOYMENT, IMAGE, JOB, Kubectl
+
+from helpers.kubectl import DEPLOYMENT, IMAGE, JOB, Kubectl
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from kubectl_program import DEPLOYMENT, IMAGE, Kubectl
+
+from helpers.kubectl import DEPLOYMENT, IMAGE, Kubectl
 
 pytestmark = pytest.mark.kubectl
 

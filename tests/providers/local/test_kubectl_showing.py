@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from kubectl_program import DEPLOYMENT, Kubectl, container
+
+from helpers.kubectl import DEPLOYMENT, Kubectl, container
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from embedded import (
+
+from helpers.cluster_without_http import (
     IMAGE,
     PYTHON,
     Recording,
@@ -21,7 +22,6 @@ from embedded import (
     reasons,
     script,
 )
-
 from nighttrain.providers.local.cluster.machine.mounts import Namespaces
 from nighttrain.providers.local.cluster.machine.processes import expand
 from nighttrain.providers.local.cluster.store.errors import ApiError

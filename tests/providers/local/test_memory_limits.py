@@ -6,8 +6,16 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from embedded import Recording, Running, condition, pod_steps, process_ends, reasons, script
 
+from helpers.cluster_without_http import (
+    Recording,
+    Running,
+    condition,
+    pod_steps,
+    process_ends,
+    reasons,
+    script,
+)
 from nighttrain.providers.local.cluster.machine.mounts import Namespaces
 from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, PODS
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recorded import Replay, replay_all, scenarios
+
+from helpers.recording_replay import Replay, replay_all, scenarios
 
 pytestmark = pytest.mark.slow
 

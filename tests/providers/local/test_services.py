@@ -7,8 +7,8 @@ import collections
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from embedded import Running, condition, script
 
+from helpers.cluster_without_http import Running, condition, script
 from nighttrain.providers.local.cluster.machine.network import AddressPool, ClusterNetwork
 from nighttrain.providers.local.cluster.store.resources import ENDPOINTSLICES, EVENTS, PODS, SERVICES
 

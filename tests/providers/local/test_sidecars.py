@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from embedded import IMAGE, PYTHON, Running, condition, pod_steps, script
 
+from helpers.cluster_without_http import IMAGE, PYTHON, Running, condition, pod_steps, script
 from nighttrain.providers.local.cluster.http.eviction import evict
 from nighttrain.providers.local.cluster.http.routing import Target
 from nighttrain.providers.local.cluster.machine.janitor import marked_processes

@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from embedded import Running, pod
 
+from helpers.cluster_without_http import Running, pod
 from nighttrain.providers.local.cluster.machine.mounts import Namespaces
 from nighttrain.providers.local.cluster.store.resources import PODS
 

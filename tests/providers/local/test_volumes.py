@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from embedded import IMAGE, PYTHON, Recording, Running, condition, pod, pod_steps, reasons
 
+from helpers.cluster_without_http import IMAGE, PYTHON, Recording, Running, condition, pod, pod_steps, reasons
 from nighttrain.providers.local.cluster.machine.mounts import Namespaces
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, EVENTS, JOBS, PODS, SECRETS
 
@@ -395,7 +395,7 @@ SERVER = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from embedded import Running, pod
+from helpers.cluster_without_http import Running, pod
 from nighttrain.providers.local.cluster.store.resources import PODS
 
 async def main():

@@ -8,8 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from mlflow_server import SMALL_MODEL, unique
 
+from helpers.mlflow_server import SMALL_MODEL, unique
 from nighttrain.providers.errors import ArtifactDigestMismatchError, RegistryError
 from nighttrain.providers.registry.artifacts import (
     DIGEST_TAG,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from mlflow_server import MakeModel, MLflowServer
+    from helpers.mlflow_server import MakeModel, MLflowServer
 
 LOG_AND_DOWNLOAD = """
 import json, pathlib, sys, mlflow

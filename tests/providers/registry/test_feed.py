@@ -10,7 +10,7 @@ from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
-    from mlflow_server import MakeModel, MLflowServer
+    from helpers.mlflow_server import MakeModel, MLflowServer
 
 
 def state(aliases: dict[str, str] | None = None, latest: str | None = None, **stages: str) -> RegistryState:

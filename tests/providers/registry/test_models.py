@@ -4,8 +4,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from mlflow_server import unique
 
+from helpers.mlflow_server import unique
 from nighttrain.providers.errors import (
     ConfigurationError,
     ModelNotFoundError,
@@ -24,16 +24,10 @@ from nighttrain.providers.registry.models import (
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
-    from mlflow_server import MakeModel, MLflowServer
-    from scripted_http import Scripted
-
-
-@pytest.fixture
-async def registry(mlflow_server: MLflowServer) -> AsyncIterator[ModelRegistry]:
-    async with MLflowClient(TrackingConfig(mlflow_server.uri)) as client:
-        yield ModelRegistry(client)
+    from helpers.mlflow_server import MakeModel, MLflowServer
+    from helpers.scripted_http import Scripted
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a/b", "a:b", "x" * 257, "a\nb", "both ' and \""])

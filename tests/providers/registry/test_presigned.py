@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import pytest
-from mlflow_proxy import Answer, Asked, proxy, refused
-from mlflow_server import unique
 
+from helpers.mlflow_proxy import Answer, Asked, proxy, refused
+from helpers.mlflow_server import unique
 from nighttrain.providers.errors import TrackingRequestError, TrackingUnauthorizedError
 from nighttrain.providers.registry.artifacts import artifact_manifest, logged_model_manifest
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
-    from mlflow_server import MakeModel, MLflowServer
+    from helpers.mlflow_server import MakeModel, MLflowServer
 
 pytestmark = [pytest.mark.mlflow]
 

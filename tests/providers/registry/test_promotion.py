@@ -22,9 +22,9 @@ from nighttrain.providers.registry.promotion import (
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
-    from mlflow_server import MakeModel, MLflowServer
+    from helpers.mlflow_server import MakeModel, MLflowServer
 
 pytestmark = pytest.mark.mlflow
 
@@ -43,12 +43,6 @@ class DyingClient(MLflowClient):
             raise CrashError
         self.writes_left -= 1
         return await super().post(path, body, idempotent=idempotent)
-
-
-@pytest.fixture
-async def registry(mlflow_server: MLflowServer) -> AsyncIterator[ModelRegistry]:
-    async with MLflowClient(TrackingConfig(mlflow_server.uri)) as client:
-        yield ModelRegistry(client)
 
 
 def clock() -> float:

@@ -8,26 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from mlflow_server import SMALL_MODEL, unique
 
+from helpers.mlflow_server import SMALL_MODEL, unique
 from nighttrain.providers.errors import RunInTrashError, RunWithoutModelError
 from nighttrain.providers.registry import run_models
 from nighttrain.providers.registry.artifacts import verify
-from nighttrain.providers.registry.models import ModelRegistry
-from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
+    from nighttrain.providers.registry.models import ModelRegistry
 
 pytestmark = [pytest.mark.mlflow]
-
-
-@pytest.fixture
-async def registry(mlflow_server: MLflowServer) -> AsyncIterator[ModelRegistry]:
-    async with MLflowClient(TrackingConfig(mlflow_server.uri)) as client:
-        yield ModelRegistry(client)
 
 
 @dataclass(frozen=True)

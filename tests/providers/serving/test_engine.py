@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from serving_player import NAMESPACE, Player
 
+from helpers.played_controllers import NAMESPACE, Player
 from nighttrain.providers.errors import (
     ConfigurationError,
     NothingToRollBackToError,
@@ -14,14 +15,15 @@ from nighttrain.providers.errors import (
     RolloutFailedError,
     WorkloadConflictError,
 )
-from nighttrain.providers.kubernetes.api.client import ClusterClient
-from nighttrain.providers.kubernetes.api.connection import ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, SERVICES
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import DRAIN_SECONDS, POLL_SECONDS, Rollout
 from nighttrain.providers.serving.spec import ServingSpec
 from nighttrain.providers.serving.strategy import Canary
+
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
 
 Make = Callable[..., ServingSpec]
 
@@ -30,12 +32,6 @@ Make = Callable[..., ServingSpec]
 def cluster() -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster(containers=False) as cluster:
         yield cluster
-
-
-@pytest.fixture
-async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        yield client
 
 
 @pytest.fixture

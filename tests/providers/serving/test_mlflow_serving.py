@@ -26,8 +26,7 @@ from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from mlflow_server import MakeModel, MLflowServer
-
+    from helpers.mlflow_server import MakeModel, MLflowServer
     from nighttrain.providers.serving.spec import ServingSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]

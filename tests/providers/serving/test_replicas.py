@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from front import Front, Seen, status
-from serving_player import NAMESPACE, Player
 
+from helpers.played_controllers import NAMESPACE, Player
+from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers.errors import ClusterForbiddenError, RolloutFailedError
 from nighttrain.providers.kubernetes.api.client import ClusterClient
 from nighttrain.providers.kubernetes.api.connection import ClusterConfig
@@ -83,8 +83,8 @@ async def test_what_a_webhook_puts_first_is_not_the_model(
         if created.get("kind") == "Deployment":
             created["spec"]["template"]["spec"]["containers"].insert(0, {"name": "proxy", "image": "proxy:1"})
 
-    async with Front(cluster.url, cluster.token, webhook=inject) as front:
-        config = ClusterConfig(kubeconfig_content=front.kubeconfig(token="any"))
+    async with ServerProxy(cluster.url, cluster.token, webhook=inject) as proxy:
+        config = ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="any"))
         async with await ClusterClient.open(config) as client:
             player = Player(client)
             rollout = Rollout(KubernetesDeployments(client), sleep=player.sleep, clock=lambda: player.now)
@@ -289,7 +289,7 @@ class Meddler:
         self.plan: tuple[str, str, Callable[[], Any]] | None = None
         self.struck = False
 
-    def __call__(self, seen: Seen) -> web.Response | None:
+    def __call__(self, seen: SeenRequest) -> web.Response | None:
         if self.plan and (seen.method, seen.path) == self.plan[:2]:
             act, self.plan, self.struck = self.plan[2], None, True
             answer: web.Response | None = act()
@@ -315,8 +315,8 @@ class Meddler:
 async def meddled(cluster: EmbeddedCluster, player: Player) -> AsyncIterator[tuple[Rollout, Meddler]]:
     meddler = Meddler(cluster)
     async with (
-        Front(cluster.url, cluster.token, judge=meddler) as front,
-        await ClusterClient.open(ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))) as client,
+        ServerProxy(cluster.url, cluster.token, judge=meddler) as proxy,
+        await ClusterClient.open(ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))) as client,
     ):
         with meddler.http:
             yield (
@@ -387,7 +387,7 @@ async def test_what_was_switched_to_is_not_undone_by_an_end_right_after_the_swit
         changed = serving_spec("1", image="model-server:2", replicas=2)
         await rollout.start(changed)
         await player.make_ready("1")
-        meddler.plan = ("PATCH", f"{DEPLOYMENT_PATH}1", lambda: status(403, "Forbidden", "no"))
+        meddler.plan = ("PATCH", f"{DEPLOYMENT_PATH}1", lambda: api_refusal(403, "Forbidden", "no"))
         with pytest.raises(ClusterForbiddenError):
             await rollout.finish(changed)
         assert meddler.struck

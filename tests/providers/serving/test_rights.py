@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from front import Front, Seen, status
 
+from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
@@ -26,13 +25,14 @@ from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec
 
 if TYPE_CHECKING:
     from aiohttp import web
+
+    from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 Make = Callable[..., ServingSpec]
 Right = tuple[str, str, str]
@@ -74,7 +74,7 @@ class Authorizer:
         self.used: set[Right] = set()
         self.refused: list[Right] = []
 
-    def __call__(self, seen: Seen) -> web.Response | None:
+    def __call__(self, seen: SeenRequest) -> web.Response | None:
         match = PATH.fullmatch(seen.path)
         assert match is not None, seen.path
         verb = VERBS.get(seen.method)
@@ -90,25 +90,12 @@ class Authorizer:
         self.refused.append(right)
         qualified = f"{resource}.{right[0]}" if right[0] else resource
         name = f' "{match["name"]}"' if match["name"] else ""
-        return status(
+        return api_refusal(
             403,
             "Forbidden",
             f'{qualified}{name} is forbidden: User "airflow" cannot {right[2]} resource "{resource}" in API '
             f'group "{right[0]}" in the namespace "{match["namespace"]}"',
         )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(images={"py": sys.executable}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def api() -> Iterator[EmbeddedCluster]:
-    """Objects are stored and nothing runs."""
-    with EmbeddedCluster(containers=False) as running:
-        yield running
 
 
 @contextlib.asynccontextmanager
@@ -119,9 +106,9 @@ async def judged(
     authorizer = Authorizer(granted)
     config = ClusterConfig(kubeconfig=str(cluster.kubeconfig))
     async with (
-        Front(cluster.url, cluster.token, judge=authorizer) as front,
+        ServerProxy(cluster.url, cluster.token, judge=authorizer) as proxy,
         await ClusterClient.open(config) as admin,
-        await ClusterClient.open(ClusterConfig(kubeconfig_content=front.kubeconfig(token="t"))) as client,
+        await ClusterClient.open(ClusterConfig(kubeconfig_content=proxy.kubeconfig(token="t"))) as client,
     ):
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         with contextlib.suppress(errors.ObjectExistsError):
@@ -249,8 +236,8 @@ async def test_a_training_needs_exactly_its_role(cluster: EmbeddedCluster) -> No
     assert authorizer.used == set(TRAINING)
 
 
-async def test_rollouts_need_exactly_their_role(api: EmbeddedCluster, serving_spec: Make) -> None:
-    async with judged(api, SERVING) as (client, authorizer, admin):
+async def test_rollouts_need_exactly_their_role(idle_cluster: EmbeddedCluster, serving_spec: Make) -> None:
+    async with judged(idle_cluster, SERVING) as (client, authorizer, admin):
         await rollouts(client, admin, serving_spec)
         # A pod that does not come up is asked for its last lines: no pod runs here, so ask for one.
         with contextlib.suppress(errors.ObjectNotFoundError):
@@ -288,8 +275,12 @@ async def test_a_right_that_a_training_lacks_is_named(right: Right, cluster: Emb
 
 @pytest.mark.parametrize("right", [right for right in SERVING if right not in BEST_EFFORT], ids="-".join)
 async def test_a_right_that_a_rollout_lacks_is_named(
-    right: Right, api: EmbeddedCluster, serving_spec: Make
+    right: Right, idle_cluster: EmbeddedCluster, serving_spec: Make
 ) -> None:
-    async with judged(api, [each for each in SERVING if each != right]) as (client, authorizer, admin):
+    async with judged(idle_cluster, [each for each in SERVING if each != right]) as (
+        client,
+        authorizer,
+        admin,
+    ):
         await named(right, rollouts(client, admin, serving_spec))
     assert set(authorizer.refused) == {right}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,6 @@ import httpx
 import pytest
 
 from nighttrain.providers.errors import RolloutFailedError
-from nighttrain.providers.kubernetes.api.client import ClusterClient
-from nighttrain.providers.kubernetes.api.connection import ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES, Resource
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -22,6 +20,7 @@ from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec
 
 if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.serving.backends.base import EndpointStatus
 
 Make = Callable[..., ServingSpec]
@@ -33,12 +32,6 @@ NAMESPACE = "default"
 def cluster(image: str) -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster({"model-server": image}) as cluster:
         yield cluster
-
-
-@pytest.fixture
-async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
-    async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
-        yield client
 
 
 @pytest.fixture

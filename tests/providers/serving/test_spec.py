@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from front import Authority
 
+from helpers.certificates import Authority
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.pod_access import pod_access
 from nighttrain.providers.serving.backends.manifests import build_deployment, build_service, deployment_name

@@ -4,9 +4,8 @@ import base64
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import stamina
-from mlflow_server import free_port
 
+from helpers.mlflow_server import free_port
 from nighttrain.providers.errors import (
     ConfigurationError,
     TrackingBusyError,
@@ -20,18 +19,12 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
-    from scripted_http import Scripted
+    from helpers.mlflow_server import MLflowServer
+    from helpers.scripted_http import Scripted
 
-
-@pytest.fixture(autouse=True)
-def no_pauses() -> Iterator[None]:
-    """Three tries without pauses, where retries are on."""
-    with stamina.set_testing(True, attempts=3, cap=True):
-        yield
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 def once(uri: str, **options: Any) -> MLflowClient:

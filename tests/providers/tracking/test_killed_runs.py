@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from mlflow_server import unique
 
+from helpers.mlflow_server import unique
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.killed_runs import (
     close_run_of_workload,
@@ -18,7 +18,7 @@ from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import JOB_UID_TAG, RUN_KEY_TAG, SUPERSEDED_TAG, RunKey, RunStatus
 
 if TYPE_CHECKING:
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.mlflow, pytest.mark.slow]
 

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import stamina
-from front import Authority, Front, Pair
-from mlflow_server import free_port
 
+from helpers.certificates import Authority, Pair
+from helpers.mlflow_server import free_port
+from helpers.server_proxy import ServerProxy
 from nighttrain.providers.errors import (
     PERMANENT,
     ConfigurationError,
@@ -28,17 +28,13 @@ from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.run_tree import RunTree
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
-    from scripted_http import Scripted
+    from helpers.mlflow_server import MLflowServer
+    from helpers.scripted_http import Scripted
 
-
-@pytest.fixture(autouse=True)
-def no_pauses() -> Iterator[None]:
-    with stamina.set_testing(True, attempts=3, cap=True):
-        yield
+pytestmark = pytest.mark.usefixtures("no_pauses")
 
 
 async def failure(uri: str, **options: Any) -> TrackingError:
@@ -121,9 +117,11 @@ async def test_a_port_where_something_else_listens(kind: str) -> None:
 
 
 @asynccontextmanager
-async def over_tls(certificate: Pair, server: MLflowServer | None = None) -> AsyncIterator[Front]:
-    async with Front(server.uri if server else "http://127.0.0.1:1", "none", server=certificate) as front:
-        yield front
+async def over_tls(certificate: Pair, server: MLflowServer | None = None) -> AsyncIterator[ServerProxy]:
+    async with ServerProxy(
+        server.uri if server else "http://127.0.0.1:1", "none", server=certificate
+    ) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +137,8 @@ def ca_certificate(authority: Authority, tmp_path: Path) -> str:
 
 
 async def test_a_certificate_that_nobody_trusts(authority: Authority) -> None:
-    async with over_tls(authority.issue("mlflow")) as front:
-        error = await failure(front.url)
+    async with over_tls(authority.issue("mlflow")) as proxy:
+        error = await failure(proxy.url)
     assert is_mistake(error)
     assert "ca_certificate" in str(error)
     assert error.__cause__ is not None
@@ -150,15 +148,15 @@ async def test_a_certificate_that_nobody_trusts(authority: Authority) -> None:
 async def test_an_expired_certificate_and_one_of_another_host(
     authority: Authority, ca_certificate: str, wrong: dict[str, Any]
 ) -> None:
-    async with over_tls(authority.issue("mlflow", **wrong)) as front:
-        error = await failure(front.url, ca_certificate=ca_certificate)
+    async with over_tls(authority.issue("mlflow", **wrong)) as proxy:
+        error = await failure(proxy.url, ca_certificate=ca_certificate)
     assert is_mistake(error)
     assert "certificate" in str(error)
 
 
 async def test_http_spoken_to_a_tls_port(authority: Authority) -> None:
-    async with over_tls(authority.issue("mlflow")) as front:
-        error = await failure(front.url.replace("https://", "http://"))
+    async with over_tls(authority.issue("mlflow")) as proxy:
+        error = await failure(proxy.url.replace("https://", "http://"))
     assert is_mistake(error)
     assert "write https://" in str(error)
 

@@ -9,7 +9,7 @@ from nighttrain.providers.tracking.client import TrackingConfig
 from nighttrain.providers.tracking.progress import metrics_line, saying_progress
 
 if TYPE_CHECKING:
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 
 async def test_new_values_of_a_running_training_become_lines_once(mlflow_server: MLflowServer) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mlflow_server import unique
 
+from helpers.mlflow_server import unique
 from nighttrain.providers.errors import (
     ConfigurationError,
     TrackingNotFoundError,
@@ -36,8 +36,8 @@ from nighttrain.providers.tracking.runs import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mlflow_server import MakeModel, MLflowServer
-    from scripted_http import Scripted
+    from helpers.mlflow_server import MakeModel, MLflowServer
+    from helpers.scripted_http import Scripted
 
 KEY = RunKey(
     orchestrator="airflow", dag_id="nightly", run_id="scheduled__2013-06-01T00:00:00+00:00", task_id="train"

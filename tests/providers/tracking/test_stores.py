@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from mlflow_server import unique
 
+from helpers.mlflow_server import unique
 from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.client import ClusterConfig
@@ -27,7 +27,7 @@ from nighttrain.providers.tracking.runs import RUN_KEY_TAG, Lineage, RunKey
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from mlflow_proxy import Answer, Asked, Proxy, proxy, refused
-from mlflow_server import MLflowServer, running_mlflow, unique
 
+from helpers.mlflow_proxy import Answer, Asked, Proxy, proxy, refused
+from helpers.mlflow_server import MLflowServer, running_mlflow, unique
 from nighttrain.providers.errors import (
     ConfigurationError,
     TrackingMisconfiguredError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kill.flow import DAG, Flow
+from helpers.faulty_flows.flow import DAG, Flow
 from nighttrain.providers.tracking.runs import (
     OPENED_BY_TAG,
     PARENT_TAG,

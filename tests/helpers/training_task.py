@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from mlflow_server import unique
-
+from helpers.mlflow_server import unique
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.local.cluster.store.resources import JOBS
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from helpers import RECORDINGS, TESTS
 from nighttrain.providers.local.cluster.controllers.pace import BackOff
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import NAMESPACES
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 Step = tuple[Any, ...]
 
-_TESTS = Path(__file__).parent
-FOLDERS = (_TESTS / "data" / "recordings", _TESTS / "providers" / "local" / "recordings")
+FOLDERS = (RECORDINGS, TESTS / "providers" / "local" / "recordings")
 
 # Stream of a recording -> where it is watched.
 STREAMS = {

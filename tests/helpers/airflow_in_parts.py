@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import yaml
 
+from helpers import TESTS
 from nighttrain.providers.local.stack import Stack, bin_path, free_port
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ PARTS = ("scheduler", "dag-processor", "triggerer", "api-server")
 PAGE = 100
 
 
-class ScaleStack(Stack):
+class StackInParts(Stack):
     """Each of Airflow's components is a process group of its own."""
 
     def start_airflow(self) -> None:
@@ -66,7 +67,7 @@ class ScaleStack(Stack):
 class Trainings:
     """The mapped trainings of one DAG run, and what the test asks about them."""
 
-    def __init__(self, stack: ScaleStack, folder: Path, number: int) -> None:
+    def __init__(self, stack: StackInParts, folder: Path, number: int) -> None:
         self.stack = stack
         self.folder = folder
         self.number = number
@@ -188,11 +189,14 @@ def seconds_of(text: str) -> float:
 
 @contextlib.contextmanager
 def trainings(
-    directory: Path, number: int, front: Front | None = None, settings: dict[str, str] | None = None
+    directory: Path,
+    number: int,
+    proxy: RestartableProxy | None = None,
+    settings: dict[str, str] | None = None,
 ) -> Iterator[Trainings]:
     """A running stack with the DAG of ``number`` mapped trainings.
 
-    :param front: what Airflow speaks to in the place of the cluster
+    :param proxy: what Airflow speaks to in the place of the cluster
     :param settings: further environment of Airflow's processes
     """
     folder = directory / "gate"
@@ -200,9 +204,9 @@ def trainings(
     os.mkfifo(folder / "gate")
     # Airflow's processes leave their compiled files in the DAG folder: give them a copy.
     dags = directory / "dags"
-    shutil.copytree(Path(__file__).parent / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TESTS / "scale" / "dags", dags, ignore=shutil.ignore_patterns("__pycache__"))
     key = secrets.token_hex(32)
-    stack = ScaleStack(
+    stack = StackInParts(
         directory / "stack",
         [dags],
         airflow_settings={
@@ -218,30 +222,30 @@ def trainings(
             **(settings or {}),
         },
     )
-    if front is not None:
+    if proxy is not None:
         stack.airflow_settings = {
             **stack.airflow_settings,
             "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(
-                {"conn_type": "kubernetes", "extra": {"kube_config_path": str(directory / "front")}}
+                {"conn_type": "kubernetes", "extra": {"kube_config_path": str(directory / "proxy")}}
             ),
         }
     try:
         stack.start_mlflow()
         stack.start_cluster()
-        if front is not None:
-            front.stand_before(stack.kubeconfig, directory / "front")
+        if proxy is not None:
+            proxy.stand_before(stack.kubeconfig, directory / "proxy")
         stack.start_airflow()
         stack.wait_mlflow()
         stack.wait_airflow([DAG_ID])
         yield Trainings(stack, folder, number)
     finally:
-        if front is not None:
-            front.close()
+        if proxy is not None:
+            proxy.close()
         stack.stop()
 
 
-class Front:
-    """A TCP front of the API server. Restarting it is what an API server's restart is to its clients.
+class RestartableProxy:
+    """A TCP proxy before the API server. Restarting it is what an API server's restart is to its clients.
 
     Connections are reset and refused for a while; the cluster's state and its pods' processes go on. (The
     embedded cluster's own restart takes its node with it: that is another fault.)
@@ -249,7 +253,7 @@ class Front:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="front")
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
         self._thread.start()
         self._port = free_port()
         self._server: Any = None

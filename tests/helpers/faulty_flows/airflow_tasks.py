@@ -26,8 +26,8 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
-from kill.calls import ASK, Schedule, current
-from kill.people import Interference, TaskIsOver, TimingOut
+from helpers.faulty_flows.call_faults import ASK, Schedule, current
+from helpers.faulty_flows.interference import Interference, TaskIsOver, TimingOut
 from nighttrain.sensors import triggers
 
 if TYPE_CHECKING:

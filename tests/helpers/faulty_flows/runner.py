@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from kill.checks import violations
-from kill.cluster import DEPLOYMENTS, JOBS, SERVICES, Cluster
-from kill.flow import Flow, Place, Plan
-from kill.history import JobHistory
-from kill.tasks import DEADLINE_SECONDS
+from helpers.faulty_flows.airflow_tasks import DEADLINE_SECONDS
+from helpers.faulty_flows.checks import violations
+from helpers.faulty_flows.flow import Flow, Place, Plan
+from helpers.faulty_flows.job_history import JobHistory
+from helpers.faulty_flows.plain_client import DEPLOYMENTS, JOBS, SERVICES, Cluster
 from nighttrain.providers.kubernetes.api.client import ClusterConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
-
-    from kill.calls import Fault
+    from helpers.faulty_flows.call_faults import Fault
+    from helpers.mlflow_server import MLflowServer
 
 # Containers are processes of this machine: with more at once, two cores only queue them.
 AT_ONCE = 6

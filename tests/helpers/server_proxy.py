@@ -1,78 +1,24 @@
-"""What stands before a real API server and not before the embedded one: TLS, certificates, rights."""
+"""A proxy in front of a server: TLS, client certificates, rights, refusals; and a forward proxy."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import datetime as dt
-import ipaddress
 import json
 import ssl
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import aiohttp
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-NAMES = ["kubernetes.test", "kubernetes.default.svc"]
+if TYPE_CHECKING:
+    from helpers.certificates import Authority, Pair
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A certificate and its key, as PEM."""
-
-    certificate: bytes
-    key: bytes
-
-    def data(self) -> tuple[str, str]:
-        """As kubeconfigs hold them."""
-        return base64.b64encode(self.certificate).decode(), base64.b64encode(self.key).decode()
-
-
-class Authority:
-    """A cluster's own certificate authority. Like many, it writes no key identifiers."""
-
-    def __init__(self, name: str = "cluster") -> None:
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        basic = (x509.BasicConstraints(ca=True, path_length=None), True)
-        self.pem = self._sign(self._name, self._key, [basic], days=10)
-
-    def issue(self, name: str, *, addresses: tuple[str, ...] = ("127.0.0.1",), days: int = 1) -> Pair:
-        """A certificate for a server or a user."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        names: list[x509.GeneralName] = [x509.DNSName(each) for each in NAMES]
-        names += [x509.IPAddress(ipaddress.ip_address(each)) for each in addresses]
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        pem = self._sign(subject, key, [(x509.SubjectAlternativeName(names), False)], days=days)
-        plain = serialization.NoEncryption()
-        form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-        return Pair(pem, key.private_bytes(*form))
-
-    def data(self) -> str:
-        return base64.b64encode(self.pem).decode()
-
-    def _sign(self, subject: x509.Name, key: Any, extensions: list[Any], days: int) -> bytes:
-        now = dt.datetime.now(dt.UTC)
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name)
-        builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
-        builder = builder.not_valid_before(now - dt.timedelta(days=5))
-        builder = builder.not_valid_after(now + dt.timedelta(days=days))
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical=critical)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-@dataclass(frozen=True)
-class Seen:
+class SeenRequest:
     """One request that came, and the user as the API server would know it."""
 
     method: str
@@ -85,16 +31,16 @@ class Seen:
         return f"{self.method} {self.path}"
 
 
-def status(code: int, reason: str, message: str) -> web.Response:
+def api_refusal(code: int, reason: str, message: str) -> web.Response:
     """A refusal in the API's form."""
     body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
     return web.json_response(body | {"reason": reason, "code": code}, status=code)
 
 
-Judge = Callable[[Seen], web.Response | None]
+Judge = Callable[[SeenRequest], web.Response | None]
 
 
-class Front:
+class ServerProxy:
     """Takes requests over TLS, refuses some, and passes the rest on to the embedded cluster with its token.
 
     :param server: the certificate to show; without it, plain HTTP
@@ -117,7 +63,7 @@ class Front:
     ) -> None:
         self._url, self._token, self._judge, self._page = url, token, judge, page
         self._server, self._clients, self._webhook = server, clients, webhook
-        self.seen: list[Seen] = []
+        self.seen: list[SeenRequest] = []
         self.connections = 0
         self.cut = 0
         """So many requests meet a connection that is just being closed."""
@@ -131,7 +77,7 @@ class Front:
         context = None
         if self._server is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            _load(context, self._server)
+            self._server.load_into(context)
             if self._clients is not None:
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(cadata=self._clients.pem.decode())
@@ -165,7 +111,7 @@ class Front:
         peer = (request.get_extra_info("peercert") or {}).get("subject", ())
         certificate = next((value for ((name, value),) in peer if name == "commonName"), "")
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        seen = Seen(request.method, request.path, dict(request.query), token, certificate)
+        seen = SeenRequest(request.method, request.path, dict(request.query), token, certificate)
         self.seen.append(seen)
         if (answer := self._judge(seen)) is not None:
             return answer
@@ -213,15 +159,7 @@ class Front:
         }
 
 
-def _load(context: ssl.SSLContext, pair: Pair) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        certificate, key = Path(folder, "crt"), Path(folder, "key")
-        certificate.write_bytes(pair.certificate)
-        key.write_bytes(pair.key)
-        context.load_cert_chain(certificate, key)
-
-
-class WebProxy:
+class ForwardProxy:
     """A forward proxy: CONNECT to any name leads to one port of this machine."""
 
     def __init__(self, port: int) -> None:

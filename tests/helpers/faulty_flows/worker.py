@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kill.calls import Schedule
+    from helpers.faulty_flows.call_faults import Schedule
 
 
 def die_at(schedule: Schedule, call: int) -> None:
@@ -30,11 +30,11 @@ def die_at(schedule: Schedule, call: int) -> None:
 def serve() -> None:
     """Serve orders until standard input ends."""
     import httpx
-    from mlflow_server import MLflowServer
 
-    from kill.calls import TASK, injecting
-    from kill.cluster import Cluster
-    from kill.flow import Flow, Place, Plan
+    from helpers.faulty_flows.call_faults import TASK, injecting
+    from helpers.faulty_flows.flow import Flow, Place, Plan
+    from helpers.faulty_flows.plain_client import Cluster
+    from helpers.mlflow_server import MLflowServer
 
     print("ready", flush=True)
     for line in sys.stdin:
@@ -60,5 +60,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[1])
     serve()

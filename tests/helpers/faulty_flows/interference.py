@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 from airflow.sdk.exceptions import AirflowTaskTimeout
 
-from kill.calls import NO_ANSWER, Crash, Schedule
+from helpers.faulty_flows.call_faults import NO_ANSWER, Crash, Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable

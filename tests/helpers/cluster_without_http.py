@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from helpers import RECORDINGS
 from nighttrain.providers.local.cluster.controllers.controllers import Controllers
 from nighttrain.providers.local.cluster.controllers.pace import BackOff
 from nighttrain.providers.local.cluster.machine.images import ImageTable
@@ -23,7 +24,6 @@ from nighttrain.providers.local.cluster.store.store import DELETED, Store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RECORDINGS = Path(__file__).parent / "data" / "recordings"
 IMAGE = "localhost/python:3.11"
 # Starts in half the time of a whole interpreter.
 PYTHON = ["python3", "-S", "-E", "-u", "-c"]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from kill.calls import CRASHES, NO_ANSWER, TASK
-from kill.cluster import DEPLOYMENTS, SERVICES, is_live
-from kill.flow import ZOMBIE
-from kill.runs import run_violations
+from helpers.faulty_flows.call_faults import CRASHES, NO_ANSWER, TASK
+from helpers.faulty_flows.flow import ZOMBIE
+from helpers.faulty_flows.plain_client import DEPLOYMENTS, SERVICES, is_live
+from helpers.faulty_flows.run_checks import run_violations
 from nighttrain.providers.registry.promotion import PROMOTION_TAG
 from nighttrain.providers.serving.spec import (
     CANDIDATE_ANNOTATION,
@@ -22,8 +22,8 @@ from nighttrain.providers.serving.spec import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kill.flow import Flow
-    from kill.history import JobHistory
+    from helpers.faulty_flows.flow import Flow
+    from helpers.faulty_flows.job_history import JobHistory
 
 
 def violations(flow: Flow, history: JobHistory) -> list[str]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from kill import containers
-from kill.calls import TASK, Fault, Schedule, current
-from kill.cluster import DEPLOYMENTS, Cluster, is_live
-from kill.people import Interference, Marking, TimingOut
-from kill.tasks import TRIES, Airflow, over
+from helpers.faulty_flows import container_programs
+from helpers.faulty_flows.airflow_tasks import TRIES, Airflow, over
+from helpers.faulty_flows.call_faults import TASK, Fault, Schedule, current
+from helpers.faulty_flows.interference import Interference, Marking, TimingOut
+from helpers.faulty_flows.plain_client import DEPLOYMENTS, Cluster, is_live
 from nighttrain.operators.maintenance import ReapWorkloadsOperator
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.serving import RolloutModelOperator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from mlflow_server import MLflowServer
+    from helpers.mlflow_server import MLflowServer
 
 DAG = "nightly"
 ZOMBIE, REAPER = "zombie", "reaper"
@@ -211,7 +211,7 @@ class Flow:
         return TrainingJobOperator(
             task_id="train",
             image="py",
-            cmds=["python", "-u", "-c", containers.training(self.book, self.plan.codes, slow)],
+            cmds=["python", "-u", "-c", container_programs.training(self.book, self.plan.codes, slow)],
             termination_grace_period=1,
             experiment_name=self.experiment,
             parameters={"rate": 0.1},
@@ -321,7 +321,7 @@ class Flow:
         return EvaluateModelOperator(
             task_id="evaluate",
             image="py",
-            cmds=["python", "-u", "-c", containers.scoring(self.book, scores)],
+            cmds=["python", "-u", "-c", container_programs.scoring(self.book, scores)],
             termination_grace_period=1,
             experiment_name=self.experiment,
             model_name=self.model,

@@ -5,8 +5,8 @@ Each of their faults has to strike.
 
 from __future__ import annotations
 
-from kill.calls import Fault
-from kill.flow import Plan
+from helpers.faulty_flows.call_faults import Fault
+from helpers.faulty_flows.flow import Plan
 
 FOUND = {
     "a worker that was given up wrote its attempt's failure on the run of the next (229)": Plan(

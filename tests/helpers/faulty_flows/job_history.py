@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from kill.cluster import NAMESPACE, is_live
+from helpers.faulty_flows.plain_client import NAMESPACE, is_live
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL
 

@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kill.calls import TASK, Fault, class_of, kinds_for
-from kill.flow import PROCESSES, REAPER, ZOMBIE, Flow, Plan
+from helpers.faulty_flows.call_faults import TASK, Fault, class_of, kinds_for
+from helpers.faulty_flows.flow import PROCESSES, REAPER, ZOMBIE, Flow, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from hostile_words import FIELDS, KEYS, METHODS, NAMES, PLACES, PLURALS, TYPES, VALUES, garbage
+from helpers.malformed_words import FIELDS, KEYS, METHODS, NAMES, PLACES, PLURALS, TYPES, VALUES, garbage
 
 if TYPE_CHECKING:
     import random
