@@ -14,8 +14,8 @@ if TYPE_CHECKING:
         Observation,
         Outcome,
     )
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-    from nighttrain.providers.kubernetes.values.workload import Workload
 
 # After the end the last lines are a matter of one request; a log server that stalls longer than this is not
 # waited for, since logs never decide anything.

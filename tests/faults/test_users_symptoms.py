@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 NAMESPACE = "default"
 _numbers = count()

@@ -21,7 +21,7 @@ from nighttrain.providers.errors import (
     WatchExpiredError,
 )
 from nighttrain.providers.kubernetes.api.connection import ClusterConfig, Loaded, load
-from nighttrain.providers.kubernetes.api.replies import Asked, parse_status, to_error
+from nighttrain.providers.kubernetes.api.refusals import Asked, parse_status, to_error
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     DEPLOYMENTS,

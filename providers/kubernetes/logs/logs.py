@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, cast
 
 from nighttrain.providers.errors import ClusterError, ClusterForbiddenError
 from nighttrain.providers.kubernetes.job.kinds import WorkloadKind, kind_named
-from nighttrain.providers.kubernetes.logs.streams import streams_of
-from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe
+from nighttrain.providers.kubernetes.logs.stream_limits import streams_of
+from nighttrain.providers.kubernetes.mirror.hub import subscribe
 from nighttrain.providers.kubernetes.values.objects import by_age, main_container, name_of, uid_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.mirror.watch import Sleep
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.mirror.feed import Sleep
+    from nighttrain.providers.kubernetes.mirror.subscription import Subscription
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.plain_json import Json
 
 _log = logging.getLogger(__name__)

@@ -32,8 +32,8 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
     Phase,
 )
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 

@@ -14,8 +14,8 @@ from scripted_api import Answer, ScriptedServer
 
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.logs import logs
-from nighttrain.providers.kubernetes.logs.streams import Streams
-from nighttrain.providers.kubernetes.values.workload import Workload
+from nighttrain.providers.kubernetes.logs.stream_limits import Streams
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 
 def stamp(tick: int) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,7 +16,7 @@ from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient
 from nighttrain.providers.kubernetes.job.kinds import JOB
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
-from nighttrain.providers.kubernetes.mirror.hub import Hub
+from nighttrain.providers.kubernetes.mirror.mirrored import Mirror
 from nighttrain.providers.kubernetes.mirror.trimming import trim_pod
 from nighttrain.providers.kubernetes.outcome.decide import (
     decide,
@@ -30,7 +30,7 @@ from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 K = OutcomeKind
 Json = dict[str, Any]
@@ -144,7 +144,7 @@ def test_a_second_pod_that_lives_decides_nothing() -> None:
 
 async def test_when_a_pod_was_told_to_go_outlasts_the_last_step_of_its_deletion(recordings: Any) -> None:
     """It writes another time and a grace period of 0: by it alone the pod may have ended by itself."""
-    kept = Hub(cast("ClusterClient", None), "rec")
+    kept = Mirror(JOB)
     changes = [each for each in recordings.records("job-pod-deleted") if each["from"] == "pods"]
     uid = changes[0]["object"]["metadata"]["uid"]
     seen = [trim_pod(each["object"]) for each in changes if each["object"]["metadata"]["uid"] == uid]

@@ -35,7 +35,7 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 K = OutcomeKind
 Json = dict[str, Any]
