@@ -19,7 +19,7 @@ from front import Authority, Front, Seen, WebProxy, status
 
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
-from nighttrain.providers.kubernetes.api import connection, session
+from nighttrain.providers.kubernetes.api import loading, session
 from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.manifests import WorkloadIdentity, WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
@@ -358,7 +358,7 @@ def pod(front: Front, authority: Authority, monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "namespace").write_text("ml\n")
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    monkeypatch.setattr(connection, "SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(loading, "SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(front.port))
     monkeypatch.delenv("KUBECONFIG", raising=False)
