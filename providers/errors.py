@@ -243,7 +243,7 @@ class TrackingUnreachableError(TrackingError):
 
 
 class TrackingMisconfiguredError(TrackingError):
-    """How MLflow is reached is wrong, and stays wrong until somebody changes it: no outage, a mistake.
+    """The way to MLflow is wrong, and stays wrong until somebody changes it: no outage, a mistake.
 
     An unknown host, a certificate that is not trusted, credentials that are not accepted, or something at the
     address that is not MLflow.
@@ -362,7 +362,7 @@ measurements or the way to MLflow have to change first."""
 
 MLFLOW_NOT_REACHED = (TrackingUnreachableError, TrackingMisconfiguredError)
 """An outage or a mistake: what has ended meanwhile is kept and written down later. Before anything starts
-only the outage is borne."""
+only an outage is passed over."""
 
 
 def clip(text: str, length: int) -> str:

@@ -38,10 +38,10 @@ async def follow_to_end(
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
     from nighttrain.providers.attempts.waiting import wait
-    from nighttrain.providers.kubernetes.logs.logs import End, follow
+    from nighttrain.providers.kubernetes.logs.logs import EndSignal, follow
 
     lines: asyncio.Task[None] | None = None
-    end = End()
+    end = EndSignal()
     if on_line is not None:
         lines = asyncio.create_task(
             follow(client, workload, on_line, narrow=narrow, end=end), name=f"logs of {workload.name}"

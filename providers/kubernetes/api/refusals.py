@@ -37,7 +37,11 @@ def parse_status(body: bytes | str) -> dict[str, Any]:
 
 
 def to_error(asked: Asked, code: int, status: dict[str, Any]) -> ClusterError:
-    """The error that fits an answer outside 2xx, or an ERROR event of a watch."""
+    """The error that fits an answer outside 2xx, or an ERROR event of a watch.
+
+    :param code: the HTTP status
+    :param status: the Status object that the server answered
+    """
     reason = str(status.get("reason") or "")
     said = clip(str(status.get("message") or "no message"), 1500)
     text = f"{asked}: {said} (HTTP {code}{f' {reason}' if reason else ''} from {asked.server})"

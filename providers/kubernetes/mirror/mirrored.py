@@ -1,4 +1,4 @@
-"""The workloads of one kind in a namespace and their pods, as the cluster last told of them."""
+"""The workloads of one kind in a namespace and their pods, as last heard from the cluster."""
 
 from __future__ import annotations
 
