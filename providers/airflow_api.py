@@ -6,13 +6,13 @@ import os
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
 
+import httpx
+
 from nighttrain.providers.airflow_regions import as_parameters
 from nighttrain.providers.attempts.reaper import TaskState
 from nighttrain.providers.errors import AirflowError, ConfigurationError
 
 if TYPE_CHECKING:
-    import httpx
-
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 TOKEN_VARIABLE = "NIGHTTRAIN_AIRFLOW_TOKEN"  # noqa: S105
@@ -27,7 +27,7 @@ TIMEOUT_SECONDS = 30.0
 
 
 def task_state(state: str | None) -> TaskState:
-    """What a task instance's state means for its workload. One that nobody knows yet counts as alive."""
+    """Translate a task instance's state into its workload's; one that nobody knows yet counts as alive."""
     return TaskState.OVER if state in OVER else TaskState.ALIVE
 
 
@@ -49,8 +49,6 @@ class AirflowAPI:
         self._http: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Self:
-        import httpx
-
         self._http = httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT_SECONDS)
         try:
             answer = await self._ask("GET", "/api/v2/version")
@@ -108,8 +106,6 @@ class AirflowAPI:
         return str(_json(answer).get("access_token"))
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        import httpx
-
         try:
             return await self._client.request(method, path, **options)
         except httpx.HTTPError as error:

@@ -1,4 +1,4 @@
-"""Where a task instance is in a loop: what Airflow 3.4 calls its region, as one word.
+"""The place of a task instance in a loop, which Airflow 3.4 calls its region, as one word.
 
 All iterations of a task share DAG, run, task, map index, try number and ``max_tries``. The pair of region id
 and index tells them apart: it stays over retries and clears, and iterations that replace others (a loop's
@@ -25,13 +25,13 @@ def region_of(ti: Any) -> str:
 
 
 def as_parameters(region: str) -> dict[str, str]:
-    """What selects it in a request to Airflow's REST API."""
+    """The query that selects a region in a request to Airflow's REST API."""
     region_id, _, index = region.rpartition(":")
     return {"region_id": region_id, "region_index": index} if region else {}
 
 
 def has_ended(breadcrumbs: Iterable[Mapping[str, Any]], task_id: str, region: str) -> bool:
-    """Whether this iteration is among the ended task instances of its DAG run.
+    """True if this iteration is among the ended task instances of its DAG run.
 
     Airflow's other answer, the states of tasks by name, is that of a loop's latest iteration only.
     """

@@ -12,15 +12,17 @@ from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from nighttrain.providers.airflow_api import AirflowAPI
+from nighttrain.providers.attempts.reaper import Verdict, table
+from nighttrain.providers.attempts.reaping import Visit, visit
 from nighttrain.providers.errors import ConfigurationError, NighttrainError
+from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nighttrain.providers.attempts.reaping import Visit
-    from nighttrain.providers.tracking.client import TrackingConfig
-
-DONE, FAILED, MISUSED = 0, 1, 2
+DONE, FAILED = 0, 1
 
 # What MLflow's own client reads, by the field of a TrackingConfig.
 MLFLOW_VARIABLES = {
@@ -35,24 +37,22 @@ INSECURE_VARIABLE = "MLFLOW_TRACKING_INSECURE_TLS"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed, 2 misused."""
+    """Run one command.
+
+    :return: the exit code: 0 done, 1 failed; argparse itself exits with 2 when misused
+    """
     options = _parser().parse_args(arguments)
     try:
-        visit = asyncio.run(reap_workloads(options))
+        found = asyncio.run(reap_workloads(options))
     except NighttrainError as error:
         _warn(str(error))
         return FAILED
-    _show(visit, options)
-    return FAILED if visit.tracking_error is not None else DONE
+    _show(found, options)
+    return FAILED if found.tracking_error is not None else DONE
 
 
 async def reap_workloads(options: argparse.Namespace) -> Visit:
     """Find, and with ``--yes`` remove, the workloads whose task is over; close the runs nobody will close."""
-    from nighttrain.providers.airflow_api import AirflowAPI
-    from nighttrain.providers.attempts.reaping import visit
-    from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
-    from nighttrain.providers.tracking.client import MLflowClient
-
     config = ClusterConfig(
         kubeconfig=options.kubeconfig, context=options.context, namespace=options.namespace
     )
@@ -76,12 +76,10 @@ async def reap_workloads(options: argparse.Namespace) -> Visit:
 
 
 def tracking_from_environment(uri: str) -> TrackingConfig:
-    """How MLflow at ``uri`` is reached, as MLflow's own client would read it from the environment.
+    """The way to MLflow at ``uri``, as MLflow's own client would read it from the environment.
 
     :raises ConfigurationError: a variable that cannot be used, by its name
     """
-    from nighttrain.providers.tracking.client import TrackingConfig
-
     given: dict[str, Any] = {field: os.environ.get(name) or None for field, name in MLFLOW_VARIABLES.items()}
     insecure = os.environ.get(INSECURE_VARIABLE, "").lower() in {"true", "1"}
     try:
@@ -95,17 +93,15 @@ def _warn(message: str) -> None:
     print(f"nighttrain: {message}", file=sys.stderr)
 
 
-def _show(visit: Visit, options: argparse.Namespace) -> None:
-    from nighttrain.providers.attempts.reaper import Verdict, table
-
+def _show(found: Visit, options: argparse.Namespace) -> None:
     if options.output == "json":
-        print(json.dumps(visit.to_list()))
+        print(json.dumps(found.to_list()))
         return
-    print(table(visit.findings) if visit.findings else "No workload is running.")
-    for each in visit.forgotten:
+    print(table(found.findings) if found.findings else "No workload is running.")
+    for each in found.forgotten:
         print(f"{'Closed' if options.yes else 'To close:'} {each.described}")
-    waiting = sum(finding.verdict in (Verdict.REAP, Verdict.CLOSE) for finding in visit.findings)
-    waiting += len(visit.forgotten)
+    waiting = sum(finding.verdict in (Verdict.REAP, Verdict.CLOSE) for finding in found.findings)
+    waiting += len(found.forgotten)
     if waiting and not options.yes:
         print(f"\nDry run: nothing was deleted. {waiting} to reap: run it again with --yes.")
 

@@ -51,12 +51,8 @@ the cause of one of these.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.outcome.outcome import (
-        Outcome,
-    )
+from enum import Enum
+from typing import Protocol
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -142,10 +138,30 @@ class LostNodeError(ClusterError):
     """An earlier attempt may still run on a node that does not answer: a second one would run beside it."""
 
 
+class AttemptEnd(Protocol):
+    """The part of an Outcome that its error shows; the adapter's ``Outcome`` has all of it and more."""
+
+    @property
+    def kind(self) -> Enum: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def exit_code(self) -> int | None: ...
+    @property
+    def last_lines(self) -> tuple[str, ...]: ...
+    @property
+    def infrastructure(self) -> bool: ...
+
+    def explain(self) -> str:
+        """Tell in words how the attempt ended, and what to do next."""
+
+
 class WorkloadFailedError(NighttrainError):
     """An attempt ended without success. ``outcome`` says how, and what to do next."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: AttemptEnd) -> None:
         super().__init__(outcome.explain())
         self.outcome = outcome
 
@@ -227,7 +243,7 @@ class TrackingUnreachableError(TrackingError):
 
 
 class TrackingMisconfiguredError(TrackingError):
-    """How MLflow is reached is wrong, and stays wrong until somebody changes it: no outage, a mistake.
+    """The way to MLflow is wrong, and stays wrong until somebody changes it: no outage, a mistake.
 
     An unknown host, a certificate that is not trusted, credentials that are not accepted, or something at the
     address that is not MLflow.
@@ -346,7 +362,7 @@ measurements or the way to MLflow have to change first."""
 
 MLFLOW_NOT_REACHED = (TrackingUnreachableError, TrackingMisconfiguredError)
 """An outage or a mistake: what has ended meanwhile is kept and written down later. Before anything starts
-only the outage is borne."""
+only an outage is passed over."""
 
 
 def clip(text: str, length: int) -> str:

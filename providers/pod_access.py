@@ -1,4 +1,4 @@
-"""What pods are told about MLflow beside its address: certificates, workspace, credentials by reference.
+"""The settings with which pods reach MLflow: certificates, workspace, credentials by reference.
 
 One rule for trainings and for serving. A training's container gets the certificate as a file, beside the Job;
 a serving pod has nothing beside its Deployment, so its launcher writes the file from a variable.
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.kubernetes.job.plain_secrets import known_forms
+from nighttrain.providers.kubernetes.job.shipped_files import FOLDER
 from nighttrain.providers.tracking.service_account import AUTH_VARIABLE, WORKSPACE_VARIABLE, workspace_of
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE
 
 @dataclass(frozen=True, kw_only=True)
 class PodAccess:
-    """How pods reach MLflow.
+    """The way from pods to MLflow.
 
     :param uri: MLflow's address as they see it
     :param secret: the Kubernetes Secret with their MLFLOW_TRACKING_* credentials
@@ -74,14 +76,13 @@ class PodAccess:
 
 
 def pod_access(config: TrackingConfig, *, uri: str, secret: str | None = None) -> PodAccess:
-    """What a connection to MLflow says to pods.
+    """The pods' way to MLflow, as a connection of this process describes it.
 
     :param uri: MLflow's address as pods see it
+    :param secret: the Kubernetes Secret with the pods' credentials
     :raises ConfigurationError: the CA file holds no certificate, or too many
     :raises TrackingMisconfiguredError: the workspace is this process's namespace, and it has none
     """
-    from nighttrain.providers.kubernetes.job.plain_secrets import known_forms
-
     tls = uri.startswith("https://")
     return PodAccess(
         uri=uri,
@@ -97,8 +98,6 @@ def pod_access(config: TrackingConfig, *, uri: str, secret: str | None = None) -
 
 def with_access(spec: WorkloadSpec, access: PodAccess) -> WorkloadSpec:
     """``spec`` with what its container needs to reach MLflow; variables that the user set stay."""
-    from nighttrain.providers.kubernetes.job.shipped_files import FOLDER
-
     given = {variable["name"] for variable in spec.env()}
     environment = access.environment()
     files = dict(spec.files or {})

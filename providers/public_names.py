@@ -1,4 +1,4 @@
-"""What a package offers by name without importing it beforehand, and what it needs to be installed."""
+"""Names that a package offers without importing their modules beforehand, and the extras they need."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def require(*modules: str, extra: str) -> None:
-    """Each of the modules can be imported; none of them is.
+    """Check that each of the modules can be imported, without importing any.
 
+    :param extra: the extra of nighttrain that brings them
     :raises MissingExtraError: one is not installed; the message is the command that brings it
     """
     for module in modules:

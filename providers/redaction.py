@@ -31,7 +31,7 @@ _WORDS = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]")
 
 
 class _Says(Enum):
-    """What a name says of its value."""
+    """The kinds of value that a name announces."""
 
     PASSWORD = 1
     SECRET = 2
@@ -132,7 +132,7 @@ class Assignment:
 
 
 def is_secret(name: str, value: object) -> bool:
-    """Whether the name says that the value is a secret. A flag, a path and a reference are none."""
+    """True if the name says that the value is a secret. A flag, a path and a reference are none."""
     text = "" if value is None else str(value).strip().strip("\"'\\")
     says = _says([word.lower() for word in _WORDS.findall(name)])
     if says is None or _NO_SECRET.fullmatch(text) or _REFERENCES.fullmatch(text) or _is_path(text):
@@ -146,19 +146,19 @@ def is_secret(name: str, value: object) -> bool:
 
 
 def names_a_secret(name: str) -> bool:
-    """Whether a value of this name may be a secret."""
+    """True if a value of this name may be a secret."""
     return _says([word.lower() for word in _WORDS.findall(name)]) is not None
 
 
 def looks_made_up(text: str) -> bool:
-    """Whether it is no word, name or place that a person would give to something."""
+    """True if it is no word, name or place that a person would give to something."""
     if _LONG.fullmatch(text):
         return True
     return bool(_MADE_UP.match(text)) and not (_NAME_OF_SOMETHING.fullmatch(text) or _PLACE.fullmatch(text))
 
 
 def assignments(text: str) -> Iterator[Assignment]:
-    """What ``text`` gives a name to, from left to right."""
+    """The assignments in ``text`` that may be of secrets, from left to right."""
     position = 0
     while found := _ASSIGNMENT.search(text, position):
         position = found.end()

@@ -1,4 +1,4 @@
-"""What a person reads while a call is tried again: one sentence, instead of the retry library's record."""
+"""Log a call that is tried again as one sentence, instead of the retry library's record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training code that ended with one of MLflow's own errors has to change."""
+"""Advice for training code that ended with one of MLflow's own errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTHER_EXPERIMENT = "active experiment ID does not match environment run ID"
 
 
 def advised(outcome: Outcome, *, experiment_name: str, run_id: str) -> Outcome:
-    """``outcome`` with a sentence more, where its last lines say what went wrong."""
+    """Add a sentence of advice to ``outcome``, where its last lines say what went wrong."""
     lines = " ".join(outcome.last_lines)
     advice = ""
     if OTHER_EXPERIMENT in lines:

@@ -124,8 +124,8 @@ class WorkloadTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         from nighttrain.providers.attempts.follow import follow_to_end
         from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
         from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-        from nighttrain.providers.kubernetes.values.workload import Workload
 
         settling = _Settling()
         event: dict[str, Any]
@@ -176,7 +176,7 @@ class WorkloadTrigger(BaseTrigger):
         from nighttrain.providers.airflow_regions import region_of
         from nighttrain.providers.attempts.lifecycle import cancel, cancel_if_live
         from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.providers.kubernetes.values.workload import Workload
+        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
         config = await aget_cluster_config(self.kubernetes_conn_id)
         workload = Workload.from_dict(self.workload)

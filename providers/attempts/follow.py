@@ -14,8 +14,8 @@ if TYPE_CHECKING:
         Observation,
         Outcome,
     )
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-    from nighttrain.providers.kubernetes.values.workload import Workload
 
 # After the end the last lines are a matter of one request; a log server that stalls longer than this is not
 # waited for, since logs never decide anything.
@@ -38,10 +38,10 @@ async def follow_to_end(
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
     from nighttrain.providers.attempts.waiting import wait
-    from nighttrain.providers.kubernetes.logs.logs import End, follow
+    from nighttrain.providers.kubernetes.logs.logs import EndSignal, follow
 
     lines: asyncio.Task[None] | None = None
-    end = End()
+    end = EndSignal()
     if on_line is not None:
         lines = asyncio.create_task(
             follow(client, workload, on_line, narrow=narrow, end=end), name=f"logs of {workload.name}"

@@ -11,7 +11,7 @@ from nighttrain.providers.kubernetes.values.objects import items, uid_of
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.plain_json import Json
 
 

@@ -45,7 +45,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     text,
     uid_of,
 )
-from nighttrain.providers.kubernetes.values.workload import Workload
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

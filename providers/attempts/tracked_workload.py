@@ -44,8 +44,8 @@ if TYPE_CHECKING:
         Outcome,
     )
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-    from nighttrain.providers.kubernetes.values.workload import Workload
     from nighttrain.providers.tracking.client import TrackingConfig
     from nighttrain.providers.tracking.run_tree import RunTree
     from nighttrain.providers.tracking.runs import Lineage, LoggedModel, Run, RunKey, RunStatus
@@ -100,7 +100,7 @@ class StartedWorkload:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StartedWorkload:
         """The inverse of :meth:`to_dict`."""
-        from nighttrain.providers.kubernetes.values.workload import Workload
+        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
         return cls(**{**values, "workload": Workload.from_dict(values["workload"])})
 

@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.mirror.hub import Subscription
+    from nighttrain.providers.kubernetes.mirror.subscription import Subscription
     from nighttrain.providers.kubernetes.outcome.outcome import (
         Lingering,
         Observation,
         Outcome,
     )
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.plain_json import Json
 
 _log = logging.getLogger(__name__)

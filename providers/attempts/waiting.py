@@ -17,12 +17,11 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.kubernetes.api.resources import EVENTS, KUEUE_WORKLOADS
 from nighttrain.providers.kubernetes.job.kinds import kind_named
-from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe, subscribe_alone
+from nighttrain.providers.kubernetes.mirror.hub import subscribe, subscribe_alone
 from nighttrain.providers.kubernetes.outcome.decide import (
     until_quota_grows,
 )
 from nighttrain.providers.kubernetes.outcome.endings import may_run
-from nighttrain.providers.kubernetes.outcome.nodes import is_lost, of_lost
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     Outcome,
@@ -30,6 +29,7 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     Phase,
     WaitFor,
 )
+from nighttrain.providers.kubernetes.outcome.silent_nodes import is_lost, lost_pod_described
 from nighttrain.providers.kubernetes.values.objects import (
     TERMINAL_PHASES,
     items,
@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.mirror.watch import Sleep
+    from nighttrain.providers.kubernetes.mirror.feed import Sleep
+    from nighttrain.providers.kubernetes.mirror.subscription import Subscription
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-    from nighttrain.providers.kubernetes.values.workload import Workload
     from nighttrain.providers.plain_json import Json
 
 # Longer than any sensible grace period: what still terminates after it needs a person.
@@ -314,7 +315,7 @@ async def until_gone(
                 alive = [pod for pod in view.live_pods if may_run(pod)]
                 lost = [pod for pod in alive if is_lost(pod)]
                 if view.synced and lost and not replace_on_lost_node:
-                    raise LostNodeError(f"{workload.described} is not over: {of_lost(lost[0])}")
+                    raise LostNodeError(f"{workload.described} is not over: {lost_pod_described(lost[0])}")
                 exists = with_object and view.object is not None and not lost
                 if view.synced and not exists and len(alive) == len(lost):
                     return

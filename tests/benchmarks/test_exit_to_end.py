@@ -48,7 +48,7 @@ from nighttrain.providers.local.stack import Stack
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -55,7 +55,7 @@ from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 pytestmark = [pytest.mark.bench, pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -353,7 +353,7 @@ TRAINING_CODE = [
     ),
     *(
         f"providers/kubernetes/{module}.py"
-        for module in ("job/config_map", "mirror/hub", "mirror/explanations", "logs/logs")
+        for module in ("job/config_map", "mirror/hub", "mirror/wait_reasons", "logs/logs")
     ),
 ]
 SERVING_CODE = ["providers/serving/backends/kubernetes_deployment.py"]

@@ -40,7 +40,7 @@ from helpers.faulty_flows.regressions import FOUND
 from helpers.faulty_flows.runner import Arena, Verdict, arena
 from nighttrain.operators import outages
 from nighttrain.providers.attempts import waiting
-from nighttrain.providers.kubernetes.mirror import watch
+from nighttrain.providers.kubernetes.mirror import feed
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving import rollout
 from nighttrain.sensors import removal
@@ -79,7 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
         patched.setattr(rollout, "POLL_SECONDS", 0.1)
         for module, names in (
             (removal, ("FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS")),
-            (watch, ("PAUSE_SECONDS", "PAUSE_MAXIMUM_SECONDS")),
+            (feed, ("PAUSE_SECONDS", "PAUSE_MAXIMUM_SECONDS")),
         ):
             for name in names:
                 patched.setattr(module, name, 0.05)

@@ -19,7 +19,7 @@ from nighttrain.operators import hints
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.tracked_workload import StartedWorkload
 from nighttrain.providers.errors import WorkloadFailedError
-from nighttrain.providers.kubernetes.values.workload import Workload
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 LOG = logging.getLogger("test").debug

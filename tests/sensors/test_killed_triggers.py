@@ -34,7 +34,7 @@ from nighttrain.sensors.triggers import EndpointTrigger, MLflowAnswersTrigger, W
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
 GOES_ON = WorkloadSpec(

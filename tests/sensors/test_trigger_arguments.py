@@ -9,8 +9,8 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.sensors.triggers import WorkloadTrigger
 
 # What Airflow's database may still hold.

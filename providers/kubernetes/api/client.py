@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
-from nighttrain.providers.errors import (
-    ClusterError,
-    ClusterRequestError,
-    ClusterUnauthorizedError,
-    ClusterUnreachableError,
-    ObjectNotFoundError,
-    WatchExpiredError,
-)
-from nighttrain.providers.kubernetes.api.connection import ClusterConfig, Loaded, load
-from nighttrain.providers.kubernetes.api.replies import Asked, parse_status, to_error
+from nighttrain.providers.errors import ClusterRequestError, ClusterUnreachableError, WatchExpiredError
+from nighttrain.providers.kubernetes.api.calls import Asked, Call
+from nighttrain.providers.kubernetes.api.connection import ClusterConfig
+from nighttrain.providers.kubernetes.api.refusals import to_error
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     DEPLOYMENTS,
@@ -36,13 +27,11 @@ from nighttrain.providers.kubernetes.api.resources import (
     SERVICES,
     Resource,
 )
-from nighttrain.providers.kubernetes.api.session import Credentials, Session, credentials, open_session, why
-from nighttrain.providers.retries import say_retries_plainly
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from aiohttp import ClientResponse
+    from nighttrain.providers.kubernetes.api.transport import Transport
 
 __all__ = [
     "CONFIGMAPS",
@@ -63,18 +52,14 @@ __all__ = [
     "shared_client",
 ]
 
-RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 # Five tries span about four seconds: an API server behind a load balancer fails over in that time, and a
 # mistyped address is still reported before its author looks away.
 ATTEMPTS = 5
-# The API server's own limit for a request that is not a watch.
-REQUEST_TIMEOUT_SECONDS = 60.0
-CONNECT_TIMEOUT_SECONDS = 10.0
+# What the API server allows a request that is not a watch; so long may a log that is not followed be silent.
+LOG_SILENCE_SECONDS = 60.0
 # A continue token lives for minutes, and a list begun anew comes in one answer from most servers: one that
 # expires for the third time comes from a server that cannot keep up.
 LIST_ROUNDS = 3
-# A server that honours Retry-After with more than this is down, not busy.
-RETRY_AFTER_MAXIMUM_SECONDS = 30.0
 # The server closes a watch after timeoutSeconds; silence this much longer means that the connection is dead.
 WATCH_GRACE_SECONDS = 15.0
 # A log line longer than this reaches the sink in pieces: progress bars without line feeds must not pile up.
@@ -86,17 +71,10 @@ MERGE_PATCH = "application/merge-patch+json"
 
 @dataclass(frozen=True)
 class WatchEvent:
-    """``type`` is ADDED, MODIFIED, DELETED or BOOKMARK."""
+    """One change of a watched object: ``type`` is ADDED, MODIFIED, DELETED or BOOKMARK."""
 
     type: str
     object: dict[str, Any]
-
-
-class _TryAgain(Exception):
-    def __init__(self, error: ClusterError, wait: float | None) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.wait = wait
 
 
 class ClusterClient:
@@ -107,13 +85,8 @@ class ClusterClient:
     is among them because names are chosen by the caller, so that a repeated call answers AlreadyExists.
     """
 
-    def __init__(self, config: ClusterConfig, loaded: Loaded, session: Session, *, attempts: int) -> None:
-        self._config = config
-        self._access = _Access(loaded, session, credentials(loaded.configuration))
-        self._sessions = [session]
-        self._renewing = asyncio.Lock()
-        self._attempts = attempts
-        self._ahead: float | None = None
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
 
     @classmethod
     async def open(cls, config: ClusterConfig, *, attempts: int = ATTEMPTS) -> ClusterClient:
@@ -122,13 +95,14 @@ class ClusterClient:
         :raises ConfigurationError: the configuration cannot be used
         :raises ClusterUnreachableError: its certificates cannot be used
         """
-        loaded = await load(config)
-        return cls(config, loaded, open_session(loaded.configuration, loaded.source), attempts=attempts)
+        # Heavy: whoever names a client in an annotation, or a configuration, does not need it.
+        from nighttrain.providers.kubernetes.api.transport import Transport
+
+        return cls(await Transport.open(config, attempts=attempts))
 
     async def close(self) -> None:
         """Close the session and its connections."""
-        for session in self._sessions:
-            await session.close()
+        await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -139,17 +113,17 @@ class ClusterClient:
     @property
     def namespace(self) -> str:
         """The connection's, else the kubeconfig context's, else ``default``."""
-        return self._access.loaded.namespace
+        return self._transport.namespace
 
     @property
     def cluster_time(self) -> float | None:
         """The API server's clock in seconds since 1970, about; ``None`` before its first answer."""
-        return None if self._ahead is None else time.time() + self._ahead
+        return self._transport.cluster_time
 
     @property
     def server(self) -> str:
         """The API server's URL, for messages."""
-        return str(self._access.loaded.configuration.host)
+        return self._transport.server
 
     async def create(
         self, resource: Resource, namespace: str | None, body: dict[str, Any], *, dry_run: bool = False
@@ -161,8 +135,8 @@ class ClusterClient:
         query = {"fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {})
         name = (body.get("metadata") or {}).get("name")
         asked = self._asked("create", resource, namespace, name)
-        path = resource.path(namespace)
-        return await self._json(asked, "POST", path, query, body, again=name is not None)
+        call = Call(asked, "POST", resource.path(namespace), query, body, safe_to_repeat=name is not None)
+        return await self._transport.answer(call)
 
     async def get(
         self, resource: Resource, namespace: str | None, name: str, *, subresource: str | None = None
@@ -172,7 +146,8 @@ class ClusterClient:
         :raises ObjectNotFoundError: there is none of that name
         """
         asked = self._asked("get", resource, namespace, name, subresource)
-        return await self._json(asked, "GET", resource.path(namespace, name, subresource), {})
+        path = resource.path(namespace, name, subresource)
+        return await self._transport.answer(Call(asked, "GET", path))
 
     async def list(
         self,
@@ -228,7 +203,7 @@ class ClusterClient:
             query["limit"] = str(limit)
         asked = self._asked("list", resource, namespace)
         while True:
-            page = await self._json(asked, "GET", resource.path(namespace), query)
+            page = await self._transport.answer(Call(asked, "GET", resource.path(namespace), query))
             yield page
             token = str((page.get("metadata") or {}).get("continue") or "")
             if not token:
@@ -255,7 +230,7 @@ class ClusterClient:
         """
         asked = self._asked("update", resource, namespace, name, subresource)
         path = resource.path(namespace, name, subresource)
-        return await self._json(asked, "PUT", path, {"fieldValidation": "Strict"}, body)
+        return await self._transport.answer(Call(asked, "PUT", path, {"fieldValidation": "Strict"}, body))
 
     async def patch(
         self,
@@ -270,7 +245,7 @@ class ClusterClient:
         query = {"fieldValidation": "Strict", "fieldManager": "nighttrain"}
         asked = self._asked("patch", resource, namespace, name, subresource)
         path = resource.path(namespace, name, subresource)
-        return await self._json(asked, "PATCH", path, query, body, media_type=MERGE_PATCH)
+        return await self._transport.answer(Call(asked, "PATCH", path, query, body, MERGE_PATCH))
 
     async def delete(
         self,
@@ -301,7 +276,7 @@ class ClusterClient:
         if grace_period_seconds is not None:
             body["gracePeriodSeconds"] = grace_period_seconds
         asked = self._asked("delete", resource, namespace, name)
-        await self._json(asked, "DELETE", resource.path(namespace, name), {}, body)
+        await self._transport.answer(Call(asked, "DELETE", resource.path(namespace, name), body=body))
 
     async def watch(
         self,
@@ -328,7 +303,8 @@ class ClusterClient:
         }
         asked = self._asked("watch", resource, namespace)
         silence = timeout_seconds + WATCH_GRACE_SECONDS
-        async with self._stream(asked, resource.path(namespace), query, silence) as chunks:
+        call = Call(asked, "GET", resource.path(namespace), query)
+        async with self._transport.stream(call, silence) as chunks:
             async for line in _lines(chunks, limit=None):
                 yield _watch_event(asked, line)
 
@@ -360,8 +336,9 @@ class ClusterClient:
         query = {name: value for name, value in given.items() if value is not None}
         asked = self._asked("get", PODS, namespace, pod, "log")
         # A silent training run is healthy: a followed log may be still for as long as it likes.
-        silence = None if follow else REQUEST_TIMEOUT_SECONDS
-        async with self._stream(asked, PODS.path(namespace, pod, "log"), query, silence) as chunks:
+        silence = None if follow else LOG_SILENCE_SECONDS
+        call = Call(asked, "GET", PODS.path(namespace, pod, "log"), query)
+        async with self._transport.stream(call, silence) as chunks:
             async for line in _lines(chunks, limit=LOG_LINE_LIMIT):
                 yield line.decode("utf-8", "replace")
 
@@ -376,155 +353,6 @@ class ClusterClient:
         what = resource.plural if subresource is None else f"{resource.plural}/{subresource}"
         return Asked(verb, what, namespace if resource.namespaced else None, name, self.server)
 
-    async def _json(
-        self,
-        asked: Asked,
-        method: str,
-        path: str,
-        query: dict[str, str],
-        body: Any = None,
-        *,
-        media_type: str = "application/json",
-        again: bool = True,
-    ) -> dict[str, Any]:
-        import stamina
-
-        def wait(error: Exception) -> bool | float:
-            if not again or not isinstance(error, _TryAgain):
-                return False
-            return True if error.wait is None else min(error.wait, RETRY_AFTER_MAXIMUM_SECONDS)
-
-        say_retries_plainly()
-        number = 0
-        try:
-            async for attempt in stamina.retry_context(on=wait, attempts=self._attempts):
-                with attempt:
-                    number = attempt.num
-                    return await self._once(asked, method, path, query, body, media_type)
-        except _TryAgain as last:
-            raise last.error from last.__cause__
-        except ObjectNotFoundError:
-            if method == "DELETE" and number > 1:  # an earlier try went through and its answer was lost
-                return {}
-            raise
-        raise AssertionError("the retry loop always returns or raises")
-
-    async def _once(
-        self, asked: Asked, method: str, path: str, query: dict[str, str], body: Any, media_type: str
-    ) -> dict[str, Any]:
-        import aiohttp
-
-        limits = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
-        try:
-            response = await self._request(method, path, query, body, media_type, limits)
-            async with response:
-                content = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            unreachable, passing = self._unreachable(asked, error)
-            raise (_TryAgain(unreachable, None) if passing else unreachable) from error
-        if not 200 <= response.status < 300:
-            refusal = _refusal(asked, response, content)
-            if response.status in RETRIED_STATUSES:
-                raise _TryAgain(refusal, _retry_after(response))
-            raise refusal
-        try:
-            answer = json.loads(content) if content else {}
-        except ValueError as error:
-            raise ClusterRequestError(
-                f"{asked}: the answer of {self.server} is not JSON. Is it an API server, or a proxy?",
-                status=response.status,
-            ) from error
-        return answer if isinstance(answer, dict) else {}
-
-    @asynccontextmanager
-    async def _stream(
-        self, asked: Asked, path: str, query: dict[str, str], silence: float | None
-    ) -> AsyncIterator[AsyncIterator[bytes]]:
-        import aiohttp
-
-        limits = aiohttp.ClientTimeout(connect=CONNECT_TIMEOUT_SECONDS, sock_read=silence)
-        try:
-            response = await self._request("GET", path, query, None, "application/json", limits)
-            try:
-                if not 200 <= response.status < 300:
-                    raise _refusal(asked, response, await response.read())
-                yield response.content.iter_any()
-            finally:
-                response.close()  # the rest of a stream is of no use: the connection does not go back
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._unreachable(asked, error)[0] from error
-
-    async def _request(
-        self, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
-    ) -> ClientResponse:
-        used = self._access
-        response = await _send(used, method, path, query, body, media_type, limits)
-        if response.status == 401 and await self._renewed(used):
-            response.close()
-            response = await _send(self._access, method, path, query, body, media_type, limits)
-        self._note_time(response)
-        return response
-
-    def _note_time(self, response: ClientResponse) -> None:
-        try:
-            told = parsedate_to_datetime(response.headers.get("Date", ""))
-        except ValueError:
-            return
-        if told.tzinfo is not None:
-            self._ahead = told.timestamp() - time.time()
-
-    async def _renewed(self, used: _Access) -> bool:
-        """Tokens and certificates expire while a client lives: look once more where they came from."""
-        async with self._renewing:
-            if self._access is not used:  # another request was refused first, and has looked already
-                return True
-            try:
-                loaded = await load(self._config)
-                fresh = credentials(loaded.configuration)
-                if fresh == used.credentials:
-                    return False
-                session = used.session
-                if fresh.certificates != used.credentials.certificates:
-                    session = open_session(loaded.configuration, loaded.source)
-                    # Streams may still run over the old one: it is closed with the client.
-                    self._sessions.append(session)
-            except (ClusterError, ValueError, OSError):
-                return False
-            self._access = _Access(loaded, session, fresh)
-            return True
-
-    def _unreachable(self, asked: Asked, error: BaseException) -> tuple[ClusterUnreachableError, bool]:
-        """The error, and whether trying again may help."""
-        source, proxy = self._access.loaded.source, self._access.session.proxy
-        reason, passing = why(error, source)
-        through = f" through the proxy {proxy}" if proxy else ""
-        text = f"{asked}: no answer from {self.server}{through}, configured by {source}: {reason}"
-        return ClusterUnreachableError(text), passing
-
-
-@dataclass(frozen=True)
-class _Access:
-    """A configuration as loaded at one time, with the connections made by it."""
-
-    loaded: Loaded
-    session: Session
-    credentials: Credentials
-
-
-async def _send(
-    access: _Access, method: str, path: str, query: dict[str, str], body: Any, media_type: str, limits: Any
-) -> ClientResponse:
-    headers = {"Accept": "application/json, */*", "Content-Type": media_type, "User-Agent": "nighttrain"}
-    try:
-        settings = (await access.loaded.configuration.auth_settings()).get("BearerToken")
-    except Exception as error:  # whatever a refresh hook raises, such as for a token file that is gone
-        raise ClusterUnauthorizedError(
-            f"the token of {access.loaded.source} cannot be read: {error}"
-        ) from error
-    if settings is not None:
-        headers[settings["key"]] = settings["value"].strip()
-    return await access.session.request(method, path, query=query, headers=headers, body=body, limits=limits)
-
 
 def _code(status: dict[str, Any]) -> int:
     code = status.get("code")
@@ -534,18 +362,6 @@ def _code(status: dict[str, Any]) -> int:
 def _selectors(label_selector: str, field_selector: str) -> dict[str, str]:
     query = {"labelSelector": label_selector, "fieldSelector": field_selector}
     return {name: value for name, value in query.items() if value}
-
-
-def _refusal(asked: Asked, response: ClientResponse, content: bytes) -> ClusterError:
-    refusal = to_error(asked, response.status, parse_status(content))
-    if isinstance(refusal, ClusterRequestError):
-        refusal.retry_after = _retry_after(response)
-    return refusal
-
-
-def _retry_after(response: ClientResponse) -> float | None:
-    value = response.headers.get("Retry-After", "")
-    return float(value) if re.fullmatch(r"\d{1,6}", value) else None
 
 
 def _watch_event(asked: Asked, line: bytes) -> WatchEvent:

@@ -18,7 +18,7 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """What manifests write as ``apiVersion``."""
+        """The ``apiVersion`` that manifests write."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:

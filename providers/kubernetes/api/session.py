@@ -1,4 +1,4 @@
-"""The HTTP session to an API server: its certificates, and whether a proxy stands in between.
+"""The HTTP session to an API server, with its certificates and the proxy in between, if there is one.
 
 As kubectl does it and not as a web client would: ``~/.netrc`` is not read (its entry would collide with the
 bearer token), ``no_proxy`` understands address ranges, and a certificate is verified as Go verifies it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import ssl
 from base64 import b64encode
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlencode, urlsplit
 from urllib.request import getproxies_environment
 
+import aiohttp
+
 from nighttrain.providers.errors import ClusterUnreachableError, ConfigurationError
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterator, Mapping
 
     from aiohttp import ClientResponse, ClientSession, ClientTimeout
@@ -74,8 +76,6 @@ def open_session(configuration: Configuration, source: str) -> Session:
     :raises ClusterUnreachableError: a certificate or key cannot be used
     :raises ConfigurationError: a proxy of a kind that is not supported
     """
-    import aiohttp
-
     server = str(configuration.host).rstrip("/")
     proxy = configuration.proxy or environment_proxy(server)
     if proxy and urlsplit(proxy).scheme not in ("http", "https"):
@@ -114,8 +114,6 @@ def _proxy(address: str) -> tuple[str, dict[str, Any]]:
 
 
 def _tls(configuration: Configuration) -> ssl.SSLContext:
-    import ssl
-
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
     if configuration.cert_file:
         context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
@@ -182,7 +180,7 @@ class Credentials:
 
 
 def credentials(configuration: Configuration) -> Credentials:
-    """What a configuration would present to the server now."""
+    """The credentials that a configuration would present to the server now."""
     files = (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file)
     contents = (Path(name).read_bytes() if name and os.path.isfile(name) else b"" for name in files)
     certificates = b"".join(hashlib.sha256(content).digest() for content in contents)
@@ -190,8 +188,12 @@ def credentials(configuration: Configuration) -> Credentials:
     return Credentials(hashlib.sha256(token.encode()).hexdigest(), hashlib.sha256(certificates).hexdigest())
 
 
-def why(error: BaseException, source: str) -> tuple[str, bool]:
-    """What went wrong on the way to a server and what to do, and whether trying again may mend it."""
+def explain(error: BaseException, source: str) -> tuple[str, bool]:
+    """Say what went wrong on the way to a server.
+
+    :param source: where the configuration comes from
+    :return: the sentence, with what to do; and whether trying again may mend it
+    """
     # aiohttp's own error is an SSL error as well, but an empty one.
     said = next(filter(None, (getattr(each, "verify_message", "") for each in _causes(error))), "")
     if said:

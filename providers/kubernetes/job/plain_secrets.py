@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.kubernetes.values.redaction import (
+from nighttrain.providers.redaction import (
     Assignment,
     assignments,
     is_secret,

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING, cast
 
 from nighttrain.providers.errors import ClusterError, ClusterForbiddenError
 from nighttrain.providers.kubernetes.job.kinds import WorkloadKind, kind_named
-from nighttrain.providers.kubernetes.logs.streams import streams_of
-from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe
+from nighttrain.providers.kubernetes.logs.log_lines import LogCursor, ProgressBars
+from nighttrain.providers.kubernetes.logs.stream_limits import stream_limits_of
+from nighttrain.providers.kubernetes.mirror.hub import subscribe
 from nighttrain.providers.kubernetes.values.objects import by_age, main_container, name_of, uid_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.mirror.watch import Sleep
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.mirror.feed import Sleep
+    from nighttrain.providers.kubernetes.mirror.subscription import Subscription
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.plain_json import Json
 
 _log = logging.getLogger(__name__)
@@ -28,79 +29,10 @@ _log = logging.getLogger(__name__)
 RESUME_SECONDS = 1.0
 # After so many breaks in a row without a new line the log is given up; the workload is not.
 BREAKS_IN_A_ROW = 10
-# A progress bar draws itself many times a second; a person reads one state of it a second.
-PROGRESS_SECONDS = 1.0
-_STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z ?(.*)", re.DOTALL)
 
 
-class LogCursor:
-    """Where a container's log has been read to, so that a resumed stream repeats and loses nothing."""
-
-    def __init__(self) -> None:
-        self._last = ""
-        self._at_last = 0
-        self._skipped = 0
-
-    @property
-    def since(self) -> str | None:
-        """The time to resume from. The server looks at whole seconds, so some lines come again."""
-        return f"{self._last[:19]}Z" if self._last else None
-
-    def resume(self) -> None:
-        """Say that a new stream begins."""
-        self._skipped = 0
-
-    def fresh(self, line: str) -> str | None:
-        """The line without its time stamp, or ``None`` if it has been seen."""
-        match = _STAMP.fullmatch(line)
-        if match is None:  # the continuation of a line too long for one piece
-            return line
-        stamp = f"{match[1]}.{(match[2] or '').ljust(9, '0')}"
-        if stamp < self._last:
-            return None
-        if stamp > self._last:
-            self._last, self._at_last, self._skipped = stamp, 1, 1
-            return match[3]
-        # Several lines can share a time stamp: those counted before the break come again, in order.
-        self._skipped += 1
-        if self._skipped <= self._at_last:
-            return None
-        self._at_last = self._skipped
-        return match[3]
-
-
-class Bars:
-    """Turns progress bars, which redraw one line after a carriage return, into lines.
-
-    Of each burst the last state shows, and no more than one each second.
-    """
-
-    def __init__(self, sink: Callable[[str], None]) -> None:
-        self._sink = sink
-        self._held: str | None = None
-        self._shown_at: float | None = None
-
-    def line(self, text: str, now: float) -> None:
-        """One line as the log has it; ``now`` is in seconds by any clock."""
-        plain = text.strip("\r")
-        if "\r" not in plain:
-            self.flush()
-            self._sink(plain)
-            return
-        self._held = next((part for part in reversed(plain.split("\r")) if part), "")
-        if self._shown_at is None or now - self._shown_at >= PROGRESS_SECONDS:
-            self._shown_at = now
-            self.flush()
-
-    def flush(self) -> None:
-        """Show the state that was held back, if any."""
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._sink(held)
-
-
-class End:
-    """Tells whoever reads a log that the attempt has ended: what has begun to be read is read to its end."""
+class EndSignal:
+    """Says to whoever reads a log that the attempt has ended: what is being read is read to its end."""
 
     def __init__(self) -> None:
         self.said = False
@@ -123,7 +55,7 @@ async def follow(
     sink: Callable[[str], None],
     *,
     narrow: bool = False,
-    end: End | None = None,
+    end: EndSignal | None = None,
     sleep: Sleep = asyncio.sleep,
 ) -> None:
     """Pass each line of the workload's main container to ``sink``, once, until it has ended.
@@ -132,12 +64,14 @@ async def follow(
     hundred have a stream at a time, in turns. Errors of the cluster end in a debug message; exceptions of
     ``sink`` are the caller's.
 
+    :param sink: called with each line, without its line feed
     :param narrow: as for :func:`~nighttrain.providers.attempts.waiting.wait`, whose watch it shares
-    :param end: said where the attempt's end is known before its object says so
+    :param end: given where the attempt's end may be known before its object says so
+    :param sleep: waits so many seconds
     """
     done: set[str] = set()
     namespace, name, uid = workload.namespace, workload.name, workload.uid
-    kind, end = kind_named(workload.kind), end or End()
+    kind, end = kind_named(workload.kind), end or EndSignal()
     try:
         async with subscribe(client, namespace, name, uid, kind=kind, narrow=narrow, sleep=sleep) as view:
             end.wakes(view.wake)
@@ -182,9 +116,9 @@ class _Reader:
         self._name, self._uid = name_of(pod), uid_of(pod)
         container = main_container(pod)
         self._container = container.name if container else None
-        self._streams = streams_of(client)
+        self._limits = stream_limits_of(client)
         self._cursor = LogCursor()
-        self._bars = Bars(sink)
+        self._bars = ProgressBars(sink)
         self._breaks = 0
 
     async def follow(self) -> None:
@@ -197,8 +131,11 @@ class _Reader:
             self._bars.flush()
 
     async def _turn(self) -> bool:
-        """Wait for a place among the streams and read until the stream ends; whether that was the end."""
-        with self._streams.ticket(self._view.wake) as ticket:
+        """Wait for a place among the streams and read until the stream ends.
+
+        :return: true if that was the end of the log
+        """
+        with self._limits.ticket(self._view.wake) as ticket:
             while not ticket.granted:
                 if self._over or _ended(self._view, self._kind):
                     ticket.hurry()
@@ -243,7 +180,7 @@ class _Reader:
                 if fresh is not None:
                     self._breaks = 0
                     self._bars.line(fresh, began)
-                await self._streams.breathe(began)
+                await self._limits.breathe(began)
 
     @property
     def _over(self) -> bool:

@@ -11,7 +11,6 @@ from its DELETED event, from a list that began after the subscription did, or fr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from contextlib import asynccontextmanager
@@ -29,11 +28,13 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.kubernetes.api.resources import PODS
 from nighttrain.providers.kubernetes.job.kinds import JOB
-from nighttrain.providers.kubernetes.mirror.explanations import Explanations
+from nighttrain.providers.kubernetes.mirror.feed import Feed, Selection, Sleep
+from nighttrain.providers.kubernetes.mirror.mirrored import Mirror
+from nighttrain.providers.kubernetes.mirror.subscription import Subscription
 from nighttrain.providers.kubernetes.mirror.trimming import trim_pod, trim_workload
-from nighttrain.providers.kubernetes.mirror.watch import Feed, Selection, Sleep
+from nighttrain.providers.kubernetes.mirror.wait_reasons import WaitReasons
 from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL
-from nighttrain.providers.kubernetes.values.objects import is_deleting, mapping, metadata, text, uid_of
+from nighttrain.providers.kubernetes.values.objects import mapping, metadata, uid_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Deleted pods explain a failed workload; one rarely has more than a handful.
-REMEMBERED = 20
 # A cut stream is open again by then; what lasts longer is worth a word.
 OUTAGE_NOTED_SECONDS = 5.0
 # A watch is behind by milliseconds: most workloads that the mirror lacks arrive by themselves in this time.
@@ -53,116 +52,12 @@ CONFIRM_AFTER_SECONDS = 1.0
 CONFIRM_AGAIN_SECONDS = 5.0
 
 
-class Subscription:
-    """One workload and its pods as its subscriber may see them."""
-
-    def __init__(self, hub: Hub, name: str, uid: str, sleep: Sleep) -> None:
-        self._hub = hub
-        self._sleep = sleep
-        self._dirty = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._explained = False
-        self.name = name
-        self.uid = uid
-        self.since = asyncio.get_running_loop().time()
-        self.gone = False
-        self.fetched: Json | None = None
-        self.deleted: dict[str, Json] = {}
-        self.error: ClusterError | None = None
-
-    @property
-    def synced(self) -> bool:
-        """Whether it is known how the workload stands; nothing may be concluded before."""
-        return self._hub.synced and (self.gone or self.object is not None)
-
-    @property
-    def outage(self) -> bool:
-        """Whether what is seen here is old because the cluster does not answer."""
-        return self._hub.outage
-
-    @property
-    def object(self) -> Json | None:
-        """The workload of this uid; ``None`` once it is deleted, even if another took its name."""
-        return None if self.gone else self._hub.objects.get(self.uid, self.fetched)
-
-    @property
-    def live_pods(self) -> list[Json]:
-        """The workload's pods that exist."""
-        return [pod for key in self.keys for pod in self._hub.pods.get(key, {}).values()]
-
-    @property
-    def keys(self) -> tuple[str, str]:
-        """What its pods are filed under: its uid, or its name where a pod does not know more."""
-        return self.uid, _by_name(self.name)
-
-    @property
-    def pods(self) -> list[Json]:
-        """The workload's pods, those deleted as last seen."""
-        return [*self.deleted.values(), *self.live_pods]
-
-    def explain(self, wanted: bool) -> None:
-        """Say whether events and Kueue's view are of use now; feeds for them run while anyone wants them."""
-        if wanted != self._explained:
-            self._explained = wanted
-            self._hub.explanations.want(self.uid, wanted)
-
-    @property
-    def events(self) -> list[Json]:
-        """Events of the workload and its pods, as far as they are known."""
-        about = [self.uid, *map(uid_of, self.live_pods), *self.deleted]
-        return self._hub.explanations.events_of(about)
-
-    @property
-    def queue(self) -> Json | None:
-        """Kueue's Workload of it; ``{"absent": True}`` in a cluster without Kueue."""
-        return self._hub.explanations.queue_of(self.uid)
-
-    def wake(self) -> None:
-        """Have :meth:`change` return."""
-        self._dirty = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def bury(self, pod: Json) -> None:
-        """Remember a deleted pod."""
-        self.deleted[uid_of(pod)] = pod
-        while len(self.deleted) > REMEMBERED:
-            del self.deleted[next(iter(self.deleted))]
-
-    async def change(self, within: float | None = None) -> None:
-        """Return at the next change, or after ``within`` seconds.
-
-        :raises ClusterError: the mirror cannot be kept current
-        """
-        if not self._dirty and self.error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            timer = None
-            if within is not None:
-                timer = asyncio.ensure_future(_pause(self._sleep, max(0.0, within)))
-                timer.add_done_callback(lambda _: self.wake())
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-                if timer is not None and not timer.done():
-                    timer.cancel()
-                    await asyncio.wait({timer})
-        self._dirty = False
-        if self.error is not None:
-            raise self.error.with_traceback(None)
-
-
-def _keep_first_told(before: Json | None, pod: Json) -> None:
-    """Keep when a pod's deletion was asked for: its last step overwrites that, with a grace period of 0."""
-    for field in ("deletionTimestamp", "deletionGracePeriodSeconds"):
-        if before is not None and is_deleting(before) and field in metadata(before):
-            pod["metadata"][field] = before["metadata"][field]
-
-
 class Hub:
-    """The mirror of a namespace's workloads of one kind, or of a single one.
+    """Keeps a mirror current and wakes its subscribers.
 
     :param name: mirror the workload of this name alone
+    :param kind: the kind of workload that is mirrored
+    :param sleep: waits so many seconds
     """
 
     def __init__(
@@ -179,30 +74,25 @@ class Hub:
         self._namespace = namespace
         self._name = name
         self._sleep = sleep
-        self.objects: dict[str, Json] = {}
-        # The pods of each workload, by one of its keys.
-        self.pods: dict[str, dict[str, Json]] = {}
-        self._owners: dict[str, str] = {}
         self._all: set[Subscription] = set()
         self._subscribers: dict[str, set[Subscription]] = {}
         self._unconfirmed: deque[Subscription] = deque()
         self._to_confirm = asyncio.Event()
         self._first_lists = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
-        self._synced = {"workloads": False, "pods": False}
         self._failing: dict[str, float] = {}
-        self.outage = False
+        self._reasons = WaitReasons(client, namespace, self._explained, self._start_task)
+        self.mirror = Mirror(kind)
         self.error: ClusterError | None = None
-        self.explanations = Explanations(client, namespace, self._explained, self._start_task)
-
-    @property
-    def synced(self) -> bool:
-        """Whether the first lists have come."""
-        return all(self._synced.values())
 
     @property
     def idle(self) -> bool:
+        """True while nobody subscribes."""
         return not self._all
+
+    def subscription(self, name: str, uid: str, sleep: Sleep) -> Subscription:
+        """A view of one workload; it changes once it was added."""
+        return Subscription(self.mirror, self._reasons, name, uid, sleep)
 
     def start(self) -> None:
         """Open the feeds."""
@@ -231,20 +121,20 @@ class Hub:
 
     async def stop(self) -> None:
         """Close the feeds; no task is left."""
-        tasks = [*self._tasks, *self.explanations.close()]
+        tasks = [*self._tasks, *self._reasons.close()]
         self._tasks = []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def add(self, subscription: Subscription) -> None:
-        """Tell a subscriber of what concerns its workload from here on."""
+        """Wake a subscriber at every change of its workload from here on."""
         self._all.add(subscription)
         for key in subscription.keys:
             self._subscribers.setdefault(key, set()).add(subscription)
         if self.error is not None:
             subscription.error = self.error
-        if subscription.uid not in self.objects:
+        if subscription.uid not in self.mirror.workloads:
             self._unconfirmed.append(subscription)
             self._to_confirm.set()
         subscription.wake()
@@ -269,51 +159,34 @@ class Hub:
         return self._subscribers.get(key, set())
 
     def wake(self, key: str) -> None:
-        """Tell the subscribers of a workload that something changed."""
+        """Wake the subscribers of the workload with this key."""
         for subscription in self._subscribers.get(key, ()):
             subscription.wake()
 
     def wake_all(self) -> None:
+        """Wake every subscriber."""
         for subscription in self._all:
             subscription.wake()
 
-    def mark_synced(self, key: str) -> None:
-        self._synced[key] = True
-        if self.synced:
+    def listed(self) -> None:
+        """Go on now that a list has come."""
+        if self.mirror.synced:
             self._first_lists.set()
         self.wake_all()
 
-    def put_pod(self, pod: Json) -> str:
-        """Store a pod; the key of the workload it belongs to, empty if it belongs to none."""
-        owner, uid = self._owner(pod), uid_of(pod)
-        if owner:
-            _keep_first_told(self.pods.get(owner, {}).get(uid), pod)
-            self.pods.setdefault(owner, {})[uid] = pod
-            self._owners[uid] = owner
-        return owner
-
     def drop_pod(self, pod: Json) -> str:
-        """Forget a pod, but for those who follow its workload."""
-        owner, uid = self._owner(pod), uid_of(pod)
-        self._owners.pop(uid, None)
-        pods = self.pods.get(owner, {})
-        _keep_first_told(pods.pop(uid, None), pod)
-        if not pods:
-            self.pods.pop(owner, None)
+        """Forget a pod, but for those who follow its workload.
+
+        :return: the key of that workload, empty if there is none
+        """
+        owner = self.mirror.drop_pod(pod)
         for subscription in self.subscribers(owner):
             subscription.bury(pod)
         return owner
 
-    def _owner(self, pod: Json) -> str:
-        owner = self._kind.owner_of(pod)
-        if not owner:
-            name = text(mapping(metadata(pod).get("labels")).get(self._kind.pod_label))
-            owner = _by_name(name) if name else ""
-        return owner
-
     def _explained(self, uid: str) -> None:
-        """Something was said about an object: a workload, or a pod."""
-        self.wake(self._owners.get(uid, uid))
+        """Wake those to whose workload, or whose pod, an explanation has come."""
+        self.wake(self.mirror.key_of(uid))
 
     def _start_task(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         # Not in the context of whichever subscriber happens to be first: its task's log is not the hub's.
@@ -335,19 +208,19 @@ class Hub:
         now = asyncio.get_running_loop().time()
         if error is not None:
             first = self._failing.setdefault(key, now)
-            if not self.outage and now - first >= OUTAGE_NOTED_SECONDS:
-                self.outage = True
+            if not self.mirror.outage and now - first >= OUTAGE_NOTED_SECONDS:
+                self.mirror.outage = True
                 _log.warning("The cluster does not answer; waiting goes on meanwhile: %s", error)
                 self.wake_all()
             return
         self._failing.pop(key, None)
-        if self.outage and not self._failing:
-            self.outage = False
+        if self.mirror.outage and not self._failing:
+            self.mirror.outage = False
             _log.warning("The cluster %s answers again", self._client.server)
             self.wake_all()
 
     async def _confirm(self) -> None:
-        """Read, once each, the workloads that are waited for and that the mirror does not hold."""
+        """Read once each of the workloads that somebody waits for and that the mirror does not hold."""
         while True:
             # The first list may hold it, or was asked for late enough to say that it is gone.
             await self._first_lists.wait()
@@ -373,7 +246,7 @@ class Hub:
             found = await self._client.get(resource, self._namespace, subscription.name)
         except ObjectNotFoundError:
             found = {}
-        if subscription.uid in self.objects or subscription.gone:
+        if subscription.uid in self.mirror.workloads or subscription.gone:
             return
         if uid_of(found) != subscription.uid:
             subscription.gone = True
@@ -396,22 +269,23 @@ class _Workloads:
     def reset(self, listed: list[Json], began: float) -> None:
         hub = self._hub
         fresh = {uid_of(obj): obj for obj in listed}
-        gone = hub.objects.keys() - fresh.keys()
-        hub.objects = fresh
+        gone = hub.mirror.workloads.keys() - fresh.keys()
+        hub.mirror.workloads = fresh
         for uid in gone:
             self._bury(uid)
         for subscription in hub.everyone:
             if subscription.uid not in fresh and began >= subscription.since:
                 subscription.gone = True
-        hub.mark_synced("workloads")
+        hub.mirror.workloads_listed = True
+        hub.listed()
 
     def apply(self, kind: str, obj: Json) -> None:
         uid = uid_of(obj)
         if kind == "DELETED":
-            self._hub.objects.pop(uid, None)
+            self._hub.mirror.workloads.pop(uid, None)
             self._bury(uid)
         else:
-            self._hub.objects[uid] = obj
+            self._hub.mirror.workloads[uid] = obj
         self._hub.wake(uid)
 
     def _bury(self, uid: str) -> None:
@@ -428,17 +302,18 @@ class _Pods:
     def reset(self, listed: list[Json], began: float) -> None:
         hub = self._hub
         fresh = {uid_of(pod) for pod in listed}
-        for pods in list(hub.pods.values()):
+        for pods in list(hub.mirror.pods.values()):
             for uid, pod in list(pods.items()):
                 if uid not in fresh:
                     hub.drop_pod(pod)
         for pod in listed:
-            hub.put_pod(pod)
-        hub.mark_synced("pods")
+            hub.mirror.put_pod(pod)
+        hub.mirror.pods_listed = True
+        hub.listed()
 
     def apply(self, kind: str, pod: Json) -> None:
         hub = self._hub
-        hub.wake(hub.drop_pod(pod) if kind == "DELETED" else hub.put_pod(pod))
+        hub.wake(hub.drop_pod(pod) if kind == "DELETED" else hub.mirror.put_pod(pod))
 
 
 _hubs: WeakKeyDictionary[ClusterClient, dict[tuple[str, str | None, str], Hub]] = WeakKeyDictionary()
@@ -469,7 +344,7 @@ async def subscribe(
     if hub is None or hub.error is not None:
         hub = hubs[key] = Hub(client, namespace, name if narrow else None, kind)
         hub.start()
-    subscription = Subscription(hub, name, uid, sleep)
+    subscription = hub.subscription(name, uid, sleep)
     hub.add(subscription)
     try:
         yield subscription
@@ -487,7 +362,7 @@ async def subscribe_alone(
 ) -> AsyncIterator[Subscription]:
     """Follow a workload through a hub of its own, whose lists begin now: nothing of it is from before."""
     hub = Hub(client, namespace, name, kind)
-    subscription = Subscription(hub, name, uid, asyncio.sleep)
+    subscription = hub.subscription(name, uid, asyncio.sleep)
     hub.add(subscription)
     hub.start()
     try:
@@ -495,12 +370,3 @@ async def subscribe_alone(
     finally:
         hub.remove(subscription)
         await hub.stop()
-
-
-def _by_name(name: str) -> str:
-    return f"/{name}"  # no uid begins so
-
-
-async def _pause(sleep: Sleep, seconds: float) -> None:
-    with contextlib.suppress(asyncio.CancelledError):
-        await sleep(seconds)

@@ -1,4 +1,4 @@
-"""What is kept of the objects that a hub mirrors: a thousand of them must fit into little memory."""
+"""Reduce objects to what a mirror keeps of them: a thousand of them must fit into little memory."""
 
 from __future__ import annotations
 

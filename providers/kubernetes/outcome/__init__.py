@@ -1,1 +1,1 @@
-"""How an attempt stands, and how it ended."""
+"""The state of an attempt, and its outcome."""

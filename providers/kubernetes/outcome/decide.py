@@ -1,4 +1,4 @@
-"""How an attempt stands and how it ended: one total function over a Job, its pods and events.
+"""The state and the outcome of an attempt: one total function over a Job, its pods and events.
 
 The end of the main container decides, where nobody brought it about; else the Job's conditions do, and pods
 and events explain. Of the Job's conditions success is ``Complete``, not the earlier ``SuccessCriteriaMet``:
@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import clip
-from nighttrain.providers.kubernetes.outcome import endings, nodes, waits
+from nighttrain.providers.kubernetes.outcome import endings, not_started, silent_nodes
 from nighttrain.providers.kubernetes.outcome.ended_jobs import (
     DISRUPTIONS,
     completed,
@@ -37,8 +37,10 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 )
 from nighttrain.providers.kubernetes.values.identity import GIVEN_UP_ANNOTATION, OUTCOME_ANNOTATION
 from nighttrain.providers.kubernetes.values.objects import (
+    CANNOT_START,
     TERMINAL_PHASES,
     Container,
+    ContainerState,
     by_age,
     condition,
     is_deleting,
@@ -50,7 +52,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     text,
     uid_of,
 )
-from nighttrain.providers.kubernetes.values.redaction import redact
+from nighttrain.providers.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -109,8 +111,9 @@ def noted_outcome(obj: object) -> Outcome | None:
 
 
 def _given_up(job: Json, pods: list[Json]) -> Outcome | None:
-    """What a wait that died after it had deleted the pod had given it up for, if nothing tells that the pod
-    ran after all.
+    """The outcome for which a wait, which died afterwards, had deleted the pod.
+
+    ``None`` if there was no such wait, or if something tells that the pod ran after all.
     """
     outcome = _read_note(job, GIVEN_UP_ANNOTATION)
     if outcome is None:
@@ -133,7 +136,7 @@ def _read_note(obj: object, annotation: str) -> Outcome | None:
 
 
 def is_decided(job: object, pods: Sequence[object]) -> bool:
-    """Whether a Job has ended by what is written on it or by its pod, although its conditions do not say so.
+    """Tell whether what is written on a Job, or its pod, shows its end, although its conditions may not yet.
 
     Its controller writes twenty times a second for all Jobs of a cluster: after many ends at once it is late.
     """
@@ -152,7 +155,7 @@ def _decisive(job: Json, pods: list[Json]) -> Json | None:
 
 
 def outcome_note(outcome: Outcome) -> str:
-    """What is written of it."""
+    """The text in which an outcome is written on its workload."""
     held = {name: value for name, value in outcome.to_dict().items() if value is not None}
     return json.dumps(held, separators=(",", ":"))
 
@@ -176,7 +179,7 @@ def _main_ended(main: Container, others: Sequence[str]) -> str:
 
 
 def _others(pod: Json | None) -> str:
-    return _sentence(endings.of_others(pod)) if pod is not None else ""
+    return _sentence(endings.others_described(pod)) if pod is not None else ""
 
 
 def _held_up(detail: str, pod: Json, outcome: Outcome | None) -> Observation:
@@ -192,7 +195,10 @@ def _held_up(detail: str, pod: Json, outcome: Outcome | None) -> Observation:
 
 
 def timed_out(observation: Observation, pods: Sequence[object], seconds: float) -> Outcome:
-    """The outcome of a wait that lasted beyond the start-up time-out."""
+    """The outcome of a wait that lasted beyond its time-out.
+
+    :param seconds: the time-out
+    """
     waited_for = observation.waiting_for or WaitFor.START
     kind = observation.permanent_wait or _TIMED_OUT.get(waited_for, OutcomeKind.START_TIMEOUT)
     what, reason = _TIME_OUTS[waited_for]
@@ -221,7 +227,10 @@ def stopped_after_all(observation: Observation, pod: Json, seconds: float) -> Ou
 
 
 def until_quota_grows(observation: Observation) -> Observation:
-    """The same for who waits for a larger quota: a request above today's is a wait in the queue, no end."""
+    """The observation of an attempt that may wait for a larger quota.
+
+    A request above the whole of today's quota is then a wait in the queue, and no end.
+    """
     outcome = observation.outcome
     if outcome is None or outcome.reason != _NEVER_FITS:
         return observation
@@ -229,6 +238,7 @@ def until_quota_grows(observation: Observation) -> Observation:
     return replace(observation, phase=Phase.WAITING, detail=detail, outcome=None, waiting_for=WaitFor.QUOTA)
 
 
+_HAS_BEGUN = (ContainerState.RUNNING, ContainerState.TERMINATED)
 # The outcome's reason where a request is above the whole quota, however much of it is free.
 _NEVER_FITS = "NeverFits"
 _TIMED_OUT = {WaitFor.QUOTA: OutcomeKind.QUOTA_WAIT, WaitFor.NODE: OutcomeKind.UNSCHEDULABLE}
@@ -249,7 +259,7 @@ _REGISTRY_AWAY = re.compile(
 
 
 def _lingering(job: Json, pods: list[Json]) -> Observation | None:
-    """How it stands while the main container has ended by itself and its pod has not."""
+    """The state of an attempt whose main container has ended by itself while its pod has not."""
     pod = latest(pods)
     if pod is None or endings.is_terminal(pod) or is_deleting(job) or _is_suspended(job):
         return None
@@ -270,7 +280,7 @@ def _is_suspended(job: Json) -> bool:
 
 
 def _by_main(pod: Json) -> Outcome:
-    """What the main container's own end says."""
+    """The outcome by the main container's own end."""
     main = main_container(pod)
     reason = main.reason if main is not None else ""
     if main is not None and main.exit_code == 0:
@@ -284,7 +294,7 @@ def _sentence(words: str) -> str:
 
 def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) -> Observation:
     if _is_suspended(job):
-        return _waiting(waits.suspended(job, queue))
+        return _waiting(not_started.why_suspended(job, queue))
     current = next(
         (pod for pod in reversed(pods) if text(status(pod).get("phase")) not in TERMINAL_PHASES), None
     )
@@ -301,43 +311,44 @@ def _unfinished(job: Json, pods: list[Json], events: list[Json], queue: object) 
         return permanent
     main = main_container(current)
     # A pod of which one container cannot start is Pending, whatever the others do.
-    if phase == "Running" or (main is not None and main.state in ("running", "terminated")):
-        return Observation(Phase.RUNNING, waits.running(current), pod_name=name_of(current))
-    return _waiting(waits.pending(current, events), current)
+    if phase == "Running" or (main is not None and main.state in _HAS_BEGUN):
+        return Observation(
+            Phase.RUNNING, not_started.running_pod_described(current), pod_name=name_of(current)
+        )
+    return _waiting(not_started.why_pending(current, events), current)
 
 
-def _waiting(wait: waits.Wait, pod: Json | None = None) -> Observation:
-    kind = OutcomeKind(wait.kind) if wait.kind else None
-    if wait.never and kind is not None:
-        return replace(finished(outcome_of(kind, _NEVER_FITS, wait.detail, pod)), since=wait.since)
+def _waiting(wait: not_started.Wait, pod: Json | None = None) -> Observation:
+    if wait.never and wait.kind is not None:
+        return replace(finished(outcome_of(wait.kind, _NEVER_FITS, wait.detail, pod)), since=wait.since)
     return Observation(
         Phase.WAITING,
         wait.detail,
         name_if_any(pod),
-        permanent_wait=kind,
-        waiting_for=WaitFor(wait.waiting_for),
+        permanent_wait=wait.kind,
+        waiting_for=wait.waiting_for,
         since=wait.since,
     )
 
 
 def _permanent(pod: Json) -> Observation | None:
-    """What no waiting mends ends at once."""
-    for container in waits.needed(pod):
-        if container.state == "waiting" and container.reason in waits.PERMANENT_IMAGE:
+    """The end of a pod that no waiting mends; ``None`` for any other."""
+    for container in not_started.needed_containers(pod):
+        if container.state is ContainerState.WAITING and container.reason in not_started.PERMANENT_IMAGE:
             return finished(outcome_of(OutcomeKind.IMAGE_PULL, container.reason, container.message, pod))
-        if container.state == "terminated" and container.reason in waits.CANNOT_START:
+        if container.state is ContainerState.TERMINATED and container.reason in CANNOT_START:
             return finished(outcome_of(OutcomeKind.REJECTED, container.reason, container.message, pod))
     return None
 
 
 def _on_a_silent_node(pod: Json) -> Observation | None:
-    """How it stands while nobody knows whether the pod still runs."""
-    silent, removed = nodes.silent_since(pod), nodes.removed_for_its_node(pod)
+    """The state of an attempt while nobody knows whether its pod still runs."""
+    silent, removed = silent_nodes.silent_since(pod), silent_nodes.removed_for_its_node(pod)
     if silent is None and removed is None:
         return None
-    detail = nodes.of_lost(pod)
+    detail = silent_nodes.lost_pod_described(pod)
     if silent is None:  # its kubelet may yet end it: a taint has other reasons too
-        detail = f"the pod is being removed from node {nodes.node_of(pod)}, which is tainted"
+        detail = f"the pod is being removed from node {silent_nodes.node_of(pod)}, which is tainted"
     return Observation(
         Phase.RUNNING,
         _said(detail),
@@ -364,7 +375,7 @@ def _terminating(pod: Json) -> Observation:
 
 
 def _without_pod(job: Json, pods: list[Json], events: list[Json]) -> Observation:
-    wait = waits.not_created(job, events)
+    wait = not_started.why_no_pod(job, events)
     if wait is not None:
         return _waiting(wait)
     last = latest(pods)

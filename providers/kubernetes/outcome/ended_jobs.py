@@ -1,4 +1,4 @@
-"""How a Job that is Complete or Failed ended, and the outcome of a pod's end."""
+"""The outcome of a Job that is Complete or Failed, and that of a pod's end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import clip
-from nighttrain.providers.kubernetes.outcome import endings, waits
+from nighttrain.providers.kubernetes.outcome import endings
 from nighttrain.providers.kubernetes.outcome.outcome import (
     INFRASTRUCTURE,
     LAST_LINES,
@@ -18,8 +18,10 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     Phase,
 )
 from nighttrain.providers.kubernetes.values.objects import (
+    CANNOT_START,
     NEVER_SEEN,
     Container,
+    ContainerState,
     condition,
     culprit,
     is_deleting,
@@ -33,7 +35,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     uid_of,
     whole,
 )
-from nighttrain.providers.kubernetes.values.redaction import redact
+from nighttrain.providers.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def completed(job: Json, pods: list[Json], events: Iterable[object]) -> Outcome:
-    """How a Job that says Complete ended."""
+    """The outcome of a Job that says Complete."""
     succeeded = [pod for pod in pods if text(status(pod).get("phase")) == "Succeeded"]
     if not succeeded and not (whole(status(job).get("succeeded")) or 0) > 0:
         message = "The Job says Complete, but neither its count nor any pod shows a success."
@@ -62,7 +64,7 @@ def completed(job: Json, pods: list[Json], events: Iterable[object]) -> Outcome:
 
 
 def _removed_before_its_end(job: Json, pod: Json) -> Outcome | None:
-    """What ended a pod that was told to go while it ran and then ended with 0.
+    """The outcome of a pod that was told to go while it ran and then ended with 0; ``None`` for any other.
 
     A program that catches SIGTERM, saves what it has and exits with 0 looks to the Job like one that is done.
     Which of the two it was cannot be seen, so it is not called a success.
@@ -84,7 +86,7 @@ def _removed_before_its_end(job: Json, pod: Json) -> Outcome | None:
 
 
 def _tells_of_a_kill(event: object, job: Json) -> bool:
-    """Whether a kubelet said that it stops a container of one of the Job's pods, which ran then.
+    """Tell whether a kubelet said that it stops a container of one of the Job's pods, which ran then.
 
     Native sidecars are stopped at every pod's end; they are init containers.
     """
@@ -132,7 +134,7 @@ _POLICY_DISRUPTION = "has condition DisruptionTarget matching FailJob rule"
 
 
 def failed(condition_: Json, pods: list[Json]) -> Outcome:
-    """How a Job that says Failed ended."""
+    """The outcome of a Job that says Failed."""
     reason, message = text(condition_.get("reason")), text(condition_.get("message"))
     broken = [pod for pod in pods if text(status(pod).get("phase")) == "Failed" or _has_failed(pod)]
     # The Job controller removes pods of a Job that fails: those it did not remove explain more.
@@ -176,10 +178,10 @@ def _failed_pod(pod: Json, job_reason: str, job_message: str) -> Outcome:
 
 
 def ended_badly(pod: Json, container: Container | None, reason: str, message: str) -> Outcome:
-    """What a container's own end without success says."""
+    """The outcome of a container's own end without success."""
     if container is not None and container.reason == "OOMKilled":
         return outcome_of(OutcomeKind.OUT_OF_MEMORY, container.reason, message, pod)
-    if container is not None and container.reason in waits.CANNOT_START:
+    if container is not None and container.reason in CANNOT_START:
         return outcome_of(OutcomeKind.REJECTED, container.reason, container.message, pod)
     where = f"init container {container.name!r}: " if container and container.init else ""
     return outcome_of(OutcomeKind.APPLICATION_ERROR, reason, where + message, pod)
@@ -191,7 +193,7 @@ def _has_failed(pod: Json) -> bool:
 
 
 def finished(outcome: Outcome) -> Observation:
-    """How it stands once its outcome is known."""
+    """The observation of an attempt whose outcome is known."""
     detail = f"{outcome.kind.value}{f': {outcome.reason}' if outcome.reason else ''}"
     return Observation(Phase.FINISHED, detail, outcome.pod_name, outcome)
 
@@ -205,7 +207,11 @@ def outcome_of(
     with_exit: bool = True,
     infrastructure: bool = False,
 ) -> Outcome:
-    """The outcome of this kind, with what its pod tells."""
+    """The outcome of this kind, with what its pod tells.
+
+    :param with_exit: take over the container's exit code
+    :param infrastructure: the cluster's doing, also where the kind does not say so
+    """
     container = None
     if pod is not None:
         container = main_container(pod) if kind is OutcomeKind.SUCCEEDED else culprit(pod)
@@ -228,16 +234,23 @@ def outcome_of(
 
 
 def _last_lines(container: Container | None, message: str) -> tuple[str, ...]:
-    if container is None or container.state != "terminated" or container.message.strip() == message.strip():
+    if (
+        container is None
+        or container.state is not ContainerState.TERMINATED
+        or container.message.strip() == message.strip()
+    ):
         return ()
-    if container.reason in waits.CANNOT_START or container.reason == NEVER_SEEN:
+    if container.reason in CANNOT_START or container.reason == NEVER_SEEN:
         return ()  # the runtime's words, not the program's
     lines = container.message.rstrip().splitlines()[-LAST_LINES:]
     return tuple(clip(redact(line), LINE_LENGTH) for line in lines)
 
 
 def latest(pods: Sequence[Json]) -> Json | None:
-    """The newest pod, if there is any. :param pods: oldest first"""
+    """The newest pod, if there is any.
+
+    :param pods: oldest first
+    """
     return pods[-1] if pods else None
 
 

@@ -1,4 +1,4 @@
-"""How a pod's end came about: by its main container itself, or because the pod was told to go.
+"""The end of a pod: brought about by its main container itself, or because the pod was told to go.
 
 A pod's phase does not tell: a pod deleted or evicted in mid-training that ends with 0 inside its grace period
 says Succeeded, and one whose proxy failed after a training that ended well says Failed.
@@ -12,6 +12,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     NEVER_SEEN,
     TERMINAL_PHASES,
     Container,
+    ContainerState,
     condition,
     containers,
     is_deleting,
@@ -35,23 +36,25 @@ LONG_AGO = float("-inf")
 
 
 def is_terminal(pod: object) -> bool:
+    """True once the pod has ended, well or badly."""
     return text(status(pod).get("phase")) in TERMINAL_PHASES
 
 
 def is_staying(pod: object) -> bool:
-    """Whether it has neither ended nor been told to."""
+    """True while a pod has neither ended nor been told to."""
     return not is_terminal(pod) and not is_deleting(pod)
 
 
 def may_run(pod: Json) -> bool:
-    """Whether it runs, or may still be started: one that goes and has no node gets none any more."""
+    """True while a pod runs or may still be started: one that goes and has no node gets none any more."""
     placed = bool(text(mapping(pod.get("spec")).get("nodeName")))
     return not is_terminal(pod) and (placed or not is_deleting(pod))
 
 
 def told_to_go(pod: Json) -> float | None:
-    """When a pod was told to go, in seconds since 1970: ``None`` if it was not, long ago if that is unseen.
+    """The time at which a pod was told to go, in seconds since 1970.
 
+    ``None`` if it was not, :data:`LONG_AGO` if the time cannot be seen.
     The last step of a deletion overwrites when it was asked for, with a grace period of 0.
     """
     told = []
@@ -66,7 +69,7 @@ def told_to_go(pod: Json) -> float | None:
 
 
 def _deadline(pod: Json) -> float | None:
-    """When a pod's own deadline was over, if that is what its kubelet ended it for."""
+    """The time at which a pod's own deadline was over, if that is what its kubelet ended it for."""
     began = moment(text(status(pod).get("startTime")))
     seconds = whole(mapping(pod.get("spec")).get("activeDeadlineSeconds"))
     if status(pod).get("reason") != "DeadlineExceeded" or began is None or seconds is None:
@@ -75,7 +78,10 @@ def _deadline(pod: Json) -> float | None:
 
 
 def deletion_asked(pod: Json) -> float | None:
-    """When the deletion was asked for: the time stamp is that of the end of the grace period."""
+    """The time at which the deletion was asked for, in seconds since 1970; ``None`` if it was not.
+
+    The object's own time stamp is that of the end of the grace period.
+    """
     stamp = moment(text(metadata(pod).get("deletionTimestamp")))
     return None if stamp is None else stamp - grace(pod)
 
@@ -108,14 +114,14 @@ def others_left(pod: Json) -> tuple[str, ...]:
     )
 
 
-def of_others(pod: Json) -> str:
-    """What the other containers did, in words; empty if there is nothing to tell."""
+def others_described(pod: Json) -> str:
+    """Describe what the containers beside the main one did; empty if there is nothing to tell."""
     main = main_container(pod)
     words = []
     for each in containers(pod):
         if each.init or (main is not None and each.name == main.name):
             continue
-        if each.state == "waiting" and not each.restarts:
+        if each.state is ContainerState.WAITING and not each.restarts:
             words.append(f"container {each.name!r} does not run{f': {each.reason}' if each.reason else ''}")
         elif not each.over:
             words.append(f"container {each.name!r} still ran, and is told to go")
@@ -125,20 +131,20 @@ def of_others(pod: Json) -> str:
 
 
 def is_single(job: Json) -> bool:
-    """Whether the Job is done with one pod."""
+    """True if the Job is done with one pod."""
     spec = mapping(job.get("spec"))
     return spec.get("completions") in (None, 1) and spec.get("parallelism") in (None, 1)
 
 
 def replaces_failed_pods(job: Json) -> bool:
-    """Whether the Job may start another pod after one that failed."""
+    """True if the Job may start another pod after one that failed."""
     spec = mapping(job.get("spec"))
     rules = items(mapping(spec.get("podFailurePolicy")).get("rules"))
     return whole(spec.get("backoffLimit")) != 0 or any(rule.get("action") != "FailJob" for rule in rules)
 
 
 def controls(job: Json, pod: Json) -> bool:
-    """Whether a pod is this very Job's."""
+    """True if a pod is this very Job's."""
     owners = items(metadata(pod).get("ownerReferences"))
     owner = next((each for each in owners if each.get("controller") is True), {})
     return bool(uid_of(job)) and owner.get("uid") == uid_of(job)

@@ -1,4 +1,4 @@
-"""What is known of an attempt: how it stands (an Observation), and how it ended (an Outcome)."""
+"""The state of an attempt (an Observation), and its end (an Outcome)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MESSAGE_LENGTH = 600
 
 
 class Phase(Enum):
-    """Whether there is something to wait for."""
+    """The part of its life that an attempt is in."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -24,7 +24,7 @@ class Phase(Enum):
 
 
 class WaitFor(Enum):
-    """What a workload waits for: each has a time-out of its own."""
+    """Things that a workload waits for: each has a time-out of its own."""
 
     QUOTA = "quota"
     NODE = "node"
@@ -34,7 +34,7 @@ class WaitFor(Enum):
 
 
 class OutcomeKind(Enum):
-    """How an attempt ended."""
+    """The ways in which an attempt ends."""
 
     SUCCEEDED = "succeeded"
     OUT_OF_MEMORY = "out_of_memory"
@@ -136,7 +136,7 @@ _INFRASTRUCTURE_ERRORS: dict[OutcomeKind, type[errors.WorkloadFailedError]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. Plain values only; text is clipped and redacted already.
+    """The end of an attempt. Plain values only; text is clipped and redacted already.
 
     :param infrastructure: the cluster's doing, not the training code's: does not use up the task's retries
     """
@@ -157,10 +157,11 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
+        """True if the training ended well."""
         return self.kind is OutcomeKind.SUCCEEDED
 
     def explain(self) -> str:
-        """What happened, the last lines, and what to do next."""
+        """Tell what happened, with the last lines and what to do next."""
         words, remedy = _WORDS[self.kind]
         facts = [self.reason] if self.reason else []
         if self.exit_code is not None:
@@ -201,8 +202,9 @@ class Outcome:
         return replace(self, message=clip(f"{self.message} {sentence}".strip(), MESSAGE_LENGTH))
 
     def raise_for_failure(self) -> None:
-        """
-        :raises WorkloadFailedError: the subclass of this kind, unless the attempt succeeded
+        """Raise the error of this outcome, unless it is success.
+
+        :raises WorkloadFailedError: the subclass of this kind
         """
         if not self.succeeded:
             kinds = _INFRASTRUCTURE_ERRORS if self.infrastructure else _ERRORS
@@ -231,7 +233,7 @@ class Lingering:
 
 @dataclass(frozen=True)
 class Observation:
-    """How an attempt stands.
+    """The state of an attempt at one moment.
 
     :param detail: why it waits or what it does, for a log line
     :param outcome: set exactly when ``phase`` is FINISHED
@@ -239,8 +241,8 @@ class Observation:
         healthy wait (a queue, a quota others use) and for progress
     :param waiting_for: what a wait is for
     :param since: when the wait began, RFC 3339 by the cluster's clock, if it says so
-    :param grace_seconds: time the cluster itself has granted on top, such as a terminating pod's grace period
-    :param lingering: set where the rest of a pod outlives its main container, and is to be told to go
+    :param grace_seconds: granted on top by the cluster itself, such as a terminating pod's grace period
+    :param lingering: set where other containers of a pod outlive its main one, and are to be stopped
     """
 
     phase: Phase

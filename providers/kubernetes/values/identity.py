@@ -1,4 +1,4 @@
-"""Who a workload belongs to: the name, labels and annotations of an attempt derive from it."""
+"""The identity of a task in a run: the name, labels and annotations of an attempt derive from it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class WorkloadIdentity:
         return f"{dag}-{task}-{suffix}"
 
     def labels(self, attempt: int) -> dict[str, str]:
-        """What selectors need; long or unusual names are clipped here and whole in the annotations."""
+        """The labels for selectors; long or unusual names are clipped here, and whole in the annotations."""
         return {
             ATTEMPT_KEY_LABEL: self.key,
             ATTEMPT_LABEL: str(attempt),

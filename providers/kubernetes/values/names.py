@@ -1,4 +1,4 @@
-"""What Kubernetes accepts as a name, a label and a quantity."""
+"""Names, labels and quantities as Kubernetes accepts them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def label_value(text: str) -> str:
 
 
 def check_labels(field: str, labels: dict[str, str]) -> None:
-    """
+    """Check that these can be labels.
+
+    :param field: the parameter's name, for messages
     :raises ConfigurationError: a key or value is not a label
     """
     for key, value in labels.items():
@@ -50,7 +52,9 @@ def check_labels(field: str, labels: dict[str, str]) -> None:
 
 
 def check_annotations(field: str, annotations: dict[str, str]) -> None:
-    """
+    """Check that these can be annotations.
+
+    :param field: the parameter's name, for messages
     :raises ConfigurationError: a key is not an annotation key
     """
     for key in annotations:
@@ -68,7 +72,9 @@ def _check_key(field: str, key: str) -> None:
 
 
 def check_dns_label(field: str, name: str) -> None:
-    """
+    """Check that a name is a DNS label.
+
+    :param field: the parameter's name, for messages
     :raises ConfigurationError: ``name`` cannot name a namespace, container or volume
     """
     if not DNS_LABEL.fullmatch(name):
@@ -80,7 +86,9 @@ def check_dns_label(field: str, name: str) -> None:
 
 
 def check_object_name(field: str, name: str) -> None:
-    """
+    """Check that a name is one for an object.
+
+    :param field: the parameter's name, for messages
     :raises ConfigurationError: ``name`` cannot name an object such as a Secret
     """
     if len(name) > 253 or not SUBDOMAIN.fullmatch(name):
@@ -90,6 +98,7 @@ def check_object_name(field: str, name: str) -> None:
 def parse_quantity(field: str, text: object) -> Decimal:
     """The number behind ``500m``, ``1.5Gi``, ``2e3``.
 
+    :param field: the parameter's name, for messages
     :raises ConfigurationError: the text is not a quantity, or negative
     """
     match = QUANTITY.fullmatch(text) if isinstance(text, str) else None

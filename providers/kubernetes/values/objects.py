@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.kubernetes.values.identity import MAIN_CONTAINER_ANNOTATION
@@ -48,22 +49,27 @@ def moment(stamp: str) -> float | None:
 
 
 def metadata(obj: object) -> Json:
+    """The object's ``metadata``; empty if it has none."""
     return mapping(mapping(obj).get("metadata"))
 
 
 def status(obj: object) -> Json:
+    """The object's ``status``; empty if it has none."""
     return mapping(mapping(obj).get("status"))
 
 
 def name_of(obj: object) -> str:
+    """The object's name; empty if it has none."""
     return text(metadata(obj).get("name"))
 
 
 def uid_of(obj: object) -> str:
+    """The object's uid; empty if it has none."""
     return text(metadata(obj).get("uid"))
 
 
 def is_deleting(obj: object) -> bool:
+    """True once the object's deletion was asked for."""
     return bool(metadata(obj).get("deletionTimestamp"))
 
 
@@ -83,6 +89,15 @@ def any_condition(obj: object, kind: str) -> Json:
     return {}
 
 
+class ContainerState(Enum):
+    """The state of a container, named as its status names it; UNSEEN while the status says nothing."""
+
+    TERMINATED = "terminated"
+    RUNNING = "running"
+    WAITING = "waiting"
+    UNSEEN = ""
+
+
 @dataclass(frozen=True)
 class Container:
     """One container's status, flattened.
@@ -94,7 +109,7 @@ class Container:
 
     name: str
     init: bool
-    state: str
+    state: ContainerState
     reason: str
     message: str
     exit_code: int | None
@@ -107,18 +122,21 @@ class Container:
 
     @property
     def failed(self) -> bool:
-        return self.state == "terminated" and self.exit_code != 0
+        """True if it has ended otherwise than with exit code 0."""
+        return self.state is ContainerState.TERMINATED and self.exit_code != 0
 
     @property
     def over(self) -> bool:
-        """Whether it has ended for good."""
-        return self.state == "terminated" and not self.restarts
+        """True once it has ended for good."""
+        return self.state is ContainerState.TERMINATED and not self.restarts
 
     @property
     def began(self) -> bool:
-        """Whether its program ever ran, as far as the status tells."""
+        """True if its program ever ran, as far as the status tells."""
         unseen = (*CANNOT_START, NEVER_SEEN)
-        return self.state == "running" or (self.state == "terminated" and self.reason not in unseen)
+        return self.state is ContainerState.RUNNING or (
+            self.state is ContainerState.TERMINATED and self.reason not in unseen
+        )
 
 
 # The runtime could not start the program: no such command, not executable, wrong architecture.
@@ -145,16 +163,17 @@ def _specified(pod: object, field: str) -> list[Json]:
 
 
 def _container(pod: object, entry: Json, spec: Json, *, init: bool) -> Container:
-    state = mapping(entry.get("state"))
-    kind = next(
-        (name for name in ("terminated", "running", "waiting") if isinstance(state.get(name), dict)), ""
+    written = mapping(entry.get("state"))
+    state = next(
+        (each for each in ContainerState if isinstance(written.get(each.value), dict)), ContainerState.UNSEEN
     )
-    detail = mapping(state.get(kind))
-    code = whole(detail.get("exitCode")) if kind == "terminated" else None
+    detail = mapping(written.get(state.value))
+    ended = state is ContainerState.TERMINATED
+    code = whole(detail.get("exitCode")) if ended else None
     return Container(
         name=text(entry.get("name")),
         init=init,
-        state=kind,
+        state=state,
         reason=text(detail.get("reason")),
         message=text(detail.get("message")),
         exit_code=code,
@@ -163,12 +182,12 @@ def _container(pod: object, entry: Json, spec: Json, *, init: bool) -> Container
         image=text(entry.get("image")),
         image_id=text(entry.get("imageID")),
         native_sidecar=init and spec.get("restartPolicy") == "Always",
-        restarts=kind == "terminated" and _restarts(pod, spec, code),
+        restarts=ended and _restarts(pod, spec, code),
     )
 
 
 def _restarts(pod: object, spec: Json, code: int | None) -> bool:
-    """Whether the kubelet starts an ended container again: its rules, its own policy, then the pod's."""
+    """Tell whether the kubelet starts an ended container again: its rules, its policy, then the pod's."""
     if is_deleting(pod) or text(status(pod).get("phase")) in TERMINAL_PHASES:
         return False
     for rule in items(spec.get("restartPolicyRules")):
@@ -214,7 +233,7 @@ def _asked_for(pod: object) -> list[str]:
 def culprit(pod: object) -> Container | None:
     """The container that explains a pod's end: the main one, or an init container that kept it waiting."""
     main = main_container(pod)
-    if main is not None and main.state == "terminated" and main.reason != NEVER_SEEN:
+    if main is not None and main.state is ContainerState.TERMINATED and main.reason != NEVER_SEEN:
         return main
     failed = (each for each in containers(pod) if each.init and not each.native_sidecar and each.failed)
     return next(failed, main)
@@ -227,10 +246,11 @@ def by_age(pods: Iterable[object]) -> list[Json]:
 
 
 def concerns(event: Json, obj: object) -> bool:
-    """Whether an event is about this very object."""
+    """Tell whether an event is about this very object."""
     about = mapping(event.get("involvedObject")) or mapping(event.get("regarding"))
     return bool(uid_of(obj)) and about.get("uid") == uid_of(obj)
 
 
 def event_text(event: Json) -> str:
+    """The event's message, in either of the two forms of events."""
     return text(event.get("message")) or text(event.get("note"))

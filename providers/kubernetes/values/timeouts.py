@@ -1,4 +1,4 @@
-"""How long a wait may take, of each kind, and whether it may be for a larger quota."""
+"""The bounds of waits, one for each kind of wait, as one value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# A proxy that is told of the end of what it serves goes within seconds, and one that is not never goes by
+# A proxy that notices the end of what it serves goes within seconds, and one that does not never goes by
 # itself; ten seconds are nothing beside a training, and enough to send the last metrics.
 DEFAULT_SIDECAR_GRACE_SECONDS = 10.0
 

@@ -30,7 +30,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     text,
     whole,
 )
-from nighttrain.providers.kubernetes.values.redaction import redact
+from nighttrain.providers.redaction import redact
 from nighttrain.providers.serving.backends.base import EndpointStatus, Progress, Readiness, VersionStatus
 from nighttrain.providers.serving.backends.pods import desired_replicas, judge
 from nighttrain.providers.serving.spec import (

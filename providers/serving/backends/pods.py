@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import clip
-from nighttrain.providers.kubernetes.outcome import waits
+from nighttrain.providers.kubernetes.outcome import not_started
 from nighttrain.providers.kubernetes.values.objects import (
+    CANNOT_START,
     any_condition,
     is_deleting,
     items,
@@ -18,7 +19,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     text,
     whole,
 )
-from nighttrain.providers.kubernetes.values.redaction import redact
+from nighttrain.providers.redaction import redact
 from nighttrain.providers.serving.backends.base import Readiness
 from nighttrain.providers.serving.scoring_server import EXIT_DIGEST_MISMATCH
 from nighttrain.providers.serving.spec import TEMPLATE_ANNOTATION
@@ -120,13 +121,13 @@ def _pod(pod: Json) -> tuple[str | None, str | None]:
         waiting = mapping(now.get("waiting"))
         reason, message = text(waiting.get("reason")), text(waiting.get("message"))
         sentence = f"Pod {name_of(pod)} waits: {reason}: {clip(message, 600)}"
-        if reason in waits.PERMANENT_IMAGE:
+        if reason in not_started.PERMANENT_IMAGE:
             return f"{sentence}\nWhat to do: correct the image's name.", None
         if reason in ("ErrImagePull", "ImagePullBackOff"):
             advice = f"{sentence}\nWhat to do: check the image's name and tag, and image_pull_secrets."
             return (advice, None) if _NO_SUCH_IMAGE.search(message) else (None, advice)
-    wait = waits.pending(pod, [])
-    return None, f"Pod {name_of(pod)}: {wait.detail}" if wait.kind not in ("", "unknown") else None
+    wait = not_started.why_pending(pod, [])
+    return None, f"Pod {name_of(pod)}: {wait.detail}" if wait.kind is not None else None
 
 
 def _ended(pod: Json, entry: Json, ended: Json) -> tuple[str | None, str | None]:
@@ -146,6 +147,6 @@ def _ended(pod: Json, entry: Json, ended: Json) -> tuple[str | None, str | None]
         return f"{sentence}\nWhat to do: {advice}", None
     if reason == "OOMKilled":
         return f"{sentence}\nWhat to do: raise container_resources.limits.memory.", None
-    if reason in waits.CANNOT_START:
+    if reason in CANNOT_START:
         return f"{sentence}\nWhat to do: use an image that has python and mlflow.", None
     return (sentence, None) if starts >= FAILED_STARTS else (None, sentence)

@@ -314,7 +314,7 @@ async def test_an_answer_that_is_not_json_is_an_error_of_ours() -> None:
     [
         *("kubernetes.api.client", "kubernetes.api.connection", "kubernetes.job.job_manifest"),
         *("kubernetes.job.spec", "kubernetes.outcome.outcome", "kubernetes.logs.logs"),
-        *("kubernetes.mirror.watch", "attempts.lifecycle", "attempts.tracked_workload"),
+        *("kubernetes.mirror.feed", "attempts.lifecycle", "attempts.tracked_workload"),
     ],
 )
 def test_importing_the_adapter_imports_no_client_library(module: str) -> None:

@@ -34,8 +34,8 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     Phase,
 )
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 

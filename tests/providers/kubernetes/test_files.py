@@ -26,8 +26,8 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     Phase,
 )
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.kubernetes.values.workload import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -24,20 +24,22 @@ from nighttrain.providers.kubernetes.api.resources import KUEUE_WORKLOADS, Resou
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.mirror import explanations, hub, watch
+from nighttrain.providers.kubernetes.mirror import feed, hub, wait_reasons
 from nighttrain.providers.kubernetes.mirror.hub import Subscription, subscribe
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
 )
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.kubernetes.values.workload import Workload
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from nighttrain.providers.kubernetes.mirror.subscription import Subscription
 
 NAMESPACE = "default"
 DEFINITIONS = Resource(
@@ -178,8 +180,8 @@ async def test_a_wait_on_a_job_that_was_never_there_ends_by_one_read(
 async def test_a_job_deleted_while_the_watch_was_down_is_missed_by_the_next_list(
     cluster: EmbeddedCluster, client: ClusterClient, admin: ClusterClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "WATCH_SECONDS", 1)
-    monkeypatch.setattr(watch, "PAUSE_MAXIMUM_SECONDS", 0.1)
+    monkeypatch.setattr(feed, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(feed, "PAUSE_MAXIMUM_SECONDS", 0.1)
     job = await new_job(admin)
     pod = await new_pod(admin, job)
     async with subscribe(client, NAMESPACE, job.name, job.uid) as view:
@@ -206,8 +208,8 @@ async def test_an_outage_ends_no_wait_and_is_said_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(hub, "OUTAGE_NOTED_SECONDS", 0.0)
-    monkeypatch.setattr(watch, "WATCH_SECONDS", 1)
-    monkeypatch.setattr(watch, "PAUSE_MAXIMUM_SECONDS", 0.1)
+    monkeypatch.setattr(feed, "WATCH_SECONDS", 1)
+    monkeypatch.setattr(feed, "PAUSE_MAXIMUM_SECONDS", 0.1)
     job, seen = await new_job(admin), list[Observation]()
     # The bound of its start passes during the outage, when nobody can say whether it has started.
     task = waits(client, job, timeouts=Timeouts(60), on_observation=seen.append)
@@ -232,7 +234,7 @@ async def test_an_outage_ends_no_wait_and_is_said_once(
 async def test_a_right_that_is_withdrawn_ends_every_wait_with_its_name(
     cluster: EmbeddedCluster, client: ClusterClient, admin: ClusterClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "PAUSE_MAXIMUM_SECONDS", 0.05)
+    monkeypatch.setattr(feed, "PAUSE_MAXIMUM_SECONDS", 0.05)
     cluster.faults.add(Fault.answer(403, count=None, verb="list", resource="pods"))
     tasks = [waits(client, await new_job(admin)) for _ in range(3)]
     async with asyncio.timeout(20):
@@ -250,7 +252,7 @@ async def test_a_process_that_ends_while_a_wait_begins_says_nothing_of_it(client
     """All of its tasks are cancelled, also those that have not begun."""
 
     async def ending() -> None:
-        subscription = Subscription(hub.Hub(client, NAMESPACE), "job", "uid", asyncio.sleep)
+        subscription = hub.Hub(client, NAMESPACE).subscription("job", "uid", asyncio.sleep)
         change = asyncio.create_task(subscription.change(within=60))
         await asyncio.sleep(0)
         begun = asyncio.all_tasks() - before - {asyncio.current_task()}
@@ -271,7 +273,7 @@ async def test_events_explain_through_one_shared_feed_that_ends_with_its_readers
     client: ClusterClient, admin: ClusterClient, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr(explanations, "LINGER_SECONDS", 0.0)
+    monkeypatch.setattr(wait_reasons, "LINGER_SECONDS", 0.0)
     jobs, seen = [await new_job(admin) for _ in range(20)], dict[str, Observation]()
     tasks = [
         waits(client, job, on_observation=lambda told, n=job.name: seen.update({n: told})) for job in jobs
@@ -356,7 +358,7 @@ async def in_kueue(admin: ClusterClient, job: Workload, message: str) -> None:
     meta = {"name": f"{KUEUE.plural}.{KUEUE.group}"}
     with contextlib.suppress(ObjectExistsError):
         await admin.create(DEFINITIONS, None, {"metadata": meta, "spec": spec})
-    labels = {explanations.QUEUE_LABEL: job.uid}
+    labels = {wait_reasons.QUEUE_LABEL: job.uid}
     made = {"metadata": {"name": f"job-{job.name}", "labels": labels}, "spec": {"active": True}}
     await admin.create(KUEUE, NAMESPACE, {"apiVersion": KUEUE.api_version, "kind": KUEUE.kind, **made})
     await reserve(admin, job, "False", "Pending", message)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from helpers.scripted_api import Answer, ScriptedServer
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.logs import logs
-from nighttrain.providers.kubernetes.logs.streams import Streams
-from nighttrain.providers.kubernetes.values.workload import Workload
+from nighttrain.providers.kubernetes.logs.log_lines import LogCursor, ProgressBars
+from nighttrain.providers.kubernetes.logs.stream_limits import StreamLimits
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
 
 def stamp(tick: int) -> str:
@@ -32,7 +33,7 @@ def test_each_line_arrives_once_wherever_the_stream_is_cut(steps: list[int], cut
     for number, step in enumerate(steps):
         tick += step
         log.append((stamp(tick), f"{stamp(tick)} line {number}"))
-    cursor, got = logs.LogCursor(), []
+    cursor, got = LogCursor(), []
     for cut in [*cuts, len(log)]:
         since = cursor.since or ""
         cursor.resume()
@@ -44,7 +45,7 @@ def test_each_line_arrives_once_wherever_the_stream_is_cut(steps: list[int], cut
 
 
 def test_stamps_of_any_precision_are_compared_and_empty_lines_kept() -> None:
-    cursor = logs.LogCursor()
+    cursor = LogCursor()
     lines = ["2026-11-22T08:00:00Z a", "2026-11-22T08:00:00.5Z b", "2026-11-22T08:00:00.50Z c"]
     lines += ["2026-11-22T08:00:00.51Z ", "no stamp", "2026-11-22T08:00:00.2Z old"]
     assert [cursor.fresh(line) for line in lines] == ["a", "b", "c", "", "no stamp", None]
@@ -111,7 +112,7 @@ async def no_time(seconds: float) -> None:
 
 def test_a_progress_bar_shows_as_the_last_state_of_each_burst() -> None:
     got: list[str] = []
-    bars = logs.Bars(got.append)
+    bars = ProgressBars(got.append)
     bars.line("\r10%\r20%\r30%", 0.0)
     bars.line("\r40%\r50%", 0.5)  # sooner than a person reads
     bars.line("\r60%\r70%\r", 1.5)
@@ -121,7 +122,7 @@ def test_a_progress_bar_shows_as_the_last_state_of_each_burst() -> None:
 
 
 async def test_more_readers_than_streams_take_turns_and_the_last_lines_come_first() -> None:
-    streams = Streams(limit=2, slice_seconds=0.05)
+    streams = StreamLimits(limit=2, slice_seconds=0.05)
     turns: list[str] = []
 
     async def reader(name: str, *, urgent: bool = False) -> None:
@@ -152,7 +153,7 @@ async def test_more_readers_than_streams_take_turns_and_the_last_lines_come_firs
 
 
 async def test_logs_leave_most_of_the_event_loop_to_others() -> None:
-    streams, loop = Streams(), asyncio.get_running_loop()
+    streams, loop = StreamLimits(), asyncio.get_running_loop()
     ticks = 0
 
     async def chatty() -> None:

@@ -18,13 +18,13 @@ from nighttrain.providers.kubernetes.outcome.decide import (
     decide,
     timed_out,
 )
-from nighttrain.providers.kubernetes.outcome.nodes import is_lost, silent_since
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
     Phase,
     WaitFor,
 )
+from nighttrain.providers.kubernetes.outcome.silent_nodes import is_lost, silent_since
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -32,7 +32,7 @@ from nighttrain.providers.local.cluster.store.resources import PODS
 from nighttrain.sensors.failures import failing_clearly
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.local.cluster.store.store import Store
 
 NAMESPACE = "default"

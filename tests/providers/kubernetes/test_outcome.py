@@ -19,7 +19,7 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
     Phase,
 )
-from nighttrain.providers.kubernetes.values.redaction import redact
+from nighttrain.providers.redaction import redact
 
 K = OutcomeKind
 

@@ -15,7 +15,7 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.plain_secrets import check_texts, known_forms
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-from nighttrain.providers.kubernetes.values.redaction import names_a_secret
+from nighttrain.providers.redaction import names_a_secret
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +17,7 @@ from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.kinds import JOB
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
-from nighttrain.providers.kubernetes.mirror.hub import Hub
+from nighttrain.providers.kubernetes.mirror.mirrored import Mirror
 from nighttrain.providers.kubernetes.mirror.trimming import trim_pod
 from nighttrain.providers.kubernetes.outcome.decide import (
     decide,
@@ -31,7 +31,7 @@ from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 K = OutcomeKind
@@ -146,7 +146,7 @@ def test_a_second_pod_that_lives_decides_nothing() -> None:
 
 async def test_when_a_pod_was_told_to_go_outlasts_the_last_step_of_its_deletion(recordings: Any) -> None:
     """It writes another time and a grace period of 0: by it alone the pod may have ended by itself."""
-    kept = Hub(cast("ClusterClient", None), "rec")
+    kept = Mirror(JOB)
     changes = [each for each in recordings.records("job-pod-deleted") if each["from"] == "pods"]
     uid = changes[0]["object"]["metadata"]["uid"]
     seen = [trim_pod(each["object"]) for each in changes if each["object"]["metadata"]["uid"] == uid]

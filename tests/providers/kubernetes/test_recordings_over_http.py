@@ -19,8 +19,8 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     Outcome,
     OutcomeKind,
 )
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.kubernetes.values.workload import Workload
 
 Json = dict[str, Any]
 

@@ -37,7 +37,7 @@ from nighttrain.providers.kubernetes.values.objects import main_container
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.values.workload import Workload
+    from nighttrain.providers.kubernetes.values.submitted_workload import Workload
     from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 K = OutcomeKind

@@ -24,8 +24,9 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
     OutcomeKind,
 )
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.kubernetes.values.workload import Workload
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

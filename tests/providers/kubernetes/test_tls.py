@@ -20,7 +20,7 @@ from helpers.certificates import Authority
 from helpers.server_proxy import ForwardProxy, SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
-from nighttrain.providers.kubernetes.api import connection, session
+from nighttrain.providers.kubernetes.api import loading, session
 from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
@@ -365,7 +365,7 @@ def pod(proxy: ServerProxy, authority: Authority, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "namespace").write_text("ml\n")
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    monkeypatch.setattr(connection, "SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setattr(loading, "SERVICE_ACCOUNT_NAMESPACE", tmp_path / "namespace")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(proxy.port))
     monkeypatch.delenv("KUBECONFIG", raising=False)

@@ -13,7 +13,7 @@ from helpers.scripted_api import Answer, ScriptedServer, refusal
 from nighttrain.providers import errors
 from nighttrain.providers.kubernetes.api import client as client_module
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.mirror import watch
+from nighttrain.providers.kubernetes.mirror import feed as feed_module
 
 
 def job(name: str, version: str) -> dict[str, Any]:
@@ -69,9 +69,9 @@ async def run_until(
         mirror = Mirror()
         config = ClusterConfig(kubeconfig_content=server.kubeconfig())
         async with await ClusterClient.open(config, attempts=1) as client:
-            feed = watch.Feed(
+            feed = feed_module.Feed(
                 client,
-                watch.Selection(JOBS, "n", label_selector="a=b"),
+                feed_module.Selection(JOBS, "n", label_selector="a=b"),
                 mirror,
                 on_health=lambda error: told.append(error is None),
                 sleep=virtual.sleep,
@@ -155,7 +155,7 @@ async def test_a_server_that_asks_for_a_pause_gets_it() -> None:
 
 
 async def test_an_outage_of_an_hour_is_an_error_and_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "OUTAGE_SECONDS", 0.05)
+    monkeypatch.setattr(feed_module, "OUTAGE_SECONDS", 0.05)
     with pytest.raises(errors.ClusterRequestError, match="down"):
         await run_until([refusal(503, "ServiceUnavailable", "down")] * 4000, 4000)
 
@@ -180,7 +180,7 @@ async def test_a_server_that_closes_every_watch_at_once_is_not_flooded() -> None
 
 
 async def test_a_stream_that_has_died_silently_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "WATCH_SECONDS", 0)
+    monkeypatch.setattr(feed_module, "WATCH_SECONDS", 0)
     monkeypatch.setattr(client_module, "WATCH_GRACE_SECONDS", 0.2)
     _, server, _ = await run_until([listed("10"), Answer(lines=[], hold=10)], 3)
     assert [request.query.get("resourceVersion") for request in server.requests] == [None, "10", "10"]

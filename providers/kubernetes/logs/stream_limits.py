@@ -1,4 +1,4 @@
-"""The log streams of one client: how many are open at once, and how much of the event loop they may use."""
+"""Limits for the log streams of one client: so many open at once, and so much of the event loop for all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Ticket:
     :param wake: called when the place is granted
     """
 
-    def __init__(self, streams: Streams, wake: Callable[[], None]) -> None:
+    def __init__(self, streams: StreamLimits, wake: Callable[[], None]) -> None:
         self._streams = streams
         self._wake = wake
         self.granted_at: float | None = None
@@ -40,6 +40,7 @@ class Ticket:
 
     @property
     def granted(self) -> bool:
+        """True while the place is held."""
         return self.granted_at is not None
 
     def hurry(self) -> None:
@@ -54,6 +55,7 @@ class Ticket:
         return self._limit
 
     def grant(self, now: float) -> None:
+        """Give the place to its holder; ``now`` is the loop's time in seconds."""
         self.granted_at = now
         self._wake()
 
@@ -65,11 +67,16 @@ class Ticket:
 
     @property
     def revocable(self) -> bool:
+        """True if the place may be taken from its holder."""
         return self._limit is not None and not self.urgent
 
 
-class Streams:
-    """Who may hold a stream open now."""
+class StreamLimits:
+    """Hands out the places among the open streams, in turns.
+
+    :param limit: how many streams may be open at once
+    :param slice_seconds: how long one may stay open while others wait
+    """
 
     def __init__(self, limit: int = MAX_STREAMS, slice_seconds: float = SLICE_SECONDS) -> None:
         self._limit = limit
@@ -83,7 +90,7 @@ class Streams:
 
     @property
     def open(self) -> int:
-        """How many places are taken."""
+        """The number of places taken."""
         return len(self._held)
 
     @contextmanager
@@ -111,7 +118,8 @@ class Streams:
     async def breathe(self, began: float) -> float:
         """Account for work since ``began``; pause if all streams together have used their share.
 
-        :returns: when the next piece of work begins
+        :param began: the loop's time in seconds
+        :return: the loop's time at which the next piece of work begins
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -154,9 +162,9 @@ class Streams:
         self._plan(asyncio.get_running_loop().time())
 
 
-_streams: WeakKeyDictionary[ClusterClient, Streams] = WeakKeyDictionary()
+_limits: WeakKeyDictionary[ClusterClient, StreamLimits] = WeakKeyDictionary()
 
 
-def streams_of(client: ClusterClient) -> Streams:
-    """The streams of this client."""
-    return _streams.setdefault(client, Streams())
+def stream_limits_of(client: ClusterClient) -> StreamLimits:
+    """The limits that all streams of this client share."""
+    return _limits.setdefault(client, StreamLimits())

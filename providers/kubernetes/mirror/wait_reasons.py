@@ -1,4 +1,4 @@
-"""Why workloads wait: one feed of events and one of Kueue's Workloads for all who wait in a namespace.
+"""The reasons for waits: one feed of events and one of Kueue's Workloads for all who wait in a namespace.
 
 They explain and never decide. So they run only while somebody asks, and a right that is missing leaves the
 reasons shorter and is no error.
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ClusterError, ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.resources import EVENTS, KUEUE_WORKLOADS
+from nighttrain.providers.kubernetes.mirror.feed import Feed, Selection
 from nighttrain.providers.kubernetes.mirror.trimming import trim_event, trim_queue
-from nighttrain.providers.kubernetes.mirror.watch import Feed, Selection
 from nighttrain.providers.kubernetes.values.objects import mapping, metadata, text, uid_of
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ AGAIN_SECONDS = 300.0
 StartTask = Callable[[Coroutine[Any, Any, Any], str], "asyncio.Task[Any]"]
 
 
-class Explanations:
+class WaitReasons:
     """Events and queue entries by the uid of what they are about.
 
-    :param changed: told of the uid about which something new is known
+    :param changed: called with the uid of an object when something new is known about it
+    :param start_task: starts a task of this name
     """
 
     def __init__(
@@ -56,11 +57,11 @@ class Explanations:
         self._stopping: list[asyncio.Task[Any]] = []
         self._linger: asyncio.TimerHandle | None = None
         self._events: OrderedDict[str, dict[str, Json]] = OrderedDict()
-        self.queues: dict[str, Json] = {}
-        self.no_queues = False
+        self._queues: dict[str, Json] = {}
+        self._no_queues = False
 
     def want(self, uid: str, wanted: bool) -> None:
-        """Somebody begins, or ceases, to ask about the Job of this uid."""
+        """Count one reader more, or one less, of what is known about the Job of this uid."""
         count = self._wanted.get(uid, 0) + (1 if wanted else -1)
         if count > 0:
             self._wanted[uid] = count
@@ -78,7 +79,10 @@ class Explanations:
             self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._stop)
 
     def close(self) -> list[asyncio.Task[Any]]:
-        """Stop; the tasks that the caller must still await."""
+        """Stop the feeds.
+
+        :return: the tasks that the caller must still await
+        """
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None
@@ -90,8 +94,8 @@ class Explanations:
         return [event for uid in about for event in self._events.get(uid, {}).values()]
 
     def queue_of(self, job_uid: str) -> Json | None:
-        """Kueue's Workload of a Job."""
-        return {"absent": True} if self.no_queues else self.queues.get(job_uid)
+        """Kueue's Workload of a Job; ``{"absent": True}`` in a cluster without Kueue."""
+        return {"absent": True} if self._no_queues else self._queues.get(job_uid)
 
     def _stop(self) -> None:
         for task in self._tasks:
@@ -100,8 +104,8 @@ class Explanations:
         self._tasks = []
         self._linger = None
         self._events.clear()
-        self.queues.clear()
-        self.no_queues = False
+        self._queues.clear()
+        self._no_queues = False
 
     async def _follow_events(self) -> None:
         while True:
@@ -119,12 +123,31 @@ class Explanations:
                     selection = Selection(resource, self._namespace, label_selector=QUEUE_LABEL)
                     with contextlib.suppress(ObjectNotFoundError):
                         await Feed(self._client, selection, _Queues(self), trim=trim_queue).run()
-                self.no_queues = True
-                for uid in list(self._wanted):
-                    self._changed(uid)
+                self._no_queues = True
+                self._all_changed()
             except ClusterError as error:
                 _log.debug("Kueue's workloads in %s cannot be read: %s", self._namespace, error)
             await asyncio.sleep(AGAIN_SECONDS)
+
+    def reset_queues(self, listed: list[Json]) -> None:
+        """Take over all of Kueue's Workloads."""
+        self._no_queues = False
+        self._queues = {_job_of(entry): entry for entry in listed}
+        self._all_changed()
+
+    def put_queue(self, entry: Json) -> None:
+        """Store one of Kueue's Workloads."""
+        self._queues[_job_of(entry)] = entry
+        self._changed(_job_of(entry))
+
+    def drop_queue(self, entry: Json) -> None:
+        """Forget one of Kueue's Workloads."""
+        self._queues.pop(_job_of(entry), None)
+        self._changed(_job_of(entry))
+
+    def _all_changed(self) -> None:
+        for uid in list(self._wanted):
+            self._changed(uid)
 
     def remember(self, event: Json) -> None:
         """Store an event, and forget the oldest."""
@@ -143,7 +166,9 @@ class Explanations:
 
 
 class _Events:
-    def __init__(self, kept: Explanations) -> None:
+    """Takes over what the feed of events brings."""
+
+    def __init__(self, kept: WaitReasons) -> None:
         self._kept = kept
 
     def reset(self, listed: list[Json], began: float) -> None:
@@ -156,22 +181,19 @@ class _Events:
 
 
 class _Queues:
-    def __init__(self, kept: Explanations) -> None:
+    """Takes over what the feed of Kueue's Workloads brings."""
+
+    def __init__(self, kept: WaitReasons) -> None:
         self._kept = kept
 
     def reset(self, listed: list[Json], began: float) -> None:
-        self._kept.no_queues = False
-        self._kept.queues = {_job_of(entry): entry for entry in listed}
-        for uid in list(self._kept._wanted):
-            self._kept._changed(uid)
+        self._kept.reset_queues(listed)
 
     def apply(self, kind: str, entry: Json) -> None:
-        uid = _job_of(entry)
         if kind == "DELETED":
-            self._kept.queues.pop(uid, None)
+            self._kept.drop_queue(entry)
         else:
-            self._kept.queues[uid] = entry
-        self._kept._changed(uid)
+            self._kept.put_queue(entry)
 
 
 def _job_of(entry: Json) -> str:

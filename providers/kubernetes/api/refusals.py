@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
     ClusterError,
@@ -19,25 +18,12 @@ from nighttrain.providers.errors import (
     clip,
 )
 
+if TYPE_CHECKING:
+    from nighttrain.providers.kubernetes.api.calls import Asked
+
 DOCS = "docs/use-a-real-cluster.md"
 WRITES = frozenset({"create", "update", "patch"})
 INVALID_REMEDY = "Correct the field that it names: the same object is refused however often it is sent"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a request was for, in words."""
-
-    verb: str
-    what: str
-    namespace: str | None
-    name: str | None
-    server: str
-
-    def __str__(self) -> str:
-        name = f" {self.name}" if self.name else ""
-        where = f" in namespace {self.namespace}" if self.namespace else ""
-        return f"{self.verb} {self.what}{name}{where}"
 
 
 def parse_status(body: bytes | str) -> dict[str, Any]:
@@ -51,7 +37,11 @@ def parse_status(body: bytes | str) -> dict[str, Any]:
 
 
 def to_error(asked: Asked, code: int, status: dict[str, Any]) -> ClusterError:
-    """The error that fits an answer outside 2xx, or an ERROR event of a watch."""
+    """The error that fits an answer outside 2xx, or an ERROR event of a watch.
+
+    :param code: the HTTP status
+    :param status: the Status object that the server answered
+    """
     reason = str(status.get("reason") or "")
     said = clip(str(status.get("message") or "no message"), 1500)
     text = f"{asked}: {said} (HTTP {code}{f' {reason}' if reason else ''} from {asked.server})"

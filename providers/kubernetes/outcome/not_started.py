@@ -1,8 +1,4 @@
-"""Why a workload has not started: the reasons of schedulers, kubelets, quotas and queues, in words.
-
-``kind`` is the value of the OutcomeKind that the wait would end as, or empty for a healthy wait: one that
-ends by itself when others give back what they hold.
-"""
+"""The reasons for which a workload has not started, as schedulers, kubelets, quotas and queues give them."""
 
 from __future__ import annotations
 
@@ -10,12 +6,11 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from nighttrain.providers.errors import ConfigurationError, clip
+from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind, WaitFor
 from nighttrain.providers.kubernetes.values.names import parse_quantity
 from nighttrain.providers.kubernetes.values.objects import (
-    CANNOT_START as CANNOT_START,
-)
-from nighttrain.providers.kubernetes.values.objects import (
     Container,
+    ContainerState,
     any_condition,
     concerns,
     containers,
@@ -26,7 +21,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     status,
     text,
 )
-from nighttrain.providers.kubernetes.values.redaction import redact
+from nighttrain.providers.redaction import redact
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -73,43 +68,50 @@ _QUOTA = re.compile(
 
 
 class Wait(NamedTuple):
-    """Why, and what it would end as.
+    """The reason for a wait, and the outcome that it would end as.
 
-    :param waiting_for: the value of the WaitFor: whose time-out counts
+    :param detail: the reason in words, clipped and redacted
+    :param kind: the outcome if it lasts too long; ``None`` for a healthy wait, which ends by itself when
+        others give back what they hold
+    :param waiting_for: whose time-out counts
     :param never: it is above the whole of today's quota, however much of that is free: only a larger quota
         would end the wait
-    :param since: when it began, by the cluster's clock
+    :param since: when it began, RFC 3339 by the cluster's clock
     """
 
     detail: str
-    kind: str = ""
-    waiting_for: str = "start"
+    kind: OutcomeKind | None = None
+    waiting_for: WaitFor = WaitFor.START
     never: bool = False
     since: str | None = None
 
 
-def suspended(job: Json, queue: object) -> Wait:
-    """Why a suspended Job is not admitted."""
+def why_suspended(job: Json, queue: object) -> Wait:
+    """Explain why a suspended Job is not admitted.
+
+    :param queue: Kueue's Workload of the Job, if at hand
+    """
     begun = text(metadata(job).get("creationTimestamp")) or None
     if mapping(queue).get("absent"):
         detail = "the Job waits to be admitted, but no Kueue runs in this cluster"
-        return Wait(detail, "quota_wait", "quota", since=begun)
+        return Wait(detail, OutcomeKind.QUOTA_WAIT, WaitFor.QUOTA, since=begun)
     reserved = any_condition(queue, "QuotaReserved")
     reason, message = text(reserved.get("reason")), text(reserved.get("message"))
     since = text(reserved.get("lastTransitionTime")) or None
     if mapping(mapping(queue).get("spec")).get("active") is False:
         name = text(metadata(mapping(queue)).get("name"))
         detail = f"Kueue's Workload {name} is deactivated: somebody has to set its spec.active to true"
-        return Wait(_said(detail, message), "quota_wait", "quota", since=since)
+        return Wait(_said(detail, message), OutcomeKind.QUOTA_WAIT, WaitFor.QUOTA, since=since)
     if not reason or reserved.get("status") == "True":
-        return Wait("the Job is suspended, waiting to be admitted", waiting_for="quota")
+        return Wait("the Job is suspended, waiting to be admitted", waiting_for=WaitFor.QUOTA)
     exceeds, blocked = _not_admitted(reason, message)
     said = _said(f"queued, {reason}", message)
-    return Wait(said, "quota_wait" if exceeds or blocked else "", "quota", never=exceeds, since=since)
+    kind = OutcomeKind.QUOTA_WAIT if exceeds or blocked else None
+    return Wait(said, kind, WaitFor.QUOTA, never=exceeds, since=since)
 
 
 def _not_admitted(reason: str, message: str) -> tuple[bool, bool]:
-    """Whether Kueue says that a request is above the whole quota, and whether somebody has to act first.
+    """Tell whether Kueue puts a request above the whole quota, and whether somebody has to act first.
 
     Words that are not known are a healthy wait.
     """
@@ -120,7 +122,7 @@ def _not_admitted(reason: str, message: str) -> tuple[bool, bool]:
 
 
 def _exceeds(pod_set: str) -> bool:
-    """Whether no flavor of the quota could ever take it: one that others use up now may do so later."""
+    """Tell whether no flavor of the quota could ever take it: one that others use up may do so later."""
     above = {found["flavor"] for found in _ABOVE_CAPACITY.finditer(pod_set)}
     in_use = {found["flavor"] for found in _IN_USE.finditer(pod_set)}
     return bool(above) and in_use <= above
@@ -131,19 +133,20 @@ def _is_blocked(pod_set: str) -> bool:
     return wrong_nodes or _TO_PUT_RIGHT.search(pod_set) is not None
 
 
-def pending(pod: Json, events: list[Json]) -> Wait:
-    """Why a pod has not started yet."""
+def why_pending(pod: Json, events: list[Json]) -> Wait:
+    """Explain why a pod has not started yet."""
     scheduled = any_condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         reason, message = text(scheduled.get("reason")), text(scheduled.get("message"))
         begun = text(scheduled.get("lastTransitionTime")) or None
         if reason == "SchedulingGated":
-            return Wait(_said(reason, message), waiting_for="quota", since=begun)
-        return Wait(_said(reason or "not scheduled", message), "unschedulable", "node", since=begun)
+            return Wait(_said(reason, message), waiting_for=WaitFor.QUOTA, since=begun)
+        said = _said(reason or "not scheduled", message)
+        return Wait(said, OutcomeKind.UNSCHEDULABLE, WaitFor.NODE, since=begun)
     return _starting(pod, events)._replace(since=text(status(pod).get("startTime")) or None)
 
 
-def needed(pod: Json) -> list[Container]:
+def needed_containers(pod: Json) -> list[Container]:
     """The containers without which the training cannot start: other ordinary ones never hold it up."""
     main = main_container(pod)
     known = containers(pod)
@@ -151,26 +154,33 @@ def needed(pod: Json) -> list[Container]:
 
 
 def _starting(pod: Json, events: list[Json]) -> Wait:
-    """Why a pod that has a node has not started yet."""
-    for container in needed(pod):
-        if container.state == "waiting" and container.reason in _IMAGE:
-            return Wait(_said(container.reason, container.message), "image_pull")
-        if container.state == "waiting" and container.reason in _CONFIGURATION:
-            return Wait(_said(container.reason, container.message), "rejected")
+    """Explain why a pod that has a node has not started yet."""
+    for container in needed_containers(pod):
+        if container.state is ContainerState.WAITING and container.reason in _IMAGE:
+            return Wait(_said(container.reason, container.message), OutcomeKind.IMAGE_PULL)
+        if container.state is ContainerState.WAITING and container.reason in _CONFIGURATION:
+            return Wait(_said(container.reason, container.message), OutcomeKind.REJECTED)
     mount = _newest(events, pod, ("FailedMount", "FailedAttachVolume"))
     if mount is not None:
-        return Wait(_said(text(mount.get("reason")), event_text(mount)), "rejected")
-    waiting = next((item for item in needed(pod) if item.state == "waiting" and item.reason), None)
-    if any(item.init and not item.native_sidecar and item.state == "running" for item in containers(pod)):
-        return Wait("an init container runs", "start_timeout")
+        return Wait(_said(text(mount.get("reason")), event_text(mount)), OutcomeKind.REJECTED)
+    waiting = next(
+        (item for item in needed_containers(pod) if item.state is ContainerState.WAITING and item.reason),
+        None,
+    )
+    if any(
+        item.init and not item.native_sidecar and item.state is ContainerState.RUNNING
+        for item in containers(pod)
+    ):
+        return Wait("an init container runs", OutcomeKind.START_TIMEOUT)
     pulling, pulled = _newest(events, pod, ("Pulling",)), _newest(events, pod, ("Pulled",))
     if pulling is not None and (pulled is None or _when(pulled) < _when(pulling)):
-        return Wait(_said("Pulling", event_text(pulling)), "image_pull")
-    return Wait(_said(waiting.reason, waiting.message) if waiting else "the pod is pending", "start_timeout")
+        return Wait(_said("Pulling", event_text(pulling)), OutcomeKind.IMAGE_PULL)
+    said = _said(waiting.reason, waiting.message) if waiting else "the pod is pending"
+    return Wait(said, OutcomeKind.START_TIMEOUT)
 
 
-def not_created(job: Json, events: list[Json]) -> Wait | None:
-    """Why a Job has no pod, if an event says so."""
+def why_no_pod(job: Json, events: list[Json]) -> Wait | None:
+    """Explain why a Job has no pod; ``None`` if no event says so."""
     refused = _newest(events, job, ("FailedCreate",))
     created = _newest(events, job, ("SuccessfulCreate",))
     if refused is None or (created is not None and _when(created) > _when(refused)):
@@ -178,27 +188,27 @@ def not_created(job: Json, events: list[Json]) -> Wait | None:
     said = event_text(refused)
     match = _QUOTA.search(said)
     if match is None:
-        return Wait(_said("FailedCreate", said), "rejected")
+        return Wait(_said("FailedCreate", said), OutcomeKind.REJECTED)
     never = _more_than_all(match["requested"], match["limited"])
     return Wait(
         _said("waiting for quota", said),
-        "quota_wait" if never else "",
-        "quota",
+        OutcomeKind.QUOTA_WAIT if never else None,
+        WaitFor.QUOTA,
         never=never,
         since=text(status(job).get("startTime")) or None,
     )
 
 
-def running(pod: Json) -> str:
-    """What a running pod does."""
+def running_pod_described(pod: Json) -> str:
+    """Describe what a running pod does."""
     container: Container | None = main_container(pod)
-    if container is not None and container.state == "waiting" and container.reason:
+    if container is not None and container.state is ContainerState.WAITING and container.reason:
         return _said(container.reason, container.message)
     return "the pod runs"
 
 
 def _more_than_all(requested: str, limited: str) -> bool:
-    """Whether a request is above the whole quota, however much of it is free."""
+    """Tell whether a request is above the whole quota, however much of it is free."""
     limits = _amounts(limited)
     return any(amount > limits[name] for name, amount in _amounts(requested).items() if name in limits)
 

@@ -1,4 +1,4 @@
-"""Feeds: one list, then watches, resumed after disconnects, listed again after 410.
+"""Feeds of objects: one list, then watches, resumed after disconnects, listed again after 410.
 
 :meth:`ClusterClient.watch` is one request; a :class:`Feed` keeps a :class:`Sink` current with many.
 """
@@ -46,7 +46,7 @@ PAGE = 200
 
 @dataclass(frozen=True)
 class Selection:
-    """Which objects a feed brings."""
+    """The objects that a feed brings."""
 
     resource: Resource
     namespace: str
@@ -55,7 +55,7 @@ class Selection:
 
 
 class Sink(Protocol):
-    """What a feed keeps current."""
+    """The receiver of a feed."""
 
     def reset(self, listed: list[Json], began: float) -> None:
         """Take over a fresh list; ``began`` is the loop's time at which it was asked for."""
@@ -67,8 +67,9 @@ class Sink(Protocol):
 class Feed:
     """Keeps a sink current.
 
-    :param on_health: told after each failure, with the error, and after each success that follows, with None
-    :param trim: what is kept of each object
+    :param trim: reduces each object to what is kept of it
+    :param on_health: called with the error after each failure, and with ``None`` once it is over
+    :param sleep: waits so many seconds
     """
 
     def __init__(
@@ -181,7 +182,7 @@ def _pause(failures: int) -> float:
 
 
 def _is_refusal(error: ClusterError) -> bool:
-    """Whether the cluster has answered that it will not, which is no outage."""
+    """Tell whether the cluster has answered that it will not, which is no outage."""
     if isinstance(error, ClusterUnreachableError):
         return False
     if isinstance(error, ClusterRequestError):

@@ -1,4 +1,4 @@
-"""A pod whose node does not answer: whether it still trains, only that node could tell."""
+"""Pods whose node does not answer: whether one still trains, only that node could tell."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 def node_of(pod: Json) -> str:
+    """The name of the pod's node; empty if it has none."""
     return text(mapping(pod.get("spec")).get("nodeName"))
 
 
 def silent_since(pod: Json) -> str | None:
-    """Since when a pod's node does not answer, as the cluster notes it on the pod; ``None`` if it may answer.
+    """The time since which a pod's node does not answer, as the cluster notes it on the pod.
+
+    RFC 3339, empty if the time is not noted; ``None`` if the node may answer.
 
     A kubelet that says that a pod is not ready says why. The cluster that says so in its place does not.
     """
@@ -38,7 +41,7 @@ def silent_since(pod: Json) -> str | None:
 
 
 def removed_for_its_node(pod: Json) -> str | None:
-    """Since when a pod is being removed because its node is not usable; ``None`` if it is not."""
+    """The time since which a pod is being removed because its node is not usable; ``None`` if it is not."""
     disruption = condition(pod, "DisruptionTarget") or {}
     if is_terminal(pod) or not is_deleting(pod) or disruption.get("reason") != "DeletionByTaintManager":
         return None
@@ -46,15 +49,15 @@ def removed_for_its_node(pod: Json) -> str | None:
 
 
 def is_lost(pod: Json) -> bool:
-    """Whether it may still run on a node that does not answer.
+    """Tell whether a pod may still run on a node that does not answer.
 
     That its grace period is over proves nothing: a kubelet that lives may be unable to end a process.
     """
     return silent_since(pod) is not None
 
 
-def of_lost(pod: Json) -> str:
-    """What is known of it, and what a person can do."""
+def lost_pod_described(pod: Json) -> str:
+    """Say what is known of a pod on a silent node, and what a person can do."""
     node, since = node_of(pod), silent_since(pod)
     silent = f"node {node} has been silent{f' since {since}' if since else ''}"
     return (
