@@ -14,7 +14,7 @@ from one_task import Task
 
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
-from nighttrain.providers.tracking import client
+from nighttrain.providers.tracking import config as tracking
 from nighttrain.sensors import triggers
 from nighttrain.sensors.triggers import MLflowAnswersTrigger
 
@@ -38,15 +38,15 @@ def quick(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
     # How long one call is tried again, and what a trigger waits beside: neither is what is looked at here.
-    monkeypatch.setattr(client.TrackingConfig.__init__, "__defaults__", _asking_once())
+    monkeypatch.setattr(tracking.TrackingConfig.__init__, "__defaults__", _asking_once())
     monkeypatch.setattr(triggers, "REPORT_SECONDS", 0.0)
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
 
 
 def _asking_once() -> tuple[Any, ...]:
-    defaults = client.TrackingConfig.__init__.__defaults__
+    defaults = tracking.TrackingConfig.__init__.__defaults__
     assert defaults is not None
-    return tuple(0.0 if value == client.RETRY_SECONDS else value for value in defaults)
+    return tuple(0.0 if value == tracking.RETRY_SECONDS else value for value in defaults)
 
 
 # Before anything starts
