@@ -81,7 +81,7 @@ def model_gate_check(
     """
     from nighttrain.providers.registry.evaluation import group_measurements
     from nighttrain.providers.registry.gates import NO_CHAMPION, judge, parse_rules
-    from nighttrain.providers.registry.models import check_alias, check_name
+    from nighttrain.providers.registry.versions import check_alias, check_name
 
     parsed = parse_rules(rules)
     check_name(model_name)

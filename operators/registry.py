@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
     from nighttrain.providers.registry.gates import Rule, Verdict
-    from nighttrain.providers.registry.models import ModelVersion
     from nighttrain.providers.registry.promotion import Promotion
+    from nighttrain.providers.registry.versions import ModelVersion
 
 Reaction = Literal["skip", "fail", "continue"]
 REACTIONS: tuple[Reaction, ...] = ("skip", "fail", "continue")
@@ -91,7 +91,7 @@ class RegisterModelOperator(_RegistryOperator):
         self.tags = tags
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from nighttrain.providers.registry.artifacts import DIGEST_TAG
+        from nighttrain.providers.registry.versions import DIGEST_TAG
 
         with failing_clearly():
             tags, description = self._checked_texts()
