@@ -23,7 +23,8 @@ from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, 
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.registry.gates import Rule, Verdict
+    from nighttrain.providers.registry.gates import Rule
+    from nighttrain.providers.registry.verdicts import Verdict
 
 CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
 CHAMPION_VARIABLE = "CHAMPION_MODEL_URI"

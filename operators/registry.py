@@ -23,8 +23,9 @@ from nighttrain.sensors.templating import TextTemplates
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
-    from nighttrain.providers.registry.gates import Rule, Verdict
+    from nighttrain.providers.registry.gates import Rule
     from nighttrain.providers.registry.promotion import Promotion
+    from nighttrain.providers.registry.verdicts import Verdict
     from nighttrain.providers.registry.versions import ModelVersion
 
 Reaction = Literal["skip", "fail", "continue"]
@@ -228,7 +229,7 @@ class ModelGateOperator(_RegistryOperator):
     def _react(self, verdict: Verdict) -> None:
         from airflow.sdk.exceptions import AirflowSkipException
 
-        from nighttrain.providers.registry.gates import VerdictKind
+        from nighttrain.providers.registry.verdicts import VerdictKind
 
         if verdict.kind is VerdictKind.ACCEPTED:
             return
