@@ -23,7 +23,8 @@ from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, 
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.registry.gates import Rule, Verdict
+    from nighttrain.providers.registry.gates import Rule
+    from nighttrain.providers.registry.verdicts import Verdict
 
 CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
 CHAMPION_VARIABLE = "CHAMPION_MODEL_URI"
@@ -81,7 +82,7 @@ def model_gate_check(
     """
     from nighttrain.providers.registry.evaluation import group_measurements
     from nighttrain.providers.registry.gates import NO_CHAMPION, judge, parse_rules
-    from nighttrain.providers.registry.models import check_alias, check_name
+    from nighttrain.providers.registry.versions import check_alias, check_name
 
     parsed = parse_rules(rules)
     check_name(model_name)

@@ -109,7 +109,7 @@ def registered_model_sensor(
 
 def _followed(model_name: str, stage: str | None, alias: str | None) -> tuple[str, str]:
     from nighttrain.providers.registry.feed import WATCHED_STAGES
-    from nighttrain.providers.registry.models import check_alias, check_name, check_stage
+    from nighttrain.providers.registry.versions import check_alias, check_name, check_stage
 
     check_name(model_name)
     if (stage is None) == (alias is None):

@@ -95,7 +95,7 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def uri_for_pods(self) -> str:
         """MLflow's address as the pods reach it, without credentials: those belong into a Secret."""
-        from nighttrain.providers.tracking.client import address_for_pods
+        from nighttrain.providers.tracking.config import address_for_pods
 
         return address_for_pods("cluster_uri", self.cluster_uri or self.tracking_config().uri)
 
@@ -107,14 +107,14 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""
-        from nighttrain.providers.tracking.service_account import page
+        from nighttrain.providers.tracking.config import page
 
         config = self.tracking_config()
         return page(config.uri, f"experiments/{experiment_id}/runs/{run_id}", config)
 
     def version_url(self, model_name: str, version: str) -> str:
         """The version's page."""
-        from nighttrain.providers.tracking.service_account import page
+        from nighttrain.providers.tracking.config import page
 
         config = self.tracking_config()
         place = f"models/{quote(model_name, safe='')}/versions/{version}"

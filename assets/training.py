@@ -25,7 +25,7 @@ from nighttrain.providers.errors import RegistryError, RunInTrashError
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.registry.models import ModelVersion
+    from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.tracking.runs import Run
 
 
@@ -63,7 +63,7 @@ def training_asset(
         false waits in the queue for a larger one
     :raises ConfigurationError: the model's name is one that MLflow refuses
     """
-    from nighttrain.providers.registry.models import check_name
+    from nighttrain.providers.registry.versions import check_name
 
     check_name(model_name)
 

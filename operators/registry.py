@@ -23,9 +23,10 @@ from nighttrain.sensors.templating import TextTemplates
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
-    from nighttrain.providers.registry.gates import Rule, Verdict
-    from nighttrain.providers.registry.models import ModelVersion
+    from nighttrain.providers.registry.gates import Rule
     from nighttrain.providers.registry.promotion import Promotion
+    from nighttrain.providers.registry.verdicts import Verdict
+    from nighttrain.providers.registry.versions import ModelVersion
 
 Reaction = Literal["skip", "fail", "continue"]
 REACTIONS: tuple[Reaction, ...] = ("skip", "fail", "continue")
@@ -91,7 +92,7 @@ class RegisterModelOperator(_RegistryOperator):
         self.tags = tags
 
     def execute(self, context: Context) -> dict[str, Any]:
-        from nighttrain.providers.registry.artifacts import DIGEST_TAG
+        from nighttrain.providers.registry.versions import DIGEST_TAG
 
         with failing_clearly():
             tags, description = self._checked_texts()
@@ -228,7 +229,7 @@ class ModelGateOperator(_RegistryOperator):
     def _react(self, verdict: Verdict) -> None:
         from airflow.sdk.exceptions import AirflowSkipException
 
-        from nighttrain.providers.registry.gates import VerdictKind
+        from nighttrain.providers.registry.verdicts import VerdictKind
 
         if verdict.kind is VerdictKind.ACCEPTED:
             return

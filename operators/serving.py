@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
+    from nighttrain.providers.registry.models import ModelRegistry
+    from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.serving.backends.base import EndpointStatus
     from nighttrain.providers.serving.spec import ServingSpec
 
@@ -208,7 +209,7 @@ class RolloutModelOperator(TextTemplates):
 
     async def _pin(self) -> dict[str, str]:
         """Resolve to a version and verify its artifact."""
-        from nighttrain.providers.registry.artifacts import ensure_recorded
+        from nighttrain.providers.registry.models import ensure_recorded
         from nighttrain.providers.serving.rollout import prepare
 
         async with open_registry(self._mlflow) as registry:

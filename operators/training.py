@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
     from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
-    from nighttrain.providers.registry.models import ModelVersion
+    from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.sensors.connections import MLflowConnection
 
 # What the scoring code finds in its environment; both are pinned: models:/name/version.

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.plain_secrets import known_forms
 from nighttrain.providers.kubernetes.job.shipped_files import FOLDER
-from nighttrain.providers.tracking.service_account import AUTH_VARIABLE, WORKSPACE_VARIABLE, workspace_of
+from nighttrain.providers.tracking.config import AUTH_VARIABLE, WORKSPACE_VARIABLE, workspace_of
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.tracking.client import TrackingConfig
+    from nighttrain.providers.tracking.config import TrackingConfig
 
 CA_FILE = "mlflow-ca.pem"
 CA_PATH_VARIABLE = "MLFLOW_TRACKING_SERVER_CERT_PATH"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, ModelVersionNotFoundError
 
 if TYPE_CHECKING:
-    from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
+    from nighttrain.providers.registry.models import ModelRegistry
+    from nighttrain.providers.registry.versions import ModelVersion
 
 
 class Awaited(StrEnum):

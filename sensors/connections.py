@@ -51,7 +51,7 @@ class MLflowConnection:
         return self._page(f"models/{quote(model_name, safe='')}/versions/{version}")
 
     def _page(self, place: str) -> str:
-        from nighttrain.providers.tracking.service_account import page
+        from nighttrain.providers.tracking.config import page
 
         return page(self.ui_uri, place, self.config)
 
@@ -148,7 +148,7 @@ def mlflow_connection(conn: Connection) -> MLflowConnection:
 
     :raises ConfigurationError: there is no host, or an address that is not http or https
     """
-    from nighttrain.providers.tracking.client import TrackingConfig, address_for_pods
+    from nighttrain.providers.tracking.config import TrackingConfig, address_for_pods
 
     if not conn.host:
         raise ConfigurationError(

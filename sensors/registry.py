@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from nighttrain.providers.registry.models import ModelVersion
+    from nighttrain.providers.registry.versions import ModelVersion
 
 
 class _RegistrySensor(DeferringSensor):

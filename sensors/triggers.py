@@ -191,9 +191,9 @@ class WorkloadTrigger(BaseTrigger):
         if self.mlflow_conn_id is None or not (self.run_ids or self.unknown_run):
             return
         from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.killed_runs import close_run_of_workload, take_over_described
         from nighttrain.providers.tracking.run_tree import RunTree
         from nighttrain.providers.tracking.runs import RunStatus
+        from nighttrain.providers.tracking.unclosed_runs import close_run_of_workload, take_over_described
 
         mlflow = await aget_mlflow(self.mlflow_conn_id)
         try:

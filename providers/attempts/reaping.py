@@ -31,8 +31,6 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 )
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.objects import uid_of
-from nighttrain.providers.tracking.forgotten_runs import has_children, open_parents, open_runs
-from nighttrain.providers.tracking.killed_runs import close_run_of_container, close_with_parent, opening_of
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import (
     JOB_UID_TAG,
@@ -43,6 +41,14 @@ from nighttrain.providers.tracking.runs import (
     RunStatus,
 )
 from nighttrain.providers.tracking.tags import PREFIX
+from nighttrain.providers.tracking.unclosed_runs import (
+    close_run_of_container,
+    close_with_parent,
+    has_children,
+    open_parents,
+    open_runs,
+    opening_of,
+)
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient

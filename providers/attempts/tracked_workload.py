@@ -144,7 +144,7 @@ class TrackedWorkload:
 
     def described_run(self, started: StartedWorkload) -> dict[str, Any]:
         """What finds this attempt's run again while nobody knows its id."""
-        from nighttrain.providers.tracking.killed_runs import described, opening_of
+        from nighttrain.providers.tracking.unclosed_runs import described, opening_of
 
         opening = opening_of(started.workload.run_context)
         return described(self.experiment_name, self.run_name, self.run_key, opening)
@@ -355,8 +355,8 @@ class TrackedWorkload:
 
     async def _with_known_run(self, tree: RunTree, started: StartedWorkload) -> StartedWorkload:
         """Where the attempt started while MLflow was away, or refused its parent: its run as it is by now."""
-        from nighttrain.providers.tracking.killed_runs import opening_of
         from nighttrain.providers.tracking.runs import PARENT_TAG
+        from nighttrain.providers.tracking.unclosed_runs import opening_of
 
         if started.run_id and started.parent_run_id:
             return started

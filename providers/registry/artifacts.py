@@ -26,18 +26,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from nighttrain.providers.errors import ArtifactDigestMismatchError, RegistryError, clip
-from nighttrain.providers.tracking.presigned import artifact
-from nighttrain.providers.tracking.tags import PREFIX, redact
+from nighttrain.providers.redaction import redact
+from nighttrain.providers.registry.artifact_bytes import artifact_bytes
+from nighttrain.providers.registry.versions import DIGEST_TAG, FILES_TAG
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
+    from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.tracking.client import MLflowClient
     from nighttrain.providers.tracking.runs import Run
-
-DIGEST_TAG = f"{PREFIX}artifact.sha256"
-FILES_TAG = f"{PREFIX}artifact.files"
 
 EXCLUDED_FILES = frozenset({"registered_model_meta"})
 """At the root of the model: MLflow's downloader adds this file to its copy, and in place where the store
@@ -150,7 +148,7 @@ async def verify(client: MLflowClient, version: ModelVersion) -> None:
     """Compare the artifact with the digest recorded on the version.
 
     :raises ArtifactDigestMismatchError: it differs, or no digest was ever recorded (see
-        :func:`ensure_recorded`)
+        :func:`~nighttrain.providers.registry.models.ensure_recorded`)
     """
     expected = version.tags.get(DIGEST_TAG)
     if not expected:
@@ -179,20 +177,6 @@ def check(version: ModelVersion, expected: str, actual: ArtifactManifest) -> Non
         f"sha256 expected {expected}, found {actual.digest}. {files}: {names}. Somebody wrote to the "
         "artifact store after the registration; register the model again if that was meant"
     )
-
-
-async def ensure_recorded(registry: ModelRegistry, version: ModelVersion) -> str:
-    """The recorded digest; recorded now when there is none.
-
-    For versions registered by hand in MLflow. Trust on first use: it says what the bytes are from now on,
-    not that they are the bytes the training wrote.
-    """
-    recorded = version.tags.get(DIGEST_TAG)
-    if recorded:
-        return recorded
-    manifest = await artifact_manifest(registry.client, version)
-    await registry.set_tags(version.name, version.version, manifest.tags())
-    return manifest.digest
 
 
 class _LoggedModelFiles:
@@ -322,7 +306,7 @@ async def _hash(
     async def whole() -> str:
         # Begins anew on every try: a digest cannot take bytes back.
         digest = hashlib.sha256()
-        async for piece in artifact(client, route, query, signed):
+        async for piece in artifact_bytes(client, route, query, signed):
             digest.update(piece)
         return digest.hexdigest()
 

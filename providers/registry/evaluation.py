@@ -9,7 +9,7 @@ from nighttrain.providers.tracking.measured import to_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nighttrain.providers.registry.gates import Verdict
+    from nighttrain.providers.registry.verdicts import Verdict
 
 
 def group_measurements(metrics: Mapping[str, object]) -> dict[str, dict[str, float | str]]:

@@ -18,14 +18,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from enum import Enum
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any, ClassVar
 
 from nighttrain.providers.errors import ConfigurationError, clip
+from nighttrain.providers.registry.verdicts import Evidence, Verdict, VerdictKind, show_number, stored
 from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 
-NO_CHAMPION = ("accept", "reject", "inconclusive")
+
+class NoChampion(StrEnum):
+    """The answer of a rule against the champion while there is none."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    INCONCLUSIVE = "inconclusive"
+
+
+NO_CHAMPION = tuple(NoChampion)
 
 _SAMPLE_NAMES = frozenset({"rows", "samples"})
 _RULE = re.compile(
@@ -33,76 +43,6 @@ _RULE = re.compile(
     r"(?:(?P<champion>champion)(?:\.(?P<other>[^\s<>=*]+))?(?:\s*\*\s*(?P<factor>\S+))?|(?P<number>\S+))\s*"
 )
 _FORMS = "write it like 'mae <= 25', 'rows >= 500' or 'mae <= champion.mae * 1.02'"
-
-
-class VerdictKind(Enum):
-    """What a gate, or one rule of it, says."""
-
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
-    INCONCLUSIVE = "inconclusive"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One rule's finding. ``limit`` is what the candidate had to meet.
-
-    Where there was no number stands ``None`` (nothing was measured) or a word such as "NaN" or "Infinity".
-    """
-
-    rule: str
-    candidate: float | str | None
-    champion: float | str | None
-    limit: float | None
-    verdict: VerdictKind
-    sentence: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "verdict": self.verdict.value}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Evidence:
-        known = {item.name for item in fields(cls)}
-        kept = {key: value for key, value in values.items() if key in known}
-        return cls(**{**kept, "verdict": VerdictKind(values["verdict"])})
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the gate says, with the evidence of every rule. Plain values when stored: see :meth:`to_dict`."""
-
-    kind: VerdictKind
-    evidence: tuple[Evidence, ...] = ()
-
-    @property
-    def accepted(self) -> bool:
-        return self.kind is VerdictKind.ACCEPTED
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind.value, "evidence": [item.to_dict() for item in self.evidence]}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
-        evidence = tuple(Evidence.from_dict(item) for item in values.get("evidence", ()))
-        return cls(VerdictKind(values["kind"]), evidence)
-
-    def summary(self) -> str:
-        """One line: the verdict and the sentences that decided it."""
-        deciding = [item.sentence for item in self.evidence if item.verdict is self.kind]
-        return f"{self.kind.value}: {'; '.join(deciding)}"
-
-    def table(self) -> str:
-        """A text table, one line for each rule."""
-        rows = [("rule", "candidate", "champion", "limit", "verdict")]
-        for item in self.evidence:
-            numbers = [_cell(value) for value in (item.candidate, item.champion, item.limit)]
-            rows.append((item.rule, *numbers, item.verdict.value))  # type: ignore[arg-type]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
-        ]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(line.rstrip() for line in lines)
 
 
 class Rule:
@@ -124,10 +64,6 @@ class Rule:
         """Plain values: ``{"rule": kind, ...}``."""
         return {"rule": self.kind, **{item.name: getattr(self, item.name) for item in fields(self)}}  # type: ignore[arg-type]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Rule:
-        return _from_dict(values)
-
     def _evidence(
         self,
         verdict: VerdictKind,
@@ -136,7 +72,7 @@ class Rule:
         champion: Measured | None,
         limit: float | None,
     ) -> Evidence:
-        return Evidence(self.text(), _stored(candidate), _stored(champion), limit, verdict, sentence)
+        return Evidence(self.text(), stored(candidate), stored(champion), limit, verdict, sentence)
 
 
 @dataclass(frozen=True)
@@ -327,7 +263,8 @@ def judge(
     for name, values in (("candidate", candidate), ("champion", champion)):
         if not isinstance(values, Mapping) and (name, values) != ("champion", None):
             raise ConfigurationError(f"measurements.{name}", values, "give a mapping of metrics to numbers")
-    evidence = tuple(_judge_one(rule, candidate, champion, no_champion) for rule in parse_rules(rules))
+    without = NoChampion(no_champion)
+    evidence = tuple(_judge_one(rule, candidate, champion, without) for rule in parse_rules(rules))
     kinds = {item.verdict for item in evidence}
     for kind in (VerdictKind.REJECTED, VerdictKind.INCONCLUSIVE):
         if kind in kinds:
@@ -336,7 +273,7 @@ def judge(
 
 
 def _judge_one(
-    rule: Rule, candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, no_champion: str
+    rule: Rule, candidate: Mapping[str, Any], champion: Mapping[str, Any] | None, no_champion: NoChampion
 ) -> Evidence:
     value = read(candidate.get(rule.metric))
     reference = None if champion is None else read(champion.get(rule.metric))
@@ -345,11 +282,11 @@ def _judge_one(
         return rule._evidence(VerdictKind.INCONCLUSIVE, sentence, value, reference, None)
     if rule.needs_champion and champion is None:
         verdict, said = {
-            "accept": (VerdictKind.ACCEPTED, "so the rule is met"),
-            "reject": (VerdictKind.REJECTED, "and the gate wants one"),
-            "inconclusive": (VerdictKind.INCONCLUSIVE, "so the rule cannot be judged"),
+            NoChampion.ACCEPT: (VerdictKind.ACCEPTED, "so the rule is met"),
+            NoChampion.REJECT: (VerdictKind.REJECTED, "and the gate wants one"),
+            NoChampion.INCONCLUSIVE: (VerdictKind.INCONCLUSIVE, "so the rule cannot be judged"),
         }[no_champion]
-        sentence = f"{rule.metric} {_show(value)}: there is no champion yet, {said}"
+        sentence = f"{rule.metric} {show_number(value)}: there is no champion yet, {said}"
         return rule._evidence(verdict, sentence, value, None, None)
     if rule.needs_champion and champion is not None and isinstance(reference, NoNumber):
         sentence = f"the champion has no {_no_data(champion, rule.metric, reference)}"
@@ -366,17 +303,6 @@ def _no_data(values: Mapping[str, Any], metric: str, found: NoNumber) -> str:
     return f"usable {metric}: it is {found.sentence}"
 
 
-def _stored(value: Measured | None) -> float | str | None:
-    if isinstance(value, NoNumber):
-        return None if value is NoNumber.MISSING else value.value
-    return value
-
-
-def _cell(value: float | str | None) -> str:
-    measured = read(value)
-    return measured.shown if isinstance(measured, NoNumber) else _show(measured)
-
-
 def _compared(
     rule: Rule,
     good: bool,
@@ -387,11 +313,11 @@ def _compared(
     higher_is_better: bool,
 ) -> Evidence:
     if isinstance(read(limit), NoNumber):
-        reference = f"the champion's {_show(champion)} × {1 + share:.4g}"
+        reference = f"the champion's {show_number(champion)} × {1 + share:.4g}"
         sentence = f"{rule.metric} cannot be compared: {reference} is infinite"
         return rule._evidence(VerdictKind.INCONCLUSIVE, sentence, candidate, champion, None)
     value, shown_limit = _pair(candidate, limit)
-    reference = f"the champion's {_show(champion)}"
+    reference = f"the champion's {show_number(champion)}"
     if champion > 0:
         reference += f" × {1 + share:.4g}" if share and f"{1 + share:.4g}" != "1" else " × 1.00"
     elif share:
@@ -430,16 +356,9 @@ def _given(champion: Measured | None) -> float:
     return champion
 
 
-def _show(value: float) -> str:
-    """Two decimals for the numbers people read most, four digits otherwise."""
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.2f}" if 10 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
 def _pair(value: float, limit: float) -> tuple[str, str]:
     """Both as text, with as many digits as it takes to tell them apart."""
-    shown = _show(value), _show(limit)
+    shown = show_number(value), show_number(limit)
     if value == limit or float(shown[0].replace(",", "")) != float(shown[1].replace(",", "")):
         return shown
     for digits in range(5, 18):

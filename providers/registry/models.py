@@ -1,15 +1,12 @@
-"""The model registry: models, versions, aliases, stages, tags.
+"""MLflow's model registry: models, versions, aliases, stages, tags.
 
 Everything here may be repeated: setting what is already set changes nothing, not even a timestamp.
 """
 
 from __future__ import annotations
 
-import re
 import uuid
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from nighttrain.providers.errors import (
     ConfigurationError,
@@ -20,14 +17,23 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
 )
 from nighttrain.providers.registry.artifacts import (
-    DIGEST_TAG,
     ArtifactManifest,
-    ensure_recorded,
+    artifact_manifest,
     logged_model_manifest,
     run_files_manifest,
 )
 from nighttrain.providers.registry.run_models import find_model
-from nighttrain.providers.tracking.names import check_description, check_key, check_text
+from nighttrain.providers.registry.versions import (
+    ACTIVE_STAGES,
+    DIGEST_TAG,
+    ModelVersion,
+    RegisteredModel,
+    check_alias,
+    check_name,
+    check_stage,
+    check_version,
+)
+from nighttrain.providers.tracking.names import check_description, check_key
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, clean_tags, quoted, redact
 
@@ -37,141 +43,12 @@ if TYPE_CHECKING:
     from nighttrain.providers.tracking.client import MLflowClient
     from nighttrain.providers.tracking.runs import LoggedModel
 
-STAGES = ("None", "Staging", "Production", "Archived")
-ACTIVE_STAGES = ("Staging", "Production")
-"""The only stages whose holders MLflow can archive when another version comes in."""
-
 REGISTRATION_TAG = f"{PREFIX}registration"
 """A fresh token of each ``register`` call: tells a double that this call made from somebody else's
 version."""
 
 PAGE = 200
 """Versions for each search call: two hundred nights at once, about 100 kB."""
-
-MAX_NAME = 256
-"""MLflow's column."""
-
-_ALIAS = re.compile(r"[A-Za-z0-9_\-]{1,255}")
-_RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
-_LOGGED_MODEL = re.compile(r"m-[A-Za-z0-9_\-]+")
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """A version as the registry reports it. Timestamps are milliseconds since 1970.
-
-    ``last_updated`` moves on a stage transition, a new description and a rename, not on aliases and tags.
-    """
-
-    name: str
-    version: str
-    stage: str = "None"
-    status: str = "READY"
-    run_id: str | None = None
-    model_id: str | None = None
-    source: str = ""
-    tags: dict[str, str] = field(default_factory=dict)
-    description: str = ""
-    aliases: tuple[str, ...] = ()
-    created: int = 0
-    last_updated: int = 0
-
-    @property
-    def uri(self) -> str:
-        """What ``mlflow.*.load_model`` and ``mlflow models serve`` take: pinned to this version."""
-        return f"models:/{self.name}/{self.version}"
-
-    @property
-    def digest(self) -> str | None:
-        """The recorded sha256 of the artifact's manifest."""
-        return self.tags.get(DIGEST_TAG)
-
-    @classmethod
-    def from_api(cls, version: Mapping[str, Any]) -> ModelVersion:
-        source = version.get("source", "")
-        return cls(
-            name=version["name"],
-            version=str(version["version"]),
-            stage=version.get("current_stage") or "None",
-            status=version.get("status", ""),
-            run_id=version.get("run_id") or None,
-            # SQL stores leave model_id empty; the source has it.
-            model_id=version.get("model_id") or _model_id_of(source),
-            source=source,
-            tags={tag["key"]: tag.get("value", "") for tag in version.get("tags", ())},
-            description=version.get("description", ""),
-            aliases=tuple(sorted(version.get("aliases", ()))),
-            created=int(version.get("creation_timestamp", 0)),
-            last_updated=int(version.get("last_updated_timestamp", 0)),
-        )
-
-
-@dataclass(frozen=True)
-class RegisteredModel:
-    """A model: its aliases, tags, and of each stage the version with the highest number (without aliases)."""
-
-    name: str
-    aliases: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    latest_versions: tuple[ModelVersion, ...] = ()
-    description: str = ""
-    last_updated: int = 0
-
-    @classmethod
-    def from_api(cls, model: Mapping[str, Any]) -> RegisteredModel:
-        return cls(
-            name=model["name"],
-            aliases={item["alias"]: str(item["version"]) for item in model.get("aliases", ())},
-            tags={tag["key"]: tag.get("value", "") for tag in model.get("tags", ())},
-            latest_versions=tuple(ModelVersion.from_api(item) for item in model.get("latest_versions", ())),
-            description=model.get("description", ""),
-            last_updated=int(model.get("last_updated_timestamp", 0)),
-        )
-
-
-def check_name(name: str) -> str:
-    """A name MLflow takes and its filters can hold. :raises ConfigurationError:"""
-    if not isinstance(name, str) or not name.strip():
-        raise ConfigurationError("model", name, "give the registered model's name")
-    if "/" in name or ":" in name:
-        raise ConfigurationError("model", name, "a registered model's name has no '/' and no ':'")
-    if len(name) > MAX_NAME or any(ord(character) < 32 for character in name):
-        raise ConfigurationError("model", name, f"use at most {MAX_NAME} printable characters")
-    check_text("model", name, MAX_NAME)
-    if name == "." or name.startswith(".."):
-        raise ConfigurationError("model", name, "MLflow takes it for a path: begin with a letter or digit")
-    if quoted(name) is None:
-        raise ConfigurationError(
-            "model", name, "use one sort of quote only: MLflow's filters have no escapes"
-        )
-    return name
-
-
-def check_alias(alias: str) -> str:
-    """An alias MLflow takes. :raises ConfigurationError:"""
-    if not isinstance(alias, str) or not _ALIAS.fullmatch(alias):
-        raise ConfigurationError("alias", alias, "use letters, digits, '_' and '-', at most 255")
-    if _RESERVED_ALIAS.fullmatch(alias):
-        raise ConfigurationError(
-            "alias", alias, "MLflow reserves 'latest' and 'v<number>'; take e.g. 'champion'"
-        )
-    return alias
-
-
-def check_stage(stage: str) -> str:
-    """The stage in MLflow's spelling, whatever the case. :raises ConfigurationError:"""
-    for known in STAGES:
-        if isinstance(stage, str) and stage.strip().lower() == known.lower():
-            return known
-    raise ConfigurationError("stage", stage, f"MLflow's stages are {', '.join(STAGES)}")
-
-
-def check_version(version: str | int) -> str:
-    """A version's number as text. :raises ConfigurationError:"""
-    text = str(version).strip()
-    if isinstance(version, bool) or not (text.isascii() and text.isdigit()) or int(text) == 0:
-        raise ConfigurationError("version", version, "a version is a number from 1, for example '7'")
-    return str(int(text))
 
 
 class ModelRegistry:
@@ -380,11 +257,6 @@ class ModelRegistry:
             body = {"name": name, "version": number, "key": key, "value": value}
             await self._on_version("model-versions/set-tag", body)
 
-    async def delete_tag(self, name: str, version: str | int, key: str) -> None:
-        """Remove a tag of a version; no error when it is not set."""
-        body = {"name": check_name(name), "version": check_version(version), "key": key}
-        await self._registry.delete("model-versions/delete-tag", body)
-
     async def set_description(self, name: str, version: str | int, description: str) -> None:
         """Describe a version. MLflow counts it as an update, so it is written only when it differs."""
         text = check_description(redact(description))
@@ -392,17 +264,6 @@ class ModelRegistry:
         if current.description != text:
             body = {"name": name, "version": current.version, "description": text}
             await self._registry.patch("model-versions/update", body)
-
-    async def set_model_tags(self, name: str, tags: Mapping[str, object]) -> None:
-        """Set tags of the registered model, redacted and clipped. :raises ModelNotFoundError:"""
-        for key, value in clean_tags(tags, limit=MAX_VERSION_TAG).items():
-            try:
-                body = {"name": check_name(name), "key": key, "value": value}
-                await self._registry.post("registered-models/set-tag", body)
-            except TrackingNotFoundError as error:
-                raise ModelNotFoundError(
-                    f"MLflow at {self._registry.uri} has no registered model {name!r}"
-                ) from error
 
     async def _on_version(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -455,17 +316,25 @@ class ModelRegistry:
         return await self.get_version(name, first.version)
 
 
+async def ensure_recorded(registry: ModelRegistry, version: ModelVersion) -> str:
+    """The recorded digest; recorded now when there is none.
+
+    For versions registered by hand in MLflow. Trust on first use: it says what the bytes are from now on,
+    not that they are the bytes the training wrote.
+    """
+    recorded = version.tags.get(DIGEST_TAG)
+    if recorded:
+        return recorded
+    manifest = await artifact_manifest(registry.client, version)
+    await registry.set_tags(version.name, version.version, manifest.tags())
+    return manifest.digest
+
+
 def _is_of(version: ModelVersion, model: LoggedModel) -> bool:
     if model.path is None:
         return version.model_id == model.model_id
     # By hand, MLflow's client may have written either form.
     return version.source.rstrip("/") in (model.source, f"runs:/{model.run_id}/{model.path}".rstrip("/"))
-
-
-def _model_id_of(source: str) -> str | None:
-    parts = urlsplit(source)
-    candidate = parts.path.strip("/")
-    return candidate if parts.scheme == "models" and _LOGGED_MODEL.fullmatch(candidate) else None
 
 
 def _literal(field_name: str, value: str) -> str:

@@ -15,14 +15,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError, RegistryError, clip
-from nighttrain.providers.registry.models import check_alias, check_name, check_stage
+from nighttrain.providers.registry.versions import check_alias, check_name, check_stage
 from nighttrain.providers.tracking.measured import plain
 from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from nighttrain.providers.registry.models import ModelRegistry, ModelVersion
+    from nighttrain.providers.registry.models import ModelRegistry
+    from nighttrain.providers.registry.versions import ModelVersion
 
 PROMOTION_TAG = f"{PREFIX}promotion"
 """The record, as JSON. The tags below repeat its main parts for people and for filters."""

@@ -12,7 +12,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import RunInTrashError, RunWithoutModelError
-from nighttrain.providers.tracking.client import PAGE
+from nighttrain.providers.tracking.config import PAGE
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import PARENT_TAG, LoggedModel, Run
 from nighttrain.providers.tracking.tags import quoted

@@ -17,6 +17,7 @@ from nighttrain.providers.errors import (
     NothingToRollBackToError,
     RolloutFailedError,
 )
+from nighttrain.providers.registry.artifacts import verify
 from nighttrain.providers.serving.strategy import BlueGreen, Strategy, require_possible
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ async def prepare(registry: ModelRegistry, model_name: str, version: str) -> str
     :raises ModelVersionNotFoundError: no such version
     :raises ArtifactDigestMismatchError: the artifact differs, or no digest was recorded
     """
-    from nighttrain.providers.registry.artifacts import verify
-
     found = await registry.get_version(model_name, version)
     await verify(registry.client, found)
     if found.digest is None:

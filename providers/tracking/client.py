@@ -6,12 +6,12 @@ Paths are relative to ``api/2.0/mlflow/``; a path that starts with ``/`` is rela
 from __future__ import annotations
 
 import dataclasses
-import re
 import ssl
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
+
+import httpx
+import stamina
 
 from nighttrain.providers.errors import (
     ConfigurationError,
@@ -20,147 +20,36 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
 )
 from nighttrain.providers.retries import say_retries_plainly
-from nighttrain.providers.tracking import service_account
-from nighttrain.providers.tracking.classify import of_answer, of_missing_field, of_no_json, of_transport
-from nighttrain.providers.tracking.tags import redact
+from nighttrain.providers.tracking.call_errors import (
+    missing_field_error,
+    no_answer_error,
+    no_json_error,
+    refusal_error,
+)
+from nighttrain.providers.tracking.config import (
+    WORKSPACE_HEADER,
+    TrackingConfig,
+    authorization,
+    workspace_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from types import TracebackType
 
-    import httpx
+__all__ = ["MLflowClient", "TrackingConfig"]
 
 API = "/api/2.0/mlflow/"
 
-TIMEOUT_SECONDS = 30.0
-"""For one answer. Searches of a busy server take seconds; a minute of silence would be a hang to whoever
-waits."""
-
-RETRY_SECONDS = 45.0
-"""How long one call is tried again. A tracking server restarts in 20 to 40 seconds: this bridges a
-restart."""
-
 RETRY_ATTEMPTS = 10
-"""With the back-off below this many tries fit into RETRY_SECONDS."""
-
-PAGE = 1_000
-"""The most runs or experiments that MLflow gives at once."""
+"""With stamina's back-off this many tries fit into RETRY_SECONDS."""
 
 _RETRY_AFTER_MAX = 10.0
 """A server that asks for more than this gets asked earlier: the retry budget is 45 seconds."""
 
-_WORKSPACE = re.compile(r"[a-z0-9][-a-z0-9]{0,61}[a-z0-9]")
-"""MLflow's own rule."""
-
 _LOOPBACK = ("localhost", "127.", "::1")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where MLflow is and who asks.
-
-    :param uri: ``http://host:port`` or ``https://...``, with a path where the server runs under a prefix;
-        ``user:password@`` in it is moved to ``username`` and ``password``
-    :param token: bearer token. Basic authentication wins when both are given, as it does in MLflow's own
-        client.
-    :param registry_uri: a second address for the model registry; the credentials are the same
-    :param workspace: MLflow's workspace for every call; the server's default if left out
-    :param auth: ``kubernetes``: the service account's token of the pod that this runs in, where no other
-        credentials are given; ``kubernetes-namespaced``: also its namespace as the workspace, where none is
-        named. As MLflow's own client does with MLFLOW_TRACKING_AUTH
-    :param service_account_folder: where that token is
-    :param ca_certificate: path of a PEM file that signs the server's certificate
-    :param timeout_seconds: for one answer
-    :param retry_seconds: how long an unanswered or refused call is repeated; 0 asks once
-    :raises ConfigurationError: an address that is not http or https, or a CA file that cannot be used
-    """
-
-    uri: str
-    token: str | None = field(default=None, repr=False)
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    registry_uri: str | None = None
-    workspace: str | None = None
-    auth: str | None = None
-    service_account_folder: str = service_account.FOLDER
-    ca_certificate: str | None = None
-    verify_ssl: bool = True
-    timeout_seconds: float = TIMEOUT_SECONDS
-    retry_seconds: float = RETRY_SECONDS
-
-    def __post_init__(self) -> None:
-        uri, username, password = _split_uri("uri", self.uri)
-        object.__setattr__(self, "uri", uri)
-        if username and not self.username:
-            object.__setattr__(self, "username", username)
-            object.__setattr__(self, "password", password)
-        if self.registry_uri:
-            registry_uri, registry_user, _ = _split_uri("registry_uri", self.registry_uri)
-            if registry_user:
-                raise ConfigurationError(
-                    "registry_uri",
-                    None,
-                    "give the user and password in username and password, not in the address",
-                )
-            object.__setattr__(self, "registry_uri", registry_uri)
-        if self.workspace is not None and not _WORKSPACE.fullmatch(self.workspace):
-            raise ConfigurationError(
-                "workspace",
-                self.workspace,
-                "a workspace has 2 to 63 lower-case letters, digits and '-'",
-            )
-        if self.auth is not None and self.auth not in service_account.MODES:
-            raise ConfigurationError(
-                "auth", self.auth, f"must be {' or '.join(map(repr, service_account.MODES))}, or left out"
-            )
-        if self.token and not (self.token.isascii() and self.token.isprintable()):
-            raise ConfigurationError(
-                "token", None, "it has a character that no HTTP header takes: a line break at its end?"
-            )
-        if self.ca_certificate and not Path(self.ca_certificate).is_file():
-            raise ConfigurationError(
-                "ca_certificate",
-                self.ca_certificate,
-                "no such file; give the path of a PEM file on this machine",
-            )
-
-
-def _split_uri(name: str, uri: str) -> tuple[str, str | None, str | None]:
-    """Address without user information, user, password."""
-    try:
-        parts = urlsplit(str(uri).strip())
-        port = parts.port
-    except ValueError as error:
-        raise ConfigurationError(name, redact(str(uri)), f"not an address: {redact(str(error))}") from error
-    if parts.scheme not in ("http", "https"):
-        raise ConfigurationError(
-            name,
-            redact(str(uri)),
-            "nighttrain speaks MLflow's REST API: give the http:// or https:// address of a tracking server. "
-            "To serve an existing store: mlflow server --backend-store-uri sqlite:///mlflow.db",
-        )
-    if not parts.hostname:
-        raise ConfigurationError(name, redact(str(uri)), "the host is missing: write http://host:port")
-    if parts.query or parts.fragment:
-        raise ConfigurationError(name, redact(str(uri)), "remove everything from '?' or '#' on")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    location = host if port is None else f"{host}:{port}"
-    username = unquote(parts.username) if parts.username else None
-    password = unquote(parts.password) if parts.password else None
-    return urlunsplit((parts.scheme, location, parts.path.rstrip("/"), "", "")), username, password
-
-
-def address_for_pods(name: str, uri: str) -> str:
-    """MLflow's address as pods are told it, checked.
-
-    :raises ConfigurationError: not http or https, or with credentials in it
-    """
-    address, username, _ = _split_uri(name, uri)
-    if username:
-        raise ConfigurationError(name, None, "leave the user out of it: pods get theirs from a Secret")
-    return address
 
 
 class _Answer(dict[str, Any]):
@@ -171,7 +60,7 @@ class _Answer(dict[str, Any]):
         self._asked = config, path
 
     def __missing__(self, name: str) -> Any:
-        raise of_missing_field(*self._asked, name)
+        raise missing_field_error(*self._asked, name)
 
 
 class MLflowClient:
@@ -265,26 +154,23 @@ class MLflowClient:
 
         Wrap the fold in :meth:`repeating`.
         """
-        import httpx
-
         try:
             async with self._open().stream(
                 "GET", self._url(path), params=_present(params), headers={"Accept-Encoding": "identity"}
             ) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise of_answer(self.config, response, path)
+                    raise refusal_error(self.config, response, path)
                 async for piece in response.aiter_bytes():
                     yield piece
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-            raise await of_transport(self.config, error) from error
+            raise await no_answer_error(self.config, error) from error
 
     async def repeating(
         self, call: Callable[[], Awaitable[T]], *, idempotent: bool = True, attempts: int | None = None
     ) -> T:
         """Run ``call``, again while MLflow is away or overloaded, with growing pauses, up to
         ``retry_seconds``."""
-        import stamina
 
         def again(error: Exception) -> bool | float:
             if isinstance(error, TrackingBusyError):
@@ -340,8 +226,6 @@ class MLflowClient:
         params: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        import httpx
-
         try:
             response = await self._open().request(
                 method,
@@ -350,26 +234,24 @@ class MLflowClient:
                 json=None if body is None else _present(body),
             )
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-            raise await of_transport(self.config, error) from error
+            raise await no_answer_error(self.config, error) from error
         if not response.is_success:
-            raise of_answer(self.config, response, path)
+            raise refusal_error(self.config, response, path)
         try:
             answer = response.json() if response.content else {}
         except ValueError as error:
-            raise of_no_json(self.config, response, path) from error
+            raise no_json_error(self.config, response, path) from error
         return _Answer(answer if isinstance(answer, dict) else {"value": answer}, self.config, path)
 
     def _open(self) -> httpx.AsyncClient:
-        import httpx
-
         if self._http is None:
             config = self.config
             headers = {"User-Agent": "nighttrain"}
             auth = httpx.BasicAuth(config.username, config.password or "") if config.username else None
             if auth is None and config.token:
                 headers["Authorization"] = f"Bearer {config.token}"
-            if workspace := service_account.workspace_of(config):
-                headers[service_account.WORKSPACE_HEADER] = workspace
+            if workspace := workspace_of(config):
+                headers[WORKSPACE_HEADER] = workspace
             host = urlsplit(config.uri).hostname or ""
             self._http = httpx.AsyncClient(
                 auth=auth,
@@ -384,7 +266,7 @@ class MLflowClient:
 
     async def _authorize(self, request: httpx.Request) -> None:
         if self.config.auth and "Authorization" not in request.headers:
-            request.headers["Authorization"] = service_account.authorization(self.config)
+            request.headers["Authorization"] = authorization(self.config)
 
     def _verification(self) -> ssl.SSLContext | bool:
         if not self.config.verify_ssl or self.config.uri.startswith("http://"):
@@ -408,6 +290,4 @@ def _present(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _never_sent(error: TrackingUnreachableError) -> bool:
     """Whether the request surely never reached the server, so that repeating it cannot do a thing twice."""
-    import httpx
-
     return isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nighttrain.providers.errors import TrackingError, TrackingMisconfiguredError
+from nighttrain.providers.tracking.client import MLflowClient
 from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
-    from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+    from nighttrain.providers.tracking.config import TrackingConfig
 
 _log = logging.getLogger(__name__)
 
@@ -104,8 +105,6 @@ class _Feed:
             await self._task
 
     async def _run(self) -> None:
-        from nighttrain.providers.tracking.client import MLflowClient
-
         async with MLflowClient(self._config) as client:
             while True:
                 await asyncio.sleep(self._every_seconds)

@@ -78,7 +78,7 @@ class MLflowServer:
             self.call("POST", "experiments/create", name=name or unique("experiment"))["experiment_id"]
         )
 
-    def run(self, experiment_id: str, **metrics: float) -> str:
+    def run(self, experiment_id: str, **metrics: float | str) -> str:
         now = int(time.time() * 1000)
         run_id = str(
             self.call("POST", "runs/create", experiment_id=experiment_id, start_time=now)["run"]["info"][

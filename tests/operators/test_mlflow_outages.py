@@ -13,7 +13,8 @@ from helpers.mlflow_server import MLflowServer, free_port
 from helpers.server_proxy import ServerProxy
 from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
-from nighttrain.providers.tracking import client
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.tracking import config as tracking
 from nighttrain.sensors import triggers
 from nighttrain.sensors.triggers import MLflowAnswersTrigger
 
@@ -30,15 +31,15 @@ def quick(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
     # How long one call is tried again, and what a trigger waits beside: neither is what is looked at here.
-    monkeypatch.setattr(client.TrackingConfig.__init__, "__defaults__", _asking_once())
+    monkeypatch.setattr(tracking.TrackingConfig.__init__, "__defaults__", _asking_once())
     monkeypatch.setattr(triggers, "REPORT_SECONDS", 0.0)
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
 
 
 def _asking_once() -> tuple[Any, ...]:
-    defaults = client.TrackingConfig.__init__.__defaults__
+    defaults = tracking.TrackingConfig.__init__.__defaults__
     assert defaults is not None
-    return tuple(0.0 if value == client.RETRY_SECONDS else value for value in defaults)
+    return tuple(0.0 if value == tracking.RETRY_SECONDS else value for value in defaults)
 
 
 # Before anything starts

@@ -20,7 +20,7 @@ from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import JOBS
-from nighttrain.providers.tracking import client
+from nighttrain.providers.tracking import config as tracking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +33,9 @@ SPEC = WorkloadSpec(
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedCluster]:
-    defaults = client.TrackingConfig.__init__.__defaults__ or ()
-    once = tuple(0.0 if value == client.RETRY_SECONDS else value for value in defaults)
-    monkeypatch.setattr(client.TrackingConfig.__init__, "__defaults__", once)
+    defaults = tracking.TrackingConfig.__init__.__defaults__ or ()
+    once = tuple(0.0 if value == tracking.RETRY_SECONDS else value for value in defaults)
+    monkeypatch.setattr(tracking.TrackingConfig.__init__, "__defaults__", once)
     with EmbeddedCluster(images={"py": sys.executable}) as running:
         connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(running.kubeconfig)}}
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))

@@ -24,7 +24,7 @@ from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.local.cluster.store.resources import JOBS as JOBS_OF_THE_STORE
-from nighttrain.providers.tracking import client as tracking
+from nighttrain.providers.tracking import config as tracking
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,6 +32,13 @@ from nighttrain.providers.kubernetes.values.objects import (
 )
 from nighttrain.providers.redaction import redact
 from nighttrain.providers.serving.backends.base import EndpointStatus, Progress, Readiness, VersionStatus
+from nighttrain.providers.serving.backends.manifests import (
+    build_deployment,
+    build_service,
+    deployment_name,
+    now,
+    version_labels,
+)
 from nighttrain.providers.serving.backends.pods import desired_replicas, judge
 from nighttrain.providers.serving.spec import (
     CANDIDATE_ANNOTATION,
@@ -100,8 +107,6 @@ class KubernetesDeployments:
 
         :raises WorkloadConflictError: the name is taken by an object that is not this version
         """
-        from nighttrain.providers.serving.backends.manifests import build_deployment
-
         service = await self._service(spec.endpoint, spec.namespace)
         await self._mark_candidate(spec, service)
         wanted = build_deployment(spec, await self._as_many_as_serve(spec, service))
@@ -251,16 +256,12 @@ class KubernetesDeployments:
             await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], settled)
 
     async def _first_switch(self, endpoint: str, namespace: str, deployment: Json) -> None:
-        from nighttrain.providers.serving.backends.manifests import build_service
-
         try:
             await self._client.create(SERVICES, namespace, build_service(deployment))
         except ObjectExistsError as error:
             raise ObjectConflictError(f"Service {endpoint} was just made by somebody else") from error
 
     async def _switch(self, endpoint: str, namespace: str, version: str, service: Json) -> None:
-        from nighttrain.providers.serving.backends.manifests import now, version_labels
-
         held = _annotations(service)
         selector = version_labels(endpoint, version)
         stable = held.get(STABLE_ANNOTATION)
@@ -404,8 +405,6 @@ class KubernetesDeployments:
         return _ours(found, {ENDPOINT_LABEL: endpoint})
 
     async def _deployment(self, endpoint: str, namespace: str, version: str) -> Json | None:
-        from nighttrain.providers.serving.backends.manifests import deployment_name, version_labels
-
         try:
             found = await self._client.get(DEPLOYMENTS, namespace, deployment_name(endpoint, version))
         except ObjectNotFoundError:
@@ -437,8 +436,6 @@ def _form(found: Json) -> Json:
 
 
 def _selected_version(service: Json, endpoint: str) -> str | None:
-    from nighttrain.providers.serving.backends.manifests import version_labels
-
     selector = mapping(service["spec"].get("selector"))
     version = str(selector.get(VERSION_LABEL, ""))
     return version if version and selector == version_labels(endpoint, version) else None

@@ -12,16 +12,15 @@ import pytest
 from helpers.mlflow_server import SMALL_MODEL, unique
 from nighttrain.providers.errors import ArtifactDigestMismatchError, RegistryError
 from nighttrain.providers.registry.artifacts import (
-    DIGEST_TAG,
     EXCLUDED_FILES,
     ArtifactManifest,
     artifact_manifest,
-    ensure_recorded,
     logged_model_manifest,
     manifest_of_directory,
     verify,
 )
-from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.models import ModelRegistry, ensure_recorded
+from nighttrain.providers.registry.versions import DIGEST_TAG
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:

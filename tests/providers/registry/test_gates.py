@@ -16,12 +16,11 @@ from nighttrain.providers.registry.gates import (
     MinimumSamples,
     NotWorseThanChampion,
     Rule,
-    Verdict,
-    VerdictKind,
     judge,
     parse_rule,
     parse_rules,
 )
+from nighttrain.providers.registry.verdicts import Verdict, VerdictKind
 
 ACCEPTED, REJECTED, INCONCLUSIVE = VerdictKind.ACCEPTED, VerdictKind.REJECTED, VerdictKind.INCONCLUSIVE
 

@@ -13,9 +13,10 @@ from nighttrain.providers.errors import (
     RunWithoutModelError,
     TrackingNotFoundError,
 )
-from nighttrain.providers.registry.artifacts import DIGEST_TAG, FILES_TAG
-from nighttrain.providers.registry.models import (
-    ModelRegistry,
+from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.versions import (
+    DIGEST_TAG,
+    FILES_TAG,
     check_alias,
     check_name,
     check_stage,
@@ -231,22 +232,16 @@ async def test_names_with_quotes_do_not_break_filters(registry: ModelRegistry, m
 async def test_tags_descriptions_and_missing_things(registry: ModelRegistry, make_model: MakeModel) -> None:
     name = make_model().name
     await registry.set_tags(name, 1, {"reason": "token=abcdefgh and more", "long": "x" * 200_000, "k y": 1})
-    await registry.set_model_tags(name, {"owner": "team"})
     await registry.set_description(name, 1, "first")
     version = await registry.get_version(name, 1)
     assert version.tags["reason"] == "token=*** and more"
     assert (len(version.tags["long"]), version.tags["k y"]) == (5_000, "1")
     assert version.description == "first"
-    assert (await registry.get_model(name)).tags == {"owner": "team"}
     assert [found.version for found in await registry.versions(name, tags={"k y": "1"})] == ["1"]
     await registry.set_description(name, 1, "first")
     assert (await registry.get_version(name, 1)).last_updated == version.last_updated
-    await registry.delete_tag(name, 1, "k y")
-    assert await registry.versions(name, tags={"k y": "1"}) == []
     with pytest.raises(ModelVersionNotFoundError):
         await registry.set_tags(name, 5, {"a": "b"})
-    with pytest.raises(ModelNotFoundError, match=r"no registered model 'absent'"):
-        await registry.set_model_tags("absent", {"a": "b"})
     with pytest.raises(ModelNotFoundError):
         await registry.version_in_stage("absent", "Production")
     with pytest.raises(ModelVersionNotFoundError, match=r"no version 5"):

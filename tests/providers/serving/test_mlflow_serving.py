@@ -17,8 +17,7 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.kubernetes.api.client import ClusterClient
 from nighttrain.providers.kubernetes.api.connection import ClusterConfig
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
-from nighttrain.providers.registry.artifacts import ensure_recorded
-from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.models import ModelRegistry, ensure_recorded
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout, prepare
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig

@@ -17,7 +17,7 @@ from nighttrain.providers.errors import (
     TrackingTrashError,
     TrackingUnauthorizedError,
 )
-from nighttrain.providers.tracking import run_tree
+from nighttrain.providers.tracking import run_store
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.election import Election
 from nighttrain.providers.tracking.run_tree import RunTree
@@ -314,11 +314,8 @@ async def test_a_run_in_the_trash_is_not_reopened(tree: RunTree, mlflow_server: 
 
 
 @pytest.mark.mlflow
-async def test_metrics_params_and_tags_in_any_number(tree: RunTree, mlflow_server: MLflowServer) -> None:
-    run_id = mlflow_server.run(mlflow_server.experiment())
-    await tree.log_metrics(
-        run_id, {"nan": math.nan, "minus": -math.inf, **{f"m{i}": float(i) for i in range(1_005)}}
-    )
+async def test_params_and_tags_in_any_number(tree: RunTree, mlflow_server: MLflowServer) -> None:
+    run_id = mlflow_server.run(mlflow_server.experiment(), nan="NaN", minus="-Infinity")
     for _ in range(2):
         await tree.log_params(
             run_id, {f"p{i}": i for i in range(130)} | {"db_password": "x", "long": "y" * 9_000}
@@ -327,12 +324,8 @@ async def test_metrics_params_and_tags_in_any_number(tree: RunTree, mlflow_serve
     run = await tree.get(run_id)
     assert math.isnan(run.metrics["nan"])
     assert run.metrics["minus"] == -math.inf
-    assert len(run.metrics) == 1_007
     assert (run.params["p129"], run.params["db_password"], len(run.params["long"])) == ("129", "***", 6_000)
     assert (run.tags["t129"], len(run.tags["long"]), run.tags["b d"]) == ("129", 8_000, "1")
-    for bad in ({"m": None}, {"m": True}, {"m": "much"}, {"a//b": 1.0}):
-        with pytest.raises(ConfigurationError, match=r"metrics\["):
-            await tree.log_metrics(run_id, bad)  # type: ignore[arg-type]
     for refused in (tree.set_tags, tree.log_params):
         with pytest.raises(ConfigurationError, match=r"\['x\[0\]'\]"):
             await refused(run_id, {"x[0]": 1})
@@ -385,7 +378,7 @@ async def test_the_parent_follows_each_tasks_last_attempt(tree: RunTree, mlflow_
 async def test_the_parent_counts_children_beyond_the_first_page(
     tree: RunTree, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, status: str
 ) -> None:
-    monkeypatch.setattr(run_tree, "PAGE", 3)
+    monkeypatch.setattr(run_store, "PAGE", 3)
     experiment = mlflow_server.experiment()
     parent = await tree.open_parent(experiment, KEY, name="p")
     children = [

@@ -21,9 +21,9 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.pod_access import pod_access
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+from nighttrain.providers.tracking.config import AUTH_MODES
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import RunKey
-from nighttrain.providers.tracking.service_account import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,7 +117,7 @@ async def test_a_workspace_that_does_not_exist_is_a_mistake(
 
 @pytest.mark.slow
 @pytest.mark.mlflow
-@pytest.mark.parametrize("auth", MODES)
+@pytest.mark.parametrize("auth", AUTH_MODES)
 async def test_a_service_accounts_token_is_read_for_every_call(
     workspaces: MLflowServer, account: Account, auth: str
 ) -> None:
@@ -146,7 +146,7 @@ async def test_credentials_and_a_workspace_that_are_given_win(
     assert asked.headers["x-mlflow-workspace"] == "other"
 
 
-@pytest.mark.parametrize("auth", MODES)
+@pytest.mark.parametrize("auth", AUTH_MODES)
 async def test_without_a_service_account_it_is_told_what_to_give(tmp_path: Path, auth: str) -> None:
     config = TrackingConfig("http://127.0.0.1:1", auth=auth, service_account_folder=str(tmp_path))
     async with MLflowClient(config) as client:

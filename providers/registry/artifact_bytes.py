@@ -12,24 +12,27 @@ import re
 import ssl
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from nighttrain.providers.errors import (
     TrackingBusyError,
     TrackingError,
     TrackingRequestError,
     TrackingUnauthorizedError,
 )
-from nighttrain.providers.tracking.classify import of_transport
+from nighttrain.providers.tracking.call_errors import no_answer_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
-    from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+    from nighttrain.providers.tracking.client import MLflowClient
+    from nighttrain.providers.tracking.config import TrackingConfig
 
 # Whoever has such an address may read the artifact until it expires: no log line shows it.
 _SIGNATURE = re.compile(r"(^|&)(x-[a-z]+-)?(signature|sig|token|security-token|credential)=", re.IGNORECASE)
 
 
-async def artifact(
+async def artifact_bytes(
     client: MLflowClient,
     route: str,
     query: Mapping[str, str],
@@ -57,8 +60,6 @@ async def artifact(
 
 
 async def _from_store(config: TrackingConfig, answer: Mapping[str, Any]) -> AsyncIterator[bytes]:
-    import httpx
-
     _hide_signatures()
     url = httpx.URL(str(answer.get("url") or answer.get("presigned_url") or ""))
     if url.scheme not in ("http", "https"):
@@ -79,13 +80,11 @@ async def _from_store(config: TrackingConfig, answer: Mapping[str, Any]) -> Asyn
             async for piece in response.aiter_bytes():
                 yield piece
     except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
-        found = await of_transport(dataclasses.replace(config, uri=origin), error)
+        found = await no_answer_error(dataclasses.replace(config, uri=origin), error)
         raise type(found)(f"{about}: {found}") from error
 
 
 def _verification(config: TrackingConfig) -> ssl.SSLContext | bool:
-    import httpx
-
     if not config.verify_ssl:
         return False
     context = httpx.create_ssl_context()
@@ -96,8 +95,6 @@ def _verification(config: TrackingConfig) -> ssl.SSLContext | bool:
 
 class _WithoutSignatures(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        import httpx
-
         if isinstance(record.args, tuple):
             record.args = tuple(
                 value.copy_with(query=None)

@@ -15,6 +15,8 @@ import ssl
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import httpx
+
 from nighttrain.providers.errors import (
     TrackingBusyError,
     TrackingError,
@@ -26,15 +28,13 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
     clip,
 )
-from nighttrain.providers.tracking import service_account
-from nighttrain.providers.tracking.tags import redact
+from nighttrain.providers.redaction import redact
+from nighttrain.providers.tracking.config import NAMESPACED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import httpx
-
-    from nighttrain.providers.tracking.client import TrackingConfig
+    from nighttrain.providers.tracking.config import TrackingConfig
 
 HANDSHAKE_SECONDS = 5.0
 """For one look at what a server speaks that does not answer in HTTP: its first words take milliseconds."""
@@ -61,7 +61,7 @@ class NotMLflowError(TrackingMisconfiguredError, TrackingRequestError):
     """Something answered, and it is not MLflow's API."""
 
 
-async def of_transport(config: TrackingConfig, error: Exception) -> TrackingError:
+async def no_answer_error(config: TrackingConfig, error: Exception) -> TrackingError:
     """The error for a call that got no answer."""
     mistake = _mistake(config, error)
     if mistake is None and await _speaks_tls(config, error):
@@ -76,7 +76,7 @@ async def of_transport(config: TrackingConfig, error: Exception) -> TrackingErro
     )
 
 
-def of_answer(config: TrackingConfig, response: httpx.Response, path: str) -> TrackingError:
+def refusal_error(config: TrackingConfig, response: httpx.Response, path: str) -> TrackingError:
     """The error for an answer that is a refusal."""
     status = response.status_code
     code, message = _said(response)
@@ -132,7 +132,7 @@ def _conflicts_with_nothing(response: httpx.Response, code: str) -> bool:
     return response.status_code == 409 and (reads or not code)
 
 
-def of_no_json(config: TrackingConfig, response: httpx.Response, path: str) -> TrackingError:
+def no_json_error(config: TrackingConfig, response: httpx.Response, path: str) -> TrackingError:
     """The error for an answer of 200 that is none of MLflow's."""
     kind = response.headers.get("content-type", "").partition(";")[0] or "something without a content type"
     return NotMLflowError(
@@ -142,7 +142,7 @@ def of_no_json(config: TrackingConfig, response: httpx.Response, path: str) -> T
     )
 
 
-def of_missing_field(config: TrackingConfig, path: str, name: str) -> TrackingError:
+def missing_field_error(config: TrackingConfig, path: str, name: str) -> TrackingError:
     """The error for JSON that is not MLflow's."""
     return NotMLflowError(
         f"{config.uri} does not answer like MLflow (no {name!r} in the JSON from {path}): is it the tracking "
@@ -152,8 +152,6 @@ def of_missing_field(config: TrackingConfig, path: str, name: str) -> TrackingEr
 
 def _mistake(config: TrackingConfig, error: Exception) -> str | None:
     """What has to be changed, where the error says so."""
-    import httpx
-
     host = urlsplit(config.uri).hostname
     if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
         return f"it is no address ({_said_by(error)})"
@@ -191,8 +189,6 @@ def _cut_off(error: ssl.SSLError) -> bool:
 
 async def _speaks_tls(config: TrackingConfig, error: Exception) -> bool:
     """Whether a server that cut plain HTTP off would have taken TLS: some say nothing before they hang up."""
-    import httpx
-
     parts = urlsplit(config.uri)
     if parts.scheme != "http" or not isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
         return False
@@ -214,8 +210,6 @@ async def _speaks_another_protocol(config: TrackingConfig, error: Exception) -> 
 
     Many of these speak first, and the HTTP library hides what they said.
     """
-    import httpx
-
     parts = urlsplit(config.uri)
     odd = httpx.RemoteProtocolError | httpx.ReadError | httpx.ReadTimeout
     if parts.scheme != "http" or not isinstance(error, odd):
@@ -284,7 +278,7 @@ def _credentials_hint(config: TrackingConfig) -> str:
 
 
 def _workspace_hint(config: TrackingConfig, code: str, message: str) -> str | None:
-    named = config.workspace is not None or config.auth == service_account.NAMESPACED
+    named = config.workspace is not None or config.auth == NAMESPACED
     if named and code == "FEATURE_DISABLED":
         return "this server has no workspaces: leave workspace out, or start it with --enable-workspaces"
     if code == "RESOURCE_DOES_NOT_EXIST" and message.lower().startswith("workspace "):

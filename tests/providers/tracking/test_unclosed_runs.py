@@ -8,14 +8,14 @@ import pytest
 
 from helpers.mlflow_server import unique
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
-from nighttrain.providers.tracking.killed_runs import (
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import JOB_UID_TAG, RUN_KEY_TAG, SUPERSEDED_TAG, RunKey, RunStatus
+from nighttrain.providers.tracking.unclosed_runs import (
     close_run_of_workload,
     close_with_parent,
     described,
     take_over_described,
 )
-from nighttrain.providers.tracking.run_tree import RunTree
-from nighttrain.providers.tracking.runs import JOB_UID_TAG, RUN_KEY_TAG, SUPERSEDED_TAG, RunKey, RunStatus
 
 if TYPE_CHECKING:
     from helpers.mlflow_server import MLflowServer

@@ -1,0 +1,98 @@
+"""The verdict of a gate, with the evidence of every rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from typing import Any
+
+from nighttrain.providers.tracking.measured import Measured, NoNumber, read
+
+
+class VerdictKind(Enum):
+    """What a gate, or one rule of it, says."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One rule's finding. ``limit`` is what the candidate had to meet.
+
+    Where there was no number stands ``None`` (nothing was measured) or a word such as "NaN" or "Infinity".
+    """
+
+    rule: str
+    candidate: float | str | None
+    champion: float | str | None
+    limit: float | None
+    verdict: VerdictKind
+    sentence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "verdict": self.verdict.value}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evidence:
+        known = {item.name for item in fields(cls)}
+        kept = {key: value for key, value in values.items() if key in known}
+        return cls(**{**kept, "verdict": VerdictKind(values["verdict"])})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says, with the evidence of every rule. Plain values when stored: see :meth:`to_dict`."""
+
+    kind: VerdictKind
+    evidence: tuple[Evidence, ...] = ()
+
+    @property
+    def accepted(self) -> bool:
+        return self.kind is VerdictKind.ACCEPTED
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind.value, "evidence": [item.to_dict() for item in self.evidence]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
+        evidence = tuple(Evidence.from_dict(item) for item in values.get("evidence", ()))
+        return cls(VerdictKind(values["kind"]), evidence)
+
+    def summary(self) -> str:
+        """One line: the verdict and the sentences that decided it."""
+        deciding = [item.sentence for item in self.evidence if item.verdict is self.kind]
+        return f"{self.kind.value}: {'; '.join(deciding)}"
+
+    def table(self) -> str:
+        """A text table, one line for each rule."""
+        rows = [("rule", "candidate", "champion", "limit", "verdict")]
+        for item in self.evidence:
+            numbers = [_cell(value) for value in (item.candidate, item.champion, item.limit)]
+            rows.append((item.rule, *numbers, item.verdict.value))  # type: ignore[arg-type]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        ]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def show_number(value: float) -> str:
+    """Two decimals for the numbers people read most, four digits otherwise."""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.2f}" if 10 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def stored(value: Measured | None) -> float | str | None:
+    if isinstance(value, NoNumber):
+        return None if value is NoNumber.MISSING else value.value
+    return value
+
+
+def _cell(value: float | str | None) -> str:
+    measured = read(value)
+    return measured.shown if isinstance(measured, NoNumber) else show_number(measured)
