@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.serving.rollout import Rollout
-    from nighttrain.sensors.connections import MLflowConnection
+    from nighttrain.sensors.common.connections import MLflowConnection
 
 
 @asynccontextmanager

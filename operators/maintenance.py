@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.bridge import run_sync
-from nighttrain.sensors.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config, get_mlflow
-from nighttrain.sensors.failures import failing_clearly
-from nighttrain.sensors.templating import TextTemplates
+from nighttrain.sensors.common.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config, get_mlflow
+from nighttrain.sensors.common.failures import failing_clearly
+from nighttrain.sensors.common.templating import TextTemplates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -38,7 +38,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": ["nighttrain.sensors.registry", "nighttrain.sensors.serving"],
             }
         ],
-        "hooks": [{"integration-name": "MLflow", "python-modules": ["nighttrain.sensors.hooks"]}],
+        "hooks": [{"integration-name": "MLflow", "python-modules": ["nighttrain.sensors.common.hooks"]}],
         "triggers": [{"integration-name": "MLflow", "python-modules": ["nighttrain.sensors.triggers"]}],
         "extra-links": [
             "nighttrain.operators.links.MLflowRunLink",
@@ -49,7 +49,7 @@ def get_provider_info() -> dict[str, Any]:
         "connection-types": [
             {
                 "connection-type": "mlflow",
-                "hook-class-name": "nighttrain.sensors.hooks.MLflowHook",
+                "hook-class-name": "nighttrain.sensors.common.hooks.MLflowHook",
                 "hook-name": "MLflow",
                 "conn-fields": _CONNECTION_FIELDS,
                 "ui-field-behaviour": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from nighttrain.operators import context as task_context
+from nighttrain.operators import task_context
 from nighttrain.operators.clients import open_registry
 from nighttrain.operators.links import ModelVersionLink, remember_links
 from nighttrain.providers.bridge import run_sync
@@ -16,9 +16,9 @@ from nighttrain.providers.errors import (
     RunInTrashError,
 )
 from nighttrain.providers.texts import as_texts, text_of
-from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
-from nighttrain.sensors.failures import failing_clearly
-from nighttrain.sensors.templating import TextTemplates
+from nighttrain.sensors.common.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
+from nighttrain.sensors.common.failures import failing_clearly
+from nighttrain.sensors.common.templating import TextTemplates
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context

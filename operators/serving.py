@@ -5,23 +5,23 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from nighttrain.operators import context as task_context
+from nighttrain.operators import task_context
 from nighttrain.operators.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
 from nighttrain.operators.registry import held
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
 from nighttrain.providers.texts import as_texts
-from nighttrain.sensors.connections import (
+from nighttrain.sensors.common.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
     get_cluster,
     get_cluster_config,
     get_mlflow,
 )
-from nighttrain.sensors.failures import failing_clearly
-from nighttrain.sensors.templating import TextTemplates
-from nighttrain.sensors.triggerer_health import warn_without_triggerer
+from nighttrain.sensors.common.failures import failing_clearly
+from nighttrain.sensors.common.templating import TextTemplates
+from nighttrain.sensors.common.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
+    from nighttrain.sensors.common.connections import ClusterConnection, MLflowConnection
 
 # A longer text is data rather than something to compare runs by. It was MLflow's own limit for many years.
 MAX_PARAMETER_LENGTH = 500

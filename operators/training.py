@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.operators import context as task_context
+from nighttrain.operators import task_context
 from nighttrain.operators.clients import open_registry
 from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, WorkloadLink, remember_links
 from nighttrain.operators.workload import Prepared, WorkloadOperator
 from nighttrain.providers.bridge import run_sync
-from nighttrain.sensors.connections import get_mlflow
-from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.common.connections import get_mlflow
+from nighttrain.sensors.common.failures import failing_clearly
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
     from nighttrain.providers.registry.versions import ModelVersion
-    from nighttrain.sensors.connections import MLflowConnection
+    from nighttrain.sensors.common.connections import MLflowConnection
 
 # What the scoring code finds in its environment; both are pinned: models:/name/version.
 CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"

@@ -10,10 +10,10 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from nighttrain.operators import context as task_context
-from nighttrain.operators import hints
+from nighttrain.operators import task_context
+from nighttrain.operators import workload_notes as hints
+from nighttrain.operators.cluster_outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
-from nighttrain.operators.outages import PAUSE_SECONDS, waiting_out
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import (
     MLFLOW_NOT_REACHED,
@@ -29,15 +29,15 @@ from nighttrain.providers.kubernetes.values.timeouts import (
     Timeouts,
 )
 from nighttrain.providers.texts import as_texts
-from nighttrain.sensors.connections import (
+from nighttrain.sensors.common.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
     get_cluster,
     get_mlflow,
 )
-from nighttrain.sensors.failures import MLFLOW_OUTAGE_SECONDS, failing_clearly
-from nighttrain.sensors.templating import TextTemplates
-from nighttrain.sensors.triggerer_health import warn_without_triggerer
+from nighttrain.sensors.common.failures import MLFLOW_OUTAGE_SECONDS, failing_clearly
+from nighttrain.sensors.common.templating import TextTemplates
+from nighttrain.sensors.common.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         Observation,
         Outcome,
     )
-    from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
+    from nighttrain.sensors.common.connections import ClusterConnection, MLflowConnection
 
 STARTED_KEY = "nighttrain_started"
 T = TypeVar("T")
@@ -417,7 +417,7 @@ class WorkloadOperator(TextTemplates):
         If a person ended the task, or its time is over, no workload remains; if only the worker goes away,
         the training goes on for the next try.
         """
-        from nighttrain.sensors.killed import cancelled_by_user
+        from nighttrain.sensors.common.killed_tasks import cancelled_by_user
 
         if self._following is not None:
             tracked, started, ti = self._following

@@ -19,7 +19,7 @@ require("airflow.sdk", extra="airflow")
 
 if TYPE_CHECKING:
     from nighttrain.sensors.assets import registered_model
-    from nighttrain.sensors.hooks import MLflowHook
+    from nighttrain.sensors.common.hooks import MLflowHook
     from nighttrain.sensors.registry import ModelAliasSensor, ModelStageSensor, ModelVersionSensor
     from nighttrain.sensors.serving import EndpointReadySensor
 else:
@@ -27,7 +27,7 @@ else:
         __name__,
         {
             "EndpointReadySensor": "nighttrain.sensors.serving",
-            "MLflowHook": "nighttrain.sensors.hooks",
+            "MLflowHook": "nighttrain.sensors.common.hooks",
             "ModelAliasSensor": "nighttrain.sensors.registry",
             "ModelStageSensor": "nighttrain.sensors.registry",
             "ModelVersionSensor": "nighttrain.sensors.registry",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID
-from nighttrain.sensors.triggers import DEFAULT_POLL_SECONDS, ModelChangeTrigger
+from nighttrain.sensors.common.connections import DEFAULT_MLFLOW_CONN_ID, DEFAULT_POLL_SECONDS
+from nighttrain.sensors.triggers import ModelChangeTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Asset

@@ -8,10 +8,10 @@ from airflow.sdk import PokeReturnValue
 
 from nighttrain.providers.errors import TrackingError, TrackingMisconfiguredError
 from nighttrain.providers.texts import text_of
-from nighttrain.sensors.conditions import Awaited, RegistryCondition
-from nighttrain.sensors.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
-from nighttrain.sensors.deferring import DeferringSensor
-from nighttrain.sensors.triggers import DEFAULT_POLL_SECONDS, RegistryTrigger
+from nighttrain.sensors.common.connections import DEFAULT_MLFLOW_CONN_ID, DEFAULT_POLL_SECONDS, get_mlflow
+from nighttrain.sensors.deferring_sensor import DeferringSensor
+from nighttrain.sensors.registry_condition import Awaited, RegistryCondition
+from nighttrain.sensors.triggers import RegistryTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,8 @@ from airflow.sdk import PokeReturnValue
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import RolloutFailedError
 from nighttrain.providers.texts import as_texts
-from nighttrain.sensors.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config
-from nighttrain.sensors.deferring import DeferringSensor
+from nighttrain.sensors.common.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config
+from nighttrain.sensors.deferring_sensor import DeferringSensor
 from nighttrain.sensors.triggers import EndpointTrigger
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class EndpointReadySensor(DeferringSensor):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """One look at the endpoint."""
-        from nighttrain.sensors.endpoints import describe, serves
+        from nighttrain.sensors.endpoint_readiness import describe, serves
 
         as_texts(self, "endpoint", "namespace")
         status = run_sync(self._look())
@@ -88,7 +88,7 @@ class EndpointReadySensor(DeferringSensor):
 
     async def _look(self) -> EndpointStatus | None:
         from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.sensors.endpoints import endpoint_status
+        from nighttrain.sensors.endpoint_readiness import endpoint_status
 
         async with shared_client(get_cluster_config(self.kubernetes_conn_id)) as client:
             return await endpoint_status(client, self.namespace or client.namespace, self.endpoint)

@@ -31,7 +31,7 @@ TURNS = 9
 SDK = "from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator, BaseSensorOperator"
 NIGHTTRAIN = """import nighttrain.operators, nighttrain.sensors
 for package in (nighttrain.operators, nighttrain.sensors):
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
 """
 SECOND = {

@@ -206,7 +206,10 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
 
 
 # A base that no DAG names: its parameters stand with those of its subclasses.
-BASES = {"nighttrain.sensors.deferring.DeferringSensor", "nighttrain.sensors.templating.TextTemplates"}
+BASES = {
+    "nighttrain.sensors.deferring_sensor.DeferringSensor",
+    "nighttrain.sensors.common.templating.TextTemplates",
+}
 
 
 def parameters(cls: Any) -> dict[str, inspect.Parameter]:
@@ -281,7 +284,8 @@ def test_the_reference_of_connections_lists_the_mlflow_fields() -> None:
     (declared,) = get_provider_info()["connection-types"]
     text = sections(REFERENCE / "connections.md")["Type `mlflow`"]
     documented = set(re.findall(r"extra `(\w+)`", text))
-    read = set(re.findall(r'extra\.get\("(\w+)"\)', (ROOT / "sensors" / "connections.py").read_text("utf-8")))
+    code = (ROOT / "sensors" / "common" / "connections.py").read_text("utf-8")
+    read = set(re.findall(r'extra\.get\("(\w+)"\)', code))
     assert documented == read
     assert set(declared["conn-fields"]) <= documented
 

@@ -38,12 +38,12 @@ from helpers.faulty_flows.plans import (
 )
 from helpers.faulty_flows.regressions import FOUND
 from helpers.faulty_flows.runner import Arena, Verdict, arena
-from nighttrain.operators import outages
+from nighttrain.operators import cluster_outages
 from nighttrain.providers.attempts import waiting
 from nighttrain.providers.kubernetes.mirror import feed
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving import rollout
-from nighttrain.sensors import removal
+from nighttrain.sensors.triggers import removal
 
 if TYPE_CHECKING:
     from helpers.mlflow_server import MLflowServer
@@ -75,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
         patched.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
         # Triggers hold their event back for a scheduler; there is none here. Two seconds are added to it.
         patched.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-2")
-        patched.setattr(outages, "PAUSE_SECONDS", 0.05)
+        patched.setattr(cluster_outages, "PAUSE_SECONDS", 0.05)
         patched.setattr(rollout, "POLL_SECONDS", 0.1)
         for module, names in (
             (removal, ("FIRST_PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS")),

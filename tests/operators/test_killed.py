@@ -8,7 +8,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowTaskTimeout
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-from nighttrain.sensors.killed import cancelled_by_user, task_is_over
+from nighttrain.sensors.common.killed_tasks import cancelled_by_user, task_is_over
 
 REGION = "019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0"
 TI = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1)

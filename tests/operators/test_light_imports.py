@@ -49,11 +49,10 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 def test_every_module_was_imported(modules: dict[str, list[str]]) -> None:
     root = Path(__file__).resolve().parents[2]
     on_disk = {
-        f"nighttrain.{folder}.{file.stem}"
+        ".".join(("nighttrain", *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
         for folder in ("operators", "sensors")
-        for file in (root / folder).glob("*.py")
-        if file.stem != "__init__"
-    }
+        for file in (root / folder).rglob("*.py")
+    } - {"nighttrain.operators", "nighttrain.sensors"}
     assert set(modules["imported"]) == on_disk
 
 

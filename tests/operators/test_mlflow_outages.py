@@ -15,8 +15,7 @@ from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.tracking import config as tracking
-from nighttrain.sensors import triggers
-from nighttrain.sensors.triggers import MLflowAnswersTrigger
+from nighttrain.sensors.triggers import MLflowAnswersTrigger, mlflow_answers, settling
 
 if TYPE_CHECKING:
     from helpers.scripted_http import Scripted
@@ -32,7 +31,7 @@ def quick(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
     # How long one call is tried again, and what a trigger waits beside: neither is what is looked at here.
     monkeypatch.setattr(tracking.TrackingConfig.__init__, "__defaults__", _asking_once())
-    monkeypatch.setattr(triggers, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(settling, "REPORT_SECONDS", 0.0)
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
 
 
@@ -125,7 +124,7 @@ async def test_a_mistake_made_while_it_runs_loses_nothing_and_is_noticed_when_me
         await asyncio.to_thread(task.operator.execute_complete, task.context, event)
     trigger = waiting.value.trigger
     assert isinstance(trigger, MLflowAnswersTrigger)
-    monkeypatch.setattr(triggers, "REREAD_SECONDS", 0.05)
+    monkeypatch.setattr(mlflow_answers, "REREAD_SECONDS", 0.05)
     trigger.poll_seconds = 0.02
     answered = asyncio.create_task(_first(trigger))
     async with asyncio.timeout(30):

@@ -12,8 +12,8 @@ import pytest
 import stamina
 
 from helpers.mlflow_server import MLflowServer, unique
-from nighttrain.operators import outages
-from nighttrain.operators.outages import PAUSE_SECONDS, waiting_out
+from nighttrain.operators import cluster_outages
+from nighttrain.operators.cluster_outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.errors import ClusterError, ClusterRequestError, ClusterUnreachableError
 from nighttrain.providers.local.cluster.faults.faults import Fault
@@ -89,7 +89,7 @@ def test_a_training_starts_and_settles_once_through_an_outage(
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
     tracking = {"conn_type": "mlflow", "host": mlflow_server.uri}
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
-    monkeypatch.setattr(outages, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(cluster_outages, "PAUSE_SECONDS", 0.01)
     dag_id = unique("outage")
     ti: Any = SimpleNamespace(
         dag_id=dag_id, run_id="r", task_id="train", map_index=-1, try_number=1, max_tries=0

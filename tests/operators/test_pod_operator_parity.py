@@ -23,7 +23,7 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 )
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.tracking.client import TrackingConfig
-from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
+from nighttrain.sensors.common.connections import ClusterConnection, MLflowConnection
 
 if TYPE_CHECKING:
     from pathlib import Path

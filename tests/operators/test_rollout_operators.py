@@ -23,6 +23,7 @@ from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOper
 from nighttrain.providers.errors import NothingToRollBackToError, RolloutFailedError
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.sensors import triggers
+from nighttrain.sensors.triggers import settling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -244,7 +245,7 @@ async def the_event(deferred: TaskDeferred) -> dict[str, Any]:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trigger holds its event back until Airflow has noticed the end of a process; here is none."""
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
-    monkeypatch.setattr(triggers, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(settling, "REPORT_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("at_once")

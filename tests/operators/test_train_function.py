@@ -17,7 +17,7 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.client import ClusterConfig
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.tracking.client import TrackingConfig
-from nighttrain.sensors.connections import ClusterConnection, MLflowConnection
+from nighttrain.sensors.common.connections import ClusterConnection, MLflowConnection
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec

@@ -45,8 +45,12 @@ WRONG = {
         "import nighttrain.operators.training",
         "Arrows point down: dags -> operators -> sensors -> providers",
     ),
+    "sensors/common/looks_up.py": (
+        "import nighttrain.sensors.triggers.settling",
+        "Sensors: what operators use too is below both",
+    ),
     "assets/uses_airflow.py": (
-        "import nighttrain.sensors.connections",
+        "import nighttrain.sensors.common.connections",
         "Airflow's half and Dagster's half do not know one another",
     ),
     "dags/airline_delay/uses_nighttrain.py": (
@@ -54,6 +58,9 @@ WRONG = {
         "Training code is plain Python: no orchestrator and no nighttrain",
     ),
 }
+
+# The arrow from sensors/common/looks_up.py makes one.
+CIRCLE = "Operators, sensors and assets: no circle among siblings"
 
 
 def lint(tree: Path) -> subprocess.CompletedProcess[str]:
@@ -86,7 +93,7 @@ def test_each_wrong_arrow_is_reported(tree: Path) -> None:
         (tree / path).write_text(f'"""Wrong."""\n\n{line}\n')
     answer = lint(tree)
     assert answer.returncode == 1, answer.stdout + answer.stderr
-    assert {contract for _line, contract in WRONG.values()} <= broken(answer)
+    assert {CIRCLE, *(contract for _line, contract in WRONG.values())} <= broken(answer)
     for path, (line, _contract) in WRONG.items():
         arrow = f"nighttrain.{path.removesuffix('.py').replace('/', '.')} -> {line.split()[1]}"
         # Of a package outside, only the top is in the graph.

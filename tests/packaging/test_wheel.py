@@ -145,7 +145,7 @@ def test_airflow_finds_the_provider(seen: dict[str, Any]) -> None:
 
 
 def test_airflow_knows_the_connection_type(seen: dict[str, Any]) -> None:
-    assert seen["hook"] == "nighttrain.sensors.hooks.MLflowHook"
+    assert seen["hook"] == "nighttrain.sensors.common.hooks.MLflowHook"
     assert seen["name"] == "MLflow"
     assert seen["testable"] is True
 

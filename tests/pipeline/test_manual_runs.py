@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nighttrain.sensors.triggerer_health import triggerer_health
+from nighttrain.sensors.common.triggerer_health import triggerer_health
 
 if TYPE_CHECKING:
     from helpers.pipeline import Pipeline

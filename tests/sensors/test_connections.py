@@ -9,7 +9,7 @@ import pytest
 from airflow.sdk import Connection
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.sensors.connections import (
+from nighttrain.sensors.common.connections import (
     aget_cluster_config,
     aget_mlflow,
     cluster_config,

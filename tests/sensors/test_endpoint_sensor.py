@@ -18,8 +18,9 @@ from nighttrain.providers.serving.backends.kubernetes_deployment import Kubernet
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec
 from nighttrain.sensors import triggers
-from nighttrain.sensors.endpoints import wait_endpoint_serves
+from nighttrain.sensors.endpoint_readiness import wait_endpoint_serves
 from nighttrain.sensors.serving import EndpointReadySensor
+from nighttrain.sensors.triggers import settling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -47,7 +48,7 @@ async def player(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> A
     connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
-    monkeypatch.setattr(triggers, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(settling, "REPORT_SECONDS", 0.0)
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:
         yield Player(client)
         for kind in (SERVICES, DEPLOYMENTS):

@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk.module_loading import import_string
 
 from helpers.mlflow_server import MLflowServer, free_port
-from nighttrain.sensors.hooks import MLflowHook
+from nighttrain.sensors.common.hooks import MLflowHook
 
 if TYPE_CHECKING:
     from helpers.scripted_http import Scripted
@@ -97,3 +98,7 @@ def test_a_connection_that_is_not_there() -> None:
     works, message = MLflowHook("nobody_made_this").test_connection()
     assert works is False
     assert "airflow connections add nobody_made_this --conn-type mlflow" in message
+
+
+def test_the_hooks_former_path_leads_to_it() -> None:
+    assert import_string("nighttrain.sensors.hooks.MLflowHook") is MLflowHook

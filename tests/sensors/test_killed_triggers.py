@@ -27,9 +27,8 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.spec import ServingSpec
-from nighttrain.sensors import removal
-from nighttrain.sensors.removal import until_removed
-from nighttrain.sensors.triggers import EndpointTrigger, MLflowAnswersTrigger, WorkloadTrigger
+from nighttrain.sensors.triggers import EndpointTrigger, MLflowAnswersTrigger, WorkloadTrigger, removal
+from nighttrain.sensors.triggers.removal import until_removed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

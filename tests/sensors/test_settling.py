@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nighttrain.sensors import triggers
-from nighttrain.sensors.triggers import REPORT_SECONDS, MLflowAnswersTrigger, _Settling
+from nighttrain.sensors.triggers import MLflowAnswersTrigger, mlflow_answers
+from nighttrain.sensors.triggers.settling import REPORT_SECONDS, Settling
 
 if TYPE_CHECKING:
     from helpers.mlflow_server import MLflowServer
@@ -27,8 +27,8 @@ class Time:
         self.slept.append(seconds)
         self.now += seconds
 
-    def settling(self) -> _Settling:
-        return _Settling(clock=lambda: self.now, sleep=self.sleep)
+    def settling(self) -> Settling:
+        return Settling(clock=lambda: self.now, sleep=self.sleep)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ async def test_the_event_of_a_trigger_comes_after_the_wait_that_began_with_it(
     monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(connection))
     monkeypatch.setenv(SETTING, "3")
     time = Time()
-    monkeypatch.setattr(triggers, "_Settling", time.settling)
+    monkeypatch.setattr(mlflow_answers, "Settling", time.settling)
     events = MLflowAnswersTrigger(mlflow_conn_id="mlflow_default", event={"outcome": "kept"}).run()
     event = await anext(events)  # MLflow answers at once
     assert event.payload == {"outcome": "kept"}

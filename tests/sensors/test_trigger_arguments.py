@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.module_loading import import_string
 
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.tracked_workload import StartedWorkload
@@ -36,6 +37,56 @@ def test_a_wait_that_was_stored_before_quotas_could_be_waited_for_fails_as_it_di
 def test_a_trigger_is_made_again_from_what_it_stores() -> None:
     _, stored = WorkloadTrigger(**STORED).serialize()
     assert WorkloadTrigger(**stored).serialize()[1] == stored
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("WorkloadTrigger", STORED),
+        (
+            "EndpointTrigger",
+            {
+                "kubernetes_conn_id": "kubernetes_default",
+                "namespace": "ml",
+                "endpoint": "airline-delay",
+                "version": "3",
+                "timeout_seconds": 600.0,
+                "serving_only": False,
+            },
+        ),
+        (
+            "MLflowAnswersTrigger",
+            {"mlflow_conn_id": "mlflow_default", "event": {}, "poll_seconds": 5.0, "timeout_seconds": 60.0},
+        ),
+        (
+            "RegistryTrigger",
+            {
+                "mlflow_conn_id": "mlflow_default",
+                "condition": {
+                    "model_name": "airline-delay",
+                    "awaited": "stage",
+                    "key": "Production",
+                    "version": None,
+                    "newer_than": None,
+                },
+                "poll_seconds": 5.0,
+            },
+        ),
+        (
+            "ModelChangeTrigger",
+            {
+                "model_name": "airline-delay",
+                "stage": "Production",
+                "alias": None,
+                "mlflow_conn_id": "mlflow_default",
+                "poll_seconds": 5.0,
+            },
+        ),
+    ],
+)
+def test_the_path_that_is_stored_with_a_trigger_leads_to_it(name: str, arguments: dict[str, Any]) -> None:
+    path = f"nighttrain.sensors.triggers.{name}"
+    assert import_string(path)(**arguments).serialize()[0] == path
 
 
 def test_an_operators_wish_to_wait_for_a_larger_quota_reaches_its_trigger() -> None:

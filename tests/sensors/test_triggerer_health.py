@@ -13,9 +13,9 @@ from airflow.api_fastapi.core_api.datamodels.monitor import HealthInfoResponse
 from airflow.sdk.exceptions import TaskDeferred
 
 from helpers.mlflow_server import free_port
-from nighttrain.sensors import triggerer_health
+from nighttrain.sensors.common import triggerer_health
+from nighttrain.sensors.common.triggerer_health import api_servers, warn_without_triggerer
 from nighttrain.sensors.registry import ModelStageSensor
-from nighttrain.sensors.triggerer_health import api_servers, warn_without_triggerer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

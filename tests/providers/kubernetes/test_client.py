@@ -356,7 +356,7 @@ async def test_what_the_server_will_never_take_is_a_permanent_failure(
         assert len(server.requests) == 1
     assert message in str(raised.value)
     assert "refused however often it is sent" in str(raised.value)
-    from nighttrain.sensors.failures import PERMANENT
+    from nighttrain.sensors.common.failures import PERMANENT
 
     assert isinstance(raised.value, PERMANENT)
 

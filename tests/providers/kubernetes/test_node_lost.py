@@ -29,7 +29,7 @@ from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.local.cluster.store.resources import PODS
-from nighttrain.sensors.failures import failing_clearly
+from nighttrain.sensors.common.failures import failing_clearly
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.values.submitted_workload import Workload

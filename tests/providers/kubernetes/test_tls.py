@@ -473,7 +473,7 @@ async def test_a_plugin_that_fails_or_is_not_there(
 async def test_an_airflow_connection_with_a_kubeconfig_of_several_contexts(
     proxy: ServerProxy, authority: Authority, gate: Gate
 ) -> None:
-    from nighttrain.sensors.connections import cluster_connection
+    from nighttrain.sensors.common.connections import cluster_connection
 
     gate.tokens = {"good"}
     content = proxy.kubeconfig(authority, token="good")

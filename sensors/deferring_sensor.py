@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from nighttrain.providers.errors import NighttrainError
-from nighttrain.sensors.failures import failing_clearly
-from nighttrain.sensors.templating import TextTemplates
-from nighttrain.sensors.triggerer_health import warn_without_triggerer
+from nighttrain.sensors.common.failures import failing_clearly
+from nighttrain.sensors.common.templating import TextTemplates
+from nighttrain.sensors.common.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

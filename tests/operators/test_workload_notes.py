@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from helpers.mlflow_server import MLflowServer, unique
-from nighttrain.operators import hints
+from nighttrain.operators import workload_notes
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.tracked_workload import StartedWorkload
 from nighttrain.providers.errors import WorkloadFailedError
@@ -71,37 +71,37 @@ def started(uid: str, attempt: int) -> StartedWorkload:
 )
 def test_what_the_cluster_no_longer_knows_is_told(uid: str, attempt: int, lost: str | None) -> None:
     asked = context(Store())
-    hints.note(asked, started("a", 2), LOG)
-    assert hints.lost_workload(asked, started(uid, attempt), LOG) == lost
+    workload_notes.note(asked, started("a", 2), LOG)
+    assert workload_notes.lost_workload(asked, started(uid, attempt), LOG) == lost
 
 
 @pytest.mark.parametrize("store", [None, Store(), Unreachable()], ids=["absent", "empty", "unreachable"])
 def test_nothing_is_told_where_nothing_is_known(store: Store | None) -> None:
-    assert hints.lost_workload(context(store), started("a", 1), LOG) is None
+    assert workload_notes.lost_workload(context(store), started("a", 1), LOG) is None
 
 
 @pytest.mark.parametrize("store", [None, Unreachable()], ids=["absent", "unreachable"])
 def test_a_note_that_cannot_be_made_fails_nothing(store: Store | None) -> None:
-    hints.note(context(store), started("a", 1), LOG)
+    workload_notes.note(context(store), started("a", 1), LOG)
 
 
 @pytest.mark.parametrize("store", [None, Store(), Unreachable()], ids=["absent", "empty", "unreachable"])
 def test_a_note_that_cannot_be_removed_fails_nothing(store: Store | None) -> None:
-    hints.forget(context(store), LOG)
+    workload_notes.forget(context(store), LOG)
 
 
 def test_an_attempt_whose_end_was_told_is_not_told_as_lost() -> None:
     asked = context(Store())
-    hints.note(asked, started("a", 1), LOG)
-    hints.forget(asked, LOG)
-    assert hints.lost_workload(asked, started("b", 1), LOG) is None
+    workload_notes.note(asked, started("a", 1), LOG)
+    workload_notes.forget(asked, LOG)
+    assert workload_notes.lost_workload(asked, started("b", 1), LOG) is None
 
 
 @pytest.mark.parametrize("noted", ["train-1", 7, {}, {"attempt": "2", "job": "ml/train"}, {"attempt": None}])
 def test_somebody_elses_note_is_no_hint(noted: object) -> None:
     store = Store()
-    store.set(hints.KEY, noted)
-    assert hints.lost_workload(context(store), started("a", 1), LOG) is None
+    store.set(workload_notes.KEY, noted)
+    assert workload_notes.lost_workload(context(store), started("a", 1), LOG) is None
 
 
 @pytest.mark.slow

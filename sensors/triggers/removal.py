@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import AirflowError, ClusterUnreachableError, NighttrainError
-from nighttrain.sensors.killed import task_waits
+from nighttrain.sensors.common.killed_tasks import task_waits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

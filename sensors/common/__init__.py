@@ -1,0 +1,1 @@
+"""What operators and sensors have in common: connections, hooks, failures, templates."""

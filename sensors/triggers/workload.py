@@ -1,0 +1,168 @@
+"""Waiting for a workload's end."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from nighttrain.providers.errors import ConfigurationError, NighttrainError, TrackingError
+from nighttrain.sensors.common.connections import aget_cluster_config, aget_mlflow
+from nighttrain.sensors.triggers.removal import remove_with_its_task
+from nighttrain.sensors.triggers.settling import Settling
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from nighttrain.providers.kubernetes.outcome.outcome import Observation
+
+
+class WorkloadTrigger(BaseTrigger):
+    """Waits for a workload's end and passes its lines on to the task's log while it runs.
+
+    The event is ``{"outcome": {...}}``, or ``{"error": sentence}`` when the cluster could not be asked.
+
+    :param timeouts: those of :class:`~nighttrain.providers.kubernetes.values.timeouts.Timeouts`, as plain
+        values
+    :param startup_timeout_seconds: retired, like the two that follow: triggers that an earlier version stored
+        have them in the place of ``timeouts``
+    """
+
+    def __init__(
+        self,
+        *,
+        kubernetes_conn_id: str,
+        workload: dict[str, Any],
+        timeouts: dict[str, Any] | None = None,
+        startup_timeout_seconds: float | None = None,
+        schedule_timeout_seconds: float | None = None,
+        queue_timeout_seconds: float | None = None,
+        get_logs: bool = True,
+        cancel_on_kill: bool = True,
+        mlflow_conn_id: str | None = None,
+        run: dict[str, str] | None = None,
+        unknown_run: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.workload = workload
+        self.timeouts = timeouts or {
+            "startup": startup_timeout_seconds,
+            "schedule": schedule_timeout_seconds,
+            "queue": queue_timeout_seconds,
+        }
+        self.get_logs = get_logs
+        self.cancel_on_kill = cancel_on_kill
+        self.mlflow_conn_id = mlflow_conn_id
+        self.run_ids = run or {}
+        self.unknown_run = unknown_run
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "nighttrain.sensors.triggers.WorkloadTrigger",
+            {
+                "kubernetes_conn_id": self.kubernetes_conn_id,
+                "workload": self.workload,
+                "timeouts": self.timeouts,
+                "get_logs": self.get_logs,
+                "cancel_on_kill": self.cancel_on_kill,
+                "mlflow_conn_id": self.mlflow_conn_id,
+                "run": self.run_ids,
+                "unknown_run": self.unknown_run,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from nighttrain.providers.attempts.follow import follow_to_end
+        from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
+        from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+
+        silence = Settling()
+        event: dict[str, Any]
+        try:
+            config = await aget_cluster_config(self.kubernetes_conn_id)
+            async with shared_client(config) as client, self._progress():
+                outcome = await follow_to_end(
+                    client,
+                    Workload.from_dict(self.workload),
+                    timeouts=Timeouts.from_dict(self.timeouts),
+                    on_observation=self._say,
+                    on_line=self._log_line if self.get_logs else None,
+                )
+        except NighttrainError as error:
+            event = {"error": str(error)}
+        else:
+            event = {"outcome": outcome.to_dict()}
+        await silence.wait()
+        yield TriggerEvent(event)
+
+    @asynccontextmanager
+    async def _progress(self) -> AsyncIterator[None]:
+        """Lines about what the training logs to MLflow, where it has a run and logs are wanted."""
+        async with AsyncExitStack() as stack:
+            if self.get_logs and self.mlflow_conn_id is not None and self.run_ids:
+                from nighttrain.providers.tracking.progress import saying_progress
+
+                with contextlib.suppress(ConfigurationError):
+                    mlflow = await aget_mlflow(self.mlflow_conn_id)
+                    run_id, experiment_id = self.run_ids["run_id"], self.run_ids["experiment_id"]
+                    await stack.enter_async_context(
+                        saying_progress(mlflow.config, experiment_id, run_id, self._log_line)
+                    )
+            yield
+
+    async def on_kill(self) -> None:
+        """Somebody marked or cleared the task: no workload remains.
+
+        A triggerer that was stalled, and whose triggers another one took over, is told the same: what still
+        waits is left alone.
+        """
+        if self.cancel_on_kill:
+            name, namespace = self.workload["name"], self.workload["namespace"]
+            removed_with = f"the reaper removes it, or kubectl delete job -n {namespace} {name}"
+            await remove_with_its_task(self, self._remove, f"Job {name}", removed_with)
+
+    async def _remove(self) -> None:
+        from nighttrain.providers.airflow_regions import region_of
+        from nighttrain.providers.attempts.lifecycle import cancel, cancel_if_live
+        from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
+
+        config = await aget_cluster_config(self.kubernetes_conn_id)
+        workload = Workload.from_dict(self.workload)
+        async with shared_client(config) as client:
+            if not region_of(self.task_instance):
+                await cancel(client, workload)
+            elif not await cancel_if_live(client, workload):
+                return  # in a region the task may have been resumed elsewhere: an end is its to settle
+        await self._close_run()
+
+    async def _close_run(self) -> None:
+        if self.mlflow_conn_id is None or not (self.run_ids or self.unknown_run):
+            return
+        from nighttrain.providers.tracking.client import MLflowClient
+        from nighttrain.providers.tracking.run_tree import RunTree
+        from nighttrain.providers.tracking.runs import RunStatus
+        from nighttrain.providers.tracking.unclosed_runs import close_run_of_workload, take_over_described
+
+        mlflow = await aget_mlflow(self.mlflow_conn_id)
+        try:
+            async with MLflowClient(mlflow.config) as client:
+                tree = RunTree(client)
+                if self.run_ids:
+                    run = await tree.get(self.run_ids["run_id"])
+                else:
+                    run = await take_over_described(tree, self.unknown_run or {})
+                await close_run_of_workload(tree, run, RunStatus.KILLED)
+        except TrackingError as error:
+            self.log.warning("The workload is removed; its run could not be closed: %s", error)
+
+    def _say(self, observation: Observation) -> None:
+        if observation.outcome is None:  # the end is told in full by the resumed task
+            self.log.info("%s: %s", self.workload["name"], observation.detail)
+
+    def _log_line(self, line: str) -> None:
+        self.log.info("[%s] %s", self.workload["name"], line)
