@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from nighttrain.providers.training_advice import advised
 
 if TYPE_CHECKING:
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
-    from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+    from nighttrain.providers.attempts.attempt import Attempt, StartedWorkload
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.providers.kubernetes.outcome.outcome import (
         Outcome,
@@ -87,9 +87,13 @@ def asset_step(context: Context, name: str, partition_key: str | None = None) ->
 class FinishedWorkload:
     """What a step gets back."""
 
-    tracked: TrackedWorkload
-    started: StartedWorkload
+    attempt: Attempt
     outcome: Outcome
+
+    @property
+    def started(self) -> StartedWorkload:
+        """The workload and its run's ids, as plain values."""
+        return self.attempt.started
 
 
 def run_workload(
@@ -116,12 +120,12 @@ def run_workload(
     tracked = _tracked(step, spec, kubernetes, mlflow, experiment_name, environment or {}, params or {})
     follow = partial(_start_and_follow, tracked, fail_if_over_quota)
     try:
-        started, outcome = run_interruptibly(follow, context.log.info)
+        attempt, outcome = run_interruptibly(follow, context.log.info)
     except TrackingMisconfiguredError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
-    started = run_sync(tracked.close(started, outcome))
-    outcome = advised(outcome, experiment_name=experiment_name, run_id=started.run_id)
-    finished = FinishedWorkload(tracked, started, outcome)
+    attempt = run_sync(attempt.settle(outcome))
+    outcome = advised(outcome, experiment_name=experiment_name, run_id=attempt.run.run_id)
+    finished = FinishedWorkload(attempt, outcome)
     if not outcome.succeeded:
         consume(finished)
         outcome.raise_for_failure()
@@ -136,7 +140,7 @@ def run_of(finished: FinishedWorkload) -> Run:
         starts anew
     """
     try:
-        return run_sync(finished.tracked.run(finished.started))
+        return run_sync(finished.attempt.logged_run())
     except TrackingNotFoundError as error:
         if not finished.started.run_id:  # a re-execution takes the attempt over once its run can be made
             raise
@@ -149,7 +153,7 @@ def run_of(finished: FinishedWorkload) -> Run:
 
 def consume(finished: FinishedWorkload) -> None:
     """The result is stored: the attempt is over."""
-    run_sync(finished.tracked.mark_consumed(finished.started, finished.outcome))
+    run_sync(finished.attempt.mark_consumed(finished.outcome))
 
 
 def spec_for(subject: Any, spec: WorkloadSpec, arguments: Arguments) -> WorkloadSpec:
@@ -173,23 +177,22 @@ def params_for(context: Context, parameters: Parameters) -> dict[str, str]:
 
 async def _start_and_follow(
     tracked: TrackedWorkload, fail_if_over_quota: bool, say: Say
-) -> tuple[StartedWorkload, Outcome]:
+) -> tuple[Attempt, Outcome]:
     # Not cancelled in the middle: what was created has to be known before it can be removed.
     starting = asyncio.ensure_future(tracked.start(log=say))
     try:
-        started = await asyncio.shield(starting)
-        outcome = await tracked.follow(
-            started,
+        attempt = tracked.attempt(await asyncio.shield(starting))
+        outcome = await attempt.follow(
             timeouts=Timeouts(STARTUP_TIMEOUT_SECONDS, fail_if_over_quota=fail_if_over_quota),
             on_observation=lambda observation: say(observation.detail),
             on_line=lambda line: say(f"[pod] {line}"),
         )
     except asyncio.CancelledError:
-        started = await starting
-        say(f"Terminated: removing Job {started.workload.namespace}/{started.workload.name}")
-        await tracked.cancel(started)
+        attempt = tracked.attempt(await starting)
+        say(f"Terminated: removing Job {attempt.workload.namespace}/{attempt.workload.name}")
+        await attempt.cancel()
         raise
-    return started, outcome
+    return attempt, outcome
 
 
 def _interval(context: Context) -> tuple[str | None, str | None]:
@@ -217,12 +220,11 @@ def _tracked(
 ) -> TrackedWorkload:
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
     from nighttrain.providers.tracking.names import fit_run_name
-    from nighttrain.providers.tracking.runs import Lineage, RunKey
+    from nighttrain.providers.tracking.runs import Lineage
 
     identity = WorkloadIdentity(
         orchestrator="dagster", dag_id=step.job_name, run_id=step.root_run_id, task_id=step.name
     )
-    run_key = RunKey(orchestrator="dagster", dag_id=step.job_name, run_id=step.root_run_id, task_id=step.name)
     return TrackedWorkload(
         cluster=kubernetes.cluster_config(),
         tracking=mlflow.tracking_config(),
@@ -234,15 +236,10 @@ def _tracked(
         adopts_earlier_epochs=True,
         experiment_name=experiment_name,
         run_name=fit_run_name(step.name),
-        parent_key=run_key.parent,
-        run_key=run_key,
         params=params,
         lineage=partial(
             Lineage,
-            orchestrator="dagster",
-            dag_id=step.job_name,
-            run_id=step.root_run_id,
-            task_id=step.name,
+            **asdict(identity),
             try_number=step.retry_number + 1,
             commit=_commit(),
             data_interval_start=step.interval[0],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nighttrain.providers.attempts.reaper import TaskState
-    from nighttrain.providers.attempts.reaping import Visit
+    from nighttrain.providers.attempts.reaper_visit import Visit
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 # See nighttrain.providers.attempts.reaper.MINIMUM_AGE_SECONDS; repeated, since that module is not imported
@@ -76,7 +76,7 @@ class ReapWorkloadsOperator(TextTemplates):
         return str(self.only_show).strip().lower() in {"true", "1", "yes"}
 
     async def _reap(self, states: _OwnTasks) -> Visit:
-        from nighttrain.providers.attempts.reaping import visit
+        from nighttrain.providers.attempts.reaper_visit import visit
         from nighttrain.providers.kubernetes.api.client import shared_client
         from nighttrain.providers.tracking.client import MLflowClient
 

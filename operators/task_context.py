@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,15 +37,8 @@ def run_key(context: Context, *, task: bool = True) -> RunKey:
     """The key of this task's MLflow run, or of its DAG run's parent run."""
     from nighttrain.providers.tracking.runs import RunKey
 
-    ti = context["ti"]
-    return RunKey(
-        orchestrator="airflow",
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id if task else None,
-        map_index=_map_index(ti) if task else -1,
-        region=_region(context) if task else "",
-    )
+    key = RunKey(**asdict(workload_identity(context)))
+    return key if task else key.parent
 
 
 def epoch(context: Context) -> str:
@@ -65,16 +59,10 @@ def lineage(context: Context, **known: Any) -> Lineage:
     """The lineage tags' values; ``known`` adds what only the caller knows (image, attempt, Job, pod)."""
     from nighttrain.providers.tracking.runs import Lineage
 
-    ti = context["ti"]
     dag_run = context["dag_run"]
     return Lineage(
-        orchestrator="airflow",
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id,
-        map_index=_map_index(ti),
-        region=_region(context),
-        try_number=ti.try_number,
+        **asdict(workload_identity(context)),
+        try_number=context["ti"].try_number,
         commit=commit(context),
         data_interval_start=_iso(getattr(dag_run, "data_interval_start", None)),
         data_interval_end=_iso(getattr(dag_run, "data_interval_end", None)),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import BaseOperatorLink, Context
 
-    from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
+    from nighttrain.providers.attempts.attempt import Attempt
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.sensors.common.connections import MLflowConnection
 
@@ -59,10 +59,8 @@ class TrainingJobOperator(WorkloadOperator):
 
         return task_context.without_secrets(read_params(parameters))
 
-    async def _collect(
-        self, tracked: TrackedWorkload, started: StartedWorkload, facts: dict[str, Any]
-    ) -> dict[str, Any]:
-        models = await tracked.logged_models(started)
+    async def _collect(self, attempt: Attempt, facts: dict[str, Any]) -> dict[str, Any]:
+        models = await attempt.logged_models()
         return {"models": [{"model_id": m.model_id, "name": m.name, "status": m.status} for m in models]}
 
 
@@ -128,12 +126,10 @@ class EvaluateModelOperator(WorkloadOperator):
                 return candidate, None
         return candidate, None if champion.version == candidate.version else champion
 
-    async def _collect(
-        self, tracked: TrackedWorkload, started: StartedWorkload, facts: dict[str, Any]
-    ) -> dict[str, Any]:
+    async def _collect(self, attempt: Attempt, facts: dict[str, Any]) -> dict[str, Any]:
         from nighttrain.providers.registry.evaluation import group_measurements
 
-        run = await tracked.run(started)
+        run = await attempt.logged_run()
         return {
             "model_name": self.model_name,
             **facts,

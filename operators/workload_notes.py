@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+    from nighttrain.providers.attempts.attempt import StartedWorkload
 
 KEY = "nighttrain_workload"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.airflow_api import AirflowAPI
 from nighttrain.providers.attempts.reaper import Verdict, table
-from nighttrain.providers.attempts.reaping import Visit, visit
+from nighttrain.providers.attempts.reaper_visit import Visit, visit
 from nighttrain.providers.errors import ConfigurationError, NighttrainError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig

@@ -14,10 +14,15 @@ from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.attempts.attempt_run import (
+    EXPERIMENT_ID_VARIABLE,
+    RUN_CONTEXT_VARIABLE,
+    RUN_ID_VARIABLE,
+)
 from nighttrain.providers.attempts.history import History, consumed_note, history_of, write_history
-from nighttrain.providers.attempts.reads import list_pods, read_object
-from nighttrain.providers.attempts.waiting import explanations, kills, until_gone
-from nighttrain.providers.attempts.waiting import wait as wait
+from nighttrain.providers.attempts.wait_for_end import explanations, kills, until_gone
+from nighttrain.providers.attempts.wait_for_end import wait as wait
+from nighttrain.providers.attempts.workload_objects import list_pods, read_object
 from nighttrain.providers.errors import (
     LostNodeError,
     ObjectConflictError,
@@ -69,9 +74,6 @@ SUBMIT_ROUNDS = 5
 CONFLICT_ROUNDS = 5
 # Several workers of one task may adopt at once; in each round one of them gets through.
 FENCE_ROUNDS = 20
-RUN_ID_VARIABLE = "MLFLOW_RUN_ID"
-EXPERIMENT_ID_VARIABLE = "MLFLOW_EXPERIMENT_ID"
-RUN_CONTEXT_VARIABLE = "MLFLOW_RUN_CONTEXT"
 
 
 async def submit(

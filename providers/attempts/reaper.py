@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nighttrain.providers.attempts.history import history_of
 from nighttrain.providers.attempts.lifecycle import environment_of
-from nighttrain.providers.attempts.reads import list_pods
-from nighttrain.providers.attempts.waiting import until_gone
+from nighttrain.providers.attempts.wait_for_end import until_gone
+from nighttrain.providers.attempts.workload_objects import list_pods
 from nighttrain.providers.errors import (
     ConfigurationError,
     LostNodeError,

@@ -19,19 +19,48 @@ import contextlib
 import json
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
+from nighttrain.providers.attempts.attempt import Attempt, StartedWorkload
+from nighttrain.providers.attempts.attempt_run import (
+    EXPERIMENT_ID_VARIABLE,
+    EXPERIMENT_NAME_VARIABLE,
+    RUN_CONTEXT_VARIABLE,
+    RUN_ID_VARIABLE,
+    AttemptRun,
+    attempt_tags,
+    open_parent,
+    opening_of,
+    reopen_parent,
+    restoring,
+)
+from nighttrain.providers.attempts.lifecycle import find_live, submit
 from nighttrain.providers.errors import (
-    ConfigurationError,
     ObjectConflictError,
     ObjectExistsError,
     TrackingError,
-    TrackingNotFoundError,
-    TrackingTrashError,
     TrackingUnreachableError,
+)
+from nighttrain.providers.kubernetes.api.client import shared_client
+from nighttrain.providers.kubernetes.job.checked import check_workload
+from nighttrain.providers.kubernetes.job.kinds import kind_named
+from nighttrain.providers.tracking.client import MLflowClient
+from nighttrain.providers.tracking.names import check_experiment_name, check_run_name, read_params
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import (
+    EPOCH_TAG,
+    OPENED_BY_CONTAINER,
+    OPENED_BY_TAG,
+    OPENING_TAG,
+    PARENT_TAG,
+    PREVIOUS_TAG,
+    RUN_KEY_TAG,
+    Lineage,
+    RunKey,
+    RunStatus,
 )
 
 if TYPE_CHECKING:
@@ -39,22 +68,13 @@ if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.job.checked import CheckedWorkload
     from nighttrain.providers.kubernetes.job.kinds import WorkloadKind
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.kubernetes.outcome.outcome import (
-        Observation,
-        Outcome,
-    )
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
     from nighttrain.providers.kubernetes.values.submitted_workload import Workload
-    from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-    from nighttrain.providers.tracking.client import TrackingConfig
-    from nighttrain.providers.tracking.run_tree import RunTree
-    from nighttrain.providers.tracking.runs import Lineage, LoggedModel, Run, RunKey, RunStatus
+    from nighttrain.providers.tracking.config import TrackingConfig
+    from nighttrain.providers.tracking.runs import Run
 
 Say = Callable[[str], None]
 PREVIOUS_RUN_VARIABLE = "NIGHTTRAIN_PREVIOUS_RUN_ID"
-
-# A refusal that is an accident, of a proxy say, does not come twice; one that does is nobody's to wait for.
-PARENT_TRIES = 2
 _log = logging.getLogger(__name__)
 
 
@@ -62,63 +82,18 @@ def _silent(_: str) -> None:
     return None
 
 
-@dataclass(frozen=True)
-class StartedWorkload:
-    """What a resumed process needs to go on: plain values only.
-
-    The ids are empty while MLflow could not be asked; :meth:`TrackedWorkload.close` fills them in.
-    """
-
-    workload: Workload
-    workload_url: str
-    run_id: str = ""
-    experiment_id: str = ""
-    parent_run_id: str = ""
-
-    @property
-    def cluster(self) -> str:
-        """The API server's address; empty where the workload's page is not known."""
-        from nighttrain.providers.kubernetes.job.kinds import kind_named
-
-        resource = kind_named(self.workload.kind).resource
-        return self.workload_url.removesuffix(resource.path(self.workload.namespace, self.workload.name))
-
-    def run_ids(self) -> dict[str, str]:
-        """Which run is whose, for whoever closes it in another process; empty if there is none yet."""
-        if not self.run_id:
-            return {}
-        return {
-            "run_id": self.run_id,
-            "experiment_id": self.experiment_id,
-            "parent_run_id": self.parent_run_id,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "workload": self.workload.to_dict()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StartedWorkload:
-        """The inverse of :meth:`to_dict`."""
-        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
-
-        return cls(**{**values, "workload": Workload.from_dict(values["workload"])})
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrackedWorkload:
-    """One task's workload and its run.
+    """One task's workload and its run, from which its attempts start.
 
     :param cluster: where the Job runs
     :param tracking: where the run is kept, as this process reaches it
     :param tracking_uri_for_pods: MLflow's address as the pods reach it
     :param spec: the container
-    :param identity: the task; attempts derive their names from it
+    :param identity: the task; attempts derive their names from it, and runs whose they are
     :param epoch: changes when the task was cleared by a person, stays over automatic retries
     :param experiment_name: MLflow experiment, made if missing
     :param run_name: the name of the task's runs
-    :param parent_key: key of the DAG run's parent run
-    :param run_key: key of this task's runs, one for each attempt
     :param params: parameters to log on the run before the container starts
     :param lineage: gives the lineage tags from what is known so far
     :param adopts_earlier_epochs: see :func:`nighttrain.providers.attempts.lifecycle.submit`
@@ -134,20 +109,39 @@ class TrackedWorkload:
     epoch: str
     experiment_name: str
     run_name: str
-    parent_key: RunKey
-    run_key: RunKey
     params: Mapping[str, str] = field(default_factory=dict)
     lineage: Callable[..., Lineage]
     adopts_earlier_epochs: bool = False
     kind: str = "Job"
     replace_on_lost_node: bool = False
 
-    def described_run(self, started: StartedWorkload) -> dict[str, Any]:
-        """What finds this attempt's run again while nobody knows its id."""
-        from nighttrain.providers.tracking.unclosed_runs import described, opening_of
+    @property
+    def run_key(self) -> RunKey:
+        """Whose the task's runs are, one for each attempt."""
+        return RunKey(**asdict(self.identity))
 
-        opening = opening_of(started.workload.run_context)
-        return described(self.experiment_name, self.run_name, self.run_key, opening)
+    def attempt(self, started: StartedWorkload) -> Attempt:
+        """What was started, as something to follow, settle or cancel."""
+        workload = started.workload
+        return Attempt(
+            cluster=self.cluster,
+            tracking=self.tracking,
+            workload=workload,
+            workload_url=started.workload_url,
+            run=AttemptRun(
+                run_id=started.run_id,
+                experiment_id=started.experiment_id,
+                parent_run_id=started.parent_run_id,
+                key=self.run_key,
+                experiment_name=self.experiment_name,
+                run_name=self.run_name,
+                opening=opening_of(workload.run_context),
+                params=self.params,
+                tags=self._new_tags(cluster=started.cluster, namespace=workload.namespace),
+            ),
+            lineage=self._lineage,
+            epoch=self.epoch,
+        )
 
     async def start(self, *, log: Say = _silent) -> StartedWorkload:
         """Submit the workload, or adopt the one that an earlier try of this task left.
@@ -159,13 +153,6 @@ class TrackedWorkload:
         :raises TrackingError: MLflow refuses; nothing was created. That it does not answer is no error,
             unless the pod takes the run's id as ``$(MLFLOW_RUN_ID)``
         """
-        from nighttrain.providers.attempts.lifecycle import submit
-        from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.providers.kubernetes.job.checked import check_workload
-        from nighttrain.providers.kubernetes.job.kinds import kind_named
-        from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.run_tree import RunTree
-
         self._check_names()
         wanted = check_workload(self.spec)
         kind = kind_named(self.kind)
@@ -202,123 +189,15 @@ class TrackedWorkload:
                 f"{done} {kind.name} {namespace}/{workload.name} (attempt {workload.attempt}), "
                 f"MLflow run {workload.run_id or 'to follow'}"
             )
-            started = StartedWorkload(
-                workload=workload,
-                workload_url=f"{client.server}{kind.resource.path(workload.namespace, workload.name)}",
-                run_id=workload.run_id or "",
-                experiment_id=workload.experiment_id or "",
-            )
+            page = f"{client.server}{kind.resource.path(workload.namespace, workload.name)}"
+            started = _started(workload, page)
             return await self._with_run(tree, started, candidate)
 
-    async def follow(
-        self,
-        started: StartedWorkload,
-        *,
-        timeouts: Timeouts,
-        on_observation: Callable[[Observation], None] | None = None,
-        on_line: Say | None = None,
-    ) -> Outcome:
-        """Wait for the outcome while lines arrive."""
-        from nighttrain.providers.attempts.follow import follow_to_end
-        from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.providers.tracking.progress import saying_progress
-
-        async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(shared_client(self.cluster))
-            if on_line is not None and started.run_id:
-                await stack.enter_async_context(
-                    saying_progress(self.tracking, started.experiment_id, started.run_id, on_line)
-                )
-            return await follow_to_end(
-                client,
-                started.workload,
-                timeouts=timeouts,
-                on_observation=on_observation,
-                on_line=on_line,
-                narrow=True,
-            )
-
-    async def close(self, started: StartedWorkload, outcome: Outcome) -> StartedWorkload:
-        """Close the run from the outcome and complete its lineage.
-
-        A workload that is given up though its Job has not ended (it never started, say) is removed.
-
-        :returns: ``started`` with the run's ids, which may have been unknown so far
-        :raises TrackingError: MLflow does not answer; call again later, nothing is lost
-        """
-        if not outcome.succeeded:
-            await self._remove_if_live(started)
-        return await self._close_runs(started, run_status(outcome), outcome)
-
-    async def logged_models(self, started: StartedWorkload) -> list[LoggedModel]:
-        """The models that the run logged; none where its experiment is in MLflow's trash, or where the run or
-        its experiment was removed for good."""
-        from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.run_tree import RunTree
-
-        if not started.run_id:
-            return []
-        async with MLflowClient(self.tracking) as mlflow:
-            tree = RunTree(mlflow)
-            try:
-                return await tree.logged_models(await tree.get(started.run_id))
-            except TrackingNotFoundError as error:
-                _log.warning(
-                    "The training has ended well, but its run %s was removed from MLflow for good (mlflow "
-                    "gc), and its models with it: there is nothing to register. Train again to have a model. "
-                    "MLflow says: %s",
-                    started.run_id,
-                    error,
-                )
-                return []
-
-    async def run(self, started: StartedWorkload) -> Run:
-        """The run as MLflow has it now, also in the trash.
-
-        :raises TrackingNotFoundError: the attempt started without one, and none could be made at its end
-        """
-        from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.run_tree import RunTree
-
-        if not started.run_id:
-            raise TrackingNotFoundError(
-                f"the workload has no run in experiment {self.experiment_name!r}: restore the experiment "
-                "from MLflow's trash, then run this again (clear the task in Airflow, re-execute the run in "
-                "Dagster)"
-            )
-        async with MLflowClient(self.tracking) as mlflow:
-            return await RunTree(mlflow).get(started.run_id)
-
-    async def mark_consumed(self, started: StartedWorkload, outcome: Outcome) -> None:
-        """The result is stored where the orchestrator keeps it: the attempt is over."""
-        from nighttrain.providers.attempts.lifecycle import mark_consumed
-        from nighttrain.providers.kubernetes.api.client import shared_client
-
-        async with shared_client(self.cluster) as client:
-            await mark_consumed(client, started.workload, self.epoch, outcome=outcome)
-
-    async def cancel(self, started: StartedWorkload) -> None:
-        """Remove the workload and close its run as KILLED.
-
-        MLflow's outage is no error: the workload is gone, and only the run's status stays behind.
-        """
-        from nighttrain.providers.tracking.runs import RunStatus
-
-        await self._remove(started)
-        try:
-            await self._close_runs(started, RunStatus.KILLED, None)
-        except TrackingError as error:
-            _log.warning("The workload is removed; its run could not be closed: %s", error)
-
     async def cancel_if_started(self) -> bool:
-        """The same, for a process that was interrupted before it knew what it had started.
+        """Cancel what a process started that was interrupted before it knew of it.
 
-        :returns: whether there was something to remove
+        :return: whether there was something to remove
         """
-        from nighttrain.providers.attempts.lifecycle import find_live
-        from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.providers.kubernetes.job.kinds import kind_named
-
         async with shared_client(self.cluster) as client:
             workload = await find_live(
                 client,
@@ -328,60 +207,8 @@ class TrackedWorkload:
                 kind=kind_named(self.kind),
             )
         if workload is not None:
-            run_ids = {"run_id": workload.run_id or "", "experiment_id": workload.experiment_id or ""}
-            await self.cancel(StartedWorkload(workload, "", **run_ids))
+            await self.attempt(_started(workload)).cancel()
         return workload is not None
-
-    async def _close_runs(
-        self, started: StartedWorkload, status: RunStatus, outcome: Outcome | None
-    ) -> StartedWorkload:
-        from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.run_tree import RunTree
-
-        async with MLflowClient(self.tracking) as mlflow:
-            tree = RunTree(mlflow)
-            try:
-                started = await self._with_known_run(tree, started)
-                await tree.set_tags(started.run_id, self._tags(started, outcome))
-                await tree.close(started.run_id, status)
-                await tree.supersede(await tree.get(started.run_id))
-            except (TrackingTrashError, TrackingNotFoundError, ConfigurationError) as error:
-                _log.warning(
-                    "The workload has ended and its run could not be written: %s",
-                    restoring(error, run_id=started.run_id, experiment_id=started.experiment_id),
-                )
-            await self._tell_parent(tree.settle_parent, started.parent_run_id)
-            return started
-
-    async def _with_known_run(self, tree: RunTree, started: StartedWorkload) -> StartedWorkload:
-        """Where the attempt started while MLflow was away, or refused its parent: its run as it is by now."""
-        from nighttrain.providers.tracking.runs import PARENT_TAG
-        from nighttrain.providers.tracking.unclosed_runs import opening_of
-
-        if started.run_id and started.parent_run_id:
-            return started
-        if started.run_id:
-            run = await tree.get(started.run_id)
-            if PARENT_TAG not in run.tags and (parent := await self._parent(tree, run.experiment_id)):
-                await tree.set_tags(run.run_id, {PARENT_TAG: parent})
-                return replace(started, experiment_id=run.experiment_id, parent_run_id=parent)
-        else:
-            experiment_id = await tree.ensure_experiment(self.experiment_name)
-            run = await tree.take_over(
-                experiment_id,
-                self.run_key,
-                name=self.run_name,
-                opening=opening_of(started.workload.run_context),
-                parent_run_id=await self._parent(tree, experiment_id),
-                tags=self._new_tags(cluster=started.cluster, namespace=started.workload.namespace),
-                params=dict(self.params),
-            )
-        return replace(
-            started,
-            run_id=run.run_id,
-            experiment_id=run.experiment_id,
-            parent_run_id=run.tags.get(PARENT_TAG, ""),
-        )
 
     async def _with_run(
         self, tree: RunTree, started: StartedWorkload, candidate: Run | None
@@ -390,8 +217,6 @@ class TrackedWorkload:
 
         What cannot be written now, outage or mistake, is written at the end: the workload runs by now.
         """
-        from nighttrain.providers.tracking.runs import PARENT_TAG
-
         try:
             if candidate is not None and candidate.run_id != started.run_id:
                 await tree.discard(candidate.run_id)
@@ -399,16 +224,17 @@ class TrackedWorkload:
             if not started.run_id:  # the container may be opening its own, which is taken over at the end
                 return started
             run = candidate or await tree.get(started.run_id)
-            parent_run_id = (
-                run.tags.get(PARENT_TAG, "") if candidate else await self._parent(tree, run.experiment_id)
-            )
+            parent_run_id = run.tags.get(PARENT_TAG, "")
+            if candidate is None:
+                parent_run_id = await open_parent(tree, run.experiment_id, self.run_key.parent)
             started = replace(started, experiment_id=run.experiment_id, parent_run_id=parent_run_id)
-            await tree.set_tags(run.run_id, {**self._tags(started), PARENT_TAG: parent_run_id or None})
+            tags = attempt_tags(self._lineage, started.cluster, started.workload)
+            await tree.set_tags(run.run_id, {**tags, PARENT_TAG: parent_run_id or None})
             if run.number > 1:
                 await tree.supersede(run)
             if candidate is None:
                 await tree.reopen(run.run_id)
-            await self._tell_parent(tree.reopen, parent_run_id)
+            await reopen_parent(tree, parent_run_id)
         except TrackingError as error:
             _log.warning(
                 "The workload goes on, and what its run lacks follows at the end: %s",
@@ -425,7 +251,7 @@ class TrackedWorkload:
                 experiment_id,
                 self.run_key,
                 name=self.run_name,
-                parent_run_id=await self._parent(tree, experiment_id),
+                parent_run_id=await open_parent(tree, experiment_id, self.run_key.parent),
                 tags=tags,
                 params=dict(self.params),
                 opening=opening,
@@ -443,43 +269,8 @@ class TrackedWorkload:
                 f"it once MLflow does. ({error})"
             ) from error
 
-    async def _parent(self, tree: RunTree, experiment_id: str) -> str:
-        """The id of the DAG run's run; empty where MLflow refuses one, which no task fails for."""
-        from nighttrain.providers.tracking.runs import Lineage
-
-        key = self.parent_key
-        whole = Lineage(orchestrator=key.orchestrator, dag_id=key.dag_id, run_id=key.run_id)
-        name, tags = f"{key.dag_id} {key.run_id}", whole.tags()
-        for tries_left in reversed(range(PARENT_TRIES)):
-            try:
-                return (await tree.open_parent(experiment_id, key, name=name, tags=tags)).run_id
-            except TrackingUnreachableError:
-                raise
-            except TrackingError as error:
-                if not tries_left:
-                    _log.warning("The task's run stands alone, without one of its DAG run: %s", error)
-        return ""
-
-    async def _tell_parent(self, tell: Callable[[str], Awaitable[None]], parent_run_id: str) -> None:
-        """Have the DAG run's run say how its tasks stand, which no task fails for."""
-        if not parent_run_id:
-            return
-        for tries_left in reversed(range(PARENT_TRIES)):
-            try:
-                await tell(parent_run_id)
-            except TrackingUnreachableError:
-                raise
-            except TrackingError as error:
-                if tries_left and not isinstance(error, TrackingTrashError):
-                    continue
-                said = restoring(error, run_id=parent_run_id)
-                _log.warning("The DAG run's run is left to the reaper, or to its next task: %s", said)
-            return
-
     async def _run_to_resume(self, tree: RunTree, run: Run) -> str | None:
         """The attempt before, if it belongs to the same wish: what a clear asks for starts anew."""
-        from nighttrain.providers.tracking.runs import EPOCH_TAG, PREVIOUS_TAG, RunStatus
-
         if PREVIOUS_TAG not in run.tags:
             return None
         try:
@@ -490,8 +281,6 @@ class TrackedWorkload:
         return previous.run_id if same and previous.status != RunStatus.FINISHED.value else None
 
     def _check_names(self) -> None:
-        from nighttrain.providers.tracking.names import check_experiment_name, check_run_name, read_params
-
         check_experiment_name(self.experiment_name)
         check_run_name(self.run_name)
         read_params(self.params)
@@ -506,9 +295,7 @@ class TrackedWorkload:
 
     def _new_tags(self, *, cluster: str, namespace: str) -> dict[str, str]:
         """Where its workload is to be, too: if this process dies, only the reaper of that place may judge."""
-        from nighttrain.providers.tracking.runs import EPOCH_TAG
-
-        known = self.lineage(image=self.spec.image, cluster=cluster, namespace=namespace)
+        known = self._lineage(cluster=cluster, namespace=namespace)
         return {**known.tags(), EPOCH_TAG: self.epoch}
 
     def _environment(self, run: Run | None, opening: str, previous: str | None) -> dict[str, str]:
@@ -520,79 +307,31 @@ class TrackedWorkload:
         if previous is not None:
             environment[PREVIOUS_RUN_VARIABLE] = previous
         if run is None:
-            from nighttrain.providers.tracking.runs import (
-                OPENED_BY_CONTAINER,
-                OPENED_BY_TAG,
-                OPENING_TAG,
-                RUN_KEY_TAG,
-            )
-
             marks = {
                 RUN_KEY_TAG: self.run_key.value,
                 OPENED_BY_TAG: OPENED_BY_CONTAINER,
                 OPENING_TAG: opening,
             }
             return environment | {
-                "MLFLOW_EXPERIMENT_NAME": self.experiment_name,
+                EXPERIMENT_NAME_VARIABLE: self.experiment_name,
                 # MLflow puts these tags on every run that the container opens: so it is found at the end.
-                "MLFLOW_RUN_CONTEXT": json.dumps(marks),
+                RUN_CONTEXT_VARIABLE: json.dumps(marks),
             }
         return environment | {
-            "MLFLOW_RUN_ID": run.run_id,
+            RUN_ID_VARIABLE: run.run_id,
             # After autolog has ended the run, later log calls would otherwise open one in Default.
-            "MLFLOW_EXPERIMENT_ID": run.experiment_id,
+            EXPERIMENT_ID_VARIABLE: run.experiment_id,
         }
 
-    def _tags(self, started: StartedWorkload, outcome: Outcome | None = None) -> dict[str, str]:
-        workload = started.workload
-        known: dict[str, Any] = {
-            "cluster": started.cluster,
-            "image": self.spec.image,
-            "attempt": workload.attempt,
-            "namespace": workload.namespace,
-            "job_name": workload.name,
-            "job_uid": workload.uid,
-        }
-        if outcome is not None:
-            known.update(pod_uid=outcome.pod_uid, image_digest=outcome.image_id, outcome=outcome.kind.value)
-        return self.lineage(**known).tags()
-
-    async def _remove_if_live(self, started: StartedWorkload) -> None:
-        from nighttrain.providers.attempts.lifecycle import cancel_if_live
-        from nighttrain.providers.kubernetes.api.client import shared_client
-
-        async with shared_client(self.cluster) as client:
-            await cancel_if_live(client, started.workload)
-
-    async def _remove(self, started: StartedWorkload) -> None:
-        from nighttrain.providers.attempts.lifecycle import cancel
-        from nighttrain.providers.kubernetes.api.client import shared_client
-
-        async with shared_client(self.cluster) as client:
-            await cancel(client, started.workload)
+    @property
+    def _lineage(self) -> Callable[..., Lineage]:
+        return partial(self.lineage, image=self.spec.image)
 
 
-def restoring(error: Exception, *, run_id: str, experiment_id: str = "") -> str:
-    """What MLflow said, and how to have back what is in its trash."""
-    if not isinstance(error, TrackingTrashError):
-        return str(error)
-    commands = [f"mlflow runs restore --run-id {run_id}"] if run_id else []
-    if experiment_id:
-        commands.append(
-            f"if its experiment was deleted, mlflow experiments restore --experiment-id {experiment_id}"
-        )
-    return f"it is in MLflow's trash. To have it back: {'; '.join(commands)}. MLflow says: {error}"
-
-
-def run_status(outcome: Outcome) -> RunStatus:
-    """The run's status that fits an outcome: what a person or the cluster stopped is KILLED, not FAILED."""
-    from nighttrain.providers.kubernetes.outcome.outcome import (
-        OutcomeKind,
+def _started(workload: Workload, page: str = "") -> StartedWorkload:
+    return StartedWorkload(
+        workload=workload,
+        workload_url=page,
+        run_id=workload.run_id or "",
+        experiment_id=workload.experiment_id or "",
     )
-    from nighttrain.providers.tracking.runs import RunStatus
-
-    if outcome.kind is OutcomeKind.SUCCEEDED:
-        return RunStatus.FINISHED
-    if outcome.kind is OutcomeKind.CANCELLED:
-        return RunStatus.KILLED
-    return RunStatus.FAILED

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from nighttrain.providers.errors import ConfigurationError, NighttrainError, TrackingError
+from nighttrain.providers.errors import ConfigurationError, NighttrainError
 from nighttrain.sensors.common.connections import aget_cluster_config, aget_mlflow
 from nighttrain.sensors.triggers.removal import remove_with_its_task
 from nighttrain.sensors.triggers.settling import Settling
@@ -16,7 +16,9 @@ from nighttrain.sensors.triggers.settling import Settling
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from nighttrain.providers.attempts.attempt import Attempt
     from nighttrain.providers.kubernetes.outcome.outcome import Observation
+    from nighttrain.providers.tracking.config import TrackingConfig
 
 
 class WorkloadTrigger(BaseTrigger):
@@ -75,23 +77,18 @@ class WorkloadTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        from nighttrain.providers.attempts.follow import follow_to_end
-        from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
         from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 
         silence = Settling()
         event: dict[str, Any]
         try:
-            config = await aget_cluster_config(self.kubernetes_conn_id)
-            async with shared_client(config) as client, self._progress():
-                outcome = await follow_to_end(
-                    client,
-                    Workload.from_dict(self.workload),
-                    timeouts=Timeouts.from_dict(self.timeouts),
-                    on_observation=self._say,
-                    on_line=self._log_line if self.get_logs else None,
-                )
+            attempt = await self._attempt(tracking=await self._tracking_for_progress())
+            outcome = await attempt.follow(
+                timeouts=Timeouts.from_dict(self.timeouts),
+                on_observation=self._say,
+                on_line=self._log_line if self.get_logs else None,
+                narrow=False,
+            )
         except NighttrainError as error:
             event = {"error": str(error)}
         else:
@@ -99,20 +96,24 @@ class WorkloadTrigger(BaseTrigger):
         await silence.wait()
         yield TriggerEvent(event)
 
-    @asynccontextmanager
-    async def _progress(self) -> AsyncIterator[None]:
-        """Lines about what the training logs to MLflow, where it has a run and logs are wanted."""
-        async with AsyncExitStack() as stack:
-            if self.get_logs and self.mlflow_conn_id is not None and self.run_ids:
-                from nighttrain.providers.tracking.progress import saying_progress
+    async def _attempt(self, *, tracking: TrackingConfig | None = None) -> Attempt:
+        from nighttrain.providers.attempts.attempt import Attempt
+        from nighttrain.providers.attempts.attempt_run import AttemptRun
+        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
-                with contextlib.suppress(ConfigurationError):
-                    mlflow = await aget_mlflow(self.mlflow_conn_id)
-                    run_id, experiment_id = self.run_ids["run_id"], self.run_ids["experiment_id"]
-                    await stack.enter_async_context(
-                        saying_progress(mlflow.config, experiment_id, run_id, self._log_line)
-                    )
-            yield
+        return Attempt(
+            cluster=await aget_cluster_config(self.kubernetes_conn_id),
+            tracking=tracking,
+            workload=Workload.from_dict(self.workload),
+            run=AttemptRun.from_dicts(self.run_ids, self.unknown_run),
+        )
+
+    async def _tracking_for_progress(self) -> TrackingConfig | None:
+        """Where to read what the training logs to MLflow, where it has a run and logs are wanted."""
+        if self.get_logs and self.mlflow_conn_id is not None and self.run_ids:
+            with contextlib.suppress(ConfigurationError):
+                return (await aget_mlflow(self.mlflow_conn_id)).config
+        return None
 
     async def on_kill(self) -> None:
         """Somebody marked or cleared the task: no workload remains.
@@ -127,38 +128,15 @@ class WorkloadTrigger(BaseTrigger):
 
     async def _remove(self) -> None:
         from nighttrain.providers.airflow_regions import region_of
-        from nighttrain.providers.attempts.lifecycle import cancel, cancel_if_live
-        from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 
-        config = await aget_cluster_config(self.kubernetes_conn_id)
-        workload = Workload.from_dict(self.workload)
-        async with shared_client(config) as client:
-            if not region_of(self.task_instance):
-                await cancel(client, workload)
-            elif not await cancel_if_live(client, workload):
-                return  # in a region the task may have been resumed elsewhere: an end is its to settle
-        await self._close_run()
-
-    async def _close_run(self) -> None:
-        if self.mlflow_conn_id is None or not (self.run_ids or self.unknown_run):
-            return
-        from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.run_tree import RunTree
-        from nighttrain.providers.tracking.runs import RunStatus
-        from nighttrain.providers.tracking.unclosed_runs import close_run_of_workload, take_over_described
-
-        mlflow = await aget_mlflow(self.mlflow_conn_id)
-        try:
-            async with MLflowClient(mlflow.config) as client:
-                tree = RunTree(client)
-                if self.run_ids:
-                    run = await tree.get(self.run_ids["run_id"])
-                else:
-                    run = await take_over_described(tree, self.unknown_run or {})
-                await close_run_of_workload(tree, run, RunStatus.KILLED)
-        except TrackingError as error:
-            self.log.warning("The workload is removed; its run could not be closed: %s", error)
+        attempt = await self._attempt()
+        if not region_of(self.task_instance):
+            await attempt.remove()
+        elif not await attempt.remove_if_live():
+            return  # in a region the task may have been resumed elsewhere: an end is its to settle
+        if self.mlflow_conn_id is not None and attempt.run.can_be_found:
+            mlflow = await aget_mlflow(self.mlflow_conn_id)
+            await replace(attempt, tracking=mlflow.config).close_removed()
 
     def _say(self, observation: Observation) -> None:
         if observation.outcome is None:  # the end is told in full by the resumed task

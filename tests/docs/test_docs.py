@@ -353,7 +353,14 @@ VERBS = {"create": "create", "get": "get", "list": "list", "watch": "watch", "pa
 TRAINING_CODE = [
     *(
         f"providers/attempts/{module}.py"
-        for module in ("tracked_workload", "lifecycle", "waiting", "verdicts", "reaper", "reads")
+        for module in (
+            "tracked_workload",
+            "lifecycle",
+            "wait_for_end",
+            "end_workload",
+            "reaper",
+            "workload_objects",
+        )
     ),
     *(
         f"providers/kubernetes/{module}.py"

@@ -39,7 +39,7 @@ from helpers.faulty_flows.plans import (
 from helpers.faulty_flows.regressions import FOUND
 from helpers.faulty_flows.runner import Arena, Verdict, arena
 from nighttrain.operators import cluster_outages
-from nighttrain.providers.attempts import waiting
+from nighttrain.providers.attempts import wait_for_end
 from nighttrain.providers.kubernetes.mirror import feed
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving import rollout
@@ -84,7 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
             for name in names:
                 patched.setattr(module, name, 0.05)
         # Every wait is explained, not only one that happens to take long: the same calls in every run.
-        patched.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
+        patched.setattr(wait_for_end, "EXPLAIN_AFTER_SECONDS", 0.0)
         with (
             stamina.set_testing(True, attempts=10, cap=True),
             injecting(),

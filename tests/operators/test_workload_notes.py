@@ -17,7 +17,7 @@ import pytest
 from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators import workload_notes
 from nighttrain.operators.training import TrainingJobOperator
-from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+from nighttrain.providers.attempts.attempt import StartedWorkload
 from nighttrain.providers.errors import WorkloadFailedError
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.local.cluster.server import EmbeddedCluster

@@ -16,9 +16,10 @@ import pytest
 
 from helpers.mlflow_server import unique
 from helpers.server_proxy import ServerProxy
+from nighttrain.providers.attempts.attempt import StartedWorkload
 from nighttrain.providers.attempts.lifecycle import find_live
 from nighttrain.providers.attempts.reaper import TaskState, TaskStates, Verdict, find
-from nighttrain.providers.attempts.reaping import (
+from nighttrain.providers.attempts.reaper_visit import (
     ForgottenRun,
     Runs,
     Visit,
@@ -28,10 +29,12 @@ from nighttrain.providers.attempts.reaping import (
     settle_parents,
     visit,
 )
-from nighttrain.providers.attempts.tracked_workload import StartedWorkload, TrackedWorkload
+from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
 from nighttrain.providers.errors import TrackingUnreachableError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import SECRETS
+from nighttrain.providers.kubernetes.job import checked
+from nighttrain.providers.kubernetes.job.pod_template import build_pod_template
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import ATTEMPT_KEY_LABEL, WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
@@ -164,8 +167,6 @@ def tracked(cluster: EmbeddedCluster, mlflow: Outage, code: str, number: int) ->
         epoch="0",
         experiment_name=f"outage-{number}",
         run_name="train",
-        parent_key=key.parent,
-        run_key=key,
         lineage=lambda **known: Lineage(
             orchestrator="airflow", dag_id=key.dag_id, run_id=key.run_id, task_id="train", **known
         ),
@@ -174,7 +175,7 @@ def tracked(cluster: EmbeddedCluster, mlflow: Outage, code: str, number: int) ->
 
 async def finish(work: TrackedWorkload, started: StartedWorkload) -> Outcome:
     async with asyncio.timeout(60):
-        return await work.follow(started, timeouts=Timeouts(30))
+        return await work.attempt(started).follow(timeouts=Timeouts(30))
 
 
 async def runs_of(server: MLflowServer, work: TrackedWorkload) -> list[Run]:
@@ -195,7 +196,7 @@ async def test_a_training_starts_while_mlflow_is_down_and_its_own_run_is_taken_o
         await mlflow.end()
         outcome = await finish(work, started)
         assert outcome.succeeded, outcome.explain()
-        closed = await work.close(started, outcome)
+        closed = (await work.attempt(started).settle(outcome)).started
         child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)
     assert (child.run_id, child.status, child.metrics) == (closed.run_id, "FINISHED", {"rmse": 1.5})
     assert child.tags["mlflow.parentRunId"] == parent.run_id == closed.parent_run_id
@@ -256,10 +257,29 @@ async def test_a_retry_of_what_started_during_the_outage_opens_no_second_run(
         if retry == "during the outage":
             await mlflow.end()
         outcome = await finish(work, second)
-        await work.close(second, outcome)
-        await work.close(second, outcome)
+        await work.attempt(second).settle(outcome)
+        await work.attempt(second).settle(outcome)
         assert outcome.succeeded
         assert len(await runs_of(mlflow_server, work)) == 2  # one parent, one child
+
+
+async def test_a_new_attempts_pod_is_built_once(
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    def build(spec: WorkloadSpec) -> Any:
+        built.append(spec)
+        return build_pod_template(spec)
+
+    monkeypatch.setattr(checked, "build_pod_template", build)
+    async with outage(mlflow_server, begun=False) as mlflow:
+        work = tracked(cluster, mlflow, TRAINING, next(_numbers))
+        started = await work.start()
+        outcome = await finish(work, started)
+        await work.attempt(started).settle(outcome)
+        await work.attempt(started).mark_consumed(outcome)
+    assert (len(built), outcome.succeeded) == (1, True)
 
 
 async def test_a_run_whose_making_was_never_confirmed_gives_way_to_the_containers_own(
@@ -272,12 +292,12 @@ async def test_a_run_whose_making_was_never_confirmed_gives_way_to_the_container
         async with MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as client:
             tree = RunTree(client)
             experiment = await tree.ensure_experiment(work.experiment_name)
-            parent = await tree.open_parent(experiment, work.parent_key, name="night")
-            opening = work.described_run(started)["opening"]
+            parent = await tree.open_parent(experiment, work.run_key.parent, name="night")
+            opening = work.attempt(started).run.opening
             empty = await tree.open_attempt(experiment, work.run_key, name="train", opening=opening)
         await mlflow.end()
         outcome = await finish(work, started)
-        closed = await work.close(started, outcome)
+        closed = (await work.attempt(started).settle(outcome)).started
         runs = await runs_of(mlflow_server, work)
     assert closed.run_id != empty.run_id
     assert {run.run_id for run in runs} == {closed.run_id, parent.run_id}
@@ -292,8 +312,8 @@ async def test_two_who_take_over_a_training_that_opened_no_run_agree_on_one(
         started = await work.start()
         outcome = await finish(work, started)
         await mlflow.end()
-        closed = await asyncio.gather(*(work.close(started, outcome) for _ in range(3)))
-        assert len({each.run_id for each in closed}) == 1
+        closed = await asyncio.gather(*(work.attempt(started).settle(outcome) for _ in range(3)))
+        assert len({each.run.run_id for each in closed}) == 1
         assert len(await runs_of(mlflow_server, work)) == 2
 
 
@@ -335,7 +355,7 @@ async def test_processes_that_start_at_once_have_one_job_and_one_run(
         assert len({each.workload.uid for each in started}) == 1
         (run_id,) = {each.run_id for each in started}
         outcome = await finish(work, started[0])
-        await work.close(started[0], outcome)
+        await work.attempt(started[0]).settle(outcome)
         runs = await runs_of(mlflow_server, work)
     assert {run.run_id for run in runs} == {run_id, started[0].parent_run_id}
     assert {run.status for run in runs} == {"FINISHED"}
@@ -372,9 +392,9 @@ async def test_a_finished_training_is_not_failed_for_what_lies_in_the_trash(
         else:
             gone = started.run_id if deleted == "run" else started.parent_run_id
             mlflow_server.call("POST", "runs/delete", run_id=gone)
-        closed = await work.close(started, outcome)
-        assert await work.logged_models(closed) == []
-        await work.mark_consumed(closed, outcome)
+        closed = (await work.attempt(started).settle(outcome)).started
+        assert await work.attempt(closed).logged_models() == []
+        await work.attempt(closed).mark_consumed(outcome)
     if deleted != "parent":
         assert "restore --" in caplog.text
         return
@@ -393,7 +413,7 @@ async def test_a_parent_in_the_trash_is_followed_by_another(
         assert second.run_id == first.run_id
         assert second.parent_run_id != first.parent_run_id
         outcome = await finish(work, second)
-        await work.close(second, outcome)
+        await work.attempt(second).settle(outcome)
         child, parent = sorted(await runs_of(mlflow_server, work), key=lambda run: "rmse" not in run.metrics)
     assert (child.tags["mlflow.parentRunId"], child.status, parent.status) == (
         parent.run_id,
@@ -406,8 +426,8 @@ async def to_the_end(work: TrackedWorkload) -> StartedWorkload:
     """One attempt, as an operator makes it."""
     started = await work.start()
     outcome = await finish(work, started)
-    closed = await work.close(started, outcome)
-    await work.mark_consumed(closed, outcome)
+    closed = (await work.attempt(started).settle(outcome)).started
+    await work.attempt(closed).mark_consumed(outcome)
     return closed
 
 
@@ -475,9 +495,9 @@ async def test_an_outage_at_the_end_loses_nothing(
         outcome = await finish(work, started)
         await mlflow.begin()
         with pytest.raises(TrackingUnreachableError):
-            await work.close(started, outcome)
+            await work.attempt(started).settle(outcome)
         await mlflow.end()
-        closed = await work.close(started, outcome)
+        closed = (await work.attempt(started).settle(outcome)).started
         assert closed == started
         assert {run.status for run in await runs_of(mlflow_server, work)} == {"FINISHED"}
 
@@ -488,7 +508,7 @@ async def test_cancelling_during_an_outage_removes_the_workload(
     async with outage(mlflow_server) as mlflow:
         work = tracked(cluster, mlflow, GOES_ON, next(_numbers))
         started = await work.start()
-        await work.cancel(started)
+        await work.attempt(started).cancel()
         outcome = await finish(work, started)
     assert outcome.reason == "JobDeleted"
 
@@ -870,8 +890,8 @@ async def test_a_run_that_was_removed_for_good_does_not_fail_its_training(
         outcome = await finish(work, started)
         mlflow_server.call("POST", "runs/delete", run_id=started.run_id)
         mlflow_server.remove_for_good(started.run_id)
-        closed = await work.close(started, outcome)
-        assert await work.logged_models(closed) == []
+        closed = (await work.attempt(started).settle(outcome)).started
+        assert await work.attempt(closed).logged_models() == []
     assert f"its run {started.run_id} was removed from MLflow for good" in caplog.text
     assert "Train again to have a model" in caplog.text
 

@@ -9,7 +9,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
 from nighttrain.operators.training import TrainingJobOperator
-from nighttrain.providers.attempts.tracked_workload import StartedWorkload
+from nighttrain.providers.attempts.attempt import StartedWorkload
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.sensors.triggers import WorkloadTrigger

@@ -65,7 +65,7 @@ async def follow(
     ``sink`` are the caller's.
 
     :param sink: called with each line, without its line feed
-    :param narrow: as for :func:`~nighttrain.providers.attempts.waiting.wait`, whose watch it shares
+    :param narrow: as for :func:`~nighttrain.providers.attempts.wait_for_end.wait`, whose watch it shares
     :param end: given where the attempt's end may be known before its object says so
     :param sleep: waits so many seconds
     """

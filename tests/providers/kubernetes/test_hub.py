@@ -17,7 +17,7 @@ import stamina
 
 from helpers.server_proxy import ServerProxy
 from nighttrain.providers import errors
-from nighttrain.providers.attempts import verdicts, waiting
+from nighttrain.providers.attempts import end_workload, wait_for_end
 from nighttrain.providers.errors import ObjectExistsError
 from nighttrain.providers.kubernetes.api.client import EVENTS, JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import KUEUE_WORKLOADS, Resource
@@ -111,7 +111,7 @@ async def new_pod(admin: ClusterClient, job: Workload) -> dict[str, Any]:
 
 def waits(client: ClusterClient, job: Workload, **options: Any) -> asyncio.Task[Any]:
     options.setdefault("timeouts", Timeouts(60))
-    return asyncio.create_task(waiting.wait(client, job, **options))
+    return asyncio.create_task(wait_for_end.wait(client, job, **options))
 
 
 async def until(view: Subscription, holds: Callable[[], Any], seconds: float = 20) -> None:
@@ -272,7 +272,7 @@ async def test_a_process_that_ends_while_a_wait_begins_says_nothing_of_it(client
 async def test_events_explain_through_one_shared_feed_that_ends_with_its_readers(
     client: ClusterClient, admin: ClusterClient, proxy: ServerProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(wait_for_end, "EXPLAIN_AFTER_SECONDS", 0.0)
     monkeypatch.setattr(wait_reasons, "LINGER_SECONDS", 0.0)
     jobs, seen = [await new_job(admin) for _ in range(20)], dict[str, Observation]()
     tasks = [
@@ -303,7 +303,7 @@ async def test_events_explain_through_one_shared_feed_that_ends_with_its_readers
 async def test_a_role_without_events_leaves_reasons_shorter_and_is_no_error(
     cluster: EmbeddedCluster, client: ClusterClient, admin: ClusterClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(wait_for_end, "EXPLAIN_AFTER_SECONDS", 0.0)
     refused = Fault.answer(403, count=None, resource="events")
     cluster.faults.add(refused)
     job = await new_job(admin)
@@ -375,7 +375,7 @@ async def reserve(admin: ClusterClient, job: Workload, status: str, reason: str,
 async def test_a_request_above_the_whole_quota_is_told_at_once_and_ends_or_waits_for_a_larger_one(
     client: ClusterClient, admin: ClusterClient, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(wait_for_end, "EXPLAIN_AFTER_SECONDS", 0.0)
     job = await new_job(admin, queue_name="lq")
     await in_kueue(admin, job, ABOVE_THE_QUOTA)
     told = asyncio.Event()
@@ -400,9 +400,9 @@ async def test_a_request_above_the_whole_quota_is_told_at_once_and_ends_or_waits
 async def test_a_wait_for_a_larger_quota_has_the_bound_of_the_queue(
     client: ClusterClient, admin: ClusterClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "EXPLAIN_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(wait_for_end, "EXPLAIN_AFTER_SECONDS", 0.0)
     # No controller runs here that would let the Job go.
-    monkeypatch.setattr(verdicts, "LAST_WORDS_SECONDS", 0.0)
+    monkeypatch.setattr(end_workload, "LAST_WORDS_SECONDS", 0.0)
     job = await new_job(admin, queue_name="lq")
     await in_kueue(admin, job, ABOVE_THE_QUOTA)
     async with asyncio.timeout(20):

@@ -13,7 +13,7 @@ from aiohttp import web
 from helpers.scripted_api import Answer, ScriptedServer
 from helpers.server_proxy import Judge, SeenRequest, ServerProxy
 from nighttrain.providers import errors
-from nighttrain.providers.attempts import lifecycle, waiting
+from nighttrain.providers.attempts import lifecycle, wait_for_end
 from nighttrain.providers.attempts.reaper import TaskState, find
 from nighttrain.providers.kubernetes.api.client import (
     CONFIGMAPS,
@@ -204,7 +204,7 @@ async def test_events_and_pods_are_read_to_the_last_page(cluster: EmbeddedCluste
             about = {"kind": "Pod", "namespace": "default", "name": f"{name}-{number}", "uid": uid}
             event = {"metadata": {"name": f"{name}.{number}"}, "involvedObject": about, "reason": "Killing"}
             await client.create(EVENTS, "default", event)
-        assert len(await waiting.list_pods(client, job)) == 3
-        assert len(await waiting.kills(client, job)) == 3
-        events, _ = await waiting.explanations(client, job, made)
+        assert len(await wait_for_end.list_pods(client, job)) == 3
+        assert len(await wait_for_end.kills(client, job)) == 3
+        events, _ = await wait_for_end.explanations(client, job, made)
         assert len(events) == 3

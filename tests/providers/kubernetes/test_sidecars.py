@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.server_proxy import ServerProxy
-from nighttrain.providers.attempts import lifecycle, verdicts
-from nighttrain.providers.attempts.follow import follow_to_end
+from nighttrain.providers.attempts import end_workload, lifecycle
+from nighttrain.providers.attempts.follow_to_end import follow_to_end
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.job_manifest import build_job
@@ -249,7 +249,7 @@ def test_a_pods_own_deadline_ends_only_what_had_not_ended_before(seconds: int, k
 
 
 def test_what_is_written_on_the_job_holds_whatever_comes_after() -> None:
-    written = verdicts.outcome_note(Outcome(K.SUCCEEDED, exit_code=0, pod_name="p", pod_uid="pu"))
+    written = end_workload.outcome_note(Outcome(K.SUCCEEDED, exit_code=0, pod_name="p", pod_uid="pu"))
     noted = job("Failed")
     noted["metadata"]["annotations"] = {OUTCOME_ANNOTATION: written}
     killed = pod("Failed", {"proxy": ended(137), "train": ended(0)})
@@ -338,7 +338,7 @@ async def test_a_crash_between_the_two_steps_and_a_second_process_keep_the_first
 ) -> None:
     started, _ = await start(client, spec("pass"))
     first = Outcome(K.SUCCEEDED, "Completed", "as the first one saw it", exit_code=0)
-    assert await verdicts.note_outcome(client, started, first) == first  # and here it died
+    assert await end_workload.note_outcome(client, started, first) == first  # and here it died
     async with asyncio.timeout(30):
         ends = await asyncio.gather(*(lifecycle.wait(client, started, timeouts=QUICK) for _ in range(3)))
     assert set(ends) == {first}
@@ -379,7 +379,7 @@ async def test_no_pod_is_told_to_go_before_its_end_is_written(cluster: EmbeddedC
 async def test_processes_that_decide_at_once_agree(client: ClusterClient) -> None:
     started, _ = await start(client, spec("pass"))
     seen = [Outcome(K.SUCCEEDED, "Completed", str(number), exit_code=0) for number in range(4)]
-    ends = await asyncio.gather(*(verdicts.note_outcome(client, started, each) for each in seen))
+    ends = await asyncio.gather(*(end_workload.note_outcome(client, started, each) for each in seen))
     found = await client.get(JOBS, NAMESPACE, started.name)
     assert len(set(ends)) == 1
     assert ends[0] is not None

@@ -14,7 +14,7 @@ from helpers.clusters import connected
 from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
-from nighttrain.providers.attempts.follow import follow_to_end
+from nighttrain.providers.attempts.follow_to_end import follow_to_end
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.job_manifest import build_job

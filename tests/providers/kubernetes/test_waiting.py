@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-from nighttrain.providers.attempts.waiting import Limits
+from nighttrain.providers.attempts.wait_for_end import Limits
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,

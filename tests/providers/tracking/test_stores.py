@@ -83,12 +83,12 @@ async def test_a_dag_with_a_long_id_trains(mlflow_store: MLflowServer) -> None:
             epoch="1",
             experiment_name=key.dag_id,
             run_name="t",
-            parent_key=key.parent,
-            run_key=key,
             lineage=partial(Lineage, **ids, task_id="t"),
         )
         started = await work.start()
-        closed = await work.close(started, await work.follow(started, timeouts=Timeouts(60)))
+        closed = (
+            await work.attempt(started).settle(await work.attempt(started).follow(timeouts=Timeouts(60)))
+        ).started
     parent = mlflow_store.call("GET", "runs/get", run_id=closed.parent_run_id)["run"]["info"]
     assert (len(parent["run_name"]), parent["status"]) == (250, "FINISHED")
     assert parent["run_name"].endswith(f" {key.run_id}")

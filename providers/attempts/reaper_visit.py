@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.attempts.history import history_of
-from nighttrain.providers.attempts.lifecycle import (
+from nighttrain.providers.attempts.attempt import run_status
+from nighttrain.providers.attempts.attempt_run import (
     RUN_CONTEXT_VARIABLE,
     RUN_ID_VARIABLE,
-    environment_of,
-    mark_consumed,
-    observe,
+    AttemptRun,
+    attempt_tags,
+    opening_of,
+    settle_parent,
 )
+from nighttrain.providers.attempts.history import history_of
+from nighttrain.providers.attempts.lifecycle import environment_of, mark_consumed, observe
 from nighttrain.providers.attempts.reaper import (
     Finding,
     TaskState,
@@ -23,7 +27,6 @@ from nighttrain.providers.attempts.reaper import (
     list_workloads,
     reap,
 )
-from nighttrain.providers.attempts.tracked_workload import run_status
 from nighttrain.providers.errors import ConfigurationError, TrackingError, TrackingUnreachableError
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Outcome,
@@ -35,6 +38,7 @@ from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import (
     JOB_UID_TAG,
     OPENING_TAG,
+    PARENT_TAG,
     RUN_KEY_TAG,
     Lineage,
     RunKey,
@@ -42,12 +46,9 @@ from nighttrain.providers.tracking.runs import (
 )
 from nighttrain.providers.tracking.tags import PREFIX
 from nighttrain.providers.tracking.unclosed_runs import (
-    close_run_of_container,
-    close_with_parent,
     has_children,
     open_parents,
     open_runs,
-    opening_of,
 )
 
 if TYPE_CHECKING:
@@ -302,7 +303,8 @@ def _closing(forgotten: ForgottenRun) -> Callable[[RunTree], Awaitable[bool]]:
             return False
         await tree.set_tags(forgotten.run.run_id, {f"{PREFIX}outcome": forgotten.outcome})
         await tree.step_aside(forgotten.run)
-        await close_with_parent(tree, forgotten.run, forgotten.status)
+        await tree.close(forgotten.run.run_id, forgotten.status)
+        await settle_parent(tree, forgotten.run.tags.get(PARENT_TAG, ""))
         return True
 
     return close
@@ -331,36 +333,19 @@ async def _close_as_it_ended(client: ClusterClient, runs: Runs, finding: Finding
 async def _close_run(
     client: ClusterClient, runs: Runs, finding: Finding, status: RunStatus, outcome: Outcome | None = None
 ) -> bool:
-    tags = _lineage(client, finding, outcome).tags()
+    workload, whose = finding.workload, asdict(finding.identity)
+    # What a worker that died may not have written on the run.
+    tags = attempt_tags(partial(Lineage, **whose), client.server, workload, outcome)
+    run = AttemptRun.of_container(RunKey(**whose), finding.environment)
 
     async def close(tree: RunTree) -> bool:
-        key = _key_of(finding.identity)
-        await close_run_of_container(tree, key, finding.environment, status, tags=tags)
+        if run.can_be_found:
+            found = await run.find(tree)
+            await found.close(tree, status, tags)
+            await settle_parent(tree, found.parent_run_id)
         return True
 
-    workload = finding.workload
     return await runs.write(f"The run of {workload.namespace}/{workload.name} could not be closed", close)
-
-
-def _lineage(client: ClusterClient, finding: Finding, outcome: Outcome | None) -> Lineage:
-    """What a worker that died may not have written on the run."""
-    identity, workload = finding.identity, finding.workload
-    return Lineage(
-        orchestrator=identity.orchestrator,
-        dag_id=identity.dag_id,
-        run_id=identity.run_id,
-        task_id=identity.task_id,
-        map_index=identity.map_index,
-        region=identity.region,
-        attempt=workload.attempt,
-        cluster=client.server,
-        namespace=workload.namespace,
-        job_name=workload.name,
-        job_uid=workload.uid,
-        pod_uid=outcome.pod_uid if outcome else None,
-        image_digest=outcome.image_id if outcome else None,
-        outcome=outcome.kind.value if outcome else None,
-    )
 
 
 def _identity_of(run: Run, orchestrator: str) -> WorkloadIdentity | None:
@@ -371,18 +356,7 @@ def _identity_of(run: Run, orchestrator: str) -> WorkloadIdentity | None:
         identity = WorkloadIdentity(orchestrator=orchestrator, map_index=index, **tags)
     except (ConfigurationError, ValueError):
         return None
-    return identity if run.tags.get(RUN_KEY_TAG) == _key_of(identity).value else None
-
-
-def _key_of(identity: WorkloadIdentity) -> RunKey:
-    return RunKey(
-        orchestrator=identity.orchestrator,
-        dag_id=identity.dag_id,
-        run_id=identity.run_id,
-        task_id=identity.task_id,
-        map_index=identity.map_index,
-        region=identity.region,
-    )
+    return identity if run.tags.get(RUN_KEY_TAG) == RunKey(**asdict(identity)).value else None
 
 
 def _is_here(run: Run, client: ClusterClient, namespace: str) -> bool:

@@ -33,11 +33,11 @@ async def follow_to_end(
 ) -> Outcome:
     """Wait for the outcome; pass each line of the log to ``on_line`` once, while the pod runs.
 
-    ``timeouts`` and ``narrow`` are those of :func:`~nighttrain.providers.attempts.waiting.wait`.
+    ``timeouts`` and ``narrow`` are those of :func:`~nighttrain.providers.attempts.wait_for_end.wait`.
 
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
-    from nighttrain.providers.attempts.waiting import wait
+    from nighttrain.providers.attempts.wait_for_end import wait
     from nighttrain.providers.kubernetes.logs.logs import EndSignal, follow
 
     lines: asyncio.Task[None] | None = None

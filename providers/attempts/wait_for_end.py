@@ -7,8 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.attempts.reads import list_pods, read_object
-from nighttrain.providers.attempts.verdicts import Look, give_up, note_outcome, send_away
+from nighttrain.providers.attempts.end_workload import Look, give_up, note_outcome, send_away
+from nighttrain.providers.attempts.workload_objects import list_pods, read_object
 from nighttrain.providers.errors import (
     ClusterError,
     LostNodeError,

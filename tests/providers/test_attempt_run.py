@@ -7,15 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.mlflow_server import unique
+from nighttrain.providers.attempts.attempt_run import AttemptRun, settle_parent
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import JOB_UID_TAG, RUN_KEY_TAG, SUPERSEDED_TAG, RunKey, RunStatus
-from nighttrain.providers.tracking.unclosed_runs import (
-    close_run_of_workload,
-    close_with_parent,
-    described,
-    take_over_described,
-)
 
 if TYPE_CHECKING:
     from helpers.mlflow_server import MLflowServer
@@ -37,9 +32,10 @@ async def test_a_killed_iteration_closes_its_own_run(mlflow_server: MLflowServer
             await tree.open_attempt(
                 experiment_id, key, name="t", parent_run_id=parent.run_id, opening=key.value
             )
-        await _close(tree, described(experiment, "t", second, second.value))
+        killed = AttemptRun(key=second, experiment_name=experiment, run_name="t", opening=second.value)
+        await _close(tree, killed.wanted())
         assert await _statuses(mlflow_server, experiment_id) == {second.value: "KILLED"}
-        before = described(experiment, "t", outside, "")
+        before = AttemptRun(key=outside, experiment_name=experiment, run_name="t").wanted()
         del before["region"], before["opening"]
         await _close(tree, before)
         assert await _statuses(mlflow_server, experiment_id) == {
@@ -60,14 +56,16 @@ async def test_a_killed_attempt_tells_the_run_that_another_process_had_opened_fo
         left = await tree.open_attempt(experiment_id, key, name="t", parent_run_id=parent.run_id)
         run = await tree.open_attempt(experiment_id, key, name="t", parent_run_id=parent.run_id)
         await tree.set_tags(run.run_id, {JOB_UID_TAG: "uid"})
-        await close_run_of_workload(tree, await tree.get(run.run_id), RunStatus.KILLED)
+        await _close(tree, {}, run_id=run.run_id)
         left, parent = await tree.get(left.run_id), await tree.get(parent.run_id)
     assert (left.status, left.tags[SUPERSEDED_TAG]) == ("KILLED", run.run_id)
     assert parent.status == "KILLED"
 
 
-async def _close(tree: RunTree, stored: dict[str, Any]) -> None:
-    await close_with_parent(tree, await take_over_described(tree, stored), RunStatus.KILLED)
+async def _close(tree: RunTree, wanted: dict[str, Any], **ids: str) -> None:
+    run = await AttemptRun.from_dicts(ids, wanted).find(tree)
+    await run.close(tree, RunStatus.KILLED, {})
+    await settle_parent(tree, run.parent_run_id)
 
 
 async def _statuses(server: MLflowServer, experiment_id: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.attempts.reads import list_pods, read_object
+from nighttrain.providers.attempts.workload_objects import list_pods, read_object
 from nighttrain.providers.errors import (
     ClusterForbiddenError,
     ObjectConflictError,
