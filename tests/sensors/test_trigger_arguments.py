@@ -9,7 +9,10 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.module_loading import import_string
 
 from nighttrain.operators.training import TrainingJobOperator
-from nighttrain.providers.attempts.attempt import StartedWorkload
+from nighttrain.operators.workload import _Underway
+from nighttrain.providers.attempts.attempt import Attempt
+from nighttrain.providers.attempts.attempt_run import AttemptRun
+from nighttrain.providers.kubernetes.api.connection import ClusterConfig
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.sensors.triggers import WorkloadTrigger
@@ -90,14 +93,13 @@ def test_the_path_that_is_stored_with_a_trigger_leads_to_it(name: str, arguments
 
 
 def test_an_operators_wish_to_wait_for_a_larger_quota_reaches_its_trigger() -> None:
-    started = StartedWorkload(
+    attempt = Attempt(
+        cluster=ClusterConfig(),
+        tracking=None,
         workload=Workload("n", "job", "u", 1),
-        workload_url="",
-        run_id="r",
-        experiment_id="e",
-        parent_run_id="p",
+        run=AttemptRun(run_id="r", experiment_id="e", parent_run_id="p"),
     )
     operator = TrainingJobOperator(task_id="train", image="i", fail_if_over_quota=False)
     with pytest.raises(TaskDeferred) as deferred:
-        operator._defer(started, cast("Any", None), {})
+        operator._defer(_Underway(cast("Any", {}), attempt, {}))
     assert deferred.value.trigger.serialize()[1]["timeouts"]["fail_if_over_quota"] is False
