@@ -116,7 +116,7 @@ async def send_away(client: ClusterClient, workload: Workload, lingering: Linger
         outcome = await note_outcome(client, workload, outcome)
         if outcome is None:
             return None
-        outcome = lingering.told(outcome)
+        outcome = lingering.explained(outcome)
     if lingering.going:
         return outcome
     try:

@@ -16,13 +16,10 @@ from nighttrain.providers.kubernetes.api.refusals import to_error
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     DEPLOYMENTS,
-    ENDPOINTSLICES,
     EVENTS,
     JOBS,
-    LEASES,
     NAMESPACES,
     PODS,
-    REPLICASETS,
     SECRETS,
     SERVICES,
     Resource,
@@ -36,13 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "CONFIGMAPS",
     "DEPLOYMENTS",
-    "ENDPOINTSLICES",
     "EVENTS",
     "JOBS",
-    "LEASES",
     "NAMESPACES",
     "PODS",
-    "REPLICASETS",
     "SECRETS",
     "SERVICES",
     "ClusterClient",
@@ -222,14 +216,13 @@ class ClusterClient:
         namespace: str | None,
         name: str,
         body: dict[str, Any],
-        subresource: str | None = None,
     ) -> dict[str, Any]:
         """Write an object whole; guarded by its resourceVersion where the body has one.
 
         :raises ObjectConflictError: it changed since it was read
         """
-        asked = self._asked("update", resource, namespace, name, subresource)
-        path = resource.path(namespace, name, subresource)
+        asked = self._asked("update", resource, namespace, name)
+        path = resource.path(namespace, name)
         return await self._transport.answer(Call(asked, "PUT", path, {"fieldValidation": "Strict"}, body))
 
     async def patch(
@@ -318,7 +311,6 @@ class ClusterClient:
         since_time: str | None = None,
         timestamps: bool = False,
         tail_lines: int | None = None,
-        previous: bool = False,
     ) -> AsyncIterator[str]:
         """A container's log, line by line; nothing for a pod that is not scheduled yet.
 
@@ -331,7 +323,6 @@ class ClusterClient:
             "sinceTime": since_time,
             "timestamps": "true" if timestamps else None,
             "tailLines": None if tail_lines is None else str(tail_lines),
-            "previous": "true" if previous else None,
         }
         query = {name: value for name, value in given.items() if value is not None}
         asked = self._asked("get", PODS, namespace, pod, "log")

@@ -170,10 +170,11 @@ class Feed:
             raise error
         self._on_health(error)
         self._failures += 1
+        asked = 0.0
         # What was missed while an ERROR event other than 410 came is a guess: list again.
         if isinstance(error, ClusterRequestError):
             self._version = self._version if error.status in (429, 503) else None
-        asked = getattr(error, "retry_after", None) or 0.0
+            asked = error.retry_after or 0.0
         await self._sleep(max(_pause(self._failures - 1), min(asked, PAUSE_MAXIMUM_SECONDS)))
 
 

@@ -168,32 +168,32 @@ class WaitReasons:
 class _Events:
     """Takes over what the feed of events brings."""
 
-    def __init__(self, kept: WaitReasons) -> None:
-        self._kept = kept
+    def __init__(self, reasons: WaitReasons) -> None:
+        self._reasons = reasons
 
     def reset(self, listed: list[Json], began: float) -> None:
         for event in listed:
-            self._kept.remember(event)
+            self._reasons.remember(event)
 
     def apply(self, kind: str, event: Json) -> None:
         if kind != "DELETED":  # an event that expires was true
-            self._kept.remember(event)
+            self._reasons.remember(event)
 
 
 class _Queues:
     """Takes over what the feed of Kueue's Workloads brings."""
 
-    def __init__(self, kept: WaitReasons) -> None:
-        self._kept = kept
+    def __init__(self, reasons: WaitReasons) -> None:
+        self._reasons = reasons
 
     def reset(self, listed: list[Json], began: float) -> None:
-        self._kept.reset_queues(listed)
+        self._reasons.reset_queues(listed)
 
     def apply(self, kind: str, entry: Json) -> None:
         if kind == "DELETED":
-            self._kept.drop_queue(entry)
+            self._reasons.drop_queue(entry)
         else:
-            self._kept.put_queue(entry)
+            self._reasons.put_queue(entry)
 
 
 def _job_of(entry: Json) -> str:

@@ -226,7 +226,7 @@ class Lingering:
     going: bool = False
     others: str = ""
 
-    def told(self, outcome: Outcome) -> Outcome:
+    def explained(self, outcome: Outcome) -> Outcome:
         """The outcome, with what the other containers of its pod did."""
         return outcome.with_sentence(self.others) if outcome.pod_uid == self.pod_uid else outcome
 
