@@ -115,7 +115,10 @@ async def artifact_manifest(client: MLflowClient, version: ModelVersion) -> Arti
 
 
 async def logged_model_manifest(client: MLflowClient, model_id: str) -> ArtifactManifest:
-    """The same for a logged model that is not a version yet."""
+    """The manifest of a logged model that is not a version yet.
+
+    :raises RegistryError: nothing there
+    """
 
     async def read(path: str) -> str:
         route = f"/ajax-api/2.0/mlflow/logged-models/{quote(model_id, safe='')}/artifacts/files"
@@ -126,7 +129,10 @@ async def logged_model_manifest(client: MLflowClient, model_id: str) -> Artifact
 
 
 async def run_files_manifest(client: MLflowClient, run: Run, path: str) -> ArtifactManifest:
-    """The same for a folder of a run's files."""
+    """The manifest of a folder of a run's files.
+
+    :raises RegistryError: nothing there
+    """
     files = _RunFiles(client, run.run_id, path)
 
     async def read(name: str) -> str:
@@ -238,7 +244,7 @@ _Place = _LoggedModelFiles | _RunFiles | _ProxyFiles
 
 
 async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
-    """Which listing shows the folder that this version's downloads come from."""
+    """Find the listing of the folder that this version's downloads come from."""
     if version.model_id:
         return _LoggedModelFiles(client, version.model_id)
     source = urlsplit(version.source)

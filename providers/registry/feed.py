@@ -1,4 +1,4 @@
-"""What a registered model holds, and what changed since the last look.
+"""The change feed of a registered model: the state it holds, and the changes since the last look.
 
 MLflow sends no event for a stage transition, so stages are polled. The comparison is level-triggered: it
 compares what is held now with what was held at the last look, and the first look reports everything held. A
@@ -24,7 +24,7 @@ WATCHED_STAGES = ("Staging", "Production", "Archived")
 
 @dataclass(frozen=True)
 class RegistryState:
-    """What a model holds. Plain and JSON-able, because it is a trigger's cursor.
+    """Aliases, stages and versions of a model. Plain and JSON-able, because it is a trigger's cursor.
 
     :param aliases: alias -> version
     :param stages: stage -> the version of it that was updated last
@@ -99,7 +99,7 @@ class Change:
 async def read_state(
     registry: ModelRegistry, name: str, previous: RegistryState | None = None
 ) -> RegistryState:
-    """What the model holds now. A model that does not exist (yet) holds nothing.
+    """Read the model's present state. A model that does not exist (yet) holds nothing.
 
     One call while nothing moved since ``previous`` but aliases, which MLflow does not count as an update;
     otherwise one more for every 200 versions.
@@ -135,7 +135,7 @@ async def read_state(
 
 
 def diff(old: RegistryState | None, new: RegistryState) -> list[Change]:
-    """What changed from ``old`` to ``new``; without ``old``, everything that is held now.
+    """List the changes from ``old`` to ``new``; without ``old``, everything that is held now.
 
     Of several versions in one stage only one that came in counts: a new description moves MLflow's
     timestamp of a version too, and must not look like a transition.

@@ -43,7 +43,7 @@ MAX_TEXT = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What a promotion did. Plain values: it can be an XCom or an argument of :func:`undo`.
+    """The record of a promotion. Plain values: it can be an XCom or an argument of :func:`undo`.
 
     :param previous_version: who held the alias before (without an alias: the stage); ``None`` for the first
     :param previous_stage: the promoted version's own stage before

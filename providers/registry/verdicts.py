@@ -11,7 +11,7 @@ from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 
 
 class VerdictKind(Enum):
-    """What a gate, or one rule of it, says."""
+    """The answer of a gate, or of one rule of it."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -44,7 +44,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says, with the evidence of every rule. Plain values when stored: see :meth:`to_dict`."""
+    """The gate's answer, with the evidence of every rule. Plain values when stored: see :meth:`to_dict`."""
 
     kind: VerdictKind
     evidence: tuple[Evidence, ...] = ()
@@ -88,6 +88,7 @@ def show_number(value: float) -> str:
 
 
 def stored(value: Measured | None) -> float | str | None:
+    """A measurement as JSON keeps it: a number, a word such as "NaN", or ``None`` for none."""
     if isinstance(value, NoNumber):
         return None if value is NoNumber.MISSING else value.value
     return value

@@ -51,7 +51,7 @@ class ModelVersion:
 
     @property
     def uri(self) -> str:
-        """What ``mlflow.*.load_model`` and ``mlflow models serve`` take: pinned to this version."""
+        """The address for ``mlflow.*.load_model`` and ``mlflow models serve``, pinned to this version."""
         return f"models:/{self.name}/{self.version}"
 
     @property
@@ -103,7 +103,7 @@ class RegisteredModel:
 
 
 def check_name(name: str) -> str:
-    """A name MLflow takes and its filters can hold. :raises ConfigurationError:"""
+    """A model's name, if MLflow and its filters take it. :raises ConfigurationError: they do not"""
     if not isinstance(name, str) or not name.strip():
         raise ConfigurationError("model", name, "give the registered model's name")
     if "/" in name or ":" in name:
@@ -121,7 +121,7 @@ def check_name(name: str) -> str:
 
 
 def check_alias(alias: str) -> str:
-    """An alias MLflow takes. :raises ConfigurationError:"""
+    """An alias, if MLflow takes it. :raises ConfigurationError: it does not"""
     if not isinstance(alias, str) or not _ALIAS.fullmatch(alias):
         raise ConfigurationError("alias", alias, "use letters, digits, '_' and '-', at most 255")
     if _RESERVED_ALIAS.fullmatch(alias):
@@ -132,7 +132,7 @@ def check_alias(alias: str) -> str:
 
 
 def check_stage(stage: str) -> str:
-    """The stage in MLflow's spelling, whatever the case. :raises ConfigurationError:"""
+    """The stage in MLflow's spelling, whatever the case. :raises ConfigurationError: no such stage"""
     for known in STAGES:
         if isinstance(stage, str) and stage.strip().lower() == known.lower():
             return known
@@ -140,7 +140,7 @@ def check_stage(stage: str) -> str:
 
 
 def check_version(version: str | int) -> str:
-    """A version's number as text. :raises ConfigurationError:"""
+    """A version's number as text. :raises ConfigurationError: it is no whole number from 1"""
     text = str(version).strip()
     if isinstance(version, bool) or not (text.isascii() and text.isdigit()) or int(text) == 0:
         raise ConfigurationError("version", version, "a version is a number from 1, for example '7'")

@@ -231,7 +231,7 @@ class Rollout:
         return await self._answering(endpoint, namespace, previous)
 
     async def status(self, endpoint: str, namespace: str) -> EndpointStatus | None:
-        """What the endpoint serves; None if nothing was ever rolled out."""
+        """The endpoint's state; None if nothing was ever rolled out."""
         return await self._backend.status(endpoint, namespace)
 
     async def wait_version_ready(
@@ -244,7 +244,7 @@ class Rollout:
         on_progress: Progress | None = None,
         sleep: Sleep | None = None,
     ) -> None:
-        """What :meth:`wait_ready` does, for who has only names: a trigger, whose arguments are plain values.
+        """Wait as :meth:`wait_ready`, by names only: for a trigger, whose arguments are plain values.
 
         :raises RolloutFailedError: as :meth:`wait_ready`
         """
@@ -280,7 +280,10 @@ class Rollout:
         return RolloutFailedError("\n".join(lines))
 
     async def _answering(self, endpoint: str, namespace: str, version: str) -> EndpointStatus:
-        """What the endpoint is after the switch, if it sends its requests to ready pods of the version."""
+        """The endpoint's state after the switch, if it sends its requests to ready pods of the version.
+
+        :raises RolloutFailedError: it does not
+        """
         status = await self._backend.status(endpoint, namespace)
         if status is None:
             raise RolloutFailedError(f"{endpoint}: somebody removed the endpoint right after the switch")
@@ -305,4 +308,4 @@ class Rollout:
 
 
 def _silent(_: str) -> None:
-    """Progress that nobody asked for."""
+    """Drop progress that nobody asked for."""

@@ -85,7 +85,7 @@ class RunStore:
         return str(experiment["experiment_id"])
 
     async def get(self, run_id: str) -> Run:
-        """:raises TrackingNotFoundError: no such run"""
+        """The run of that id. :raises TrackingNotFoundError: no such run"""
         return Run.from_api((await self.client.get("runs/get", {"run_id": run_id}))["run"])
 
     async def _get_or_none(self, run_id: str) -> Run | None:
@@ -95,7 +95,7 @@ class RunStore:
             return None
 
     async def _search(self, experiment_id: str, filter_: str, *, at_most: int | None = None) -> list[Run]:
-        """Every run that a filter finds; some of them with ``at_most``."""
+        """Every run that a filter finds; with ``at_most`` no more than so many of them."""
         asked = {"experiment_ids": [experiment_id], "filter": filter_, "max_results": at_most or PAGE}
         if at_most is None:
             return [Run.from_api(run) for run in await self.client.search("runs", asked)]
@@ -108,7 +108,7 @@ class RunStore:
         return [run for run in found if run.tags.get(tag) == value]
 
     async def _made_with(self, experiment_id: str, opening: str) -> list[Run]:
-        """What one opening made, oldest first."""
+        """The runs that one opening made, oldest first."""
         found = await self._tagged(experiment_id, OPENING_TAG, opening)
         return sorted(found, key=lambda run: (run.start_time or 0, run.run_id))
 
@@ -131,7 +131,7 @@ class RunStore:
         tags: Mapping[str, object],
         opening: str | None = None,
     ) -> Run:
-        """One run, also where the answer to the first call is lost."""
+        """Make one run, and no second one where the answer to the first call is lost."""
         opening, name = opening or uuid.uuid4().hex, fit_run_name(name)
         cleaned = clean_tags(
             {
@@ -191,7 +191,7 @@ class RunStore:
             await self.set_tags(run.run_id, {CHANGED_PARAMS_TAG: json.dumps(changed, sort_keys=True)})
 
     async def reopen(self, run_id: str) -> None:
-        """Have the run say that it goes on, if it does not. One in the trash is left there."""
+        """Set the run's status to RUNNING, if it is not. One in the trash is left there."""
         run = await self.get(run_id)
         if not run.deleted and (run.status != RunStatus.RUNNING.value or run.end_time is not None):
             # An end time of 0 is how MLflow's REST API spells "none": the field cannot be cleared otherwise.

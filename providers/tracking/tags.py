@@ -1,4 +1,4 @@
-"""What may be written into MLflow's tags and params: clipped, redacted, under names that MLflow accepts.
+"""Tags and params as they may be written into MLflow: clipped, redacted, under names that it accepts.
 
 Tags are read by everybody who can open the tracking server's page, so no credential may reach them, not even
 by accident (an image with a registry password, a command line with ``--token=...``).

@@ -52,7 +52,7 @@ async def open_parents(client: MLflowClient, *, orchestrator: str, begun_before:
 
 
 async def has_children(client: MLflowClient, parent: Run) -> bool:
-    """Whether a task of the DAG run has a run.
+    """Tell whether any task of the DAG run has a run.
 
     :raises TrackingError: MLflow does not answer, or refuses
     """
@@ -78,7 +78,7 @@ async def _running(client: MLflowClient, orchestrator: str, begun_before: int) -
 
 
 def described(experiment_name: str, run_name: str, key: RunKey, opening: str) -> dict[str, Any]:
-    """What finds the run again, as plain JSON values.
+    """A description that finds the run again, as plain JSON values.
 
     :param opening: the token that the container was given
     """
@@ -96,7 +96,7 @@ def described(experiment_name: str, run_name: str, key: RunKey, opening: str) ->
 
 
 def opening_of(run_context: str | None) -> str:
-    """The token in what a container was told of the run that it is to open; empty if there is none."""
+    """The token in MLFLOW_RUN_CONTEXT, by which a container opens its run; empty if there is none."""
     try:
         told = json.loads(run_context or "{}")
     except ValueError:  # the user's own
@@ -126,7 +126,7 @@ async def take_over_described(tree: RunTree, run: Mapping[str, Any]) -> Run:
 
 
 async def close_with_parent(tree: RunTree, run: Run, status: RunStatus) -> None:
-    """Close it, and settle the DAG run's. Call it after the container is gone.
+    """Close a run, and settle its DAG run's. Call it after the container is gone.
 
     :raises TrackingError: MLflow does not answer, or refuses
     """
@@ -136,7 +136,10 @@ async def close_with_parent(tree: RunTree, run: Run, status: RunStatus) -> None:
 
 
 async def close_run_of_workload(tree: RunTree, run: Run, status: RunStatus) -> None:
-    """The same for a run that a workload wrote to: what had been opened for it before gives way."""
+    """Close a run that a workload wrote to, and its parent; what was opened for it before gives way.
+
+    :raises TrackingError: MLflow does not answer, or refuses
+    """
     await tree.supersede(run)
     await close_with_parent(tree, run, status)
 
