@@ -62,6 +62,7 @@ class ArtifactManifest:
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def tags(self) -> dict[str, str]:
+        """The tags of a version that record it."""
         return {DIGEST_TAG: self.digest, FILES_TAG: str(len(self.files))}
 
 
@@ -269,7 +270,11 @@ async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
     )
 
 
-async def _manifest(place: _Place, read: Any, about: str) -> ArtifactManifest:
+async def _manifest(place: _Place, read: Callable[[str], Awaitable[str]], about: str) -> ArtifactManifest:
+    """Hash every file of a place.
+
+    :param read: gives the sha256 of a path's bytes
+    """
     files: dict[str, str] = {}
     async for path in _walk(place):
         if path in EXCLUDED_FILES:

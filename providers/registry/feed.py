@@ -41,6 +41,7 @@ class RegistryState:
     name: str = ""
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {
             "name": self.name,
             "aliases": dict(self.aliases),
@@ -52,7 +53,7 @@ class RegistryState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RegistryState:
-        """Reads what :meth:`to_dict` wrote, older forms too: what is absent is empty."""
+        """Read what :meth:`to_dict` wrote, older forms too: what is absent is empty."""
         stages = {str(stage): str(version) for stage, version in (values.get("stages") or {}).items()}
         holders = {str(s): tuple(str(v) for v in vs) for s, vs in (values.get("holders") or {}).items()}
         latest = values.get("latest_version")
@@ -68,10 +69,12 @@ class RegistryState:
 
 @dataclass(frozen=True)
 class Change:
-    """One change. ``kind`` is ``alias``, ``stage`` or ``version``; ``key`` the alias, the stage, or
-    ``latest``.
+    """One change of what a model holds.
 
-    ``version`` is ``None`` when nothing is held any more, ``previous`` when nothing was.
+    :param kind: ``alias``, ``stage`` or ``version``
+    :param key: the alias, the stage, or ``latest``
+    :param version: the version held now; ``None`` when nothing is held any more
+    :param previous: the version held before; ``None`` when nothing was
     """
 
     kind: str
@@ -81,6 +84,7 @@ class Change:
     previous: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {
             "kind": self.kind,
             "name": self.name,
@@ -91,6 +95,7 @@ class Change:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Change:
+        """Read what :meth:`to_dict` wrote."""
         return cls(
             values["kind"], values["name"], values["key"], values.get("version"), values.get("previous")
         )

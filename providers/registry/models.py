@@ -16,6 +16,7 @@ from nighttrain.providers.errors import (
     TrackingRequestError,
     TrackingUnreachableError,
 )
+from nighttrain.providers.redaction import redact
 from nighttrain.providers.registry.artifacts import (
     ArtifactManifest,
     artifact_manifest,
@@ -33,9 +34,9 @@ from nighttrain.providers.registry.versions import (
     check_stage,
     check_version,
 )
-from nighttrain.providers.tracking.names import check_description, check_key
+from nighttrain.providers.tracking.names import MAX_VERSION_TAG, check_description, check_key
 from nighttrain.providers.tracking.run_tree import RunTree
-from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, clean_tags, quoted, redact
+from nighttrain.providers.tracking.tags import PREFIX, clean_tags, quoted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -33,10 +33,12 @@ class Evidence:
     sentence: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {**asdict(self), "verdict": self.verdict.value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evidence:
+        """Read what :meth:`to_dict` wrote; fields that this version does not know are left out."""
         known = {item.name for item in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
         return cls(**{**kept, "verdict": VerdictKind(values["verdict"])})
@@ -51,13 +53,16 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
+        """True if the candidate may be promoted."""
         return self.kind is VerdictKind.ACCEPTED
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {"kind": self.kind.value, "evidence": [item.to_dict() for item in self.evidence]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
+        """Read what :meth:`to_dict` wrote."""
         evidence = tuple(Evidence.from_dict(item) for item in values.get("evidence", ()))
         return cls(VerdictKind(values["kind"]), evidence)
 

@@ -61,6 +61,7 @@ class ModelVersion:
 
     @classmethod
     def from_api(cls, version: Mapping[str, Any]) -> ModelVersion:
+        """Read MLflow's JSON."""
         source = version.get("source", "")
         return cls(
             name=version["name"],
@@ -81,23 +82,20 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A model: its aliases, tags, and of each stage the version with the highest number (without aliases)."""
+    """A model: its aliases, and of each stage the version with the highest number (without aliases)."""
 
     name: str
     aliases: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
     latest_versions: tuple[ModelVersion, ...] = ()
-    description: str = ""
     last_updated: int = 0
 
     @classmethod
     def from_api(cls, model: Mapping[str, Any]) -> RegisteredModel:
+        """Read MLflow's JSON."""
         return cls(
             name=model["name"],
             aliases={item["alias"]: str(item["version"]) for item in model.get("aliases", ())},
-            tags={tag["key"]: tag.get("value", "") for tag in model.get("tags", ())},
             latest_versions=tuple(ModelVersion.from_api(item) for item in model.get("latest_versions", ())),
-            description=model.get("description", ""),
             last_updated=int(model.get("last_updated_timestamp", 0)),
         )
 

@@ -199,6 +199,7 @@ class Rollout:
         If somebody scaled it to zero it gets as many replicas as the version that serves has. Other replicas
         are left as they are.
 
+        :param timeout_seconds: until the version before is ready
         :raises NothingToRollBackToError: nothing was rolled out, or no version is kept beside the serving one
         :raises RolloutFailedError: the version before is not ready; nothing was changed
         """
@@ -206,11 +207,7 @@ class Rollout:
         before = await self._backend.status(endpoint, namespace)
         if before is None:
             raise NothingToRollBackToError(f"there is no endpoint {endpoint} in namespace {namespace}")
-        previous = before.previous_version
-        if previous is None or previous not in {version.version for version in before.versions}:
-            raise NothingToRollBackToError(
-                f"{endpoint} serves version {before.stable_version}, and no version before it is kept"
-            )
+        previous = _kept_previous(before)
         replicas = max(1, before.replicas)
         scaled_up = await self._backend.scale_up(endpoint, namespace, previous, replicas, tell)
         try:
@@ -218,11 +215,10 @@ class Rollout:
                 endpoint, namespace, previous, timeout_seconds=timeout_seconds, on_progress=on_progress
             )
         except (RolloutFailedError, asyncio.CancelledError) as error:
-            if not scaled_up:
-                raise
-            undoing = self._backend.revert(endpoint, namespace, previous)
-            await asyncio.shield(asyncio.ensure_future(undoing))
-            if isinstance(error, RolloutFailedError):
+            if scaled_up:
+                undoing = self._backend.revert(endpoint, namespace, previous)
+                await asyncio.shield(asyncio.ensure_future(undoing))
+            if scaled_up and isinstance(error, RolloutFailedError):
                 undone = "It was scaled to zero replicas; the rollback scaled it up, and has taken that back."
                 raise RolloutFailedError(f"{error}\n{undone}") from error
             raise
@@ -305,6 +301,15 @@ class Rollout:
             tell(f"{endpoint}: version {before} is removed")
             await self._backend.remove(endpoint, namespace, before)
         return await self._answering(endpoint, namespace, version)
+
+
+def _kept_previous(status: EndpointStatus) -> str:
+    previous = status.previous_version
+    if previous is None or previous not in {version.version for version in status.versions}:
+        raise NothingToRollBackToError(
+            f"{status.endpoint} serves version {status.stable_version}, and no version before it is kept"
+        )
+    return previous
 
 
 def _silent(_: str) -> None:

@@ -164,7 +164,7 @@ def workspace_of(config: TrackingConfig) -> str | None:
     return _service_account_file(config, "namespace")
 
 
-def page(server: str, place: str, config: TrackingConfig) -> str:
+def page_url(server: str, place: str, config: TrackingConfig) -> str:
     """The address of a page of MLflow's, in its workspace where that is known without asking."""
     address = f"{server.rstrip('/')}/#/{place}"
     return f"{address}?workspace={config.workspace}" if config.workspace else address

@@ -132,24 +132,8 @@ class RunStore:
         opening: str | None = None,
     ) -> Run:
         """Make one run, and no second one where the answer to the first call is lost."""
-        opening, name = opening or uuid.uuid4().hex, fit_run_name(name)
-        cleaned = clean_tags(
-            {
-                "mlflow.source.name": key.dag_id if key.task_id is None else f"{key.dag_id}.{key.task_id}",
-                "mlflow.source.type": "JOB",
-                **tags,
-                RUN_KEY_TAG: key.value,
-                OPENING_TAG: opening,
-                "mlflow.runName": name,
-            },
-            known=self._known_secrets,
-        )
-        body = {
-            "experiment_id": experiment_id,
-            "run_name": name,
-            "start_time": self._now(),
-            "tags": _pairs(cleaned.items()),
-        }
+        opening = opening or uuid.uuid4().hex
+        body = self._new_run(experiment_id, key, fit_run_name(name), opening, tags)
         for attempt in itertools.count(1):
             try:
                 answer = await self.client.post("runs/create", body, idempotent=False)
@@ -164,6 +148,27 @@ class RunStore:
                 if attempt == CREATE_ATTEMPTS:
                     raise
         raise AssertionError("unreachable")  # pragma: no cover
+
+    def _new_run(
+        self, experiment_id: str, key: RunKey, name: str, opening: str, tags: Mapping[str, object]
+    ) -> dict[str, Any]:
+        cleaned = clean_tags(
+            {
+                "mlflow.source.name": key.dag_id if key.task_id is None else f"{key.dag_id}.{key.task_id}",
+                "mlflow.source.type": "JOB",
+                **tags,
+                RUN_KEY_TAG: key.value,
+                OPENING_TAG: opening,
+                "mlflow.runName": name,
+            },
+            known=self._known_secrets,
+        )
+        return {
+            "experiment_id": experiment_id,
+            "run_name": name,
+            "start_time": self._now(),
+            "tags": _pairs(cleaned.items()),
+        }
 
     async def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
         """Set tags, redacted and clipped; ``None`` values are left out."""

@@ -121,12 +121,15 @@ class RunTree(RunStore):
             opening=opening,
         )
         if params:
-            try:
-                await self.log_params(run.run_id, params)
-            except (TrackingRequestError, TrackingUnauthorizedError, ConfigurationError):
-                await self.discard(run.run_id)  # no container will be started with it
-                raise
+            await self._log_params_or_discard(run.run_id, params)
         return run
+
+    async def _log_params_or_discard(self, run_id: str, params: Mapping[str, object]) -> None:
+        try:
+            await self.log_params(run_id, params)
+        except (TrackingRequestError, TrackingUnauthorizedError, ConfigurationError):
+            await self.discard(run_id)  # no container will be started with it
+            raise
 
     async def take_over(
         self,
@@ -146,22 +149,7 @@ class RunTree(RunStore):
         :param opening: the token that the container was given; without one (a trigger that an earlier version
             stored) it is the task's last run
         """
-        if opening:
-            made = await self._made_with(experiment_id, opening)
-        else:
-            made = (await self.attempts(experiment_id, key))[-1:]
-        own = [run for run in made if OPENED_BY_TAG in run.tags]
-        run = own[0] if own else None
-        if run is None:
-            election = Election(self.client, experiment_id, key.value, f"opening {opening}")
-            elected = await election.elected()
-            run = await self._get_or_none(elected) if elected else None
-        if run is None:
-            run = await self._elect(
-                election,
-                made[0] if made else None,
-                lambda: self.open_attempt(experiment_id, key, name=name, opening=opening),
-            ) or await self.open_attempt(experiment_id, key, name=name)
+        run = await self._opened_or_elected(experiment_id, key, name, opening)
         others = [each for each in await self.attempts(experiment_id, key) if each.run_id != run.run_id]
         number = run.number or max((each.number for each in others if each.had_job), default=0) + 1
         await self.set_tags(
@@ -170,6 +158,25 @@ class RunTree(RunStore):
         if params:
             await self.log_missing_params(run, params)
         return await self.get(run.run_id)
+
+    async def _opened_or_elected(self, experiment_id: str, key: RunKey, name: str, opening: str) -> Run:
+        if opening:
+            made = await self._made_with(experiment_id, opening)
+        else:
+            made = (await self.attempts(experiment_id, key))[-1:]
+        by_container = [run for run in made if OPENED_BY_TAG in run.tags]
+        if by_container:
+            return by_container[0]
+        election = Election(self.client, experiment_id, key.value, f"opening {opening}")
+        elected = await election.elected()
+        run = await self._get_or_none(elected) if elected else None
+        if run is None:
+            run = await self._elect(
+                election,
+                made[0] if made else None,
+                lambda: self.open_attempt(experiment_id, key, name=name, opening=opening),
+            )
+        return run or await self.open_attempt(experiment_id, key, name=name)
 
     async def attempts(self, experiment_id: str, key: RunKey) -> list[Run]:
         """The runs of a task that are not in the trash, in the order of its attempts."""

@@ -70,6 +70,7 @@ class Run:
 
     @classmethod
     def from_api(cls, run: Mapping[str, Any]) -> Run:
+        """Read MLflow's JSON."""
         info, data = run.get("info", {}), run.get("data", {})
         return cls(
             run_id=info["run_id"],
@@ -122,10 +123,12 @@ class LoggedModel:
 
     @property
     def ready(self) -> bool:
+        """True once its upload has ended well."""
         return self.status == "READY"
 
     @classmethod
     def from_api(cls, model: Mapping[str, Any]) -> LoggedModel:
+        """Read MLflow's JSON."""
         info = model.get("info", {})
         model_id = info["model_id"]
         return cls(
@@ -163,6 +166,7 @@ class RunKey:
 
     @property
     def parent(self) -> RunKey:
+        """The key of the whole DAG run."""
         return RunKey(orchestrator=self.orchestrator, dag_id=self.dag_id, run_id=self.run_id)
 
 
