@@ -107,15 +107,15 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""
-        from nighttrain.providers.tracking.config import page
+        from nighttrain.providers.tracking.config import page_url
 
         config = self.tracking_config()
-        return page(config.uri, f"experiments/{experiment_id}/runs/{run_id}", config)
+        return page_url(config.uri, f"experiments/{experiment_id}/runs/{run_id}", config)
 
     def version_url(self, model_name: str, version: str) -> str:
         """The version's page."""
-        from nighttrain.providers.tracking.config import page
+        from nighttrain.providers.tracking.config import page_url
 
         config = self.tracking_config()
         place = f"models/{quote(model_name, safe='')}/versions/{version}"
-        return page(config.registry_uri or config.uri, place, config)
+        return page_url(config.registry_uri or config.uri, place, config)

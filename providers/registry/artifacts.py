@@ -62,6 +62,7 @@ class ArtifactManifest:
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def tags(self) -> dict[str, str]:
+        """The tags of a version that record it."""
         return {DIGEST_TAG: self.digest, FILES_TAG: str(len(self.files))}
 
 
@@ -115,7 +116,10 @@ async def artifact_manifest(client: MLflowClient, version: ModelVersion) -> Arti
 
 
 async def logged_model_manifest(client: MLflowClient, model_id: str) -> ArtifactManifest:
-    """The same for a logged model that is not a version yet."""
+    """The manifest of a logged model that is not a version yet.
+
+    :raises RegistryError: nothing there
+    """
 
     async def read(path: str) -> str:
         route = f"/ajax-api/2.0/mlflow/logged-models/{quote(model_id, safe='')}/artifacts/files"
@@ -126,7 +130,10 @@ async def logged_model_manifest(client: MLflowClient, model_id: str) -> Artifact
 
 
 async def run_files_manifest(client: MLflowClient, run: Run, path: str) -> ArtifactManifest:
-    """The same for a folder of a run's files."""
+    """The manifest of a folder of a run's files.
+
+    :raises RegistryError: nothing there
+    """
     files = _RunFiles(client, run.run_id, path)
 
     async def read(name: str) -> str:
@@ -238,7 +245,7 @@ _Place = _LoggedModelFiles | _RunFiles | _ProxyFiles
 
 
 async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
-    """Which listing shows the folder that this version's downloads come from."""
+    """Find the listing of the folder that this version's downloads come from."""
     if version.model_id:
         return _LoggedModelFiles(client, version.model_id)
     source = urlsplit(version.source)
@@ -263,7 +270,11 @@ async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
     )
 
 
-async def _manifest(place: _Place, read: Any, about: str) -> ArtifactManifest:
+async def _manifest(place: _Place, read: Callable[[str], Awaitable[str]], about: str) -> ArtifactManifest:
+    """Hash every file of a place.
+
+    :param read: gives the sha256 of a path's bytes
+    """
     files: dict[str, str] = {}
     async for path in _walk(place):
         if path in EXCLUDED_FILES:

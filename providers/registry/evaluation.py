@@ -1,4 +1,4 @@
-"""What an evaluation measured, and how the verdict on it is kept with the version."""
+"""Measurements of an evaluation by model, and the tags that keep the verdict on them with the version."""
 
 from __future__ import annotations
 

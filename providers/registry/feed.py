@@ -1,4 +1,4 @@
-"""What a registered model holds, and what changed since the last look.
+"""The change feed of a registered model: the state it holds, and the changes since the last look.
 
 MLflow sends no event for a stage transition, so stages are polled. The comparison is level-triggered: it
 compares what is held now with what was held at the last look, and the first look reports everything held. A
@@ -24,7 +24,7 @@ WATCHED_STAGES = ("Staging", "Production", "Archived")
 
 @dataclass(frozen=True)
 class RegistryState:
-    """What a model holds. Plain and JSON-able, because it is a trigger's cursor.
+    """Aliases, stages and versions of a model. Plain and JSON-able, because it is a trigger's cursor.
 
     :param aliases: alias -> version
     :param stages: stage -> the version of it that was updated last
@@ -41,6 +41,7 @@ class RegistryState:
     name: str = ""
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {
             "name": self.name,
             "aliases": dict(self.aliases),
@@ -52,7 +53,7 @@ class RegistryState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RegistryState:
-        """Reads what :meth:`to_dict` wrote, older forms too: what is absent is empty."""
+        """Read what :meth:`to_dict` wrote, older forms too: what is absent is empty."""
         stages = {str(stage): str(version) for stage, version in (values.get("stages") or {}).items()}
         holders = {str(s): tuple(str(v) for v in vs) for s, vs in (values.get("holders") or {}).items()}
         latest = values.get("latest_version")
@@ -68,10 +69,12 @@ class RegistryState:
 
 @dataclass(frozen=True)
 class Change:
-    """One change. ``kind`` is ``alias``, ``stage`` or ``version``; ``key`` the alias, the stage, or
-    ``latest``.
+    """One change of what a model holds.
 
-    ``version`` is ``None`` when nothing is held any more, ``previous`` when nothing was.
+    :param kind: ``alias``, ``stage`` or ``version``
+    :param key: the alias, the stage, or ``latest``
+    :param version: the version held now; ``None`` when nothing is held any more
+    :param previous: the version held before; ``None`` when nothing was
     """
 
     kind: str
@@ -81,6 +84,7 @@ class Change:
     previous: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {
             "kind": self.kind,
             "name": self.name,
@@ -91,6 +95,7 @@ class Change:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Change:
+        """Read what :meth:`to_dict` wrote."""
         return cls(
             values["kind"], values["name"], values["key"], values.get("version"), values.get("previous")
         )
@@ -99,7 +104,7 @@ class Change:
 async def read_state(
     registry: ModelRegistry, name: str, previous: RegistryState | None = None
 ) -> RegistryState:
-    """What the model holds now. A model that does not exist (yet) holds nothing.
+    """Read the model's present state. A model that does not exist (yet) holds nothing.
 
     One call while nothing moved since ``previous`` but aliases, which MLflow does not count as an update;
     otherwise one more for every 200 versions.
@@ -135,7 +140,7 @@ async def read_state(
 
 
 def diff(old: RegistryState | None, new: RegistryState) -> list[Change]:
-    """What changed from ``old`` to ``new``; without ``old``, everything that is held now.
+    """List the changes from ``old`` to ``new``; without ``old``, everything that is held now.
 
     Of several versions in one stage only one that came in counts: a new description moves MLflow's
     timestamp of a version too, and must not look like a transition.

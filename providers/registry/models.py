@@ -16,6 +16,7 @@ from nighttrain.providers.errors import (
     TrackingRequestError,
     TrackingUnreachableError,
 )
+from nighttrain.providers.redaction import redact
 from nighttrain.providers.registry.artifacts import (
     ArtifactManifest,
     artifact_manifest,
@@ -33,9 +34,9 @@ from nighttrain.providers.registry.versions import (
     check_stage,
     check_version,
 )
-from nighttrain.providers.tracking.names import check_description, check_key
+from nighttrain.providers.tracking.names import MAX_VERSION_TAG, check_description, check_key
 from nighttrain.providers.tracking.run_tree import RunTree
-from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, clean_tags, quoted, redact
+from nighttrain.providers.tracking.tags import PREFIX, clean_tags, quoted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -62,7 +63,7 @@ class ModelRegistry:
         self._registry = client.for_registry()
 
     async def get_model(self, name: str) -> RegisteredModel:
-        """:raises ModelNotFoundError: no such registered model"""
+        """The registered model of that name. :raises ModelNotFoundError: there is none"""
         try:
             answer = await self._registry.get("registered-models/get", {"name": check_name(name)})
         except TrackingNotFoundError as error:
@@ -84,7 +85,7 @@ class ModelRegistry:
                 raise
 
     async def get_version(self, name: str, version: str | int) -> ModelVersion:
-        """:raises ModelVersionNotFoundError: no such version"""
+        """The version of that number. :raises ModelVersionNotFoundError: there is none"""
         query = {"name": check_name(name), "version": check_version(version)}
         try:
             answer = await self._registry.get("model-versions/get", query)
@@ -95,7 +96,11 @@ class ModelRegistry:
         return ModelVersion.from_api(answer["model_version"])
 
     async def version_by_alias(self, name: str, alias: str) -> ModelVersion:
-        """:raises ModelVersionNotFoundError: the alias is not set; ModelNotFoundError: no such model"""
+        """The version that the alias is on.
+
+        :raises ModelVersionNotFoundError: the alias is not set
+        :raises ModelNotFoundError: no such model
+        """
         model = await self.get_model(name)
         version = model.aliases.get(check_alias(alias))
         if version is None:
@@ -106,7 +111,8 @@ class ModelRegistry:
     async def version_in_stage(self, name: str, stage: str) -> ModelVersion:
         """The version in that stage; of several, the one that was updated last, which a transition does.
 
-        :raises ModelVersionNotFoundError: nothing in that stage; ModelNotFoundError: no such model
+        :raises ModelVersionNotFoundError: nothing in that stage
+        :raises ModelNotFoundError: no such model
         """
         stage = check_stage(stage)
         async for version in self.iterate(name):
@@ -204,7 +210,7 @@ class ModelRegistry:
     async def logged_model(
         self, run_id: str, *, model_id: str | None = None, model_name: str | None = None
     ) -> LoggedModel:
-        """The READY model of a run that :meth:`register` would take. :raises RunWithoutModelError:"""
+        """The READY model of a run that :meth:`register` would take. :raises RunWithoutModelError: none"""
         return await find_model(self.client, run_id, model_id=model_id, model_name=model_name)
 
     async def _manifest(self, run_id: str, model: LoggedModel) -> ArtifactManifest:
@@ -213,12 +219,15 @@ class ModelRegistry:
         return await run_files_manifest(self.client, await RunTree(self.client).get(run_id), model.path)
 
     async def set_alias(self, name: str, alias: str, version: str | int) -> None:
-        """Point ``alias`` at the version, whatever it pointed at. :raises ModelVersionNotFoundError:"""
+        """Point ``alias`` at the version, whatever it pointed at.
+
+        :raises ModelVersionNotFoundError: no such version
+        """
         body = {"name": check_name(name), "alias": check_alias(alias), "version": check_version(version)}
         await self._on_version("registered-models/alias", body)
 
     async def delete_alias(self, name: str, alias: str) -> None:
-        """Remove the alias; no error when it is not set. :raises ModelNotFoundError:"""
+        """Remove the alias; no error when it is not set. :raises ModelNotFoundError: no such model"""
         try:
             await self._registry.delete(
                 "registered-models/alias", {"name": check_name(name), "alias": check_alias(alias)}
@@ -251,7 +260,7 @@ class ModelRegistry:
         return ModelVersion.from_api(answer["model_version"])
 
     async def set_tags(self, name: str, version: str | int, tags: Mapping[str, object]) -> None:
-        """Set tags of a version, redacted and clipped. :raises ModelVersionNotFoundError:"""
+        """Set tags of a version, redacted and clipped. :raises ModelVersionNotFoundError: no such version"""
         name, number = check_name(name), check_version(version)
         for key, value in clean_tags(tags, limit=MAX_VERSION_TAG).items():
             body = {"name": name, "version": number, "key": key, "value": value}

@@ -12,12 +12,15 @@ import json
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError, RegistryError, clip
+from nighttrain.providers.redaction import redact
 from nighttrain.providers.registry.versions import check_alias, check_name, check_stage
 from nighttrain.providers.tracking.measured import plain
-from nighttrain.providers.tracking.tags import MAX_VERSION_TAG, PREFIX, redact
+from nighttrain.providers.tracking.names import MAX_VERSION_TAG
+from nighttrain.providers.tracking.tags import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,15 +44,22 @@ MAX_TEXT = 1_000
 """Of a reason or of the evidence: a record is for reading, and has to fit into a tag."""
 
 
+class PromotionState(StrEnum):
+    """The steps of a promotion, as its record names them."""
+
+    STARTED = "started"
+    DONE = "done"
+    UNDONE = "undone"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """What a promotion did. Plain values: it can be an XCom or an argument of :func:`undo`.
+    """The record of a promotion. Plain values: it can be an XCom or an argument of :func:`undo`.
 
     :param previous_version: who held the alias before (without an alias: the stage); ``None`` for the first
     :param previous_stage: the promoted version's own stage before
     :param stage_holders: versions in the stage before, the last updated first
     :param at: when, ISO 8601 in UTC
-    :param state: ``started``, ``done`` or ``undone``
     :param changed: ``False`` when everything was in place already
     """
 
@@ -65,17 +75,21 @@ class Promotion:
     reason: str = ""
     evidence: str = ""
     at: str = ""
-    state: str = "done"
+    state: PromotionState = PromotionState.DONE
     changed: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "stage_holders": list(self.stage_holders)}
+        """Plain JSON values."""
+        return {**asdict(self), "stage_holders": list(self.stage_holders), "state": self.state.value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Promotion:
+        """Read what :meth:`to_dict` wrote; fields that this version does not know are left out."""
         known = {item.name for item in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
-        return cls(**{**kept, "stage_holders": tuple(kept.get("stage_holders") or ())})
+        kept["stage_holders"] = tuple(kept.get("stage_holders") or ())
+        kept["state"] = PromotionState(kept.get("state", PromotionState.DONE))
+        return cls(**kept)
 
 
 async def promote(
@@ -112,20 +126,25 @@ async def promote(
         )
     record = recorded(target)
     fits = record is not None and (record.alias, record.stage) == (alias, stage)
-    if _in_place(target, alias, stage) and (record is None or (fits and record.state == "done")):
+    if _in_place(target, alias, stage) and (record is None or (fits and record.state is PromotionState.DONE)):
         return replace(
             record or Promotion(name=name, version=target.version, alias=alias, stage=stage), changed=False
         )
-    if record is None or not fits or record.state != "started":
+    if record is None or not fits or record.state is not PromotionState.STARTED:
         record = await _planned(registry, target, alias, stage, archive_existing)
-        now = datetime.fromtimestamp(clock(), UTC).isoformat(timespec="seconds")
-        record = replace(record, actor=_text(actor), reason=_text(reason), evidence=_text(evidence), at=now)
+        record = replace(
+            record,
+            actor=_text(actor),
+            reason=_text(reason),
+            evidence=_text(evidence),
+            at=_iso(clock()),
+        )
         await _write(registry, record)
     if alias:
         await registry.set_alias(name, alias, target.version)
     if stage:
         await registry.transition_stage(name, target.version, stage, archive_existing=record.archived)
-    done = replace(record, state="done", changed=True)
+    done = replace(record, state=PromotionState.DONE, changed=True)
     await registry.set_tags(name, target.version, {PROMOTION_TAG: _json(done)})
     return done
 
@@ -142,36 +161,28 @@ async def undo(
 
     The stage goes back first, so that it is never empty; an alias that nobody held before is removed.
 
+    :param clock: seconds since 1970; injected in tests
     :raises RegistryError: the alias has moved on to a third version since: undo that promotion first
     """
     model = await registry.get_model(promotion.name)
     if promotion.alias:
-        holder = model.aliases.get(promotion.alias)
-        if holder not in (promotion.version, promotion.previous_version):
-            raise RegistryError(
-                f"alias {promotion.alias!r} of {promotion.name!r} is no longer on version "
-                f"{promotion.version} but on "
-                f"{holder or 'none'}: somebody promoted since. Undo that promotion first"
-            )
+        _check_not_promoted_since(promotion, model.aliases.get(promotion.alias))
     if promotion.stage:
-        # The last updated counts as the stage's holder, so the one that was it before comes last.
-        for holder in reversed(promotion.stage_holders):
-            if holder != promotion.version:
-                await registry.transition_stage(
-                    promotion.name, holder, promotion.stage, archive_existing=False
-                )
-        own = promotion.previous_stage or "None"
-        await registry.transition_stage(promotion.name, promotion.version, own, archive_existing=False)
+        await _give_stage_back(registry, promotion, promotion.stage)
     if promotion.alias and promotion.previous_version is None:
         await registry.delete_alias(promotion.name, promotion.alias)
     elif promotion.alias and promotion.previous_version is not None:
         await registry.set_alias(promotion.name, promotion.alias, promotion.previous_version)
     current = recorded(await registry.get_version(promotion.name, promotion.version))
-    if current is not None and current.state == "undone":
+    if current is not None and current.state is PromotionState.UNDONE:
         return replace(current, changed=False)
-    now = datetime.fromtimestamp(clock(), UTC).isoformat(timespec="seconds")
     undone = replace(
-        promotion, state="undone", actor=_text(actor), reason=_text(reason), at=now, changed=True
+        promotion,
+        state=PromotionState.UNDONE,
+        actor=_text(actor),
+        reason=_text(reason),
+        at=_iso(clock()),
+        changed=True,
     )
     await _write(registry, undone)
     return undone
@@ -184,6 +195,23 @@ def recorded(version: ModelVersion) -> Promotion | None:
         return Promotion.from_dict({**values, "name": version.name, "version": version.version})
     except (KeyError, ValueError, TypeError):
         return None
+
+
+def _check_not_promoted_since(promotion: Promotion, holder: str | None) -> None:
+    if holder not in (promotion.version, promotion.previous_version):
+        raise RegistryError(
+            f"alias {promotion.alias!r} of {promotion.name!r} is no longer on version {promotion.version} "
+            f"but on {holder or 'none'}: somebody promoted since. Undo that promotion first"
+        )
+
+
+async def _give_stage_back(registry: ModelRegistry, promotion: Promotion, stage: str) -> None:
+    # The last updated counts as the stage's holder, so the one that was it before comes last.
+    for holder in reversed(promotion.stage_holders):
+        if holder != promotion.version:
+            await registry.transition_stage(promotion.name, holder, stage, archive_existing=False)
+    own = promotion.previous_stage or "None"
+    await registry.transition_stage(promotion.name, promotion.version, own, archive_existing=False)
 
 
 def _in_place(version: ModelVersion, alias: str | None, stage: str | None) -> bool:
@@ -215,7 +243,7 @@ async def _planned(
         previous_stage=target.stage,
         stage_holders=tuple(holders[:MAX_HOLDERS]),
         archived=archive_existing,
-        state="started",
+        state=PromotionState.STARTED,
     )
 
 
@@ -242,6 +270,10 @@ def _json(promotion: Promotion) -> str:
             values |= {name: clip(values[name], limit) for name in ("evidence", "reason", "actor")}
             text = json.dumps(values, ensure_ascii=False)
     return text
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _text(value: object) -> str:

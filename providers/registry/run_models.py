@@ -1,4 +1,4 @@
-"""Which models a run has, in every way that training code may have logged one.
+"""Find the model of a run, in whichever way the training code logged it.
 
 Plain training code logs a model into its run; or into a nested run; or as files only, as MLflow 2's client
 and ``log_artifacts`` do. The nearest place counts: the run's own logged models, then its files, then the runs
@@ -33,7 +33,7 @@ FOLDERS_AT_ONCE = 8
 """Each is a request: one after the other, a slow server would make minutes of a thousand."""
 
 CLOCKS_MS = 3_600_000
-"""A run's start is by its opener's clock, a model's by the server's: an hour bears what they differ by."""
+"""A run's start is by its opener's clock, a model's by the server's: an hour is more than they differ by."""
 
 MAX_LISTED = 10
 """In a message: more models than a person reads."""
@@ -120,7 +120,7 @@ def _as_model(run: Run, folder: str) -> LoggedModel:
 
 
 async def _models_below(client: MLflowClient, tree: RunTree, run: Run) -> list[LoggedModel]:
-    """Those of nested runs: logged models of all, and files that MLflow 2's client noted."""
+    """Models of nested runs: the logged ones, and the files that MLflow 2's client noted."""
     runs = await descendants(client, run)
     if not runs:
         return []

@@ -11,7 +11,7 @@ from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 
 
 class VerdictKind(Enum):
-    """What a gate, or one rule of it, says."""
+    """The answer of a gate, or of one rule of it."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -33,10 +33,12 @@ class Evidence:
     sentence: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {**asdict(self), "verdict": self.verdict.value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evidence:
+        """Read what :meth:`to_dict` wrote; fields that this version does not know are left out."""
         known = {item.name for item in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
         return cls(**{**kept, "verdict": VerdictKind(values["verdict"])})
@@ -44,20 +46,23 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says, with the evidence of every rule. Plain values when stored: see :meth:`to_dict`."""
+    """The gate's answer, with the evidence of every rule. Plain values when stored: see :meth:`to_dict`."""
 
     kind: VerdictKind
     evidence: tuple[Evidence, ...] = ()
 
     @property
     def accepted(self) -> bool:
+        """True if the candidate may be promoted."""
         return self.kind is VerdictKind.ACCEPTED
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {"kind": self.kind.value, "evidence": [item.to_dict() for item in self.evidence]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Verdict:
+        """Read what :meth:`to_dict` wrote."""
         evidence = tuple(Evidence.from_dict(item) for item in values.get("evidence", ()))
         return cls(VerdictKind(values["kind"]), evidence)
 
@@ -88,6 +93,7 @@ def show_number(value: float) -> str:
 
 
 def stored(value: Measured | None) -> float | str | None:
+    """A measurement as JSON keeps it: a number, a word such as "NaN", or ``None`` for none."""
     if isinstance(value, NoNumber):
         return None if value is NoNumber.MISSING else value.value
     return value

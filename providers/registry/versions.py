@@ -51,7 +51,7 @@ class ModelVersion:
 
     @property
     def uri(self) -> str:
-        """What ``mlflow.*.load_model`` and ``mlflow models serve`` take: pinned to this version."""
+        """The address for ``mlflow.*.load_model`` and ``mlflow models serve``, pinned to this version."""
         return f"models:/{self.name}/{self.version}"
 
     @property
@@ -61,6 +61,7 @@ class ModelVersion:
 
     @classmethod
     def from_api(cls, version: Mapping[str, Any]) -> ModelVersion:
+        """Read MLflow's JSON."""
         source = version.get("source", "")
         return cls(
             name=version["name"],
@@ -81,29 +82,26 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A model: its aliases, tags, and of each stage the version with the highest number (without aliases)."""
+    """A model: its aliases, and of each stage the version with the highest number (without aliases)."""
 
     name: str
     aliases: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
     latest_versions: tuple[ModelVersion, ...] = ()
-    description: str = ""
     last_updated: int = 0
 
     @classmethod
     def from_api(cls, model: Mapping[str, Any]) -> RegisteredModel:
+        """Read MLflow's JSON."""
         return cls(
             name=model["name"],
             aliases={item["alias"]: str(item["version"]) for item in model.get("aliases", ())},
-            tags={tag["key"]: tag.get("value", "") for tag in model.get("tags", ())},
             latest_versions=tuple(ModelVersion.from_api(item) for item in model.get("latest_versions", ())),
-            description=model.get("description", ""),
             last_updated=int(model.get("last_updated_timestamp", 0)),
         )
 
 
 def check_name(name: str) -> str:
-    """A name MLflow takes and its filters can hold. :raises ConfigurationError:"""
+    """A model's name, if MLflow and its filters take it. :raises ConfigurationError: they do not"""
     if not isinstance(name, str) or not name.strip():
         raise ConfigurationError("model", name, "give the registered model's name")
     if "/" in name or ":" in name:
@@ -121,7 +119,7 @@ def check_name(name: str) -> str:
 
 
 def check_alias(alias: str) -> str:
-    """An alias MLflow takes. :raises ConfigurationError:"""
+    """An alias, if MLflow takes it. :raises ConfigurationError: it does not"""
     if not isinstance(alias, str) or not _ALIAS.fullmatch(alias):
         raise ConfigurationError("alias", alias, "use letters, digits, '_' and '-', at most 255")
     if _RESERVED_ALIAS.fullmatch(alias):
@@ -132,7 +130,7 @@ def check_alias(alias: str) -> str:
 
 
 def check_stage(stage: str) -> str:
-    """The stage in MLflow's spelling, whatever the case. :raises ConfigurationError:"""
+    """The stage in MLflow's spelling, whatever the case. :raises ConfigurationError: no such stage"""
     for known in STAGES:
         if isinstance(stage, str) and stage.strip().lower() == known.lower():
             return known
@@ -140,7 +138,7 @@ def check_stage(stage: str) -> str:
 
 
 def check_version(version: str | int) -> str:
-    """A version's number as text. :raises ConfigurationError:"""
+    """A version's number as text. :raises ConfigurationError: it is no whole number from 1"""
     text = str(version).strip()
     if isinstance(version, bool) or not (text.isascii() and text.isdigit()) or int(text) == 0:
         raise ConfigurationError("version", version, "a version is a number from 1, for example '7'")

@@ -199,6 +199,7 @@ class Rollout:
         If somebody scaled it to zero it gets as many replicas as the version that serves has. Other replicas
         are left as they are.
 
+        :param timeout_seconds: until the version before is ready
         :raises NothingToRollBackToError: nothing was rolled out, or no version is kept beside the serving one
         :raises RolloutFailedError: the version before is not ready; nothing was changed
         """
@@ -206,11 +207,7 @@ class Rollout:
         before = await self._backend.status(endpoint, namespace)
         if before is None:
             raise NothingToRollBackToError(f"there is no endpoint {endpoint} in namespace {namespace}")
-        previous = before.previous_version
-        if previous is None or previous not in {version.version for version in before.versions}:
-            raise NothingToRollBackToError(
-                f"{endpoint} serves version {before.stable_version}, and no version before it is kept"
-            )
+        previous = _kept_previous(before)
         replicas = max(1, before.replicas)
         scaled_up = await self._backend.scale_up(endpoint, namespace, previous, replicas, tell)
         try:
@@ -218,11 +215,10 @@ class Rollout:
                 endpoint, namespace, previous, timeout_seconds=timeout_seconds, on_progress=on_progress
             )
         except (RolloutFailedError, asyncio.CancelledError) as error:
-            if not scaled_up:
-                raise
-            undoing = self._backend.revert(endpoint, namespace, previous)
-            await asyncio.shield(asyncio.ensure_future(undoing))
-            if isinstance(error, RolloutFailedError):
+            if scaled_up:
+                undoing = self._backend.revert(endpoint, namespace, previous)
+                await asyncio.shield(asyncio.ensure_future(undoing))
+            if scaled_up and isinstance(error, RolloutFailedError):
                 undone = "It was scaled to zero replicas; the rollback scaled it up, and has taken that back."
                 raise RolloutFailedError(f"{error}\n{undone}") from error
             raise
@@ -231,7 +227,7 @@ class Rollout:
         return await self._answering(endpoint, namespace, previous)
 
     async def status(self, endpoint: str, namespace: str) -> EndpointStatus | None:
-        """What the endpoint serves; None if nothing was ever rolled out."""
+        """The endpoint's state; None if nothing was ever rolled out."""
         return await self._backend.status(endpoint, namespace)
 
     async def wait_version_ready(
@@ -244,7 +240,7 @@ class Rollout:
         on_progress: Progress | None = None,
         sleep: Sleep | None = None,
     ) -> None:
-        """What :meth:`wait_ready` does, for who has only names: a trigger, whose arguments are plain values.
+        """Wait as :meth:`wait_ready`, by names only: for a trigger, whose arguments are plain values.
 
         :raises RolloutFailedError: as :meth:`wait_ready`
         """
@@ -280,7 +276,10 @@ class Rollout:
         return RolloutFailedError("\n".join(lines))
 
     async def _answering(self, endpoint: str, namespace: str, version: str) -> EndpointStatus:
-        """What the endpoint is after the switch, if it sends its requests to ready pods of the version."""
+        """The endpoint's state after the switch, if it sends its requests to ready pods of the version.
+
+        :raises RolloutFailedError: it does not
+        """
         status = await self._backend.status(endpoint, namespace)
         if status is None:
             raise RolloutFailedError(f"{endpoint}: somebody removed the endpoint right after the switch")
@@ -304,5 +303,14 @@ class Rollout:
         return await self._answering(endpoint, namespace, version)
 
 
+def _kept_previous(status: EndpointStatus) -> str:
+    previous = status.previous_version
+    if previous is None or previous not in {version.version for version in status.versions}:
+        raise NothingToRollBackToError(
+            f"{status.endpoint} serves version {status.stable_version}, and no version before it is kept"
+        )
+    return previous
+
+
 def _silent(_: str) -> None:
-    """Progress that nobody asked for."""
+    """Drop progress that nobody asked for."""

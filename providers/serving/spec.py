@@ -1,4 +1,4 @@
-"""What to serve, where and how: the input of a rollout."""
+"""The input of a rollout: a version, its endpoint and its pods."""
 
 from __future__ import annotations
 

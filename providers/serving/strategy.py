@@ -1,4 +1,4 @@
-"""How traffic moves from the stable version to the candidate: a list of steps, as data.
+"""Strategies that move traffic from the stable version to the candidate: lists of steps, as data.
 
 ``BlueGreen`` is one step: everything, once the candidate is ready. A canary is several; it needs a serving
 system that can split traffic, and is refused where that cannot be done instead of being sent to everyone.

@@ -1,8 +1,8 @@
-"""A mistake or an outage: what became of a call to MLflow, decided here and nowhere else.
+"""The error for a call to MLflow that failed: an outage or a mistake, told apart here and nowhere else.
 
 An outage (refused, timed out, overloaded) passes by itself and is waited out. A mistake (an unknown host, a
 certificate, credentials, something at the address that is not MLflow) stays until somebody changes it, and is
-told at once.
+reported at once.
 """
 
 from __future__ import annotations
@@ -124,8 +124,9 @@ def _is_no_api(status: int) -> bool:
 
 
 def _conflicts_with_nothing(response: httpx.Response, code: str) -> bool:
-    """Whether a conflict says nothing about what was asked for, so that it is asked again: one in answer to a
-    read, or one that is not MLflow's own, from what stands before it or from its store.
+    """Tell whether a conflict says nothing about the request, so that it may be repeated.
+
+    It is one in answer to a read, or one without MLflow's code: from a proxy before it or from its store.
     """
     asked = response.request
     reads = asked.method == "GET" or asked.url.path.endswith("/search")
@@ -151,7 +152,7 @@ def missing_field_error(config: TrackingConfig, path: str, name: str) -> Trackin
 
 
 def _mistake(config: TrackingConfig, error: Exception) -> str | None:
-    """What has to be changed, where the error says so."""
+    """The mistake to correct, where the error shows one."""
     host = urlsplit(config.uri).hostname
     if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
         return f"it is no address ({_said_by(error)})"
@@ -188,7 +189,7 @@ def _cut_off(error: ssl.SSLError) -> bool:
 
 
 async def _speaks_tls(config: TrackingConfig, error: Exception) -> bool:
-    """Whether a server that cut plain HTTP off would have taken TLS: some say nothing before they hang up."""
+    """Try TLS with a server that cut plain HTTP off: some say nothing before they hang up."""
     parts = urlsplit(config.uri)
     if parts.scheme != "http" or not isinstance(error, httpx.RemoteProtocolError | httpx.ReadError):
         return False
@@ -206,7 +207,7 @@ async def _speaks_tls(config: TrackingConfig, error: Exception) -> bool:
 
 
 async def _speaks_another_protocol(config: TrackingConfig, error: Exception) -> bool:
-    """Whether a port speaks something else than HTTP: a shell's, a mail or a database server's.
+    """Listen whether a port speaks another protocol than HTTP: a shell's, a mail or a database server's.
 
     Many of these speak first, and the HTTP library hides what they said.
     """

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class _Answer(dict[str, Any]):
-    """MLflow's JSON. A field that has to be there and is not shows that it is not MLflow's."""
+    """MLflow's JSON; a field that is missing though MLflow always sends it raises NotMLflowError."""
 
     def __init__(self, values: Mapping[str, Any], config: TrackingConfig, path: str) -> None:
         super().__init__({name: value for name, value in values.items() if value is not None})
@@ -106,7 +106,10 @@ class MLflowClient:
         return self._registry
 
     async def get(self, path: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """GET, decoded. ``None`` values in ``params`` are left out; lists are repeated."""
+        """GET, decoded. ``None`` values in ``params`` are left out; lists are repeated.
+
+        :raises TrackingError: MLflow does not answer, or refuses; the same for every verb
+        """
         return await self._call("GET", path, params=params)
 
     async def post(self, path: str, body: Mapping[str, Any], *, idempotent: bool = True) -> dict[str, Any]:
@@ -149,10 +152,12 @@ class MLflowClient:
         return await self._call("DELETE", path, body=body)
 
     async def stream(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[bytes]:
-        """The body in pieces, never whole in memory. Not repeated here: a caller that folds the bytes
-        starts over.
+        """The body in pieces, never whole in memory.
 
-        Wrap the fold in :meth:`repeating`.
+        It is not repeated here, since a caller that folds the bytes has to start over: wrap the fold in
+        :meth:`repeating`.
+
+        :raises TrackingError: MLflow does not answer, or refuses
         """
         try:
             async with self._open().stream(
@@ -169,8 +174,12 @@ class MLflowClient:
     async def repeating(
         self, call: Callable[[], Awaitable[T]], *, idempotent: bool = True, attempts: int | None = None
     ) -> T:
-        """Run ``call``, again while MLflow is away or overloaded, with growing pauses, up to
-        ``retry_seconds``."""
+        """Run ``call``, and repeat it with growing pauses while MLflow is away or overloaded.
+
+        :param idempotent: ``False`` repeats it only while it is certain that the server did not act on it
+        :param attempts: calls in all; the whole takes at most ``retry_seconds``
+        :raises TrackingError: the last call's
+        """
 
         def again(error: Exception) -> bool | float:
             if isinstance(error, TrackingBusyError):
@@ -195,7 +204,7 @@ class MLflowClient:
         raise AssertionError("unreachable")  # pragma: no cover
 
     async def ping(self) -> None:
-        """One cheap call that needs the address, the allowed host and the credentials to be right. Asks once.
+        """Check address, allowed host and credentials by one cheap call, which is not repeated.
 
         :raises TrackingError: with what to check
         """
@@ -289,5 +298,5 @@ def _present(values: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _never_sent(error: TrackingUnreachableError) -> bool:
-    """Whether the request surely never reached the server, so that repeating it cannot do a thing twice."""
+    """Tell whether the request surely never reached the server: repeating it cannot do a thing twice."""
     return isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)

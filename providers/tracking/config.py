@@ -42,7 +42,7 @@ _WORKSPACE = re.compile(r"[a-z0-9][-a-z0-9]{0,61}[a-z0-9]")
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where MLflow is and who asks.
+    """Address, credentials and workspace of a tracking server.
 
     :param uri: ``http://host:port`` or ``https://...``, with a path where the server runs under a prefix;
         ``user:password@`` in it is moved to ``username`` and ``password``
@@ -111,7 +111,7 @@ class TrackingConfig:
 
 
 def split_uri(name: str, uri: str) -> tuple[str, str | None, str | None]:
-    """Address without user information, user, password."""
+    """Split an address into itself without user information, the user and the password."""
     try:
         parts = urlsplit(str(uri).strip())
         port = parts.port
@@ -136,7 +136,7 @@ def split_uri(name: str, uri: str) -> tuple[str, str | None, str | None]:
 
 
 def address_for_pods(name: str, uri: str) -> str:
-    """MLflow's address as pods are told it, checked.
+    """MLflow's address as pods get it, checked.
 
     :raises ConfigurationError: not http or https, or with credentials in it
     """
@@ -164,7 +164,7 @@ def workspace_of(config: TrackingConfig) -> str | None:
     return _service_account_file(config, "namespace")
 
 
-def page(server: str, place: str, config: TrackingConfig) -> str:
+def page_url(server: str, place: str, config: TrackingConfig) -> str:
     """The address of a page of MLflow's, in its workspace where that is known without asking."""
     address = f"{server.rstrip('/')}/#/{place}"
     return f"{address}?workspace={config.workspace}" if config.workspace else address

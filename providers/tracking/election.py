@@ -1,4 +1,4 @@
-"""Which of several runs is the one, settled by what MLflow gives out once: the name of an experiment.
+"""Elect one of several runs by what MLflow gives out only once: the name of an experiment.
 
 Runs, tags and aliases of MLflow have no compare-and-swap. An experiment's name is unique, also while the
 experiment is in the trash, and its tags are written with it: so whoever makes the experiment that an election

@@ -20,7 +20,7 @@ _WORDS = re.compile(r"(?P<sign>[+-]?)(?:(?P<nan>nan)|inf(?:inity)?)", re.IGNOREC
 
 
 class NoNumber(StrEnum):
-    """What was found where a number should be. The values are what is written into JSON."""
+    """A name for what stands where a number should be; its value is written into JSON."""
 
     MISSING = "missing"
     NAN = "NaN"
@@ -36,7 +36,7 @@ class NoNumber(StrEnum):
 
     @property
     def sentence(self) -> str:
-        """What to say after "it is"."""
+        """Words to follow "it is"."""
         words = {"NaN": "not a number (NaN)", "Infinity": "infinite", "-Infinity": "minus infinity"}
         return words.get(self.value, self.value)
 

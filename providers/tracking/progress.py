@@ -1,4 +1,4 @@
-"""What trainings log to MLflow while they run, as lines for a person: one question for all of them.
+"""Lines for a person on what trainings log to MLflow while they run; one question serves all of them.
 
 Best effort: whatever MLflow answers, or does not, decides nothing.
 """
@@ -116,7 +116,7 @@ class _Feed:
                     _log.debug("no progress from MLflow: %s", error)
 
     def _tell_mistake(self, error: str) -> None:
-        """Once: the training goes on, and what it logs cannot be seen here."""
+        """Say once that the training goes on and that its progress cannot be shown."""
         for follower in self.followers:
             if not follower.told_mistake:
                 follower.told_mistake = True

@@ -85,7 +85,7 @@ class RunStore:
         return str(experiment["experiment_id"])
 
     async def get(self, run_id: str) -> Run:
-        """:raises TrackingNotFoundError: no such run"""
+        """The run of that id. :raises TrackingNotFoundError: no such run"""
         return Run.from_api((await self.client.get("runs/get", {"run_id": run_id}))["run"])
 
     async def _get_or_none(self, run_id: str) -> Run | None:
@@ -95,7 +95,7 @@ class RunStore:
             return None
 
     async def _search(self, experiment_id: str, filter_: str, *, at_most: int | None = None) -> list[Run]:
-        """Every run that a filter finds; some of them with ``at_most``."""
+        """Every run that a filter finds; with ``at_most`` no more than so many of them."""
         asked = {"experiment_ids": [experiment_id], "filter": filter_, "max_results": at_most or PAGE}
         if at_most is None:
             return [Run.from_api(run) for run in await self.client.search("runs", asked)]
@@ -108,7 +108,7 @@ class RunStore:
         return [run for run in found if run.tags.get(tag) == value]
 
     async def _made_with(self, experiment_id: str, opening: str) -> list[Run]:
-        """What one opening made, oldest first."""
+        """The runs that one opening made, oldest first."""
         found = await self._tagged(experiment_id, OPENING_TAG, opening)
         return sorted(found, key=lambda run: (run.start_time or 0, run.run_id))
 
@@ -131,25 +131,9 @@ class RunStore:
         tags: Mapping[str, object],
         opening: str | None = None,
     ) -> Run:
-        """One run, also where the answer to the first call is lost."""
-        opening, name = opening or uuid.uuid4().hex, fit_run_name(name)
-        cleaned = clean_tags(
-            {
-                "mlflow.source.name": key.dag_id if key.task_id is None else f"{key.dag_id}.{key.task_id}",
-                "mlflow.source.type": "JOB",
-                **tags,
-                RUN_KEY_TAG: key.value,
-                OPENING_TAG: opening,
-                "mlflow.runName": name,
-            },
-            known=self._known_secrets,
-        )
-        body = {
-            "experiment_id": experiment_id,
-            "run_name": name,
-            "start_time": self._now(),
-            "tags": _pairs(cleaned.items()),
-        }
+        """Make one run, and no second one where the answer to the first call is lost."""
+        opening = opening or uuid.uuid4().hex
+        body = self._new_run(experiment_id, key, fit_run_name(name), opening, tags)
         for attempt in itertools.count(1):
             try:
                 answer = await self.client.post("runs/create", body, idempotent=False)
@@ -164,6 +148,27 @@ class RunStore:
                 if attempt == CREATE_ATTEMPTS:
                     raise
         raise AssertionError("unreachable")  # pragma: no cover
+
+    def _new_run(
+        self, experiment_id: str, key: RunKey, name: str, opening: str, tags: Mapping[str, object]
+    ) -> dict[str, Any]:
+        cleaned = clean_tags(
+            {
+                "mlflow.source.name": key.dag_id if key.task_id is None else f"{key.dag_id}.{key.task_id}",
+                "mlflow.source.type": "JOB",
+                **tags,
+                RUN_KEY_TAG: key.value,
+                OPENING_TAG: opening,
+                "mlflow.runName": name,
+            },
+            known=self._known_secrets,
+        )
+        return {
+            "experiment_id": experiment_id,
+            "run_name": name,
+            "start_time": self._now(),
+            "tags": _pairs(cleaned.items()),
+        }
 
     async def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
         """Set tags, redacted and clipped; ``None`` values are left out."""
@@ -191,7 +196,7 @@ class RunStore:
             await self.set_tags(run.run_id, {CHANGED_PARAMS_TAG: json.dumps(changed, sort_keys=True)})
 
     async def reopen(self, run_id: str) -> None:
-        """Have the run say that it goes on, if it does not. One in the trash is left there."""
+        """Set the run's status to RUNNING, if it is not. One in the trash is left there."""
         run = await self.get(run_id)
         if not run.deleted and (run.status != RunStatus.RUNNING.value or run.end_time is not None):
             # An end time of 0 is how MLflow's REST API spells "none": the field cannot be cleared otherwise.

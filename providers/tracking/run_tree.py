@@ -54,10 +54,10 @@ class RunTree(RunStore):
     async def open_parent(
         self, experiment_id: str, identity: RunKey, *, name: str, tags: Mapping[str, object] | None = None
     ) -> Run:
-        """The run of the whole DAG run: one for all who ask, whenever they do.
+        """The run of the whole DAG run: the same one for all who ask, whenever they do.
 
-        One that a person put into the trash is followed by another. It is left as it is if it was closed:
-        :meth:`reopen` it once it has a child that goes on.
+        One that a person put into the trash is followed by another. One that was closed stays so until
+        :meth:`reopen`, which is due once it has a child that goes on.
 
         :param identity: may be that of any of its tasks
         """
@@ -121,12 +121,15 @@ class RunTree(RunStore):
             opening=opening,
         )
         if params:
-            try:
-                await self.log_params(run.run_id, params)
-            except (TrackingRequestError, TrackingUnauthorizedError, ConfigurationError):
-                await self.discard(run.run_id)  # no container will be started with it
-                raise
+            await self._log_params_or_discard(run.run_id, params)
         return run
+
+    async def _log_params_or_discard(self, run_id: str, params: Mapping[str, object]) -> None:
+        try:
+            await self.log_params(run_id, params)
+        except (TrackingRequestError, TrackingUnauthorizedError, ConfigurationError):
+            await self.discard(run_id)  # no container will be started with it
+            raise
 
     async def take_over(
         self,
@@ -139,28 +142,14 @@ class RunTree(RunStore):
         tags: Mapping[str, object] | None = None,
         params: Mapping[str, object] | None = None,
     ) -> Run:
-        """The run of an attempt that started while MLflow was away: the one that its container opened, or
-        else a new one, the same for all who ask.
+        """The run of an attempt that started while MLflow was away.
+
+        It is the one that its container opened, or else a new one, the same for all who ask.
 
         :param opening: the token that the container was given; without one (a trigger that an earlier version
             stored) it is the task's last run
         """
-        if opening:
-            made = await self._made_with(experiment_id, opening)
-        else:
-            made = (await self.attempts(experiment_id, key))[-1:]
-        own = [run for run in made if OPENED_BY_TAG in run.tags]
-        run = own[0] if own else None
-        if run is None:
-            election = Election(self.client, experiment_id, key.value, f"opening {opening}")
-            elected = await election.elected()
-            run = await self._get_or_none(elected) if elected else None
-        if run is None:
-            run = await self._elect(
-                election,
-                made[0] if made else None,
-                lambda: self.open_attempt(experiment_id, key, name=name, opening=opening),
-            ) or await self.open_attempt(experiment_id, key, name=name)
+        run = await self._opened_or_elected(experiment_id, key, name, opening)
         others = [each for each in await self.attempts(experiment_id, key) if each.run_id != run.run_id]
         number = run.number or max((each.number for each in others if each.had_job), default=0) + 1
         await self.set_tags(
@@ -169,6 +158,25 @@ class RunTree(RunStore):
         if params:
             await self.log_missing_params(run, params)
         return await self.get(run.run_id)
+
+    async def _opened_or_elected(self, experiment_id: str, key: RunKey, name: str, opening: str) -> Run:
+        if opening:
+            made = await self._made_with(experiment_id, opening)
+        else:
+            made = (await self.attempts(experiment_id, key))[-1:]
+        by_container = [run for run in made if OPENED_BY_TAG in run.tags]
+        if by_container:
+            return by_container[0]
+        election = Election(self.client, experiment_id, key.value, f"opening {opening}")
+        elected = await election.elected()
+        run = await self._get_or_none(elected) if elected else None
+        if run is None:
+            run = await self._elect(
+                election,
+                made[0] if made else None,
+                lambda: self.open_attempt(experiment_id, key, name=name, opening=opening),
+            )
+        return run or await self.open_attempt(experiment_id, key, name=name)
 
     async def attempts(self, experiment_id: str, key: RunKey) -> list[Run]:
         """The runs of a task that are not in the trash, in the order of its attempts."""
@@ -186,10 +194,10 @@ class RunTree(RunStore):
         )
 
     async def supersede(self, run: Run) -> None:
-        """Say on the runs of the task's earlier attempts that this one followed, and close what nobody did:
-        the run of a process that died before it had created its Job, or whose Job another one had created.
+        """Mark the runs of the task's earlier attempts as followed by this one, and close those left open.
 
-        What the same opening made twice, since an answer was lost, goes into the trash.
+        Left open is the run of a process that died before it had created its Job, or whose Job another
+        process had created. What the same opening made twice, since an answer was lost, goes into the trash.
         """
         key, opening = run.tags.get(RUN_KEY_TAG, ""), run.tags.get(OPENING_TAG)
         for other in await self._tagged(run.experiment_id, RUN_KEY_TAG, key):
@@ -204,8 +212,9 @@ class RunTree(RunStore):
                     await self._give_way(other, run)
 
     async def step_aside(self, run: Run) -> None:
-        """Say of a run that never had a Job that it is no attempt, where another process's run of the same
-        wish had one: the task goes by that.
+        """Mark a run that never had a Job as no attempt, where another process's run had one.
+
+        Both are of the same epoch of the task, which then goes by that other run.
         """
         if run.had_job:
             return
@@ -224,8 +233,9 @@ class RunTree(RunStore):
             await self.set_tags(earlier.run_id, {SUPERSEDED_TAG: run.run_id})
 
     async def settle_parent(self, parent_run_id: str) -> None:
-        """Have the parent run say how its tasks stand, each by its last attempt: RUNNING while one goes on,
-        else FAILED if one failed, KILLED if one was killed, or FINISHED.
+        """Write the parent run's status from its tasks', each by its last attempt.
+
+        It is RUNNING while one goes on, else FAILED if one failed, KILLED if one was killed, or FINISHED.
 
         Whoever writes looks again afterwards: of several that settle at once the last one sees the others.
         """
@@ -264,7 +274,7 @@ class RunTree(RunStore):
         return next(worst, RunStatus.FINISHED)
 
     async def _discard_losers(self, parent: Run) -> None:
-        """Those that lost an election, and whose makers died before they could discard them.
+        """Discard parents that lost an election and whose makers died before they could.
 
         One that was elected, before or after this one, may be somebody's parent, or about to become it; and
         where MLflow lets nobody elect, every one is.

@@ -1,4 +1,4 @@
-"""A run as MLflow has it, whose it is, and where it comes from: plain values and the tags that hold them."""
+"""Runs as MLflow reports them, their owner and their origin: plain values, and the tags that hold them."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class Run:
 
     @classmethod
     def from_api(cls, run: Mapping[str, Any]) -> Run:
+        """Read MLflow's JSON."""
         info, data = run.get("info", {}), run.get("data", {})
         return cls(
             run_id=info["run_id"],
@@ -87,7 +88,7 @@ class Run:
 
     @property
     def number(self) -> int:
-        """Which of its task's runs it is, counting those that had a Job.
+        """Its number among its task's runs, counting those that had a Job.
 
         0 for one that a container opened, until the attempt's end.
         """
@@ -96,12 +97,12 @@ class Run:
 
     @property
     def had_job(self) -> bool:
-        """Whether a container was started with it, or opened it."""
+        """True if a container was started with it, or opened it."""
         return JOB_UID_TAG in self.tags or OPENED_BY_TAG in self.tags
 
     @property
     def is_open(self) -> bool:
-        """Whether it says that it goes on."""
+        """True while its status says that it goes on."""
         return self.status in (RunStatus.RUNNING.value, RunStatus.SCHEDULED.value)
 
 
@@ -122,10 +123,12 @@ class LoggedModel:
 
     @property
     def ready(self) -> bool:
+        """True once its upload has ended well."""
         return self.status == "READY"
 
     @classmethod
     def from_api(cls, model: Mapping[str, Any]) -> LoggedModel:
+        """Read MLflow's JSON."""
         info = model.get("info", {})
         model_id = info["model_id"]
         return cls(
@@ -140,7 +143,7 @@ class LoggedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RunKey:
-    """Whose run it is. Without ``task_id``: the parent, one for the whole DAG run."""
+    """The owner of a run. Without ``task_id``: the parent, one for the whole DAG run."""
 
     orchestrator: str
     dag_id: str
@@ -163,12 +166,13 @@ class RunKey:
 
     @property
     def parent(self) -> RunKey:
+        """The key of the whole DAG run."""
         return RunKey(orchestrator=self.orchestrator, dag_id=self.dag_id, run_id=self.run_id)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Where a run or version comes from. Only what is known is written; nothing here may be a secret."""
+    """The origin of a run or version. Only what is known is written; nothing here may be a secret."""
 
     orchestrator: str | None = None
     dag_id: str | None = None
@@ -209,7 +213,7 @@ class Lineage:
 
 
 def inherited(tags: Mapping[str, str]) -> dict[str, str]:
-    """What a model's version takes over of its run's tags: where it comes from."""
+    """The tags of a run that its model's version takes over: those that say where it comes from."""
     return {name: tags[name] for name in tags if name.startswith(PREFIX) and name not in _OF_THE_RUN}
 
 

@@ -1,4 +1,4 @@
-"""What may be written into MLflow's tags and params: clipped, redacted, under names that MLflow accepts.
+"""Tags and params as they may be written into MLflow: clipped, redacted, under names that it accepts.
 
 Tags are read by everybody who can open the tracking server's page, so no credential may reach them, not even
 by accident (an image with a registry password, a command line with ``--token=...``).
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import clip
 from nighttrain.providers.redaction import HIDDEN, is_secret, redact
-from nighttrain.providers.tracking.names import MAX_RUN_TAG, MAX_VERSION_TAG, check_key
+from nighttrain.providers.tracking.names import MAX_RUN_TAG, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,6 +57,3 @@ def quoted(value: str) -> str | None:
     if '"' not in value:
         return f'"{value}"'
     return None
-
-
-__all__ = ["MAX_RUN_TAG", "MAX_VERSION_TAG", "PREFIX", "clean_tags", "quoted", "redact"]

@@ -36,7 +36,7 @@ async def open_parents(client: MLflowClient, *, orchestrator: str, begun_before:
 
 
 async def has_children(client: MLflowClient, parent: Run) -> bool:
-    """Whether a task of the DAG run has a run.
+    """Tell whether any task of the DAG run has a run.
 
     :raises TrackingError: MLflow does not answer, or refuses
     """

@@ -55,9 +55,9 @@ class MLflowConnection:
         return self._page(f"models/{quote(model_name, safe='')}/versions/{version}")
 
     def _page(self, place: str) -> str:
-        from nighttrain.providers.tracking.config import page
+        from nighttrain.providers.tracking.config import page_url
 
-        return page(self.ui_uri, place, self.config)
+        return page_url(self.ui_uri, place, self.config)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a serving system must be able to do for a rollout, and the values that go to and fro."""
+"""The interface of a serving system to a rollout, and the values that go to and fro."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Readiness:
-    """How far a version is.
+    """The state of a version on its way to ready.
 
     :param ready: every replica is of the present form and ready
     :param answers: at least one is, and none of an older form is left
@@ -44,7 +44,7 @@ class VersionStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointStatus:
-    """What an endpoint serves.
+    """The versions behind an endpoint, and the one that serves.
 
     :param candidate_version: what the last rollout is bringing up, until it is switched to or aborted
     :param selected_version: where the Service sends requests; not the stable version where somebody changed
@@ -70,7 +70,7 @@ class EndpointStatus:
 
     @property
     def answers(self) -> bool:
-        """Whether at least one pod of the stable version is there for the requests."""
+        """True if at least one pod of the stable version is there for the requests."""
         return self.replicas > 0 and self.ready_replicas > 0
 
     def describe(self) -> str:
@@ -97,12 +97,12 @@ class ServingBackend(Protocol):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The serving system's name, for messages."""
         ...
 
     @property
     def splits_traffic(self) -> bool:
-        """Whether two versions can share the requests by weight."""
+        """True if two versions can share the requests by weight."""
         ...
 
     async def check(self, spec: ServingSpec) -> None:
@@ -128,11 +128,11 @@ class ServingBackend(Protocol):
         ...
 
     async def readiness(self, endpoint: str, namespace: str, version: str) -> Readiness:
-        """How far the version is."""
+        """Look at the version on its way to ready."""
         ...
 
     async def last_lines(self, endpoint: str, namespace: str, version: str) -> tuple[str, ...]:
-        """What the version printed last; best effort, empty if it cannot be had."""
+        """The lines that the version printed last; best effort, empty if they cannot be had."""
         ...
 
     async def switch(self, endpoint: str, namespace: str, version: str) -> None:
@@ -144,7 +144,7 @@ class ServingBackend(Protocol):
         ...
 
     async def status(self, endpoint: str, namespace: str) -> EndpointStatus | None:
-        """What the endpoint serves; None if nothing was ever switched to."""
+        """The endpoint's state; None if nothing was ever switched to."""
         ...
 
     async def remove(self, endpoint: str, namespace: str, version: str) -> None:

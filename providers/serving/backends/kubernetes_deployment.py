@@ -21,6 +21,7 @@ from nighttrain.providers.errors import (
     clip,
 )
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES
+from nighttrain.providers.kubernetes.job.pod_template import MAIN_CONTAINER
 from nighttrain.providers.kubernetes.values.objects import (
     is_deleting,
     main_container_spec,
@@ -204,7 +205,7 @@ class KubernetesDeployments:
         return True
 
     async def readiness(self, endpoint: str, namespace: str, version: str) -> Readiness:
-        """How far the version is."""
+        """Judge the version's Deployment and pods."""
         deployment = await self._deployment(endpoint, namespace, version)
         if deployment is None:
             gone = "Its Deployment does not exist: it was never started, or somebody deleted it."
@@ -212,9 +213,7 @@ class KubernetesDeployments:
         return judge(deployment, await self._pods(endpoint, namespace, version))
 
     async def last_lines(self, endpoint: str, namespace: str, version: str) -> tuple[str, ...]:
-        """What the newest pod of the version printed last; empty if that cannot be had."""
-        from nighttrain.providers.kubernetes.job.pod_template import MAIN_CONTAINER
-
+        """The last lines of the version's newest pod; empty if they cannot be had."""
         lines: list[str] = []
         try:
             pods = await self._pods(endpoint, namespace, version)
@@ -232,7 +231,10 @@ class KubernetesDeployments:
         return tuple(lines)
 
     async def switch(self, endpoint: str, namespace: str, version: str) -> None:
-        """One patch: selector, stable and previous version together."""
+        """Change selector, stable and previous version in one patch.
+
+        :raises RolloutFailedError: the version is gone or scaled to zero
+        """
 
         async def attempt() -> None:
             deployment = await self._deployment(endpoint, namespace, version)
@@ -427,7 +429,7 @@ def _annotations(found: Json | None) -> dict[str, str]:
 
 
 def _form(found: Json) -> Json:
-    """What a new form replaces."""
+    """The part of a Deployment that a new form replaces."""
     return {
         "annotations": _annotations(found),
         "labels": metadata(found).get("labels"),

@@ -48,7 +48,7 @@ def deployment_name(endpoint: str, version: str) -> str:
 
 
 def version_labels(endpoint: str, version: str) -> dict[str, str]:
-    """What selects the pods of one version."""
+    """The labels that select the pods of one version."""
     return {ENDPOINT_LABEL: endpoint, VERSION_LABEL: version}
 
 

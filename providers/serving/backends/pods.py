@@ -1,4 +1,4 @@
-"""How far a Deployment is: a pure function of what the API reports."""
+"""The readiness of a Deployment, as a pure function of what the API reports."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def judge(deployment: Json, pods: Sequence[Json]) -> Readiness:
 
 
 def desired_replicas(deployment: Json) -> int:
-    """How many pods the Deployment is told to have; the API takes 1 where nobody said."""
+    """The number of pods that the Deployment asks for; the API takes 1 where nobody said."""
     wanted = whole(mapping(deployment.get("spec")).get("replicas"))
     return 1 if wanted is None else wanted
 
 
 def _is_left_over(deployment: Json, pod: Json) -> bool:
-    """Whether a pod belongs to a form of the Deployment given up, or to a deleted one of that name."""
+    """Tell a pod of a form given up, or of a deleted Deployment of that name, from the present ones."""
     born, pod_born = (text(metadata(item).get("creationTimestamp")) for item in (deployment, pod))
     template = mapping(mapping(deployment.get("spec")).get("template"))
     held = (mapping(metadata(item).get("annotations")) for item in (template, pod))
@@ -95,7 +95,7 @@ def _is_left_over(deployment: Json, pod: Json) -> bool:
 
 
 def _conditions(deployment: Json) -> tuple[str | None, str | None]:
-    """What the Deployment itself says: a failure, a doubt."""
+    """The failure and the doubt that the Deployment itself reports."""
     refused = any_condition(deployment, "ReplicaFailure")
     if refused.get("status") == "True":
         said = text(refused.get("message"))
@@ -109,7 +109,7 @@ def _conditions(deployment: Json) -> tuple[str | None, str | None]:
 
 
 def _pod(pod: Json) -> tuple[str | None, str | None]:
-    """What one pod that is not ready says: a failure, a doubt."""
+    """The failure and the doubt that one pod reports which is not ready."""
     state = status(pod)
     for entry in (*items(state.get("initContainerStatuses")), *items(state.get("containerStatuses"))):
         now = mapping(entry.get("state"))
