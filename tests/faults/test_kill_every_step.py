@@ -23,6 +23,7 @@ import pytest
 import stamina
 
 from helpers import importable_helpers
+from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.faulty_flows.airflow_tasks import over
 from helpers.faulty_flows.call_faults import Fault, injecting
 from helpers.faulty_flows.flow import Flow, Plan
@@ -68,11 +69,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
     directory = tmp_path_factory.mktemp("kill")
     images = {"py": sys.executable, "model-server": f"{sys.executable}:{SERVING_IMAGE}"}
     with pytest.MonkeyPatch.context() as patched, EmbeddedCluster(images=images) as cluster:
-        extra = {"kube_config_path": str(cluster.kubeconfig)}
-        kubernetes = {"conn_type": "kubernetes", "extra": extra}
-        patched.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
-        tracking = {"conn_type": "mlflow", "host": mlflow_server.uri}
-        patched.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
+        connect_kubernetes(patched, cluster)
+        connect_mlflow(patched, mlflow_server.uri)
         # Triggers hold their event back for a scheduler; there is none here. Two seconds are added to it.
         patched.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-2")
         patched.setattr(outages, "PAUSE_SECONDS", 0.05)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
+from helpers.airflow_connections import connect_kubernetes
 from helpers.certificates import Authority
 from helpers.mlflow_server import MLflowServer, free_port
 from helpers.server_proxy import ServerProxy
@@ -27,8 +27,7 @@ SUCCEEDS, FAILS = "print(1)", "print('no such column'); raise SystemExit(3)"
 
 @pytest.fixture(autouse=True)
 def quick(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+    connect_kubernetes(monkeypatch, cluster)
     # How long one call is tried again, and what a trigger waits beside: neither is what is looked at here.
     monkeypatch.setattr(client.TrackingConfig.__init__, "__defaults__", _asking_once())
     monkeypatch.setattr(triggers, "REPORT_SECONDS", 0.0)
