@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from helpers.airflow_connections import connect_kubernetes
 from helpers.certificates import Authority
 from helpers.mlflow_server import MLflowServer, free_port
+from helpers.polling import until_async
 from helpers.server_proxy import ServerProxy
 from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
@@ -126,9 +127,7 @@ async def test_a_mistake_made_while_it_runs_loses_nothing_and_is_noticed_when_me
     monkeypatch.setattr(triggers, "REREAD_SECONDS", 0.05)
     trigger.poll_seconds = 0.02
     answered = asyncio.create_task(_first(trigger))
-    async with asyncio.timeout(30):
-        while len(scripted.requests) < 4:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until_async(lambda: len(scripted.requests) >= 4)
     assert not answered.done()
     task.mlflow_is(mlflow_server.uri)
     event = await answered
