@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +26,14 @@ __all__ = [
     "mlflow_store",
     "scripted",
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Airflow reads its settings once, when it is imported: they must not be this machine's."""
+    home = tempfile.TemporaryDirectory(prefix="nighttrain-airflow-", ignore_cleanup_errors=True)
+    config.add_cleanup(home.cleanup)
+    os.environ["AIRFLOW_HOME"] = home.name
+    os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

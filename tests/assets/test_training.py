@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import dagster as dg
 import pytest
 
 from helpers.mlflow_server import free_port, running_mlflow, unique
+from helpers.polling import until
 from nighttrain.assets.resources import KubernetesResource, MLflowResource
 from nighttrain.assets.training import training_asset
 from nighttrain.assets.workload import Step, consume, run_workload
@@ -62,10 +62,9 @@ def until_runs(cluster: EmbeddedCluster, argument: str) -> None:
     def runs(pod: dict[str, Any]) -> bool:
         return pod["status"].get("phase") == "Running" and argument in pod["spec"]["containers"][0]["args"]
 
-    deadline = time.monotonic() + 60
-    while not any(map(runs, cluster.call(lambda store: store.list(PODS)[0]))):
-        assert time.monotonic() < deadline, f"no pod runs with {argument}"
-        time.sleep(0.05)
+    until(
+        lambda: any(map(runs, cluster.call(lambda store: store.list(PODS)[0]))), 60, f"a pod with {argument}"
+    )
 
 
 def experiments(server: MLflowServer) -> set[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from helpers.conformance_client import MERGE_PATCH, WAIT_SECONDS, causes, condition, conditions, refusal
+from helpers.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,11 +85,11 @@ class Kind:
         answer = self.try_declare(self.definition(*(versions or (version(),))))
         assert answer.status_code == 201, answer.text
         served = [each["name"] for each in answer.json()["spec"]["versions"] if each["served"]]
-        until(lambda: conditions(self.read()).get("Established") == "True")
+        until(lambda: conditions(self.read()).get("Established") == "True", WAIT_SECONDS)
         for name in served:
             # Discovery and the objects become known one by one.
             for path in (f"/apis/{self.group}/{name}", f"/apis/{self.group}/{name}/widgets"):
-                until(lambda path=path: self.cluster.call("GET", path).status_code == 200)
+                until(lambda path=path: self.cluster.call("GET", path).status_code == 200, WAIT_SECONDS)
         return self.read()
 
     def read(self) -> Object:
@@ -133,21 +133,13 @@ class Kind:
         return found
 
 
-def until(holds: Any) -> None:
-    """There is nothing to watch for what a server serves."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not holds():
-        assert time.monotonic() < end, "never seen"
-        time.sleep(0.1)
-
-
 @pytest.fixture
 def kind(cluster: Cluster) -> Iterator[Kind]:
     made = Kind(cluster, f"conformance-{secrets.token_hex(6)}.example.com")
     yield made
     # Its objects have no finalizers: they go with it.
     made.delete()
-    until(made.gone)
+    until(made.gone, WAIT_SECONDS)
 
 
 def test_a_definition_is_established(kind: Kind) -> None:
@@ -346,7 +338,7 @@ def test_the_newest_stable_version_is_preferred(kind: Kind) -> None:
     """Versions in CustomResourceDefinitions, Version priority."""
     names = ("v1beta1", "v2", "v10", "v1alpha1")
     kind.declare(*(version(name, storage=name == "v2") for name in names))
-    until(lambda: kind.cluster.call("GET", f"/apis/{kind.group}").status_code == 200)
+    until(lambda: kind.cluster.call("GET", f"/apis/{kind.group}").status_code == 200, WAIT_SECONDS)
     group = kind.cluster.call("GET", f"/apis/{kind.group}").json()
     assert [each["version"] for each in group["versions"]] == ["v10", "v2", "v1beta1", "v1alpha1"]
     assert group["preferredVersion"]["version"] == "v10"
@@ -389,8 +381,8 @@ def test_a_deleted_definition_takes_its_objects_along(kind: Kind, space: Space) 
     kind.declare()
     kind.create(space, {"size": 3})
     assert kind.delete().status_code == 200
-    until(kind.gone)
-    until(lambda: kind.cluster.call("GET", kind.path(space)).status_code == 404)
+    until(kind.gone, WAIT_SECONDS)
+    until(lambda: kind.cluster.call("GET", kind.path(space)).status_code == 404, WAIT_SECONDS)
     # The same definition again begins with nothing.
     kind.declare()
     assert kind.cluster.call("GET", kind.path(space)).json()["items"] == []

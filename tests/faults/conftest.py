@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pytest
-
-# Airflow reads its settings once, when it is imported: they must not be this machine's.
-_home = tempfile.TemporaryDirectory(prefix="nighttrain-airflow-")
-os.environ.setdefault("AIRFLOW_HOME", _home.name)
-os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

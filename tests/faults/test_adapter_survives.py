@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.container_code import lasts_until
+from helpers.polling import until
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.errors import ObjectConflictError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient
@@ -88,15 +89,6 @@ async def test_a_conflict_at_a_creation_is_no_refusal(
         await submit(client, "print('trained')", other)
 
 
-# Ends, as told, once the file is there.
-UNTIL = """
-import pathlib, sys, time
-while not pathlib.Path({path!r}).exists():
-    time.sleep(0.02)
-sys.exit({code})
-"""
-
-
 @pytest.mark.parametrize(("code", "kind"), [(0, OutcomeKind.SUCCEEDED), (3, OutcomeKind.APPLICATION_ERROR)])
 async def test_a_wait_with_cut_watches_and_an_expired_history_ends_right(
     cluster: EmbeddedCluster,
@@ -113,7 +105,7 @@ async def test_a_wait_with_cut_watches_and_an_expired_history_ends_right(
         Fault.expire(resource="pods"),
     ]
     cluster.faults.add(*faults)
-    job = await submit(client, UNTIL.format(path=str(tmp_path / "go"), code=code), identity)
+    job = await submit(client, lasts_until(tmp_path / "go") + f"raise SystemExit({code})", identity)
     waiting = asyncio.create_task(wait(client, job))
     for fault in faults:
         assert await asyncio.to_thread(cluster.faults.wait_for, fault, 1, 30)
@@ -133,10 +125,7 @@ async def test_a_wait_outlives_the_server_and_tells_that_the_node_was_lost(
     waiting = asyncio.create_task(wait(client, job))
 
     def restart_once_it_runs() -> None:
-        end = time.monotonic() + 20
-        while not begun.exists():
-            assert time.monotonic() < end, "the pod did not start"
-            time.sleep(0.02)
+        until(begun.exists, 20, "the pod to start")
         cluster.restart()
 
     await asyncio.to_thread(restart_once_it_runs)

@@ -23,6 +23,7 @@ import pytest
 import stamina
 
 from helpers import importable_helpers
+from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.faulty_flows.airflow_tasks import over
 from helpers.faulty_flows.call_faults import Fault, injecting
 from helpers.faulty_flows.flow import Flow, Plan
@@ -37,7 +38,7 @@ from helpers.faulty_flows.plans import (
     sample,
 )
 from helpers.faulty_flows.regressions import FOUND
-from helpers.faulty_flows.runner import Arena, Verdict, arena
+from helpers.faulty_flows.runner import PlanRunner, Verdict, plan_runner
 from nighttrain.operators import cluster_outages
 from nighttrain.providers.attempts import wait_for_end
 from nighttrain.providers.kubernetes.mirror import feed
@@ -64,15 +65,12 @@ Recorded = Mapping[str, Mapping[Call, int]]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer) -> Iterator[Arena]:
+def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer) -> Iterator[PlanRunner]:
     directory = tmp_path_factory.mktemp("kill")
     images = {"py": sys.executable, "model-server": f"{sys.executable}:{SERVING_IMAGE}"}
     with pytest.MonkeyPatch.context() as patched, EmbeddedCluster(images=images) as cluster:
-        extra = {"kube_config_path": str(cluster.kubeconfig)}
-        kubernetes = {"conn_type": "kubernetes", "extra": extra}
-        patched.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
-        tracking = {"conn_type": "mlflow", "host": mlflow_server.uri}
-        patched.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
+        connect_kubernetes(patched, cluster)
+        connect_mlflow(patched, mlflow_server.uri)
         # Triggers hold their event back for a scheduler; there is none here. Two seconds are added to it.
         patched.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "-2")
         patched.setattr(cluster_outages, "PAUSE_SECONDS", 0.05)
@@ -89,13 +87,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, mlflow_server: MLflowServer)
             stamina.set_testing(True, attempts=10, cap=True),
             injecting(),
             over.answering(),
-            arena(str(cluster.kubeconfig), directory, mlflow_server) as ready,
+            plan_runner(str(cluster.kubeconfig), directory, mlflow_server) as ready,
         ):
             yield ready
 
 
 @pytest.fixture(scope="module")
-def recorded(place: Arena, request: pytest.FixtureRequest) -> Recorded:
+def recorded(place: PlanRunner, request: pytest.FixtureRequest) -> Recorded:
     """The calls of each shape of flow while nothing goes wrong."""
     times = 2 if request.config.getoption("--kill-every", default=False) else 1
     flows = place.record([plan for plan in SHAPES.values() for _ in range(times)])
@@ -117,7 +115,7 @@ def no_promise_is_broken(verdicts: list[Verdict]) -> None:
 
 
 def test_every_fault_at_every_boundary_breaks_no_promise(
-    place: Arena, recorded: Recorded, request: pytest.FixtureRequest
+    place: PlanRunner, recorded: Recorded, request: pytest.FixtureRequest
 ) -> None:
     every = every_boundary(recorded)
     if request.config.getoption("--kill-every", default=False):
@@ -142,7 +140,9 @@ def test_every_fault_at_every_boundary_breaks_no_promise(
     assert not missing, f"no schedule has shown {sorted(missing)}"
 
 
-def test_what_once_found_something_breaks_no_promise(place: Arena, request: pytest.FixtureRequest) -> None:
+def test_what_once_found_something_breaks_no_promise(
+    place: PlanRunner, request: pytest.FixtureRequest
+) -> None:
     given = request.config.getoption("--kill-plan", default=None)
     plans = FOUND
     if given is not None:
@@ -154,7 +154,7 @@ def test_what_once_found_something_breaks_no_promise(place: Arena, request: pyte
 
 
 def test_random_schedules_break_no_promise(
-    place: Arena, recorded: Recorded, request: pytest.FixtureRequest
+    place: PlanRunner, recorded: Recorded, request: pytest.FixtureRequest
 ) -> None:
     one = request.config.getoption("--kill-seed", default=None)
     many = request.config.getoption("--kill-seeds", default=None) or 8
@@ -206,7 +206,7 @@ class Worker:
 
 
 def test_a_worker_killed_at_random_moments_leaves_one_of_everything(
-    place: Arena, request: pytest.FixtureRequest
+    place: PlanRunner, request: pytest.FixtureRequest
 ) -> None:
     rounds = request.config.getoption("--kill-rounds", default=None) or 1
     worker = Worker()

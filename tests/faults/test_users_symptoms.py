@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers.container_code import lasts_until
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.job.checked import check_workload
@@ -62,11 +63,6 @@ async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
 def identity() -> WorkloadIdentity:
     run = f"symptom-{next(_numbers)}"
     return WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")
-
-
-def until_exists(path: Path) -> str:
-    """Training code that lasts until a file appears."""
-    return f"import os, time\nwhile not os.path.exists({str(path)!r}): time.sleep(0.02)"
 
 
 def spec(code: str, **fields: Any) -> WorkloadSpec:
@@ -294,7 +290,7 @@ async def test_too_many_requests_fail_the_task__airflow_58033_58397(
         Fault.answer(429, retry_after=1, verb=verb, resource="jobs") for verb in ("create", "list", "watch")
     ]
     cluster.faults.add(*faults)
-    job = await submit(client, spec(until_exists(tmp_path / "go")), identity)
+    job = await submit(client, spec(lasts_until(tmp_path / "go")), identity)
     waiting = asyncio.create_task(wait(client, job))
     for fault in faults:
         assert await asyncio.to_thread(cluster.faults.wait_for, fault, 1, 30)
@@ -308,7 +304,7 @@ async def test_410_gone_ends_the_watch__airflow_21087_37369_44127(
 ) -> None:
     gone = Fault.expire(resource="jobs")
     cluster.faults.add(Fault.cut(verb="watch", resource="jobs"), gone)
-    job = await submit(client, spec(until_exists(tmp_path / "go")), identity)
+    job = await submit(client, spec(lasts_until(tmp_path / "go")), identity)
     waiting = asyncio.create_task(wait(client, job))
     assert await asyncio.to_thread(cluster.faults.wait_for, gone, 1, 30)
     (tmp_path / "go").touch()

@@ -10,7 +10,8 @@ RECORDINGS = TESTS / "data" / "recordings"
 """What a real cluster did; see also the folders of this name beside single tests."""
 
 
-def importable_helpers() -> dict[str, str]:
-    """This process's environment, in which a process finds the helpers too."""
+def importable_helpers(*folders: Path) -> dict[str, str]:
+    """This process's environment, in which a child finds the helpers, and modules of the folders."""
     inherited = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *([inherited] if inherited else [])])}
+    paths = [*map(str, (TESTS, *folders)), *([inherited] if inherited else [])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

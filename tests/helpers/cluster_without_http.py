@@ -6,11 +6,11 @@ import asyncio
 import json
 import re
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from helpers import RECORDINGS
+from helpers.polling import until
 from nighttrain.providers.local.cluster.controllers.controllers import Controllers
 from nighttrain.providers.local.cluster.controllers.pace import BackOff
 from nighttrain.providers.local.cluster.machine.images import ImageTable
@@ -104,14 +104,9 @@ class Running:
 
 async def process_ends(number: int) -> None:
     """Return once the process is gone; an error after five seconds."""
-
-    def look() -> None:
-        end = time.monotonic() + 5
-        while Path(f"/proc/{number}").exists():
-            assert time.monotonic() < end, f"process {number} still runs"
-            time.sleep(0.01)
-
-    await asyncio.to_thread(look)
+    await asyncio.to_thread(
+        until, lambda: not Path(f"/proc/{number}").exists(), 5, f"process {number} to end"
+    )
 
 
 def pod(name: str, *command: str, grace: int = 1, spec: Object | None = None, **container: Any) -> Object:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx
+
+from helpers.http_server import QuietHandler, serving
 
 PASSED_ON = ("content-type", "x-mlflow-workspace")
 
@@ -66,7 +65,7 @@ def proxy(upstream: str, judge: Judge) -> Iterator[Proxy]:
     """A proxy on a port of its own."""
     made = Proxy(upstream, judge)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
@@ -83,17 +82,5 @@ def proxy(upstream: str, judge: Judge) -> Iterator[Proxy]:
 
         do_GET = do_POST = do_PATCH = do_DELETE = do_PUT = answer  # noqa: N815
 
-        def log_message(self, *_: Any) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    made.uri = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(Handler) as made.uri:
         yield made
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

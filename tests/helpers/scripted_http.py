@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
+from helpers.http_server import QuietHandler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Scripted:
 def scripted() -> Iterator[Scripted]:
     script = Scripted()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             script.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
@@ -76,17 +76,5 @@ def scripted() -> Iterator[Scripted]:
 
         do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
 
-        def log_message(self, format: str, *values: object) -> None:  # noqa: A002
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    script.uri = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(Handler) as script.uri:
         yield script
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

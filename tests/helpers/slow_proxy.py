@@ -6,10 +6,11 @@ import random
 import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import httpx
+
+from helpers.http_server import QuietHandler, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ def slow_proxy(upstream: str, *, seconds: float, seed: int = 0) -> Iterator[str]
             pause = dice.uniform(0, seconds)
         time.sleep(pause)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def answer(self) -> None:
@@ -47,17 +48,5 @@ def slow_proxy(upstream: str, *, seconds: float, seed: int = 0) -> Iterator[str]
 
         do_GET = do_POST = answer  # noqa: N815
 
-        def log_message(self, format: str, *values: object) -> None:  # noqa: A002
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        client.close()
+    with client, serving(Handler) as address:
+        yield address

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from helpers.airflow_connections import connect_mlflow
 from helpers.mlflow_server import unique
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.local.cluster.store.resources import JOBS
@@ -34,8 +35,7 @@ class Task:
         )
 
     def mlflow_is(self, host: str, **fields: Any) -> None:
-        connection = {"conn_type": "mlflow", "host": host, **fields}
-        self._environment.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(connection))
+        connect_mlflow(self._environment, host, **fields)
 
     def execute(self) -> dict[str, Any] | None:
         return self.operator.execute(self.context)

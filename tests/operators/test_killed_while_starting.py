@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import threading
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
+from helpers.airflow_connections import connect_kubernetes
 from helpers.training_task import Task
 from nighttrain.operators.workload import Prepared
 from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
@@ -36,8 +36,7 @@ def task(
     state: str,
 ) -> Task:
     """A training that notes its start and goes on, of a task with this state."""
-    kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
+    connect_kubernetes(monkeypatch, cluster)
     code = f"open({str(tmp_path / 'runs')!r}, 'w').close(); import time; time.sleep(60)"
     task = Task(monkeypatch, code, deferrable=False, termination_grace_period=1)
     task.mlflow_is(mlflow_server.uri)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
+from helpers.airflow_connections import connect_kubernetes
 from helpers.certificates import Authority
 from helpers.mlflow_server import MLflowServer, free_port
+from helpers.polling import until_async
 from helpers.server_proxy import ServerProxy
 from helpers.training_task import Task
 from nighttrain.providers.errors import ApplicationError, TrackingUnreachableError
@@ -27,8 +28,7 @@ SUCCEEDS, FAILS = "print(1)", "print('no such column'); raise SystemExit(3)"
 
 @pytest.fixture(autouse=True)
 def quick(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+    connect_kubernetes(monkeypatch, cluster)
     # How long one call is tried again, and what a trigger waits beside: neither is what is looked at here.
     monkeypatch.setattr(tracking.TrackingConfig.__init__, "__defaults__", _asking_once())
     monkeypatch.setattr(settling, "REPORT_SECONDS", 0.0)
@@ -127,9 +127,7 @@ async def test_a_mistake_made_while_it_runs_loses_nothing_and_is_noticed_when_me
     monkeypatch.setattr(mlflow_answers, "REREAD_SECONDS", 0.05)
     trigger.poll_seconds = 0.02
     answered = asyncio.create_task(_first(trigger))
-    async with asyncio.timeout(30):
-        while len(scripted.requests) < 4:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until_async(lambda: len(scripted.requests) >= 4)
     assert not answered.done()
     task.mlflow_is(mlflow_server.uri)
     event = await answered

@@ -12,6 +12,7 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 from kubernetes.client import V1EnvVar
 
+from helpers.airflow_connections import connect_mlflow
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
@@ -34,8 +35,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> None:
     content = json.dumps({"apiVersion": "v1", "kind": "Config"})
     kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config": content}}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
-    mlflow = {"conn_type": "mlflow", "host": "http://127.0.0.1:9"}
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(mlflow))
+    connect_mlflow(monkeypatch, "http://127.0.0.1:9")
 
 
 def rendered(kind: Any, native: bool = True, **fields: Any) -> Any:

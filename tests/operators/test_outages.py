@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stamina
 
+from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators import cluster_outages
 from nighttrain.operators.cluster_outages import PAUSE_SECONDS, waiting_out
@@ -85,10 +86,8 @@ def test_only_an_answer_that_may_change_is_asked_for_again(status: int, waits: b
 def test_a_training_starts_and_settles_once_through_an_outage(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
-    tracking = {"conn_type": "mlflow", "host": mlflow_server.uri}
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
+    connect_kubernetes(monkeypatch, cluster)
+    connect_mlflow(monkeypatch, mlflow_server.uri)
     monkeypatch.setattr(cluster_outages, "PAUSE_SECONDS", 0.01)
     dag_id = unique("outage")
     ti: Any = SimpleNamespace(

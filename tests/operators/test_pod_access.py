@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
+from helpers.airflow_connections import connect_kubernetes
 from helpers.certificates import Authority
 from helpers.server_proxy import ServerProxy
 from helpers.training_task import Task
@@ -41,8 +41,7 @@ urllib.request.urlopen(request, timeout=20, context=context).close()
 
 @pytest.fixture(autouse=True)
 def kubernetes(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+    connect_kubernetes(monkeypatch, cluster)
 
 
 async def test_a_training_reaches_mlflow_behind_a_companys_certificate(

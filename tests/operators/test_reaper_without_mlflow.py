@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.mlflow_server import free_port
 from nighttrain.operators.maintenance import ReapWorkloadsOperator
 from nighttrain.providers.attempts.lifecycle import submit
@@ -37,8 +37,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedCluster]:
     once = tuple(0.0 if value == tracking.RETRY_SECONDS else value for value in defaults)
     monkeypatch.setattr(tracking.TrackingConfig.__init__, "__defaults__", once)
     with EmbeddedCluster(images={"py": sys.executable}) as running:
-        connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(running.kubeconfig)}}
-        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+        connect_kubernetes(monkeypatch, running)
         yield running
 
 
@@ -52,8 +51,7 @@ def test_the_workload_goes_and_the_task_fails_so_that_it_is_tried_again(
     cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address = f"http://127.0.0.1:{free_port()}"
-    connection = {"conn_type": "mlflow", "host": address}
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(connection))
+    connect_mlflow(monkeypatch, address)
     run_sync(start(cluster))
     reaper = ReapWorkloadsOperator(task_id="reap", minimum_age_seconds=0, mlflow_conn_id="mlflow_default")
     context: Any = {"ti": SimpleNamespace(get_task_states=lambda **_: {"r": {"train": "failed"}})}

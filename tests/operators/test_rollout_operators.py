@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowTaskTimeout, TaskDeferralTimeout, Task
 from airflow.sdk.execution_time.task_runner import _run_execute_callable
 from airflow.triggers.base import TriggerEvent
 
+from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import PromoteModelOperator
 from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
@@ -89,10 +90,8 @@ def cluster() -> Iterator[EmbeddedCluster]:
 def controllers(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Controllers]:
-    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
-    tracking = {"conn_type": "mlflow", "host": mlflow_server.uri}
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
+    connect_kubernetes(monkeypatch, cluster)
+    connect_mlflow(monkeypatch, mlflow_server.uri)
     controllers = Controllers(cluster)
     with controllers.running():
         yield controllers

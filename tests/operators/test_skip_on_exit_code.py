@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
+from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.history import history_of
@@ -28,11 +29,8 @@ NOTHING_TO_DO = 99
 def context(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
-    kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
-    monkeypatch.setenv(
-        "AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps({"conn_type": "mlflow", "host": mlflow_server.uri})
-    )
+    connect_kubernetes(monkeypatch, cluster)
+    connect_mlflow(monkeypatch, mlflow_server.uri)
     ti = SimpleNamespace(
         dag_id=unique("nightly"), run_id="r", task_id="train", map_index=-1, try_number=1, max_tries=0
     )

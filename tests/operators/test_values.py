@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
 
+from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.lineage_keys import LINEAGE_KEYS, RUN_KEYS
 from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import ModelGateOperator, RegisterModelOperator
@@ -64,10 +65,8 @@ class Airflow:
 def airflow(
     cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> Airflow:
-    kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
-    tracking = {"conn_type": "mlflow", "host": mlflow_server.uri}
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(tracking))
+    connect_kubernetes(monkeypatch, cluster)
+    connect_mlflow(monkeypatch, mlflow_server.uri)
     return Airflow()
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 
+from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators import workload_notes
 from nighttrain.operators.training import TrainingJobOperator
@@ -119,11 +120,8 @@ def test_a_job_that_never_started_is_not_told_as_lost(
         "task_state_store": store,
     }
     with EmbeddedCluster(images={"py": sys.executable}) as cluster:
-        kubernetes = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(kubernetes))
-        monkeypatch.setenv(
-            "AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps({"conn_type": "mlflow", "host": mlflow_server.uri})
-        )
+        connect_kubernetes(monkeypatch, cluster)
+        connect_mlflow(monkeypatch, mlflow_server.uri)
         for ti.try_number in (1, 2):
             with pytest.raises(WorkloadFailedError):
                 TrainingJobOperator(

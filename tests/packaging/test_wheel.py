@@ -101,8 +101,7 @@ def test_provider_info_is_what_airflow_wants() -> None:
 
 
 ASK_AIRFLOW = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
+import json
 import nighttrain.operators.links
 from airflow.providers_manager import ProvidersManager
 manager = ProvidersManager()
@@ -128,7 +127,7 @@ def seen(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         archive.extractall(unpacked)
     settings = {"AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow")), "PYTHONPATH": str(unpacked)}
     child = subprocess.run(
-        [sys.executable, "-c", ASK_AIRFLOW, str(unpacked)],
+        [sys.executable, "-c", ASK_AIRFLOW],
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
@@ -161,8 +160,6 @@ def test_airflow_knows_the_links(seen: dict[str, Any]) -> None:
 
 
 LOAD_SCHEMAS = """
-import sys
-sys.path.insert(0, sys.argv[1])
 from nighttrain.providers.local.cluster.kinds import builtin_schemas
 print(builtin_schemas.__file__)
 print(*builtin_schemas.definitions())
@@ -173,7 +170,11 @@ def test_an_installed_wheel_has_the_embedded_clusters_schemas(wheel: Path, tmp_p
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     asked = subprocess.run(
-        [sys.executable, "-c", LOAD_SCHEMAS, str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", LOAD_SCHEMAS],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert asked.returncode == 0, asked.stderr
     file, names = asked.stdout.splitlines()
@@ -190,9 +191,8 @@ reveal_type(WorkloadSpec(image="py").image)
 """
 
 GUESSES = """
-import importlib, sys
-sys.path.insert(0, sys.argv[1])
-for guess in sys.argv[2:]:
+import sys
+for guess in sys.argv[1:]:
     module, _, name = guess.partition(":")
     try:
         exec(f"from {module} import {name}")
@@ -245,7 +245,8 @@ def test_a_missing_extra_names_the_command_that_brings_it(
     # Below a folder that is called like a package, as where Airflow's home is.
     (alone / package).mkdir(exist_ok=True)
     asked = subprocess.run(
-        [alone / "bin" / "python", "-c", GUESSES, alone, guess],
+        [alone / "bin" / "python", "-c", GUESSES, guess],
+        env={**os.environ, "PYTHONPATH": str(alone)},
         cwd=ROOT,  # a clone: its folders are not the package
         capture_output=True,
         text=True,

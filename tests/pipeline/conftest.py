@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
+from helpers.http_server import QuietHandler, serving
 from helpers.pipeline import Pipeline
 from nighttrain.providers.local.stack import Stack, free_port
 
@@ -41,7 +40,7 @@ DAG_IDS = (
 )
 
 
-class _Unauthorised(BaseHTTPRequestHandler):
+class _Unauthorised(QuietHandler):
     """A server that accepts nobody."""
 
     def _refuse(self) -> None:
@@ -51,20 +50,12 @@ class _Unauthorised(BaseHTTPRequestHandler):
 
     do_GET = do_POST = _refuse  # noqa: N815
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        return
-
 
 @pytest.fixture(scope="session")
 def unauthorised() -> Iterator[str]:
     """The address of a server that answers 401 to everything."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unauthorised)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(_Unauthorised) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

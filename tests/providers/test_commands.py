@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
 
 from helpers.certificates import Authority
+from helpers.http_server import QuietHandler, serving
 from helpers.mlflow_proxy import proxy
 from helpers.mlflow_server import free_port
 from helpers.server_proxy import ServerProxy
@@ -43,8 +42,8 @@ class Airflow:
         self.states: dict[str, str] = {}
         airflow = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class Handler(QuietHandler):
+            def do_GET(self) -> None:  # noqa: N802
                 if self.path == "/api/v2/version":
                     return self.answer(200, {"version": "3.3.2", "git_version": None})
                 if self.headers.get("Authorization") != "Bearer right":
@@ -61,23 +60,15 @@ class Airflow:
                 self.end_headers()
                 self.wfile.write(content)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.handler, self.url = Handler, ""
 
 
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Airflow]:
     running = Airflow()
-    thread = threading.Thread(target=running.server.serve_forever)
-    thread.start()
     monkeypatch.setenv("NIGHTTRAIN_AIRFLOW_TOKEN", "right")
-    yield running
-    running.server.shutdown()
-    thread.join()
-    running.server.server_close()
+    with serving(running.handler) as running.url:
+        yield running
 
 
 async def start(cluster: EmbeddedCluster, *runs: str) -> None:

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from helpers.container_code import lasts_until
 from helpers.mlflow_server import unique
+from helpers.polling import until_async
 from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts.attempt import StartedWorkload
 from nighttrain.providers.attempts.lifecycle import find_live
@@ -245,10 +247,10 @@ async def test_what_needs_the_runs_id_does_not_start_without_a_run(
 
 @pytest.mark.parametrize("retry", ["during the outage", "after the outage"])
 async def test_a_retry_of_what_started_during_the_outage_opens_no_second_run(
-    cluster: EmbeddedCluster, mlflow_server: MLflowServer, retry: str
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, tmp_path: Path, retry: str
 ) -> None:
     async with outage(mlflow_server) as mlflow:
-        work = tracked(cluster, mlflow, TRAINING + "time.sleep(2)", next(_numbers))
+        work = tracked(cluster, mlflow, TRAINING + lasts_until(tmp_path / "go"), next(_numbers))
         first = await work.start()
         if retry == "after the outage":
             await mlflow.end()
@@ -256,6 +258,7 @@ async def test_a_retry_of_what_started_during_the_outage_opens_no_second_run(
         assert (second.workload.uid, second.run_id) == (first.workload.uid, "")
         if retry == "during the outage":
             await mlflow.end()
+        (tmp_path / "go").touch()
         outcome = await finish(work, second)
         await work.attempt(second).settle(outcome)
         await work.attempt(second).settle(outcome)
@@ -746,10 +749,10 @@ async def test_a_run_that_somebody_closed_meanwhile_is_left_as_it_is(
 
 
 async def test_what_ends_between_the_reapers_look_and_its_deletion_is_closed_by_the_same_visit(
-    cluster: EmbeddedCluster, mlflow_server: MLflowServer
+    cluster: EmbeddedCluster, mlflow_server: MLflowServer, tmp_path: Path
 ) -> None:
     async with outage(mlflow_server, begun=False) as mlflow:
-        work = tracked(cluster, mlflow, "import time; time.sleep(1)", next(_numbers))
+        work = tracked(cluster, mlflow, lasts_until(tmp_path / "go"), next(_numbers))
         started = await work.start()
         tasks, warnings = EveryTaskIsOver(), list[str]()
         async with (
@@ -759,6 +762,7 @@ async def test_what_ends_between_the_reapers_look_and_its_deletion_is_closed_by_
             found = await find(client, "default", tasks, minimum_age_seconds=0)
             (seen,) = (finding for finding in found if finding.identity == work.identity)
             assert seen.verdict is Verdict.REAP
+            (tmp_path / "go").touch()
             await finish(work, started)
             (done,) = await reap_all(client, [seen], tasks, Runs(opened, warnings.append))
         assert (done.verdict, warnings) == (Verdict.CLOSED, [])
@@ -897,8 +901,7 @@ async def test_a_run_that_was_removed_for_good_does_not_fail_its_training(
 
 
 async def until_logged(server: MLflowServer, work: TrackedWorkload) -> None:
-    for _ in range(600):
-        if any(run.metrics for run in await runs_of(server, work)):
-            return
-        await asyncio.sleep(0.1)
-    pytest.fail("the training logged nothing within a minute")
+    async def some_metrics() -> bool:
+        return any(run.metrics for run in await runs_of(server, work))
+
+    await until_async(some_metrics, 60)

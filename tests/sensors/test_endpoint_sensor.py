@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
 
+from helpers.airflow_connections import connect_kubernetes
 from helpers.played_controllers import NAMESPACE, Player
 from nighttrain.providers.errors import ClusterError, RolloutFailedError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
@@ -45,8 +46,7 @@ def cluster() -> Iterator[EmbeddedCluster]:
 
 @pytest.fixture
 async def player(cluster: EmbeddedCluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Player]:
-    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(cluster.kubeconfig)}}
-    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+    connect_kubernetes(monkeypatch, cluster)
     monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0")
     monkeypatch.setattr(settling, "REPORT_SECONDS", 0.0)
     async with await ClusterClient.open(ClusterConfig(kubeconfig=str(cluster.kubeconfig))) as client:

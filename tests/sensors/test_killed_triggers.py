@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import threading
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers.airflow_connections import connect_kubernetes
 from nighttrain.providers.attempts.lifecycle import submit, wait
 from nighttrain.providers.errors import AirflowError, ClusterForbiddenError, ClusterUnreachableError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient, ClusterConfig
@@ -46,8 +46,7 @@ SUPERVISOR = "airflow.sdk.execution_time.task_runner.RuntimeTaskInstance.get_tas
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster(images={"py": sys.executable}, forbidden_namespaces=["forbidden"]) as running:
-        connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(running.kubeconfig)}}
-        monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+        connect_kubernetes(monkeypatch, running)
         yield running
 
 

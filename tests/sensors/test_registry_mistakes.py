@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import stamina
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
+from helpers.airflow_connections import connect_mlflow
 from nighttrain.sensors.registry import ModelStageSensor
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ def test_what_the_first_look_meets(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch, status: int, ends_as: type[BaseException]
 ) -> None:
     scripted.says(status, "<html>")
-    connection = {"conn_type": "mlflow", "host": scripted.uri}
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(connection))
+    connect_mlflow(monkeypatch, scripted.uri)
     sensor = ModelStageSensor(task_id="wait", model_name="model", stage="Production")
     context: Any = {}
     with stamina.set_testing(True, attempts=1), pytest.raises(ends_as):

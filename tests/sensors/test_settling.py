@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.airflow_connections import connect_mlflow
 from nighttrain.sensors.triggers import MLflowAnswersTrigger, mlflow_answers
 from nighttrain.sensors.triggers.settling import REPORT_SECONDS, Settling
 
@@ -60,8 +60,7 @@ async def test_how_long_is_said_by_airflows_own_setting(monkeypatch: pytest.Monk
 async def test_the_event_of_a_trigger_comes_after_the_wait_that_began_with_it(
     mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connection = {"conn_type": "mlflow", "host": mlflow_server.uri}
-    monkeypatch.setenv("AIRFLOW_CONN_MLFLOW_DEFAULT", json.dumps(connection))
+    connect_mlflow(monkeypatch, mlflow_server.uri)
     monkeypatch.setenv(SETTING, "3")
     time = Time()
     monkeypatch.setattr(mlflow_answers, "Settling", time.settling)

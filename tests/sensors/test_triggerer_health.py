@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.api_fastapi.core_api.datamodels.monitor import HealthInfoResponse
 from airflow.sdk.exceptions import TaskDeferred
 
+from helpers.http_server import QuietHandler, serving
 from helpers.mlflow_server import free_port
 from nighttrain.sensors.common import triggerer_health
 from nighttrain.sensors.common.triggerer_health import api_servers, warn_without_triggerer
@@ -46,35 +47,27 @@ class Airflow:
         self.hold.set()
         airflow = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
+        class Handler(QuietHandler):
+            def do_GET(self) -> None:  # noqa: N802
                 airflow.asked += 1
                 airflow.hold.wait(30)
                 right = self.path == "/api/v2/monitor/health"
-                self.send_response(airflow.status if right else 404)
-                self.send_header("Content-Length", str(len(airflow.body)))
-                self.end_headers()
-                self.wfile.write(airflow.body)
+                with contextlib.suppress(ConnectionError):  # who asked may have gone
+                    self.send_response(airflow.status if right else 404)
+                    self.send_header("Content-Length", str(len(airflow.body)))
+                    self.end_headers()
+                    self.wfile.write(airflow.body)
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.handle_error = lambda request, address: None  # type: ignore[method-assign]
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.handler, self.url = Handler, ""
 
 
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Airflow]:
     running = Airflow()
-    thread = threading.Thread(target=running.server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{running.url}/execution/")
-    yield running
-    running.hold.set()
-    running.server.shutdown()
-    thread.join()
-    running.server.server_close()
+    with serving(running.handler) as running.url:
+        monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", f"{running.url}/execution/")
+        yield running
+        running.hold.set()
 
 
 def said() -> list[str]:

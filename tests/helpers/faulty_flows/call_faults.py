@@ -15,13 +15,13 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest.mock import patch
 
 import aiohttp
 import httpx
 
+from helpers.http_server import QuietHandler, serving
 from nighttrain.providers import bridge
 from nighttrain.providers.kubernetes.api.session import Session
 
@@ -175,7 +175,7 @@ def _mlflow_label(request: httpx.Request) -> str:
     return f"mlflow {request.method} {path}"
 
 
-class _Answers(BaseHTTPRequestHandler):
+class _Answers(QuietHandler):
     """Answers each request with the status that its path names, as an API server would word it."""
 
     protocol_version = "HTTP/1.1"
@@ -196,18 +196,10 @@ class _Answers(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _answer  # noqa: N815
 
-    def log_message(self, *_: object) -> None:
-        return
-
 
 @contextlib.contextmanager
 def injecting() -> Iterator[None]:  # noqa: C901
     """While this is open, calls made in a context with a schedule meet its faults."""
-    answers = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    answers.daemon_threads = True
-    serving = threading.Thread(target=answers.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    serving.start()
-    address = f"http://127.0.0.1:{answers.server_address[1]}"
     ask_cluster = Session.request
     ask_mlflow = httpx.AsyncHTTPTransport.handle_async_request
 
@@ -273,14 +265,10 @@ def injecting() -> Iterator[None]:  # noqa: C901
 
         return enter_bridge(inside())
 
-    try:
-        with (
-            patch.object(bridge, "_run_in_thread", enter),
-            patch.object(Session, "request", cluster),
-            patch.object(httpx.AsyncHTTPTransport, "handle_async_request", mlflow),
-        ):
-            yield
-    finally:
-        answers.shutdown()
-        answers.server_close()
-        serving.join(5)
+    with (
+        serving(_Answers) as address,
+        patch.object(bridge, "_run_in_thread", enter),
+        patch.object(Session, "request", cluster),
+        patch.object(httpx.AsyncHTTPTransport, "handle_async_request", mlflow),
+    ):
+        yield

@@ -48,7 +48,7 @@ class Verdict:
         return f"{self.name}: " + "\n  ".join([*self.broken, repr(self.plan), *struck, *missed, *self.trail])
 
 
-class Arena:
+class PlanRunner:
     """Two servers and a history."""
 
     def __init__(self, place: Place, history: JobHistory) -> None:
@@ -127,8 +127,8 @@ class Arena:
 
 
 @contextmanager
-def arena(kubeconfig: str, directory: Path, mlflow: MLflowServer) -> Iterator[Arena]:
-    """An arena on servers that run already."""
+def plan_runner(kubeconfig: str, directory: Path, mlflow: MLflowServer) -> Iterator[PlanRunner]:
+    """A runner on servers that run already."""
     # Flows take seconds, and the server closes a connection that idles as long: none is kept.
     limits = httpx.Limits(max_keepalive_connections=0)
     cluster = Cluster(kubeconfig)
@@ -137,6 +137,6 @@ def arena(kubeconfig: str, directory: Path, mlflow: MLflowServer) -> Iterator[Ar
             JobHistory(ClusterConfig(kubeconfig=kubeconfig)) as history,
             httpx.Client(base_url=mlflow.uri, timeout=60, trust_env=False, limits=limits) as http,
         ):
-            yield Arena(Place(directory, cluster, replace(mlflow, http=http)), history)
+            yield PlanRunner(Place(directory, cluster, replace(mlflow, http=http)), history)
     finally:
         cluster.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 import yaml
 
+from helpers.container_code import lasts_until
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import (
@@ -41,6 +42,7 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _numbers = count()
 NAMESPACE = "default"
@@ -574,9 +576,9 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def test_a_worker_killed_in_mid_training_leaves_its_job_to_the_next(
-    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity
+    cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity, tmp_path: Path
 ) -> None:
-    code = "import time; time.sleep(3); print('trained')"
+    code = lasts_until(tmp_path / "go") + "print('trained')"
     worker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", WORKER, str(cluster.kubeconfig), identity.run_id, code),
         stdout=asyncio.subprocess.PIPE,
@@ -587,5 +589,6 @@ async def test_a_worker_killed_in_mid_training_leaves_its_job_to_the_next(
     await worker.communicate()
     retried = await submit(client, spec(code), identity)
     assert (retried.uid, retried.adopted) == (uid, True)
+    (tmp_path / "go").touch()
     assert (await wait(client, retried)).succeeded
     assert await jobs_of(client, identity) == [retried.name]

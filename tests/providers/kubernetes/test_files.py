@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from helpers import shipped_functions as written
+from helpers.polling import until_async
 from nighttrain.providers.attempts.lifecycle import cancel, observe, submit, wait
 from nighttrain.providers.errors import ConfigurationError, ObjectNotFoundError, WorkloadConflictError
 from nighttrain.providers.kubernetes.api.client import CONFIGMAPS, JOBS, ClusterClient
@@ -28,9 +29,6 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 _numbers = count(1)
 HASH = "nighttrain.dev/spec-hash"
@@ -52,15 +50,6 @@ async def end(client: ClusterClient, workload: Workload) -> Any:
         return await wait(client, workload, timeouts=Timeouts(25))
 
 
-async def until(holds: Callable[[], Awaitable[Any]]) -> Any:
-    """Poll: nothing tells of objects that go."""
-    async with asyncio.timeout(20):
-        while True:
-            if found := await holds():
-                return found
-            await asyncio.sleep(0.05)
-
-
 async def gone(client: ClusterClient, name: str) -> None:
     async def is_gone() -> bool:
         try:
@@ -69,7 +58,7 @@ async def gone(client: ClusterClient, name: str) -> None:
             return True
         return False
 
-    await until(is_gone)
+    await until_async(is_gone)
 
 
 async def jobs_of(client: ClusterClient, who: WorkloadIdentity) -> list[dict[str, Any]]:
@@ -117,7 +106,7 @@ async def test_after_a_crash_before_the_files_the_pod_waits_and_the_next_worker_
         seen = await observe(client, held)
         return seen if "FailedMount" in seen.detail else None
 
-    seen = await until(misses_its_files)
+    seen = await until_async(misses_its_files)
     assert (seen.phase, seen.outcome) == (Phase.WAITING, None)
 
     adopted = await submit(client, check_workload(spec()), who, namespace="default")
@@ -177,7 +166,7 @@ async def test_somebody_elses_config_map_of_the_name_is_left_alone_and_no_job_re
     async def no_job_remains() -> bool:
         return not await jobs_of(client, who)
 
-    await until(no_job_remains)
+    await until_async(no_job_remains)
     kept = await client.get(CONFIGMAPS, "default", name)
     assert kept["data"] == foreign["data"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stamina
 
+from helpers.polling import until_async
 from helpers.server_proxy import ServerProxy
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import end_workload, wait_for_end
@@ -213,17 +214,14 @@ async def test_an_outage_ends_no_wait_and_is_said_once(
     job, seen = await new_job(admin), list[Observation]()
     # The bound of its start passes during the outage, when nobody can say whether it has started.
     task = waits(client, job, timeouts=Timeouts(60), on_observation=seen.append)
-    while not seen:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await until_async(lambda: seen)
     down = Fault.answer(503, count=None, resource="jobs"), Fault.answer(503, count=None, resource="pods")
     with caplog.at_level(logging.WARNING, "nighttrain.providers.kubernetes.mirror.hub"):
         cluster.faults.add(*down)
         async with asyncio.timeout(20):
-            while "does not answer" not in seen[-1].detail:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until_async(lambda: "does not answer" in seen[-1].detail)
             cluster.faults.clear()
-            while "does not answer" in seen[-1].detail:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+            await until_async(lambda: "does not answer" not in seen[-1].detail)
             await complete(admin, job)
             assert (await task).succeeded
     said = [record.message for record in caplog.records]
@@ -285,19 +283,17 @@ async def test_events_explain_through_one_shared_feed_that_ends_with_its_readers
         times = {"firstTimestamp": "2026-11-24T00:00:00Z", "lastTimestamp": "2026-11-24T00:00:00Z"}
         body = {"apiVersion": "v1", "kind": "Event", **event, "message": message, "type": "Warning", **times}
         await admin.create(EVENTS, NAMESPACE, body)
-    async with asyncio.timeout(20):
-        while not all(  # noqa: ASYNC110
+    await until_async(
+        lambda: all(
             "a webhook said no" in (seen[job.name].detail if job.name in seen else "") for job in jobs
-        ):
-            await asyncio.sleep(0.01)
+        )
+    )
     assert (requests(proxy)["watch events"], requests(proxy)["GET events"]) == (1, 1)
     async with subscribe(client, NAMESPACE, jobs[0].name, jobs[0].uid):
         for job in jobs:
             await complete(admin, job)
         await asyncio.gather(*tasks)
-        async with asyncio.timeout(10):
-            while any("events" in task.get_name() for task in asyncio.all_tasks()):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until_async(lambda: not any("events" in task.get_name() for task in asyncio.all_tasks()), 10)
 
 
 async def test_a_role_without_events_leaves_reasons_shorter_and_is_no_error(

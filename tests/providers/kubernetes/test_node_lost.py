@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers.polling import until
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
@@ -117,9 +117,7 @@ def lose(cluster: EmbeddedCluster, job: Workload, recorded: Any) -> str:
             store.delete(PODS, NAMESPACE, name)
         return name
 
-    while (name := cluster.call(write)) is None:
-        time.sleep(0.05)
-    return str(name)
+    return str(until(lambda: cluster.call(write), what="the Job's pod"))
 
 
 def owned_by(pod: Any, job: Workload) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers.polling import until_async
 from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts import end_workload, lifecycle
 from nighttrain.providers.attempts.follow_to_end import follow_to_end
@@ -299,12 +300,12 @@ QUICK = Timeouts(30, sidecar_grace=0.5)
 
 
 async def job_ended(client: ClusterClient, started: Workload) -> Json:
-    async with asyncio.timeout(30):
-        while True:
-            found = await client.get(JOBS, NAMESPACE, started.name)
-            if JOB.has_ended(found):
-                return found
-            await asyncio.sleep(0.05)
+    async def ended_job() -> Json | None:
+        found = await client.get(JOBS, NAMESPACE, started.name)
+        return found if JOB.has_ended(found) else None
+
+    job: Json = await until_async(ended_job)
+    return job
 
 
 @pytest.mark.parametrize(("code", "kind"), [(0, K.SUCCEEDED), (3, K.APPLICATION_ERROR)])
@@ -349,12 +350,12 @@ async def test_a_crash_between_the_two_steps_and_a_second_process_keep_the_first
 async def test_the_end_is_written_before_the_others_get_their_time(client: ClusterClient) -> None:
     started, _ = await start(client, spec("print('trained')"))
     waiting = asyncio.create_task(lifecycle.wait(client, started, timeouts=Timeouts(30, sidecar_grace=3600)))
-    async with asyncio.timeout(30):
-        while True:
-            found = await client.get(JOBS, NAMESPACE, started.name)
-            if OUTCOME_ANNOTATION in found["metadata"]["annotations"]:
-                break
-            await asyncio.sleep(0.05)
+
+    async def outcome_is_written() -> bool:
+        found = await client.get(JOBS, NAMESPACE, started.name)
+        return OUTCOME_ANNOTATION in found["metadata"]["annotations"]
+
+    await until_async(outcome_is_written)
     # The process that waits dies, and a drain takes the pod.
     waiting.cancel()
     [of_job] = (await client.list(PODS, NAMESPACE, label_selector=f"job-name={started.name}"))["items"]

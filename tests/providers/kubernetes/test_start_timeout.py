@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from helpers.clusters import connected
+from helpers.polling import until_async
 from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
@@ -319,8 +320,7 @@ async def test_without_the_right_to_delete_pods_the_job_goes_and_the_right_is_na
         made.before = forbids
         waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
         async with asyncio.timeout(30):
-            while "jobs" not in made.deletions:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+            await until_async(lambda: "jobs" in made.deletions)
             await made.admin.delete(PODS, NAMESPACE, f"{job.name}-p", grace_period_seconds=0)
             # There is no garbage collector here.
             await made.admin.patch(JOBS, NAMESPACE, job.name, {"metadata": {"finalizers": None}})

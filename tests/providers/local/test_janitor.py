@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers import importable_helpers
 from nighttrain.providers.local.cluster.machine.janitor import Janitor, kill_marked, marked_processes
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-if os.getppid() != int(sys.argv[3]):
+if os.getppid() != int(sys.argv[2]):
     sys.exit("the parent has gone already")
-sys.path.insert(0, sys.argv[2])
 from helpers.cluster_without_http import Running, script
 from nighttrain.providers.local.cluster.store.resources import PODS
 
@@ -58,12 +58,9 @@ asyncio.run(main())
 """
 
 
-HELPERS = str(Path(__file__).parents[2])
-
-
 def start_server(directory: Path) -> tuple[subprocess.Popen[str], str]:
-    command = [sys.executable, "-c", SERVER, str(directory), HELPERS, str(os.getpid())]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", SERVER, str(directory), str(os.getpid())]
+    server = subprocess.Popen(command, env=importable_helpers(), stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     return server, server.stdout.readline().strip()
 
@@ -125,7 +122,6 @@ def test_an_interrupted_server_leaves_nothing(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [sys.argv[2], sys.argv[3]]
 from test_janitor import start_server
 server, cluster_id = start_server(Path(sys.argv[1]))
 print(server.pid, cluster_id, flush=True)
@@ -134,8 +130,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_server_of_a_killed_test_run_ends(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED, str(tmp_path), HELPERS, str(Path(__file__).parent)]
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=30)
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    found = importable_helpers(Path(__file__).parent)
+    run = subprocess.run(command, env=found, stdout=subprocess.PIPE, text=True, check=False, timeout=30)
     pid, cluster_id = run.stdout.split()
     assert run.returncode == -signal.SIGKILL
     assert eventually_gone(cluster_id)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers import importable_helpers
 from helpers.cluster_without_http import IMAGE, PYTHON, Recording, Running, condition, pod, pod_steps, reasons
 from nighttrain.providers.local.cluster.machine.mounts import Namespaces
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, EVENTS, JOBS, PODS, SECRETS
@@ -394,7 +395,6 @@ def eventually_gone(path: Path) -> None:
 SERVER = """
 import asyncio, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from helpers.cluster_without_http import Running, pod
 from nighttrain.providers.local.cluster.store.resources import PODS
 
@@ -427,9 +427,8 @@ def holders(path: Path) -> list[str]:
 
 def test_a_killed_server_leaves_no_mount_and_no_file(tmp_path: Path) -> None:
     before = mount_table()
-    helpers = str(Path(__file__).parents[2])
-    command = [sys.executable, "-c", SERVER, str(tmp_path), helpers]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    command = [sys.executable, "-c", SERVER, str(tmp_path)]
+    with subprocess.Popen(command, env=importable_helpers(), stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         said = server.stdout.readline().strip()
         held = holders(tmp_path)

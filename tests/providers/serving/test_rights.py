@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from helpers.polling import until_async
 from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
@@ -148,8 +149,7 @@ async def a_training(client: ClusterClient, judge: Authorizer) -> list[str]:
     waiting = asyncio.create_task(lifecycle.wait(client, second, timeouts=Timeouts(30)))
     # Why it waits is told by feeds; Kueue does not run here, so that its Workloads are listed and no more.
     feed = {("", "events", "list"), ("", "events", "watch")}
-    while not (waiting.done() or feed <= judge.used or feed & set(judge.refused)):  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
+    await until_async(lambda: waiting.done() or feed <= judge.used or feed & set(judge.refused), 60)
     if {("", "pods", "watch"), ("batch", "jobs", "watch")} & set(judge.refused):
         await waiting  # refused again and again, it says so
     with contextlib.suppress(errors.ObjectNotFoundError, errors.ClusterForbiddenError):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from helpers.polling import until_async
 from nighttrain.providers.errors import RolloutFailedError
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES, Resource
 from nighttrain.providers.local.cluster.faults.faults import Fault
@@ -180,9 +181,12 @@ async def test_what_was_scaled_to_zero_answers_again(
     await client.patch(DEPLOYMENTS, NAMESPACE, "delay-v1", nobody)
     await gone(client, "1", PODS)
     assert (await rollout.rollback("delay", NAMESPACE)).answers
+
     # The proxy follows the Service within moments.
-    while await answer(status.cluster_ip_url) != "version 1":  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
+    async def version_1_answers() -> bool:
+        return await answer(status.cluster_ip_url) == "version 1"
+
+    await until_async(version_1_answers)
 
 
 async def answer(url: str) -> str:
@@ -236,12 +240,14 @@ async def test_a_conflict_ends_no_removal_of_a_candidate_that_is_still_there(
 
 
 async def gone(client: ClusterClient, version: str, *kinds: Resource) -> None:
-    """Wait until neither the Deployment nor a pod of the version is there; the test's time-out bounds it."""
+    """Wait until neither the Deployment nor a pod of the version is there."""
     selector = f"nighttrain.dev/version={version}"
-    while any(  # noqa: ASYNC110 - the end of processes, not of a task
-        [
-            (await client.list(kind, NAMESPACE, label_selector=selector))["items"]
+
+    async def none_is_there() -> bool:
+        lists = [
+            await client.list(kind, NAMESPACE, label_selector=selector)
             for kind in kinds or (DEPLOYMENTS, PODS)
         ]
-    ):
-        await asyncio.sleep(0.1)
+        return not any(listed["items"] for listed in lists)
+
+    await until_async(none_is_there, 60)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from helpers.polling import until_async
 from nighttrain.providers.registry.artifacts import manifest_of_directory
 from nighttrain.providers.serving.backends.manifests import build_deployment
 from nighttrain.providers.serving.scoring_server import (
@@ -109,7 +110,7 @@ async def test_it_answers_with_the_version_and_ends_on_sigterm(
         assert (answer.headers["x-model-name"], answer.headers["x-model-version"]) == ("airline-delay", "4")
         assert "connection" not in answer.headers
         slow = asyncio.create_task(client.post(f"{server.url}/invocations", content=b"0.8"))
-        await asyncio.sleep(0.2)
+        await until_async((store.path / "asked").exists)
         server.process.send_signal(signal.SIGTERM)
         assert (await slow).text == "version 4"
         assert await server.process.wait() == 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from helpers.polling import until_async
 from nighttrain.providers.tracking.client import TrackingConfig
 from nighttrain.providers.tracking.progress import metrics_line, saying_progress
 
 if TYPE_CHECKING:
     from helpers.mlflow_server import MLflowServer
+    from helpers.scripted_http import Scripted
 
 
 async def test_new_values_of_a_running_training_become_lines_once(mlflow_server: MLflowServer) -> None:
@@ -31,11 +33,12 @@ async def test_new_values_of_a_running_training_become_lines_once(mlflow_server:
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("progress")]
 
 
-async def test_an_outage_of_mlflow_says_nothing_and_fails_nothing() -> None:
+async def test_an_outage_of_mlflow_says_nothing_and_fails_nothing(scripted: Scripted) -> None:
     lines: list[str] = []
-    config = TrackingConfig(uri="http://127.0.0.1:9", retry_seconds=0)
+    scripted.answers.append(None)
+    config = TrackingConfig(uri=scripted.uri, retry_seconds=0)
     async with saying_progress(config, "1", "0" * 32, lines.append, every_seconds=0.01):
-        await asyncio.sleep(0.1)  # several questions that nobody answers
+        await until_async(lambda: len(scripted.requests) >= 3)
     assert lines == []
 
 

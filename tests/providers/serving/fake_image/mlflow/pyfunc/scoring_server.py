@@ -1,6 +1,7 @@
 """An ASGI application that answers with the content of the model's file, at once or after a while."""
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def init(model):
             if not message.get("more_body"):
                 break
         if scope["path"] == "/invocations" and body:
+            Path(os.environ["FAKE_STORE"], "asked").touch()  # noqa: ASYNC240
             await asyncio.sleep(float(body))
         start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
         await send(start)
