@@ -176,11 +176,10 @@ class Limits:
         seconds = self._seconds_of(kind, observation)
         if seconds is None:
             return None
-        lingering = getattr(observation, "lingering", None)
-        if lingering is not None and lingering.going:
+        if observation.lingering is not None and observation.lingering.going:
             return 0.0
         elapsed = now - self._since
-        began = moment(getattr(observation, "since", None) or "")
+        began = moment(observation.since or "")
         if began is not None and cluster_now is not None:
             elapsed = max(elapsed, cluster_now - began)
         return seconds + observation.grace_seconds - elapsed
@@ -202,9 +201,8 @@ class Limits:
 def _kind(observation: Observation) -> str | None:
     if observation.phase is Phase.FINISHED:
         return None
-    given = getattr(observation, "waiting_for", None)
-    if given is not None:
-        return str(given.name)
+    if observation.waiting_for is not None:
+        return observation.waiting_for.name
     return None if observation.permanent_wait is None else "START"
 
 

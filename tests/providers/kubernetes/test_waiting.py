@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from nighttrain.providers.attempts.waiting import Limits
 from nighttrain.providers.kubernetes.outcome.outcome import (
     Observation,
     OutcomeKind,
     Phase,
+    WaitFor,
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 
 
-@dataclass(frozen=True)
-class For:
-    name: str
-
-
-@dataclass(frozen=True)
-class Told:
-    """An observation of a wait of some kind."""
-
-    waiting_for: For | None
-    since: str | None = None
-    permanent_wait: OutcomeKind | None = None
-    grace_seconds: int = 0
-    phase: Phase = Phase.WAITING
-
-
 def told(kind: str, **fields: Any) -> Observation:
-    return cast("Observation", Told(For(kind), **fields))
+    """An observation of a wait of some kind."""
+    return Observation(Phase.WAITING, waiting_for=WaitFor[kind], **fields)
 
 
 def observation(kind: OutcomeKind | None, grace: int = 0) -> Observation:
