@@ -205,10 +205,11 @@ def test_every_test_that_a_guarantee_names_exists() -> None:
 # The reference of operators and sensors.
 
 
-# A base that no DAG names: its parameters stand with those of its subclasses.
+# A base that no DAG names: its parameters stand with those of the first public class below it.
 BASES = {
     "nighttrain.sensors.deferring_sensor.DeferringSensor",
     "nighttrain.sensors.common.templating.TextTemplates",
+    "nighttrain.operators.workload_parameters.WorkloadParameters",
 }
 
 
@@ -217,7 +218,10 @@ def parameters(cls: Any) -> dict[str, inspect.Parameter]:
     found: dict[str, inspect.Parameter] = {}
     for base in reversed(cls.__mro__):
         ours = base.__module__.startswith("nighttrain") and "__init__" in vars(base)
-        shared = base.__name__.startswith("_") or f"{base.__module__}.{base.__qualname__}" in BASES
+        between = cls.__mro__[1 : cls.__mro__.index(base)]
+        taken = any(f"{each.__module__}.{each.__qualname__}" in (*OPERATORS, *SENSORS) for each in between)
+        of_base = f"{base.__module__}.{base.__qualname__}" in BASES and not taken
+        shared = base.__name__.startswith("_") or of_base
         if ours and (base is cls or shared):
             found |= inspect.signature(base.__init__).parameters
     return {name: parameter for name, parameter in found.items() if name not in ("self", "kwargs")}

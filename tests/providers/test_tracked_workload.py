@@ -19,6 +19,7 @@ from helpers.mlflow_server import unique
 from helpers.polling import until_async
 from helpers.server_proxy import ServerProxy
 from nighttrain.providers.attempts.attempt import StartedWorkload
+from nighttrain.providers.attempts.attempt_run import open_parent
 from nighttrain.providers.attempts.lifecycle import find_live
 from nighttrain.providers.attempts.reaper import TaskState, TaskStates, Verdict, find
 from nighttrain.providers.attempts.reaper_visit import (
@@ -818,7 +819,7 @@ async def test_a_parent_that_nobody_will_settle_is_settled(
     async with MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as client:
         tree = RunTree(client)
         experiment = await tree.ensure_experiment(work.experiment_name)
-        parent = await work._parent(tree, experiment)
+        parent = await open_parent(tree, experiment, work.run_key.parent)
         if children:  # whoever closed it did not come as far as to its parent
             run = await tree.open_attempt(experiment, work.run_key, name="train", parent_run_id=parent)
             await tree.close(run.run_id, "FAILED")
