@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import (
     ConfigurationError,
+    TrackingNotFoundError,
     TrackingRequestError,
     TrackingTrashError,
     TrackingUnauthorizedError,
@@ -208,7 +209,8 @@ class RunTree(RunStore):
                     await self.discard(other.run_id)
                 continue
             if other.number < run.number or (other.number == run.number and not other.had_job):
-                with contextlib.suppress(TrackingTrashError):  # whoever opened it was faster
+                # Whoever opened it was faster, or it was removed for good.
+                with contextlib.suppress(TrackingTrashError, TrackingNotFoundError):
                     await self._give_way(other, run)
 
     async def step_aside(self, run: Run) -> None:
