@@ -98,7 +98,7 @@ def training_asset(
                 f"{error}; then re-execute the run: it takes over what has been trained"
             ) from error
         except RegistryError:
-            # The workload succeeded, its result is of no use: the next execution trains anew.
+            # The workload succeeded, nothing can be made of its result: the next execution trains anew.
             consume(finished)
             raise
         yield dg.MaterializeResult(

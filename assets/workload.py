@@ -43,7 +43,7 @@ PARTITION_TAG = "dagster/partition"
 
 @dataclass(frozen=True)
 class Step:
-    """Which step of which run: what identifies a workload.
+    """A step of a run, which identifies a workload.
 
     A re-execution keeps the first run's id as its root, so it finds what an earlier run left.
 
@@ -62,7 +62,7 @@ class Step:
 
     @property
     def actor(self) -> str:
-        """Who does this, for tags."""
+        """The one who does this, for tags."""
         return f"dagster:{self.job_name}/{self.name}/{self.run_id}"
 
 
@@ -85,7 +85,7 @@ def asset_step(context: Context, name: str, partition_key: str | None = None) ->
 
 @dataclass(frozen=True)
 class FinishedWorkload:
-    """What a step gets back."""
+    """A workload that has ended, for the step that ran it."""
 
     attempt: Attempt
     outcome: Outcome

@@ -33,7 +33,7 @@ def waiting_out(
 ) -> T:
     """Do ``work``, which may be repeated; while the cluster does not answer, try again.
 
-    :param warn: told of each failure, as a logger's ``warning``
+    :param warn: called at each failure, as a logger's ``warning``
     :param seconds: how long after the first failure a last try may begin
     :raises ClusterError: the outage lasted longer, or it was another error
     """

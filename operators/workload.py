@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What an operator found out before its workload starts.
+    """The facts that an operator finds out before its workload starts.
 
     :param environment: variables for the container
     :param params: parameters of the run
@@ -65,7 +65,7 @@ class _Underway:
     facts: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """What another process needs to go on: plain values."""
+        """Plain values for another process to go on with."""
         return {"started": self.attempt.started.to_dict(), "facts": self.facts}
 
 
@@ -175,7 +175,7 @@ class WorkloadOperator(WorkloadParameters):
         raise NotImplementedError
 
     async def _collect(self, attempt: Attempt, facts: dict[str, Any]) -> dict[str, Any]:
-        """What the task returns beside the run and the outcome."""
+        """Collect what the task returns beside the run and the outcome."""
         raise NotImplementedError
 
     # The common part.

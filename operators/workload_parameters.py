@@ -82,8 +82,8 @@ class WorkloadParameters(TextTemplates):
         node does not answer
     :param replace_on_lost_node: start the next attempt although an earlier one may still run, on a node that
         does not answer: two trainings may run at once then
-    :param cluster_outage_timeout_seconds: how long a try bears it that the API server does not answer when
-        the workload is to be started or settled; 0 fails at once. Waits bear an hour
+    :param cluster_outage_timeout_seconds: how long a try waits for an API server that does not answer when
+        the workload is to be started or settled; 0 fails at once. Waits that have begun wait an hour
     :param mlflow_outage_timeout_seconds: how long a workload that has ended waits for an MLflow that does not
         answer, or is reached wrongly by then; 0 fails at once
     :param get_logs: show the container's lines in the task's log while it runs

@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartedWorkload:
-    """What a resumed process needs to go on: plain values only.
+    """The plain values that a resumed process needs to go on.
 
     The ids are empty while MLflow could not be asked; :meth:`Attempt.settle` fills them in.
     """

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptRun:
-    """What a process knows of an attempt's run.
+    """An attempt's run, as far as a process knows it.
 
     :param run_id: empty where it is not known, as are the two ids that follow
     :param key: whose run it is; ``None`` where only the id is known
@@ -100,7 +100,7 @@ class AttemptRun:
 
     @property
     def can_be_found(self) -> bool:
-        """Whether there is anything to go by; a container without a run of ours has none."""
+        """True if there is something to find it by; a container without a run of ours has nothing."""
         return bool(self.run_id or (self.key is not None and self.experiment_name))
 
     def ids(self) -> dict[str, str]:
@@ -114,7 +114,7 @@ class AttemptRun:
         }
 
     def wanted(self) -> dict[str, Any]:
-        """What finds the run while its id is not known, as plain values."""
+        """Plain values that find the run while its id is not known."""
         if self.key is None:
             return {}
         of_its_own = {"experiment_name": self.experiment_name, "run_name": self.run_name}
@@ -173,7 +173,7 @@ class AttemptRun:
 
 
 def opening_of(run_context: str | None) -> str:
-    """The token in what a container was told of the run that it is to open; empty if there is none."""
+    """The token in MLFLOW_RUN_CONTEXT, by which a container opens its run; empty if there is none."""
     try:
         told = json.loads(run_context or "{}")
     except ValueError:  # the user's own
@@ -184,7 +184,7 @@ def opening_of(run_context: str | None) -> str:
 def attempt_tags(
     lineage: Callable[..., Lineage], cluster: str, workload: Workload, outcome: Outcome | None = None
 ) -> dict[str, str]:
-    """What a run says of its attempt.
+    """The tags by which a run names its attempt.
 
     :param lineage: gives the tags from what is known so far
     :param cluster: the API server's address
@@ -254,7 +254,7 @@ async def _tell_parent(tell: Callable[[str], Awaitable[None]], parent_run_id: st
 
 
 def restoring(error: Exception, *, run_id: str, experiment_id: str = "") -> str:
-    """What MLflow said, and how to have back what is in its trash."""
+    """MLflow's sentence, and the commands that bring back what is in its trash."""
     if not isinstance(error, TrackingTrashError):
         return str(error)
     commands = [f"mlflow runs restore --run-id {run_id}"] if run_id else []

@@ -1,4 +1,4 @@
-"""Where a wait ends what it waits for: first what is known is written on the workload, then it is ended.
+"""The end that a wait makes of a workload: first what is known is written on it, then it is ended.
 
 Each step is one call that the cluster takes or refuses, so that a crash between two, or a second process that
 does the same, changes nothing: the first outcome that is written holds.
@@ -64,7 +64,7 @@ LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Look:
-    """What was read of a workload, once, and how it stands by that."""
+    """One reading of a workload and its pods, and how it stands by that."""
 
     obj: Json | None
     pods: list[Json]
@@ -79,7 +79,7 @@ class Look:
 async def note_outcome(client: ClusterClient, workload: Workload, outcome: Outcome) -> Outcome | None:
     """Write the outcome on the workload and return what holds: one that is written already stays.
 
-    :returns: ``None`` if the workload is gone
+    :return: ``None`` if the workload is gone
     :raises ClusterError: the cluster refused or cannot be asked
     """
     kind = kind_named(workload.kind)
@@ -108,7 +108,7 @@ async def note_outcome(client: ClusterClient, workload: Workload, outcome: Outco
 async def send_away(client: ClusterClient, workload: Workload, lingering: Lingering) -> Outcome | None:
     """Keep the main container's outcome, then tell what outlives it to go.
 
-    :returns: the attempt's outcome; ``None`` to look again: the workload is gone, or its pod is replaced
+    :return: the attempt's outcome; ``None`` to look again: the workload is gone, or its pod is replaced
     :raises ClusterError: the cluster refused or cannot be asked
     """
     outcome = lingering.outcome
@@ -148,7 +148,7 @@ async def give_up(
     Its pod is deleted, so that the Job stays; the workload itself where there is no pod, or more than one.
 
     :param seconds: the time-out that is over
-    :returns: how it ended; ``None`` to look again: it has changed meanwhile, and may have started
+    :return: how it ended; ``None`` to look again: it has changed meanwhile, and may have started
     :raises ClusterError: the cluster refused or cannot be asked
     """
     pod, obj = look.current, look.obj

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.attempts.wait_for_end import wait
+from nighttrain.providers.kubernetes.logs.logs import EndSignal, follow
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,9 +40,6 @@ async def follow_to_end(
 
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
-    from nighttrain.providers.attempts.wait_for_end import wait
-    from nighttrain.providers.kubernetes.logs.logs import EndSignal, follow
-
     lines: asyncio.Task[None] | None = None
     end = EndSignal()
     if on_line is not None:

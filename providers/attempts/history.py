@@ -1,4 +1,4 @@
-"""What a workload's annotations tell of its attempt and of those before it: nobody else has to remember."""
+"""The record of an attempt and of those before it, in the workload's annotations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class History:
-    """What one attempt's object says.
+    """The record that one attempt's object holds.
 
     :param attempt: its number; 0 for none
     :param epoch: the epoch it was submitted in; ``None`` if attempts are adopted whatever their epoch
@@ -103,7 +103,7 @@ def consumed_note(epoch: str, outcome: Outcome | None) -> str:
 
 
 def _infrastructure_failures(before: History, epoch: str) -> int:
-    """How many attempts in a row the cluster ended, in this epoch."""
+    """The number of attempts in a row that the cluster ended, in this epoch."""
     if before.consumed is not None and before.consumed_epoch != epoch:
         return 0
     if before.epoch is not None and before.epoch != epoch:

@@ -197,7 +197,7 @@ async def find_live(
 
 
 async def observe(client: ClusterClient, workload: Workload) -> Observation:
-    """How the workload stands, from a few reads.
+    """Read how the workload stands, by a few requests.
 
     :raises ClusterError: the cluster refused or cannot be asked
     """
@@ -347,7 +347,7 @@ async def _verify_taken(
 
 
 class _Adoption(Enum):
-    """What became of the latest attempt."""
+    """The fate of the latest attempt."""
 
     ADOPTED = "adopted"
     ENDED = "nothing of it runs any more"

@@ -61,7 +61,7 @@ MINIMUM_AGE_SECONDS = 300.0
 
 
 class TaskState(Enum):
-    """What the orchestrator says of a task."""
+    """A task's state, as its orchestrator knows it."""
 
     ALIVE = "alive"
     OVER = "over"
@@ -77,7 +77,7 @@ class TaskStates(Protocol):
 
 
 class Verdict(Enum):
-    """What is to be done, or was done, with a workload."""
+    """The reaper's decision about a workload, before and after it acted."""
 
     REAP = "reap"
     REAPED = "reaped"

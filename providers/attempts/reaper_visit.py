@@ -96,7 +96,7 @@ class ForgottenRun:
 
 @dataclass(frozen=True)
 class Visit:
-    """What the reaper found, as it is after its visit.
+    """The findings of one visit, as they are after it.
 
     :param forgotten: the runs that it closed, or that it would close
     :param tracking_error: why MLflow could not be asked or told: what it lacks is left to another visit
@@ -115,7 +115,7 @@ class Runs:
     """MLflow's runs, as one visit writes to them: once MLflow is away it is not asked again.
 
     :param mlflow: without it nothing is written, which is no error
-    :param warn: is told of what could not be written
+    :param warn: called with a sentence for what could not be written
     """
 
     def __init__(self, mlflow: MLflowClient | None, warn: Warn) -> None:
@@ -124,7 +124,7 @@ class Runs:
         self.unreachable: TrackingUnreachableError | None = None
 
     async def write(self, what: str, work: Callable[[RunTree], Awaitable[bool]]) -> bool:
-        """What ``work`` returns; false where it could not be done.
+        """Do ``work`` and return what it returns; false where it could not be done.
 
         :param what: for the warning
         """
@@ -161,7 +161,7 @@ async def visit(
     :param mlflow: where the runs are; without it they stay as they are
     :param now: seconds since 1970
     :param only_show: nothing is removed or written
-    :param warn: is told of what could not be written
+    :param warn: called with a sentence for what could not be written
     :raises WorkloadConflictError: one still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """

@@ -121,7 +121,7 @@ class TrackedWorkload:
         return RunKey(**asdict(self.identity))
 
     def attempt(self, started: StartedWorkload) -> Attempt:
-        """What was started, as something to follow, settle or cancel."""
+        """The attempt that was started, to follow, settle or cancel."""
         workload = started.workload
         return Attempt(
             cluster=self.cluster,
@@ -294,7 +294,7 @@ class TrackedWorkload:
             return  # an earlier try was here: submit() decides what that means
 
     def _new_tags(self, *, cluster: str, namespace: str) -> dict[str, str]:
-        """Where its workload is to be, too: if this process dies, only the reaper of that place may judge."""
+        """Tags of a new run. They name its place: if this process dies, only the reaper there may judge."""
         known = self._lineage(cluster=cluster, namespace=namespace)
         return {**known.tags(), EPOCH_TAG: self.epoch}
 

@@ -76,7 +76,7 @@ async def wait(
     the workload. A fault that no waiting mends ends the wait at once and deletes nothing: cancelling is the
     caller's decision then. While the cluster does not answer no time-out ends the wait.
 
-    :param on_observation: told of each change; exceptions it raises end the wait
+    :param on_observation: called at each change; exceptions it raises end the wait
     :param narrow: watch this one workload alone: for processes that wait for one and not for many
     :raises ClusterError: the cluster refused, or could not be asked for an hour
     """
@@ -246,7 +246,7 @@ async def explanations(
 
 
 async def kills(client: ClusterClient, workload: Workload) -> list[Json]:
-    """What kubelets said of containers that they stop. It explains: a missing right is no error."""
+    """The events in which kubelets stop containers. They explain: a missing right is no error."""
     try:
         listed = await client.list(EVENTS, workload.namespace, field_selector="reason=Killing", limit=500)
     except ClusterError:
@@ -288,7 +288,7 @@ async def _final(client: ClusterClient, workload: Workload, view: Subscription, 
 
 
 def _may_change(view: Subscription, outcome: Outcome) -> bool:
-    """Whether a pod's own end is still unseen. A thousand that end at once need not all ask."""
+    """True while a pod's own end is unseen. A thousand that end at once need not all ask."""
     ends = [text(status(pod).get("phase")) in TERMINAL_PHASES for pod in view.pods]
     return outcome.kind is OutcomeKind.UNKNOWN or not ends or not all(ends)
 

@@ -1,1 +1,1 @@
-"""What is sent to the cluster: the spec, its pod, files, and the kinds of workload."""
+"""The manifests that go to the cluster: the spec, its pod, files, and the kinds of workload."""

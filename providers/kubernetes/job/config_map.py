@@ -86,7 +86,7 @@ async def _create(client: ClusterClient, files: Mapping[str, str], obj: Json, ki
 
 
 async def _is_there(client: ClusterClient, namespace: str, obj: Json, kind: WorkloadKind) -> bool:
-    """Whether the ConfigMap is the workload's; not if it is an earlier one's of this name, on its way out."""
+    """True if the ConfigMap is the workload's, and not an earlier one's of this name on its way out."""
     name = name_of(obj)
     try:
         found = await client.get(CONFIGMAPS, namespace, name)

@@ -32,7 +32,7 @@ JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 
 
 class Read(Protocol):
-    """How an attempt stands. Total: whatever the objects hold, it returns; in doubt it is not success."""
+    """Reads how an attempt stands: whatever the objects hold, it returns; in doubt it is no success."""
 
     def __call__(
         self, obj: object, pods: Sequence[object], events: Iterable[object] = (), /, *, queue: object = None
@@ -79,15 +79,15 @@ class WorkloadKind:
 
     @property
     def name(self) -> str:
-        """How stored workloads name it."""
+        """The name by which stored workloads refer to it."""
         return self.resource.kind
 
     def ended(self, obj: object, pods: Sequence[object]) -> bool:
-        """Whether the attempt is over: nothing of it trains any more, and its outcome will not change."""
+        """True if the attempt is over: nothing of it trains any more, and its outcome will not change."""
         return self.has_ended(obj) or self.is_decided(obj, pods)
 
     def owns(self, pod: Json, uid: str) -> bool:
-        """Whether a pod with this kind's label belongs to the workload of this uid."""
+        """True if a pod with this kind's label belongs to the workload of this uid."""
         return self.owner_of(pod) in ("", uid)
 
 

@@ -70,7 +70,7 @@ _FORMS = {
 
 
 def looks_like_a_secret(value: str) -> str | None:
-    """What credential ``value`` holds, by its form."""
+    """The kind of credential that ``value`` holds, by its form; ``None`` if it holds none."""
     filled_in_later = _PLACEHOLDER.sub("", value)
     return next((what for what, form in _FORMS.items() if form.search(filled_in_later)), None)
 
@@ -160,7 +160,7 @@ def _check_form(text: str, field: str) -> None:
 
 
 def _is_plain(found: Assignment) -> bool:
-    """Whether the value is a value, rather than code that gets one."""
+    """True if the value is a value, rather than code that gets one."""
     value = found.value.replace("\\", "")
     inside = value.strip("\"'")
     if _IN_PLACE in value or (
