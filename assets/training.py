@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: Dagster reads the annotations below as they are.
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
@@ -22,18 +22,17 @@ from nighttrain.assets.workload import (
 )
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import RegistryError, RunInTrashError
-
-if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.registry.models import ModelVersion
-    from nighttrain.providers.tracking.runs import Run
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.registry.models import ModelRegistry, ModelVersion, check_name
+from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
+from nighttrain.providers.tracking.runs import Run, inherited
 
 
 def training_asset(
     *,
     name: str,
     model_name: str,
-    spec: "WorkloadSpec",
+    spec: WorkloadSpec,
     arguments: Arguments = (),
     parameters: Parameters | None = None,
     experiment_name: str | None = None,
@@ -63,8 +62,6 @@ def training_asset(
         false waits in the queue for a larger one
     :raises ConfigurationError: the model's name is one that MLflow refuses
     """
-    from nighttrain.providers.registry.models import check_name
-
     check_name(model_name)
 
     @dg.asset(
@@ -98,7 +95,7 @@ def training_asset(
                 f"{error}; then re-execute the run: it takes over what has been trained"
             ) from error
         except RegistryError:
-            # The workload succeeded, its result is of no use: the next execution trains anew.
+            # The workload succeeded and its result cannot be registered: the next execution trains anew.
             consume(finished)
             raise
         yield dg.MaterializeResult(
@@ -110,11 +107,7 @@ def training_asset(
     return train
 
 
-async def _register(mlflow: MLflowResource, model_name: str, step: Step, run: "Run") -> "ModelVersion":
-    from nighttrain.providers.registry.models import ModelRegistry
-    from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
-    from nighttrain.providers.tracking.runs import inherited
-
+async def _register(mlflow: MLflowResource, model_name: str, step: Step, run: Run) -> ModelVersion:
     async with mlflow.client() as client:
         of = f", partition {step.partition_key}," if step.partition_key else ""
         return await ModelRegistry(client).register(
@@ -125,7 +118,7 @@ async def _register(mlflow: MLflowResource, model_name: str, step: Step, run: "R
         )
 
 
-def _metadata(mlflow: MLflowResource, version: "ModelVersion", finished: FinishedWorkload) -> dict[str, Any]:
+def _metadata(mlflow: MLflowResource, version: ModelVersion, finished: FinishedWorkload) -> dict[str, Any]:
     started = finished.started
     return {
         "model_name": version.name,

@@ -17,7 +17,7 @@ PAUSE_SECONDS = 5.0
 
 
 def is_outage(error: ClusterError) -> bool:
-    """Whether the cluster gave no answer, or one that says that it cannot now."""
+    """True if the cluster gave no answer, or one that says that it cannot now (429, 5xx)."""
     if isinstance(error, ClusterRequestError):
         return error.status == 429 or error.status >= 500
     return isinstance(error, ClusterUnreachableError)
@@ -33,7 +33,7 @@ def waiting_out(
 ) -> T:
     """Do ``work``, which may be repeated; while the cluster does not answer, try again.
 
-    :param warn: told of each failure, as a logger's ``warning``
+    :param warn: called at each failure, as a logger's ``warning``
     :param seconds: how long after the first failure a last try may begin
     :raises ClusterError: the outage lasted longer, or it was another error
     """

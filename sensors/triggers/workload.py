@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from nighttrain.providers.airflow_regions import region_of
+from nighttrain.providers.attempts.follow import follow_to_end
+from nighttrain.providers.attempts.lifecycle import cancel, cancel_if_live
 from nighttrain.providers.errors import ConfigurationError, NighttrainError, TrackingError
+from nighttrain.providers.kubernetes.api.client import shared_client
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.workload import Workload
+from nighttrain.providers.tracking.client import MLflowClient
+from nighttrain.providers.tracking.killed_runs import close_run_of_workload, take_over_described
+from nighttrain.providers.tracking.progress import saying_progress
+from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.runs import RunStatus
 from nighttrain.sensors.common.connections import aget_cluster_config, aget_mlflow
 from nighttrain.sensors.triggers.removal import remove_with_its_task
 from nighttrain.sensors.triggers.settling import Settling
@@ -75,11 +86,6 @@ class WorkloadTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        from nighttrain.providers.attempts.follow import follow_to_end
-        from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-        from nighttrain.providers.kubernetes.values.workload import Workload
-
         silence = Settling()
         event: dict[str, Any]
         try:
@@ -104,8 +110,6 @@ class WorkloadTrigger(BaseTrigger):
         """Lines about what the training logs to MLflow, where it has a run and logs are wanted."""
         async with AsyncExitStack() as stack:
             if self.get_logs and self.mlflow_conn_id is not None and self.run_ids:
-                from nighttrain.providers.tracking.progress import saying_progress
-
                 with contextlib.suppress(ConfigurationError):
                     mlflow = await aget_mlflow(self.mlflow_conn_id)
                     run_id, experiment_id = self.run_ids["run_id"], self.run_ids["experiment_id"]
@@ -117,8 +121,8 @@ class WorkloadTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Somebody marked or cleared the task: no workload remains.
 
-        A triggerer that was stalled, and whose triggers another one took over, is told the same: what still
-        waits is left alone.
+        A triggerer that was stalled, and whose triggers another one took over, is asked to end them too:
+        what still waits is left alone.
         """
         if self.cancel_on_kill:
             name, namespace = self.workload["name"], self.workload["namespace"]
@@ -126,11 +130,6 @@ class WorkloadTrigger(BaseTrigger):
             await remove_with_its_task(self, self._remove, f"Job {name}", removed_with)
 
     async def _remove(self) -> None:
-        from nighttrain.providers.airflow_regions import region_of
-        from nighttrain.providers.attempts.lifecycle import cancel, cancel_if_live
-        from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.providers.kubernetes.values.workload import Workload
-
         config = await aget_cluster_config(self.kubernetes_conn_id)
         workload = Workload.from_dict(self.workload)
         async with shared_client(config) as client:
@@ -143,10 +142,6 @@ class WorkloadTrigger(BaseTrigger):
     async def _close_run(self) -> None:
         if self.mlflow_conn_id is None or not (self.run_ids or self.unknown_run):
             return
-        from nighttrain.providers.tracking.client import MLflowClient
-        from nighttrain.providers.tracking.killed_runs import close_run_of_workload, take_over_described
-        from nighttrain.providers.tracking.run_tree import RunTree
-        from nighttrain.providers.tracking.runs import RunStatus
 
         mlflow = await aget_mlflow(self.mlflow_conn_id)
         try:
@@ -161,7 +156,7 @@ class WorkloadTrigger(BaseTrigger):
             self.log.warning("The workload is removed; its run could not be closed: %s", error)
 
     def _say(self, observation: Observation) -> None:
-        if observation.outcome is None:  # the end is told in full by the resumed task
+        if observation.outcome is None:  # the resumed task reports the end in full
             self.log.info("%s: %s", self.workload["name"], observation.detail)
 
     def _log_line(self, line: str) -> None:
