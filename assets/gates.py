@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -20,14 +20,17 @@ from nighttrain.assets.workload import (
 )
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, ModelVersionNotFoundError
-
-if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.registry.gates import Rule
-    from nighttrain.providers.registry.verdicts import Verdict
-
-CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
-CHAMPION_VARIABLE = "CHAMPION_MODEL_URI"
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.registry.evaluation import (
+    CANDIDATE_VARIABLE,
+    CHAMPION_VARIABLE,
+    group_measurements,
+    verdict_tags,
+)
+from nighttrain.providers.registry.gates import Rule, judge, parse_rules
+from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.verdicts import Verdict
+from nighttrain.providers.registry.versions import check_alias, check_name
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ def model_gate_check(
     *,
     asset: dg.AssetsDefinition,
     model_name: str,
-    spec: "WorkloadSpec",
-    rules: Sequence["str | Rule"],
+    spec: WorkloadSpec,
+    rules: Sequence[str | Rule],
     arguments: CandidateArguments = (),
     champion_alias: str = "champion",
     no_champion: Literal["accept", "reject", "inconclusive"] = "accept",
@@ -80,9 +83,7 @@ def model_gate_check(
         default); false waits in the queue for a larger one
     :raises ConfigurationError: no rules, a rule that cannot be read, a name or alias that MLflow refuses
     """
-    from nighttrain.providers.registry.evaluation import group_measurements
-    from nighttrain.providers.registry.gates import NO_CHAMPION, judge, parse_rules
-    from nighttrain.providers.registry.versions import check_alias, check_name
+    from nighttrain.providers.registry.gates import NO_CHAMPION
 
     parsed = parse_rules(rules)
     check_name(model_name)
@@ -148,8 +149,6 @@ def _newest(context: dg.AssetCheckExecutionContext, key: dg.AssetKey) -> Candida
 
 
 async def _champion(mlflow: MLflowResource, model_name: str, alias: str, candidate: str) -> str | None:
-    from nighttrain.providers.registry.models import ModelRegistry
-
     async with mlflow.client() as client:
         registry = ModelRegistry(client)
         await registry.get_version(model_name, candidate)
@@ -164,13 +163,10 @@ async def _record(
     mlflow: MLflowResource,
     model_name: str,
     version: str,
-    verdict: "Verdict",
+    verdict: Verdict,
     finished: FinishedWorkload,
     actor: str,
 ) -> None:
-    from nighttrain.providers.registry.evaluation import verdict_tags
-    from nighttrain.providers.registry.models import ModelRegistry
-
     async with mlflow.client() as client:
         tags = verdict_tags(verdict, evaluation_run=finished.started.run_id, actor=actor)
         await ModelRegistry(client).set_tags(model_name, version, tags)
@@ -179,7 +175,7 @@ async def _record(
 def _result(
     mlflow: MLflowResource,
     model_name: str,
-    verdict: "Verdict",
+    verdict: Verdict,
     finished: FinishedWorkload,
     *,
     candidate: str,

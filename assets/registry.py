@@ -4,35 +4,32 @@
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
 from nighttrain.assets.resources import MLflowResource
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from nighttrain.providers.registry.feed import Change, RegistryState
+from nighttrain.providers.registry.feed import WATCHED_STAGES, Change, RegistryState, diff, read_state
+from nighttrain.providers.registry.models import ModelRegistry
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """What a sensor remembers between two ticks.
+    """A sensor's memory between two ticks.
 
     :param seen: what the model held at the last tick; ``None`` before the first
     :param changes: how many changes this sensor has reported: tells 1 -> 2 from a later 1 -> 2, and is the
         same again when a tick is repeated because its cursor was lost
     """
 
-    seen: "RegistryState | None" = None
+    seen: RegistryState | None = None
     changes: int = 0
 
     @classmethod
     def parse(cls, text: str | None) -> "Cursor":
         """The inverse of :meth:`text`. :raises ConfigurationError: somebody else's cursor"""
-        from nighttrain.providers.registry.feed import RegistryState
-
         if not text:
             return cls()
         try:
@@ -91,8 +88,6 @@ def registered_model_sensor(
         description=f"Follows {kind} {key} of {model_name}",
     )
     def follow(context: dg.SensorEvaluationContext, mlflow: MLflowResource) -> dg.SensorResult:
-        from nighttrain.providers.registry.feed import diff
-
         before = Cursor.parse(context.cursor)
         state = run_sync(_read(mlflow, model_name, before.seen))
         changes = [c for c in diff(before.seen, state) if c.kind == kind and c.key == key and c.version]
@@ -108,7 +103,6 @@ def registered_model_sensor(
 
 
 def _followed(model_name: str, stage: str | None, alias: str | None) -> tuple[str, str]:
-    from nighttrain.providers.registry.feed import WATCHED_STAGES
     from nighttrain.providers.registry.versions import check_alias, check_name, check_stage
 
     check_name(model_name)
@@ -122,22 +116,19 @@ def _followed(model_name: str, stage: str | None, alias: str | None) -> tuple[st
     return "stage", known
 
 
-async def _read(mlflow: MLflowResource, model_name: str, before: "RegistryState | None") -> "RegistryState":
-    from nighttrain.providers.registry.feed import read_state
-    from nighttrain.providers.registry.models import ModelRegistry
-
+async def _read(mlflow: MLflowResource, model_name: str, before: RegistryState | None) -> RegistryState:
     async with mlflow.client() as client:
         return await read_state(ModelRegistry(client), model_name, before)
 
 
-def _nothing_new(state: "RegistryState", model_name: str, kind: str, key: str) -> str:
+def _nothing_new(state: RegistryState, model_name: str, kind: str, key: str) -> str:
     holder = (state.aliases if kind == "alias" else state.stages).get(key)
     if holder is None:
         return f"no version holds {kind} {key} of {model_name}"
     return f"version {holder} still holds {kind} {key} of {model_name}"
 
 
-def _request(change: "Change", number: int) -> dg.RunRequest:
+def _request(change: Change, number: int) -> dg.RunRequest:
     return dg.RunRequest(
         run_key=f"{change.name}:{change.kind}:{change.key}:{change.version}:{number}",
         tags={
@@ -148,7 +139,7 @@ def _request(change: "Change", number: int) -> dg.RunRequest:
     )
 
 
-def _observation(asset_key: dg.AssetKey, change: "Change") -> dg.AssetObservation:
+def _observation(asset_key: dg.AssetKey, change: Change) -> dg.AssetObservation:
     return dg.AssetObservation(
         asset_key=asset_key,
         tags={"dagster/data_version": str(change.version)},

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
 from urllib.parse import quote
 
 import dagster as dg
 from pydantic import Field
 
-if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.api.client import ClusterConfig
-    from nighttrain.providers.pod_access import PodAccess
-    from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+from nighttrain.providers.kubernetes.api.client import ClusterConfig
+from nighttrain.providers.pod_access import PodAccess, pod_access
+from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 
 class KubernetesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """How to reach the cluster that runs the workloads.
+    """The cluster that runs the workloads.
 
     Without any field: the kubeconfig that ``kubectl`` would use.
     """
@@ -29,9 +28,7 @@ class KubernetesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     verify_ssl: bool = Field(default=True, description="check the API server's certificate")
 
     def cluster_config(self) -> ClusterConfig:
-        """The same as the cluster adapter's configuration."""
-        from nighttrain.providers.kubernetes.api.client import ClusterConfig
-
+        """This resource as the cluster adapter's configuration."""
         return ClusterConfig(
             kubeconfig=self.kubeconfig,
             context=self.context,
@@ -42,7 +39,7 @@ class KubernetesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """How to reach MLflow. Pass secrets as ``dg.EnvVar("NAME")``."""
+    """The MLflow server. Pass secrets as ``dg.EnvVar("NAME")``."""
 
     tracking_uri: str = Field(description="for example https://mlflow.example.com")
     token: str | None = Field(default=None, description="bearer token, instead of user name and password")
@@ -61,9 +58,10 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     ca_certificate: str | None = Field(default=None, description="path of a PEM file")
     verify_ssl: bool = Field(default=True, description="check the server's certificate")
     cluster_uri: str | None = Field(default=None, description="the tracking URI as pods see it")
-    credentials_secret: str | None = Field(
+    mlflow_secret: str | None = Field(
         default=None, description="Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods"
     )
+    credentials_secret: str | None = Field(default=None, description="deprecated: mlflow_secret")
     retry_seconds: float = Field(
         # As long as the tracking adapter's own default: MLflow restarts in that time.
         default=45.0,
@@ -71,9 +69,7 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     )
 
     def tracking_config(self) -> TrackingConfig:
-        """The same as the tracking adapter's configuration."""
-        from nighttrain.providers.tracking.client import TrackingConfig
-
+        """This resource as the tracking adapter's configuration."""
         return TrackingConfig(
             uri=self.tracking_uri,
             token=self.token,
@@ -89,8 +85,6 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def client(self) -> MLflowClient:
         """A client to use as ``async with``; every call gives another."""
-        from nighttrain.providers.tracking.client import MLflowClient
-
         return MLflowClient(self.tracking_config())
 
     def uri_for_pods(self) -> str:
@@ -100,10 +94,15 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return address_for_pods("cluster_uri", self.cluster_uri or self.tracking_config().uri)
 
     def pods(self) -> PodAccess:
-        """What pods are told to reach MLflow."""
-        from nighttrain.providers.pod_access import pod_access
-
-        return pod_access(self.tracking_config(), uri=self.uri_for_pods(), secret=self.credentials_secret)
+        """The pods' way to MLflow: its address, certificates and credentials by reference."""
+        if self.credentials_secret is not None:
+            warnings.warn(
+                "MLflowResource: credentials_secret is called mlflow_secret now",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+        secret = self.mlflow_secret or self.credentials_secret
+        return pod_access(self.tracking_config(), uri=self.uri_for_pods(), secret=secret)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
         """The run's page."""

@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: Dagster reads the annotations below as they are.
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
@@ -22,18 +22,18 @@ from nighttrain.assets.workload import (
 )
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import RegistryError, RunInTrashError
-
-if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-    from nighttrain.providers.registry.versions import ModelVersion
-    from nighttrain.providers.tracking.runs import Run
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.versions import ModelVersion, check_name
+from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
+from nighttrain.providers.tracking.runs import Run, inherited
 
 
 def training_asset(
     *,
     name: str,
     model_name: str,
-    spec: "WorkloadSpec",
+    spec: WorkloadSpec,
     arguments: Arguments = (),
     parameters: Parameters | None = None,
     experiment_name: str | None = None,
@@ -63,7 +63,6 @@ def training_asset(
         false waits in the queue for a larger one
     :raises ConfigurationError: the model's name is one that MLflow refuses
     """
-    from nighttrain.providers.registry.versions import check_name
 
     check_name(model_name)
 
@@ -110,11 +109,7 @@ def training_asset(
     return train
 
 
-async def _register(mlflow: MLflowResource, model_name: str, step: Step, run: "Run") -> "ModelVersion":
-    from nighttrain.providers.registry.models import ModelRegistry
-    from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
-    from nighttrain.providers.tracking.runs import inherited
-
+async def _register(mlflow: MLflowResource, model_name: str, step: Step, run: Run) -> ModelVersion:
     async with mlflow.client() as client:
         of = f", partition {step.partition_key}," if step.partition_key else ""
         return await ModelRegistry(client).register(
@@ -125,7 +120,7 @@ async def _register(mlflow: MLflowResource, model_name: str, step: Step, run: "R
         )
 
 
-def _metadata(mlflow: MLflowResource, version: "ModelVersion", finished: FinishedWorkload) -> dict[str, Any]:
+def _metadata(mlflow: MLflowResource, version: ModelVersion, finished: FinishedWorkload) -> dict[str, Any]:
     started = finished.started
     return {
         "model_name": version.name,

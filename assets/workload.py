@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,8 +14,9 @@ from nighttrain.assets.interruptible import Say, run_interruptibly
 from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import TrackingMisconfiguredError, TrackingNotFoundError
-from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.kubernetes.values.timeouts import DEFAULT_STARTUP_TIMEOUT_SECONDS, Timeouts
 from nighttrain.providers.pod_access import with_access
+from nighttrain.providers.tracking.commit import commit_of_environment
 from nighttrain.providers.training_advice import advised
 
 if TYPE_CHECKING:
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 Context = dg.AssetExecutionContext | dg.AssetCheckExecutionContext
 Arguments = Sequence[str] | Callable[[Any], Sequence[str]]
 Parameters = Mapping[str, Any] | Callable[[Any], Mapping[str, Any]]
-
-# Longer than any usual image pull; a queue's wait is not counted. The same as for Airflow.
-STARTUP_TIMEOUT_SECONDS = 600.0
-
-# The first that is set names the commit of the definitions' code. The same as for Airflow.
-COMMIT_VARIABLES = ("NIGHTTRAIN_COMMIT", "GIT_COMMIT", "GIT_SHA")
 
 PARTITION_TAG = "dagster/partition"
 
@@ -183,7 +177,7 @@ async def _start_and_follow(
     try:
         attempt = tracked.attempt(await asyncio.shield(starting))
         outcome = await attempt.follow(
-            timeouts=Timeouts(STARTUP_TIMEOUT_SECONDS, fail_if_over_quota=fail_if_over_quota),
+            timeouts=Timeouts(DEFAULT_STARTUP_TIMEOUT_SECONDS, fail_if_over_quota=fail_if_over_quota),
             on_observation=lambda observation: say(observation.detail),
             on_line=lambda line: say(f"[pod] {line}"),
         )
@@ -203,10 +197,6 @@ def _interval(context: Context) -> tuple[str | None, str | None]:
         key = context.run.tags.get(PARTITION_TAG)
         return key, key
     return window.start.isoformat(), window.end.isoformat()
-
-
-def _commit() -> str | None:
-    return next((os.environ[name] for name in COMMIT_VARIABLES if os.environ.get(name)), None)
 
 
 def _tracked(
@@ -241,7 +231,7 @@ def _tracked(
             Lineage,
             **asdict(identity),
             try_number=step.retry_number + 1,
-            commit=_commit(),
+            commit=commit_of_environment(),
             data_interval_start=step.interval[0],
             data_interval_end=step.interval[1],
         ),

@@ -6,7 +6,11 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import DagRunState
+
+from nighttrain.providers.airflow_regions import has_ended
 from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.kubernetes.values.timeouts import DEFAULT_MINIMUM_AGE_SECONDS
 from nighttrain.sensors.common.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config, get_mlflow
 from nighttrain.sensors.common.failures import failing_clearly
 from nighttrain.sensors.common.templating import TextTemplates
@@ -19,10 +23,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.attempts.reaper import TaskState
     from nighttrain.providers.attempts.reaper_visit import Visit
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-
-# See nighttrain.providers.attempts.reaper.MINIMUM_AGE_SECONDS; repeated, since that module is not imported
-# while a DAG is parsed.
-MINIMUM_AGE_SECONDS = 300.0
 
 
 class ReapWorkloadsOperator(TextTemplates):
@@ -47,7 +47,7 @@ class ReapWorkloadsOperator(TextTemplates):
         *,
         namespace: str | None = None,
         only_show: bool | str = False,
-        minimum_age_seconds: float = MINIMUM_AGE_SECONDS,
+        minimum_age_seconds: float = DEFAULT_MINIMUM_AGE_SECONDS,
         kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
         mlflow_conn_id: str | None = None,
         **kwargs: Any,
@@ -125,7 +125,6 @@ class _OwnTasks:
     def _state_in_loop(self, identity: WorkloadIdentity) -> TaskState:
         """Of one iteration Airflow tells a task only that it has ended; that it was replaced or is gone shows
         when its DAG run ends."""
-        from nighttrain.providers.airflow_regions import has_ended
         from nighttrain.providers.attempts.reaper import TaskState
 
         dag_id, run_id, task_id = identity.dag_id, identity.run_id, identity.task_id
@@ -134,4 +133,4 @@ class _OwnTasks:
         if has_ended(self._ti.get_task_breadcrumbs(dag_id, run_id), task_id, identity.region):
             return TaskState.OVER
         run_state = self._ti.get_dagrun_state(dag_id, run_id)
-        return TaskState.OVER if run_state in ("success", "failed") else TaskState.ALIVE
+        return TaskState.OVER if run_state in (DagRunState.SUCCESS, DagRunState.FAILED) else TaskState.ALIVE

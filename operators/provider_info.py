@@ -1,4 +1,4 @@
-"""What Airflow reads about this package. Imports nothing: Airflow loads it in every process."""
+"""The package's description for Airflow. Imports nothing: Airflow loads it in every process."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ _CONNECTION_FIELDS = {
         "label": "Tracking URI as pods see it, where it differs from the one above",
         "schema": _OPTIONAL_TEXT,
     },
-    "kubernetes_secret": {
+    "mlflow_secret": {
         "label": "Kubernetes Secret with MLFLOW_TRACKING_* credentials for pods",
         "schema": _OPTIONAL_TEXT,
     },

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from airflow.sdk.exceptions import AirflowSkipException
+
 from nighttrain.operators import task_context
 from nighttrain.operators.clients import open_registry
 from nighttrain.operators.links import ModelVersionLink, remember_links
@@ -15,6 +17,7 @@ from nighttrain.providers.errors import (
     GateRejectedError,
     RunInTrashError,
 )
+from nighttrain.providers.registry.evaluation import verdict_tags
 from nighttrain.providers.texts import as_texts, text_of
 from nighttrain.sensors.common.connections import DEFAULT_MLFLOW_CONN_ID, get_mlflow
 from nighttrain.sensors.common.failures import failing_clearly
@@ -213,8 +216,6 @@ class ModelGateOperator(_RegistryOperator):
         )
 
     async def _record(self, context: Context, evaluation: Mapping[str, Any], verdict: Verdict) -> None:
-        from nighttrain.providers.registry.evaluation import verdict_tags
-
         async with open_registry(self._mlflow) as registry:
             await registry.set_tags(
                 evaluation["model_name"],
@@ -227,8 +228,6 @@ class ModelGateOperator(_RegistryOperator):
             )
 
     def _react(self, verdict: Verdict) -> None:
-        from airflow.sdk.exceptions import AirflowSkipException
-
         from nighttrain.providers.registry.verdicts import VerdictKind
 
         if verdict.kind is VerdictKind.ACCEPTED:
@@ -305,10 +304,12 @@ class PromoteModelOperator(_RegistryOperator):
         }
 
     def _checked_verdict(self) -> str:
+        from nighttrain.providers.registry.verdicts import VerdictKind
+
         if self.verdict is None:
             return ""
         kind = self.verdict.get("kind") if isinstance(self.verdict, Mapping) else None
-        if kind != "accepted":
+        if kind != VerdictKind.ACCEPTED.value:
             raise ConfigurationError("verdict", kind, "only a version that the gate accepted is promoted")
         judged = (str(self.verdict.get("model_name")), str(self.verdict.get("version")))
         if judged != (self.model_name, str(self.version)):

@@ -1,10 +1,15 @@
-"""What a running task is: identity, epoch and lineage, read from Airflow's context."""
+"""A running task's identity, epoch and lineage, read from Airflow's context."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
+from datetime import UTC
 from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.log import redact  # type: ignore[attr-defined]
+
+from nighttrain.providers.airflow_regions import region_of
+from nighttrain.providers.tracking.commit import commit_of_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,9 +18,6 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
     from nighttrain.providers.tracking.runs import Lineage, RunKey
-
-# What follows is asked for in this order; the first that is set names the commit of the DAG's code.
-COMMIT_VARIABLES = ("NIGHTTRAIN_COMMIT", "GIT_COMMIT", "GIT_SHA")
 
 
 def workload_identity(context: Context) -> WorkloadIdentity:
@@ -48,8 +50,6 @@ def epoch(context: Context) -> str:
     after its end, or deleted and made again, another start. So a retry after a crash (same epoch) takes over
     what is there, and whoever asks anew (a later epoch) starts anew. Later epochs compare greater.
     """
-    from datetime import UTC
-
     start = getattr(context["dag_run"], "start_date", None)
     begun = start.astimezone(UTC).isoformat(timespec="microseconds") if start is not None else ""
     return f"{begun}/{context['ti'].max_tries:06d}"
@@ -75,14 +75,11 @@ def commit(context: Context) -> str | None:
     version = getattr(context["ti"], "bundle_instance", None)
     if version is not None and getattr(version, "version", None):
         return str(version.version)
-    for name in COMMIT_VARIABLES:
-        if os.environ.get(name):
-            return os.environ[name]
-    return None
+    return commit_of_environment()
 
 
 def actor(context: Context) -> str:
-    """Who does this, for ledgers and tags."""
+    """The running task, by name, for ledgers and tags."""
     ti = context["ti"]
     return f"airflow:{ti.dag_id}/{ti.task_id}/{ti.run_id}"
 
@@ -92,8 +89,6 @@ def without_secrets(params: Mapping[str, str]) -> dict[str, str]:
 
     Names decide nothing here: Airflow's own rule goes by letters in them.
     """
-    from airflow.sdk.log import redact  # type: ignore[attr-defined]
-
     return {name: str(redact(value)) for name, value in params.items()}
 
 
@@ -106,8 +101,6 @@ def _region(context: Context) -> str:
 
     Since Airflow 3.4 a mapped task outside of loops has one too: its map index says the same, and did before.
     """
-    from nighttrain.providers.airflow_regions import region_of
-
     ti = context["ti"]
     if _map_index(ti) >= 0 and context.get("loop") is None:
         return ""

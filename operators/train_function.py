@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
 from airflow.sdk.definitions.context import KNOWN_CONTEXT_KEYS
+from airflow.sdk.execution_time.lazy_sequence import LazyXComSequence
 
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.operators.workload import Prepared
@@ -68,8 +71,6 @@ class _TrainDecoratedOperator(DecoratedOperator, TrainingJobOperator):
     def _spec(
         self, environment: Mapping[str, str], cluster: ClusterConnection, mlflow: MLflowConnection
     ) -> WorkloadSpec:
-        from dataclasses import replace
-
         args, kwargs = self._arguments()
         files = shipped_code.ship(self.python_callable, args, kwargs)
         spec = super()._spec(environment, cluster, mlflow)
@@ -84,8 +85,6 @@ class _TrainDecoratedOperator(DecoratedOperator, TrainingJobOperator):
 
 def _read(value: Any) -> Any:
     """The results of a mapped task come as a sequence that is read on demand."""
-    from airflow.sdk.execution_time.lazy_sequence import LazyXComSequence
-
     return list(value) if isinstance(value, LazyXComSequence) else value
 
 
@@ -116,8 +115,6 @@ def train_task(
 
 
 def _check(function: Callable[..., Any]) -> None:
-    import inspect
-
     shipped_code.source_of(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if name in KNOWN_CONTEXT_KEYS:

@@ -9,6 +9,7 @@ from nighttrain.operators.clients import open_registry
 from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, WorkloadLink, remember_links
 from nighttrain.operators.workload import Prepared, WorkloadOperator
 from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.registry.evaluation import CANDIDATE_VARIABLE, CHAMPION_VARIABLE
 from nighttrain.sensors.common.connections import get_mlflow
 from nighttrain.sensors.common.failures import failing_clearly
 
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.attempts.attempt import Attempt
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.sensors.common.connections import MLflowConnection
-
-# What the scoring code finds in its environment; both are pinned: models:/name/version.
-CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
-CHAMPION_VARIABLE = "CHAMPION_MODEL_URI"
-
-CANDIDATE = "candidate"
-CHAMPION = "champion"
 
 
 class TrainingJobOperator(WorkloadOperator):

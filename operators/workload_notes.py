@@ -1,4 +1,4 @@
-"""Notes that an earlier try of a task made of its workload in Airflow's task state store, where there is one.
+"""Notes of a task's workload for its next try, in Airflow's task state store, where there is one.
 
 Only a hint for whoever reads the log. What runs is read from the cluster and verified there: the store can be
 behind (a worker that died between the Job's creation and its note), expired or absent (Airflow before 3.3).

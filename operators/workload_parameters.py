@@ -11,6 +11,7 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.values.timeouts import (
     DEFAULT_NODE_LOST_TIMEOUT_SECONDS,
     DEFAULT_SIDECAR_GRACE_SECONDS,
+    DEFAULT_STARTUP_TIMEOUT_SECONDS,
     Timeouts,
 )
 from nighttrain.sensors.common.connections import DEFAULT_KUBERNETES_CONN_ID, DEFAULT_MLFLOW_CONN_ID
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
     from nighttrain.sensors.common.connections import ClusterConnection, MLflowConnection
-
-# Pulling a training image of several GB on a fresh node takes minutes; a wait of ten is more often a mistake
-# (a wrong name, a request no node can give) than a slow node. Waiting in a Kueue queue is not counted.
-DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
 
 # A node drain or a rolling upgrade can catch a long training two or three times in a night; more often than
 # that the nodes need a person.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+from airflow.sdk import Asset, AssetWatcher
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.sensors.common.connections import DEFAULT_MLFLOW_CONN_ID, DEFAULT_POLL_SECONDS
 from nighttrain.sensors.triggers import ModelChangeTrigger
-
-if TYPE_CHECKING:
-    from airflow.sdk import Asset
 
 
 def registered_model(
@@ -34,8 +32,6 @@ def registered_model(
         itself)
     :raises ConfigurationError: none or both of ``stage`` and ``alias``, or a name that MLflow cannot have
     """
-    from airflow.sdk import Asset, AssetWatcher
-
     if not model_name or any(c in model_name for c in "/:"):
         raise ConfigurationError("model_name", model_name, "must be a registered model's name: no / or :")
     if not poll_seconds > 0:

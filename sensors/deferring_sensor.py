@@ -1,4 +1,4 @@
-"""What every sensor of this package does: look once, then wait in the triggerer."""
+"""The base of every sensor here: it looks once, then waits in the triggerer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk.exceptions import AirflowSkipException
 
 from nighttrain.providers.errors import NighttrainError
 from nighttrain.sensors.common.failures import failing_clearly
@@ -30,7 +31,7 @@ class DeferringSensor(TextTemplates, BaseSensorOperator):
         self.deferrable = deferrable
 
     def _trigger(self) -> BaseTrigger:
-        """What waits in the triggerer."""
+        """The trigger that waits, made once the templates are rendered."""
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:
@@ -48,8 +49,6 @@ class DeferringSensor(TextTemplates, BaseSensorOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """As Airflow does, which takes only errors of its own for failures that ``soft_fail`` skips."""
-        from airflow.sdk.exceptions import AirflowSkipException
-
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except NighttrainError as error:

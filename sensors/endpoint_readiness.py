@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import RolloutFailedError
+from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
+from nighttrain.providers.serving.rollout import Rollout
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
@@ -32,9 +34,6 @@ async def wait_candidate_ready(
 
     :raises RolloutFailedError: it will not become ready, or did not in time
     """
-    from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
-    from nighttrain.providers.serving.rollout import Rollout
-
     rollout = Rollout(KubernetesDeployments(client))
     await rollout.wait_version_ready(
         endpoint, namespace, str(version), timeout_seconds=timeout_seconds, on_progress=on_progress
@@ -44,8 +43,6 @@ async def wait_candidate_ready(
 
 async def remove_candidate(client: ClusterClient, namespace: str, endpoint: str, version: str) -> None:
     """Undo what a rollout started; a version that serves, or is kept for a rollback, stays."""
-    from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
-
     await KubernetesDeployments(client).revert(endpoint, namespace, version)
 
 
@@ -84,14 +81,12 @@ async def wait_endpoint_serves(
 
 
 async def endpoint_status(client: ClusterClient, namespace: str, endpoint: str) -> EndpointStatus | None:
-    """What the endpoint serves; None where nothing was rolled out."""
-    from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
-
+    """The endpoint's status; None where nothing was rolled out."""
     return await KubernetesDeployments(client).status(endpoint, namespace)
 
 
 def serves(status: EndpointStatus | None, version: str | None) -> bool:
-    """Whether the endpoint serves the version from all the replicas it should have."""
+    """True if the endpoint serves the version (any, if None) from all the replicas it should have."""
     if status is None or (version is not None and status.stable_version != str(version)):
         return False
     return status.answers and status.replicas <= status.ready_replicas

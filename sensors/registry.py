@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import PokeReturnValue
 
+from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import TrackingError, TrackingMisconfiguredError
 from nighttrain.providers.texts import text_of
 from nighttrain.sensors.common.connections import DEFAULT_MLFLOW_CONN_ID, DEFAULT_POLL_SECONDS, get_mlflow
 from nighttrain.sensors.deferring_sensor import DeferringSensor
 from nighttrain.sensors.registry_condition import Awaited, RegistryCondition
-from nighttrain.sensors.triggers import RegistryTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nighttrain.providers.registry.versions import ModelVersion
+    from nighttrain.sensors.triggers import RegistryTrigger
 
 
 class _RegistrySensor(DeferringSensor):
@@ -57,6 +58,8 @@ class _RegistrySensor(DeferringSensor):
         )
 
     def _trigger(self) -> RegistryTrigger:
+        from nighttrain.sensors.triggers import RegistryTrigger
+
         condition = self._condition()
         self.log.info("Waiting for %s", condition)
         return RegistryTrigger(
@@ -67,8 +70,6 @@ class _RegistrySensor(DeferringSensor):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """One look at the registry."""
-        from nighttrain.providers.bridge import run_sync
-
         try:
             found = run_sync(self._look())
         except TrackingMisconfiguredError:

@@ -1,4 +1,4 @@
-"""What a sensor waits for in the registry: plain values that travel as a trigger's arguments."""
+"""Conditions on the registry, as plain values that travel as a trigger's arguments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Awaited(StrEnum):
-    """What has to hold."""
+    """The kinds of condition: a stage is held, an alias is held, a version is there."""
 
     STAGE = "stage"
     ALIAS = "alias"

@@ -11,7 +11,6 @@ from nighttrain.providers.errors import RolloutFailedError
 from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.common.connections import DEFAULT_KUBERNETES_CONN_ID, get_cluster_config
 from nighttrain.sensors.deferring_sensor import DeferringSensor
-from nighttrain.sensors.triggers import EndpointTrigger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nighttrain.providers.serving.backends.base import EndpointStatus
+    from nighttrain.sensors.triggers import EndpointTrigger
 
 
 class EndpointReadySensor(DeferringSensor):
@@ -57,6 +57,8 @@ class EndpointReadySensor(DeferringSensor):
         return None if self.version in (None, "") else str(self.version)
 
     def _trigger(self) -> EndpointTrigger:
+        from nighttrain.sensors.triggers import EndpointTrigger
+
         as_texts(self, "endpoint", "namespace")
         return EndpointTrigger(
             kubernetes_conn_id=self.kubernetes_conn_id,

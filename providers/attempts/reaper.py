@@ -46,6 +46,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     uid_of,
 )
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
+from nighttrain.providers.kubernetes.values.timeouts import DEFAULT_MINIMUM_AGE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,10 +55,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.plain_json import Json
 
 _log = logging.getLogger(__name__)
-
-# Between a Job's creation and Airflow's record that its task waits for it lie seconds; a database or a
-# scheduler in need makes minutes of them.
-MINIMUM_AGE_SECONDS = 300.0
 
 
 class TaskState(Enum):
@@ -126,7 +123,7 @@ async def find(
     states: TaskStates,
     *,
     orchestrator: str = "airflow",
-    minimum_age_seconds: float = MINIMUM_AGE_SECONDS,
+    minimum_age_seconds: float = DEFAULT_MINIMUM_AGE_SECONDS,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> list[Finding]:
     """Every live workload of the namespace, and whether to reap it; and those that ended on the last try of a

@@ -153,13 +153,13 @@ class Limits:
     def __init__(self, timeouts: Timeouts) -> None:
         startup, schedule = timeouts.startup, timeouts.schedule
         self._seconds = {
-            "START": startup,
-            "NODE": startup if schedule is None else schedule,
-            "QUOTA": timeouts.queue,
-            "SIDECARS": timeouts.sidecar_grace,
-            "NODE_BACK": timeouts.node_lost,
+            WaitFor.START: startup,
+            WaitFor.NODE: startup if schedule is None else schedule,
+            WaitFor.QUOTA: timeouts.queue,
+            WaitFor.SIDECARS: timeouts.sidecar_grace,
+            WaitFor.NODE_BACK: timeouts.node_lost,
         }
-        self._kind: str | None = None
+        self._kind: WaitFor | None = None
         self._since = 0.0
 
     def left(self, observation: Observation, now: float, cluster_now: float | None = None) -> float | None:
@@ -190,21 +190,21 @@ class Limits:
         kind = _kind(observation)
         return (self._seconds_of(kind, observation) if kind else None) or 0.0
 
-    def _seconds_of(self, kind: str, observation: Observation) -> float | None:
+    def _seconds_of(self, kind: WaitFor, observation: Observation) -> float | None:
         seconds = self._seconds[kind]
-        if kind != "QUOTA" or observation.permanent_wait is None:
+        if kind is not WaitFor.QUOTA or observation.permanent_wait is None:
             return seconds
         # No waiting grants it: the bound of a start holds, unless the queue's is shorter.
-        startup = self._seconds["START"]
+        startup = self._seconds[WaitFor.START]
         return min(bound for bound in (seconds, startup) if bound is not None)
 
 
-def _kind(observation: Observation) -> str | None:
+def _kind(observation: Observation) -> WaitFor | None:
     if observation.phase is Phase.FINISHED:
         return None
     if observation.waiting_for is not None:
-        return observation.waiting_for.name
-    return None if observation.permanent_wait is None else "START"
+        return observation.waiting_for
+    return None if observation.permanent_wait is None else WaitFor.START
 
 
 def _with_grace(observation: Observation, limits: Limits) -> Observation:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.registry.verdicts import Verdict
 
+# What the scoring code finds in its environment; both are pinned: models:/name/version.
+CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
+CHAMPION_VARIABLE = "CHAMPION_MODEL_URI"
+
 
 def group_measurements(metrics: Mapping[str, object]) -> dict[str, dict[str, float | str]]:
     """Split ``candidate.mae``, ``champion.mae``, ``baseline.mae`` ... into a group for each prefix.

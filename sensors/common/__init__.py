@@ -1,1 +1,1 @@
-"""What operators and sensors have in common: connections, hooks, failures, templates."""
+"""Shared by operators and sensors: connections, the hook, failures, templates."""

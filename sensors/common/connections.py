@@ -8,17 +8,21 @@ arguments, templates or XComs.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+from airflow.sdk import BaseHook, Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.pod_access import PodAccess, pod_access
+from nighttrain.providers.tracking.config import page_url
 
 if TYPE_CHECKING:
-    from airflow.sdk import Connection
-
-    from nighttrain.providers.kubernetes.api.client import ClusterConfig
-    from nighttrain.providers.pod_access import PodAccess
-    from nighttrain.providers.tracking.client import TrackingConfig
+    from nighttrain.providers.kubernetes.api.connection import ClusterConfig
+    from nighttrain.providers.tracking.config import TrackingConfig
 
 DEFAULT_KUBERNETES_CONN_ID = "kubernetes_default"
 DEFAULT_MLFLOW_CONN_ID = "mlflow_default"
@@ -30,7 +34,7 @@ DEFAULT_POLL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class MLflowConnection:
-    """Where MLflow is, as the orchestrator, the pods and a person's browser see it."""
+    """MLflow's addresses, as the orchestrator, the pods and a person's browser reach it."""
 
     config: TrackingConfig
     cluster_uri: str
@@ -39,9 +43,7 @@ class MLflowConnection:
     """The Kubernetes Secret that gives pods their MLFLOW_TRACKING_* credentials."""
 
     def pods(self) -> PodAccess:
-        """What pods are told to reach MLflow."""
-        from nighttrain.providers.pod_access import pod_access
-
+        """The pods' way to MLflow: its address, certificates and credentials by reference."""
         return pod_access(self.config, uri=self.cluster_uri, secret=self.secret)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
@@ -50,19 +52,15 @@ class MLflowConnection:
 
     def version_url(self, model_name: str, version: str) -> str:
         """The model version's page."""
-        from urllib.parse import quote
-
         return self._page(f"models/{quote(model_name, safe='')}/versions/{version}")
 
     def _page(self, place: str) -> str:
-        from nighttrain.providers.tracking.config import page_url
-
         return page_url(self.ui_uri, place, self.config)
 
 
 @dataclass(frozen=True)
 class ClusterConnection:
-    """How to reach a cluster, and what its namespaces ask of pods."""
+    """A cluster's address and credentials, and the Pod Security level that its namespaces enforce."""
 
     config: ClusterConfig
     pod_security: Literal["baseline", "restricted"] = "baseline"
@@ -177,8 +175,19 @@ def mlflow_connection(conn: Connection) -> MLflowConnection:
         config=config,
         cluster_uri=address_for_pods("cluster_uri", extra.get("cluster_uri") or config.uri),
         ui_uri=(extra.get("ui_uri") or config.uri).rstrip("/"),
-        secret=extra.get("kubernetes_secret") or None,
+        secret=extra.get("mlflow_secret") or _secret_by_its_old_name(conn, extra),
     )
+
+
+def _secret_by_its_old_name(conn: Connection, extra: dict[str, Any]) -> str | None:
+    secret = extra.get("kubernetes_secret") or None
+    if secret is not None:
+        warnings.warn(
+            f"connection {conn.conn_id}: the extra kubernetes_secret is called mlflow_secret now",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return secret
 
 
 def _uri(conn: Connection) -> str:
@@ -207,9 +216,6 @@ def _flag_or_text(value: object) -> bool:
 
 
 def _get(conn_id: str, parameter: str, conn_type: str) -> Connection:
-    from airflow.sdk import BaseHook
-    from airflow.sdk.exceptions import AirflowNotFoundException
-
     try:
         return BaseHook.get_connection(conn_id)
     except AirflowNotFoundException as error:
@@ -217,9 +223,6 @@ def _get(conn_id: str, parameter: str, conn_type: str) -> Connection:
 
 
 async def _aget(conn_id: str, parameter: str, conn_type: str) -> Connection:
-    from airflow.sdk import BaseHook
-    from airflow.sdk.exceptions import AirflowNotFoundException
-
     try:
         return await BaseHook.aget_connection(conn_id)
     except AirflowNotFoundException as error:

@@ -1,9 +1,11 @@
-"""How nighttrain's errors become Airflow's: what can never succeed is not tried again."""
+"""Translation of nighttrain's errors into Airflow's: what can never succeed is not tried again."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from airflow.sdk.exceptions import AirflowFailException
 
 from nighttrain.providers.errors import PERMANENT
 
@@ -17,8 +19,6 @@ MLFLOW_OUTAGE_SECONDS = 24 * 3600.0
 @contextmanager
 def failing_clearly() -> Iterator[None]:
     """Turn permanent errors into ``AirflowFailException``: no retry follows. Let the others through."""
-    from airflow.sdk.exceptions import AirflowFailException
-
     try:
         yield
     except PERMANENT as error:

@@ -1,4 +1,4 @@
-"""Why a task or a trigger is being killed: a person ended the task, or only its process is going away."""
+"""The reason why a task or a trigger is killed: its task was ended, or only its process goes away."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import TaskInstanceState
+from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+from nighttrain.providers.airflow_regions import has_ended, region_of
 from nighttrain.providers.errors import AirflowError
 
 if TYPE_CHECKING:
@@ -18,11 +23,20 @@ ASK_TIMEOUT_SECONDS = 2.0
 # States that nobody but a person, or the end of the last try, gives to a task whose process still runs.
 # "scheduled", "queued", "running", "deferred" and "up_for_retry" are absent: another process or try
 # adopts the workload.
-OVER = frozenset({"success", "failed", "skipped", "upstream_failed", "removed", "restarting"})
+OVER = frozenset(
+    {
+        TaskInstanceState.SUCCESS,
+        TaskInstanceState.FAILED,
+        TaskInstanceState.SKIPPED,
+        TaskInstanceState.UPSTREAM_FAILED,
+        TaskInstanceState.REMOVED,
+        TaskInstanceState.RESTARTING,
+    }
+)
 
 
 def task_is_over(states: Mapping[str, Any], *, run_id: str, task_id: str, map_index: int) -> bool:
-    """Whether Airflow's answer to "what is this task's state" means that its workload must go.
+    """True if Airflow's answer to "what is this task's state" means that its workload must go.
 
     A task that is gone (its DAG run was deleted) and one without a state (it was cleared) are over.
     """
@@ -31,12 +45,10 @@ def task_is_over(states: Mapping[str, Any], *, run_id: str, task_id: str, map_in
 
 
 def cancelled_by_user(ti: Any, *, timeout_seconds: float = ASK_TIMEOUT_SECONDS) -> bool:
-    """Whether an operator's ``on_kill`` must delete the workload; False if Airflow does not answer.
+    """True if an operator's ``on_kill`` must delete the workload; False if Airflow does not answer.
 
     True as well inside the handler of an execution time-out.
     """
-    from airflow.sdk.exceptions import AirflowTaskTimeout
-
     if isinstance(sys.exc_info()[1], AirflowTaskTimeout):
         return True
     answers: list[bool] = []
@@ -64,8 +76,6 @@ async def task_waits(ti: Any) -> bool:
     :param ti: the trigger's task instance
     :raises AirflowError: no answer
     """
-    from nighttrain.providers.airflow_regions import region_of
-
     if region_of(ti):
         # A triggerer cannot ask for one iteration of a loop. It need not: Airflow has regions since 3.4, and
         # since then calls ``on_kill`` only where the task waits for its trigger no more.
@@ -78,10 +88,6 @@ async def task_waits(ti: Any) -> bool:
 
 
 def _ask(ti: Any) -> bool:
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-    from nighttrain.providers.airflow_regions import has_ended, region_of
-
     map_index = -1 if ti.map_index is None else ti.map_index
     states = RuntimeTaskInstance.get_task_states(
         dag_id=ti.dag_id, map_index=map_index, task_ids=[ti.task_id], run_ids=[ti.run_id]
@@ -91,9 +97,9 @@ def _ask(ti: Any) -> bool:
     if not region or not states.get(ti.run_id):
         return over
     # The states are those of a loop's latest iteration, which may have ended long ago where an earlier one
-    # was cleared and runs again. That this one has ended is told elsewhere; that a process which still runs
+    # was cleared and runs again. That this one has ended stands elsewhere; that a process which still runs
     # is to end ("restarting"), of the latest one only.
-    if _state(states, ti.run_id, ti.task_id, map_index) == "restarting":
+    if _state(states, ti.run_id, ti.task_id, map_index) == TaskInstanceState.RESTARTING:
         return True
     return has_ended(RuntimeTaskInstance.get_task_breadcrumbs(ti.dag_id, ti.run_id), ti.task_id, region)
 

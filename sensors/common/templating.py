@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.definitions._internal.templater import create_template_env
+from airflow.sdk.definitions.context import render_template
+from jinja2.nativetypes import NativeEnvironment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -63,20 +66,14 @@ class TextTemplates(BaseOperator):
             self._do_render_template_fields(value, inside, context, jinja_env, seen_oids)
 
     def _render(self, template: Any, context: Any, dag: Any = None) -> Any:
-        from airflow.sdk.definitions.context import render_template
-
         return render_template(template, context, native=_is_native(template.environment))
 
     def _text_env(self) -> Any:
-        from airflow.sdk.definitions._internal.templater import create_template_env
-
         dag = self.get_dag()
         return dag.get_template_env(force_sandboxed=True) if dag else create_template_env()
 
 
 def _is_native(environment: Any) -> bool:
-    from jinja2.nativetypes import NativeEnvironment
-
     return isinstance(environment, NativeEnvironment)
 
 

@@ -1,4 +1,4 @@
-"""Is a triggerer there that will resume what is deferred? Airflow's health page knows; only for the log.
+"""A warning in the log where Airflow has no healthy triggerer to resume what is deferred.
 
 A task has no call of its own for it, so the page is asked that Airflow's API server shows to everybody, at
 the address that the worker reaches the API server at. Where it cannot be asked, nothing is said.
@@ -7,7 +7,14 @@ the address that the worker reaches the API server at. Where it cannot be asked,
 from __future__ import annotations
 
 import json
+import ssl
+from http.client import HTTPException
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+
+from airflow.configuration import conf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,8 +38,6 @@ def warn_without_triggerer(warn: Callable[[str], object]) -> None:
 
 def api_servers() -> list[str]:
     """The addresses at which the API server may show its health page, the likeliest first."""
-    from airflow.configuration import conf
-
     execution = str(conf.get("core", "execution_api_server_url", fallback="") or "").rstrip("/")
     base = str(conf.get("api", "base_url", fallback="") or "/")
     if base.startswith("/"):
@@ -41,10 +46,7 @@ def api_servers() -> list[str]:
 
 
 def triggerer_health(servers: Sequence[str], *, seconds: float = SECONDS) -> dict[str, Any] | None:
-    """What the first server that answers says of the triggerer; ``None`` if nobody says anything in time."""
-    from queue import Empty, SimpleQueue
-    from threading import Thread
-
+    """The triggerer's health as the first server that answers has it; ``None`` if none answers in time."""
     answers: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
 
     def ask() -> None:
@@ -60,9 +62,6 @@ def triggerer_health(servers: Sequence[str], *, seconds: float = SECONDS) -> dic
 
 
 def _ask(server: str, seconds: float) -> dict[str, Any] | None:
-    from http.client import HTTPException
-    from urllib.request import urlopen
-
     url = f"{server}/api/v2/monitor/health"
     if not url.startswith(("http://", "https://")):
         return None
@@ -79,10 +78,6 @@ def _ask(server: str, seconds: float) -> dict[str, Any] | None:
 
 def _trusted(url: str) -> Any:
     """Airflow's own certificate is trusted as its tasks trust it."""
-    import ssl
-
-    from airflow.configuration import conf
-
     if not url.startswith("https://"):
         return None
     context = ssl.create_default_context()

@@ -7,10 +7,9 @@ Airflow's database holds ``nighttrain.sensors.triggers.<class>``, whichever modu
 
 from __future__ import annotations
 
-from nighttrain.sensors.triggers.endpoint import EndpointTrigger
-from nighttrain.sensors.triggers.mlflow_answers import MLflowAnswersTrigger
-from nighttrain.sensors.triggers.registry import ModelChangeTrigger, RegistryTrigger
-from nighttrain.sensors.triggers.workload import WorkloadTrigger
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.public_names import public_names
 
 __all__ = [
     "EndpointTrigger",
@@ -19,3 +18,21 @@ __all__ = [
     "RegistryTrigger",
     "WorkloadTrigger",
 ]
+
+if TYPE_CHECKING:
+    from nighttrain.sensors.triggers.endpoint import EndpointTrigger
+    from nighttrain.sensors.triggers.mlflow_answers import MLflowAnswersTrigger
+    from nighttrain.sensors.triggers.model_changes import ModelChangeTrigger
+    from nighttrain.sensors.triggers.registry import RegistryTrigger
+    from nighttrain.sensors.triggers.workload import WorkloadTrigger
+else:
+    __getattr__, __dir__ = public_names(
+        __name__,
+        {
+            "EndpointTrigger": "nighttrain.sensors.triggers.endpoint",
+            "MLflowAnswersTrigger": "nighttrain.sensors.triggers.mlflow_answers",
+            "ModelChangeTrigger": "nighttrain.sensors.triggers.model_changes",
+            "RegistryTrigger": "nighttrain.sensors.triggers.registry",
+            "WorkloadTrigger": "nighttrain.sensors.triggers.workload",
+        },
+    )

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from nighttrain.providers.errors import NighttrainError
+from nighttrain.providers.kubernetes.api.client import ClusterClient, shared_client
 from nighttrain.sensors.common.connections import aget_cluster_config
+from nighttrain.sensors.endpoint_readiness import remove_candidate, wait_candidate_ready, wait_endpoint_serves
 from nighttrain.sensors.triggers.removal import remove_with_its_task
 from nighttrain.sensors.triggers.settling import Settling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from nighttrain.providers.kubernetes.api.client import ClusterClient
 
 
 class EndpointTrigger(BaseTrigger):
@@ -55,8 +55,6 @@ class EndpointTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        from nighttrain.providers.kubernetes.api.client import shared_client
-
         silence = Settling()
         try:
             config = await aget_cluster_config(self.kubernetes_conn_id)
@@ -70,24 +68,20 @@ class EndpointTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Somebody marked or cleared the rollout: its candidate goes, what serves stays.
 
-        A triggerer whose triggers another one took over is told the same: what still waits is left alone.
+        A triggerer whose triggers another one took over is asked to end them too: what still waits is left
+        alone.
         """
         if not self.serving_only and self.version is not None:
             what = f"version {self.version} of {self.endpoint}"
             await remove_with_its_task(self, self._remove, what, "roll out again, or roll back")
 
     async def _remove(self) -> None:
-        from nighttrain.providers.kubernetes.api.client import shared_client
-        from nighttrain.sensors.endpoint_readiness import remove_candidate
-
         config = await aget_cluster_config(self.kubernetes_conn_id)
         async with shared_client(config) as client:
             namespace = self.namespace or client.namespace
             await remove_candidate(client, namespace, self.endpoint, str(self.version))
 
     async def _wait(self, client: ClusterClient) -> dict[str, Any]:
-        from nighttrain.sensors.endpoint_readiness import wait_candidate_ready, wait_endpoint_serves
-
         wait = wait_endpoint_serves if self.serving_only else wait_candidate_ready
         return await wait(
             client,

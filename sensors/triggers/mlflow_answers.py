@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from nighttrain.providers.errors import ConfigurationError, NighttrainError, TrackingError
+from nighttrain.providers.tracking.client import MLflowClient
 from nighttrain.sensors.common.connections import DEFAULT_POLL_SECONDS, aget_mlflow
 from nighttrain.sensors.common.failures import MLFLOW_OUTAGE_SECONDS
 from nighttrain.sensors.triggers.settling import Settling
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from nighttrain.providers.tracking.client import MLflowClient
 
 # Somebody who mends a connection sees the wait end within a minute; asking for it at every look would make a
 # request to Airflow of each.
@@ -74,8 +73,6 @@ class MLflowAnswersTrigger(BaseTrigger):
 
     async def _failure(self, until: float) -> NighttrainError | None:
         """Look until MLflow answers, by the connection as it is now, or the time is over."""
-        from nighttrain.providers.tracking.client import MLflowClient
-
         client: MLflowClient | None = None
         try:
             while True:

@@ -25,7 +25,7 @@ _removals: set[asyncio.Task[None]] = set()
 async def remove_with_its_task(
     trigger: BaseTrigger, remove: Callable[[], Awaitable[None]], what: str, removed_with: str
 ) -> None:
-    """What a trigger's ``on_kill`` does: remove ``what`` unless the task waits on, even if it is cut off.
+    """Remove ``what``, for a trigger's ``on_kill``, unless the task waits on; even if ``on_kill`` is cut off.
 
     A triggerer that compares its triggers with the database cancels those that are not wanted any more each
     second, also one whose ``on_kill`` runs, and gives up after 30 s: what takes longer would never get done.

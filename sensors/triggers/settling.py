@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from airflow.configuration import conf
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -28,8 +30,6 @@ class Settling:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        from airflow.configuration import conf
-
         interval = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
         self._clock, self._sleep = clock, sleep
         self._until = clock() + interval + REPORT_SECONDS

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from nighttrain.providers.airflow_regions import region_of
+from nighttrain.providers.attempts.attempt import Attempt
+from nighttrain.providers.attempts.attempt_run import AttemptRun
 from nighttrain.providers.errors import ConfigurationError, NighttrainError
+from nighttrain.providers.kubernetes.values.submitted_workload import Workload
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.sensors.common.connections import aget_cluster_config, aget_mlflow
 from nighttrain.sensors.triggers.removal import remove_with_its_task
 from nighttrain.sensors.triggers.settling import Settling
@@ -16,7 +21,6 @@ from nighttrain.sensors.triggers.settling import Settling
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from nighttrain.providers.attempts.attempt import Attempt
     from nighttrain.providers.kubernetes.outcome.outcome import Observation
     from nighttrain.providers.tracking.config import TrackingConfig
 
@@ -77,7 +81,6 @@ class WorkloadTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 
         silence = Settling()
         event: dict[str, Any]
@@ -97,10 +100,6 @@ class WorkloadTrigger(BaseTrigger):
         yield TriggerEvent(event)
 
     async def _attempt(self, *, tracking: TrackingConfig | None = None) -> Attempt:
-        from nighttrain.providers.attempts.attempt import Attempt
-        from nighttrain.providers.attempts.attempt_run import AttemptRun
-        from nighttrain.providers.kubernetes.values.submitted_workload import Workload
-
         return Attempt(
             cluster=await aget_cluster_config(self.kubernetes_conn_id),
             tracking=tracking,
@@ -118,8 +117,8 @@ class WorkloadTrigger(BaseTrigger):
     async def on_kill(self) -> None:
         """Somebody marked or cleared the task: no workload remains.
 
-        A triggerer that was stalled, and whose triggers another one took over, is told the same: what still
-        waits is left alone.
+        A triggerer that was stalled, and whose triggers another one took over, is asked to end them too:
+        what still waits is left alone.
         """
         if self.cancel_on_kill:
             name, namespace = self.workload["name"], self.workload["namespace"]
@@ -127,8 +126,6 @@ class WorkloadTrigger(BaseTrigger):
             await remove_with_its_task(self, self._remove, f"Job {name}", removed_with)
 
     async def _remove(self) -> None:
-        from nighttrain.providers.airflow_regions import region_of
-
         attempt = await self._attempt()
         if not region_of(self.task_instance):
             await attempt.remove()
@@ -139,7 +136,7 @@ class WorkloadTrigger(BaseTrigger):
             await replace(attempt, tracking=mlflow.config).close_removed()
 
     def _say(self, observation: Observation) -> None:
-        if observation.outcome is None:  # the end is told in full by the resumed task
+        if observation.outcome is None:  # the resumed task reports the end in full
             self.log.info("%s: %s", self.workload["name"], observation.detail)
 
     def _log_line(self, line: str) -> None:

@@ -84,6 +84,15 @@ def test_credentials_in_an_address_reach_neither_pods_nor_pages() -> None:
     assert resource.tracking_config().password == "hidden"
 
 
+def test_the_secret_for_pods_by_its_name_and_by_the_one_it_had_before() -> None:
+    wanted = [{"secretRef": {"name": "credentials"}}]
+    resource = MLflowResource(tracking_uri="http://mlflow:5000", mlflow_secret="credentials")
+    assert resource.pods().sources() == wanted
+    former = MLflowResource(tracking_uri="http://mlflow:5000", credentials_secret="credentials")
+    with pytest.warns(DeprecationWarning, match="credentials_secret is called mlflow_secret"):
+        assert former.pods().sources() == wanted
+
+
 def test_importing_brings_neither_airflow_nor_mlflow_nor_a_client() -> None:
     imports = "; ".join(f"import nighttrain.assets.{name}" for name in MODULES)
     code = f"""

@@ -294,3 +294,23 @@ def test_no_such_connection(find: Any, parameter: str, kind: str) -> None:
         find("nobody_made_this")
     assert parameter in str(caught.value)
     assert f"airflow connections add nobody_made_this --conn-type {kind}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "secret"),
+    [
+        ({"mlflow_secret": "credentials"}, "credentials"),
+        ({"mlflow_secret": "new", "kubernetes_secret": "old"}, "new"),
+        ({}, None),
+    ],
+)
+def test_the_secret_for_pods(extra: dict[str, str], secret: str | None) -> None:
+    assert mlflow_connection(mlflow(extra=extra)).pods().secret == secret
+
+
+def test_a_secret_for_pods_by_the_name_it_had_before() -> None:
+    with pytest.warns(
+        DeprecationWarning, match="connection ml: .* kubernetes_secret is called mlflow_secret"
+    ):
+        connection = mlflow_connection(mlflow(extra={"kubernetes_secret": "credentials"}))
+    assert connection.pods().sources() == [{"secretRef": {"name": "credentials"}}]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FIX = (
     "whoever may read the Job would read it: keep it in a Kubernetes Secret, name that in secrets, as "
     "secrets=[Secret('env', 'NAME', 'the Secret', 'its key')], or in env_from, and write $(NAME) or read the "
-    "variable (for MLflow's credentials: mlflow_secret, or kubernetes_secret of the connection)"
+    "variable (for MLflow's credentials: mlflow_secret, a parameter and a field of the connection)"
 )
 
 MIN_CONTAINED = 8

@@ -23,7 +23,7 @@ TTL_SECONDS_AFTER_FINISHED = 3 * 24 * 3600
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadSpec:
-    """The workload as a user describes it: model objects of a Kubernetes client, or mappings in either spelling.
+    """The workload as users describe it: models of a Kubernetes client, or mappings in either spelling.
 
     :param image: may come from a pod template or ``full_pod_spec`` instead
     :param cmds: replaces the image's entrypoint

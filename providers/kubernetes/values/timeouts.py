@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# A proxy that notices the end of what it serves goes within seconds, and one that does not never goes by
+# Pulling a training image of several GB on a fresh node takes minutes; a wait of ten is more often a mistake
+# (a wrong name, a request no node can give) than a slow node. Waiting in a Kueue queue is not counted.
+DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
+
+# A proxy that is told of the end of what it serves goes within seconds, and one that is not never goes by
 # itself; ten seconds are nothing beside a training, and enough to send the last metrics.
 DEFAULT_SIDECAR_GRACE_SECONDS = 10.0
 
@@ -16,6 +20,10 @@ DEFAULT_SIDECAR_GRACE_SECONDS = 10.0
 # A quarter of an hour since it fell silent: five minutes until the cluster marks the pod (the usual
 # toleration), ten for a machine to boot again, or for whoever runs the nodes to notice that it does not.
 DEFAULT_NODE_LOST_TIMEOUT_SECONDS = 900.0
+
+# Between a Job's creation and Airflow's record that its task waits for it lie seconds; a database or a
+# scheduler in need makes minutes of them. What is younger is not reaped.
+DEFAULT_MINIMUM_AGE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
