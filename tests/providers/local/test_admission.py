@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import schema_generator
 
 from nighttrain.providers.local.cluster.http.patches import STRATEGIC_PATCH, apply_patch, merge
-from nighttrain.providers.local.cluster.kinds import builtin_schemas, schema_generator
+from nighttrain.providers.local.cluster.kinds import builtin_schemas
 from nighttrain.providers.local.cluster.kinds.decoding import decode
 from nighttrain.providers.local.cluster.machine.network import AddressPool
 from nighttrain.providers.local.cluster.rules.admission import Admission

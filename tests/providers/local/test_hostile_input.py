@@ -291,24 +291,13 @@ def test_a_body_above_the_limit_is_a_413(victim: EmbeddedCluster) -> None:
     assert (answer.status_code, answer.json()["reason"]) == (413, "RequestEntityTooLarge")
 
 
-@pytest.mark.parametrize("media", ["application/json", "application/yaml", "application/apply-patch+yaml"])
+@pytest.mark.parametrize("media", ["application/json", "application/merge-patch+json"])
 @pytest.mark.parametrize("opening", [b'{"a":', b"["])
 def test_very_deep_documents_are_refused(victim: EmbeddedCluster, media: str, opening: bytes) -> None:
     body = opening * 200_000
     method, target = ("PATCH", f"{MAPS}/deep") if "patch" in media else ("POST", MAPS)
     status, _ = send(victim, request(victim.token, method, target, body, {"Content-Type": media}))
     assert 400 <= status < 500
-    assert is_healthy(victim)
-
-
-def test_an_alias_bomb_is_refused(victim: EmbeddedCluster) -> None:
-    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
-    lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    raw = request(victim.token, "POST", MAPS, "\n".join(lines).encode(), {"Content-Type": "application/yaml"})
-    began = time.monotonic()
-    status, _ = send(victim, raw)
-    assert 400 <= status < 500
-    assert time.monotonic() - began < SECONDS / 2
     assert is_healthy(victim)
 
 

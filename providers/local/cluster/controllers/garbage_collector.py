@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.controllers.reconcile import Controller
+from nighttrain.providers.local.cluster.store.deletion import FOREGROUND_FINALIZER, ORPHAN_FINALIZER
 from nighttrain.providers.local.cluster.store.resources import ResourceTable, ResourceType
-from nighttrain.providers.local.cluster.store.store import DELETED, FOREGROUND_FINALIZER, ORPHAN_FINALIZER
+from nighttrain.providers.local.cluster.store.store import DELETED
 
 if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop

@@ -69,6 +69,7 @@ def get(store: Store, target: Target, form: Form) -> bytes:
     record = store.record(target.resource, target.namespace, target.name)
     if record is None:
         raise errors.not_found(target.resource, target.name)
+    record = record.of_version(target.resource.api_version)
     return encode(form.one(store, target.resource, record.object)) if form.kind else record.encoded
 
 
@@ -119,8 +120,9 @@ def _records_at(store: Store, target: Target, revision: int, gone: errors.ApiErr
 
 
 def _render(
-    store: Store, resource: ResourceType, found: list[Record], metadata: dict[str, Any], form: Form
+    store: Store, resource: ResourceType, records: list[Record], metadata: dict[str, Any], form: Form
 ) -> bytes:
+    found = [record.of_version(resource.api_version) for record in records]
     if form.kind == "Table":
         objects = (record.object for record in found)
         rendered = tables.table(resource, objects, metadata, now=store.clock(), include=form.include)
@@ -235,6 +237,7 @@ class WatchStream:
         return b"".join(lines)
 
     def _body(self, record: Record) -> bytes:
+        record = record.of_version(self._resource.api_version)
         if not self._form.kind:
             return record.encoded
         shown = self._form.one(self._store, self._resource, record.object, headers=self._first_table)

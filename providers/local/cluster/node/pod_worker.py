@@ -12,11 +12,13 @@ from nighttrain.providers.local.cluster.node import podstatus
 from nighttrain.providers.local.cluster.node.container_runner import ContainerRunner, Node
 from nighttrain.providers.local.cluster.node.podstatus import Container, Picture, PodPhase, Role, waiting
 from nighttrain.providers.local.cluster.node.volumes import PodVolumes, VolumeError
+from nighttrain.providers.local.cluster.store.deletion import GRACE_PERIOD_SECONDS
 from nighttrain.providers.local.cluster.store.resources import PODS
-from nighttrain.providers.local.cluster.store.store import GRACE_PERIOD_SECONDS, Object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from nighttrain.providers.local.cluster.store.objects import Object
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from nighttrain.providers.local.cluster.store.resources import BUILT_IN, PODS, S
 from nighttrain.providers.local.cluster.store.watching import DELETED, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -73,7 +73,7 @@ class StateFile:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
         self.abandoned = False
         self._pending: list[tuple[ResourceType, Change]] = []
-        self._known: set[ResourceType] = set()
+        self._known: dict[ResourceType, str] = {}
         self._kept: dict[str, str] = {}
         self._turn: asyncio.Handle | None = None
         self._revision: Callable[[], int] = lambda: 0
@@ -129,8 +129,8 @@ class StateFile:
         """Fill an empty store, and follow it from here on. Returns the number of objects."""
         kinds = {_id(resource): resource for resource in BUILT_IN}
         for id_, description in self._db.execute("SELECT id, description FROM kinds").fetchall():
-            kind = ResourceType(**json.loads(description))
-            self._known.add(kinds.setdefault(id_, kind))
+            kind = kinds.setdefault(id_, ResourceType(**json.loads(description)))
+            self._known[kind] = id_
         rows = self._db.execute("SELECT kind, namespace, revision, body FROM objects ORDER BY revision")
         objects = [
             (kinds[kind], space, Record(json.loads(body), revision)) for kind, space, revision, body in rows
@@ -139,10 +139,6 @@ class StateFile:
         self._revision = lambda: store.revision
         store.journal = self.record
         return len(objects)
-
-    def kinds(self) -> Iterator[ResourceType]:
-        """Every kind that ever had an object here, also those a definition added."""
-        return iter(sorted(self._known, key=_id))
 
     def record(self, resource: ResourceType, change: Change) -> None:
         """Called by the store for every change; written by :meth:`flush`."""
@@ -169,19 +165,21 @@ class StateFile:
 
     def _write(self, resource: ResourceType, change: Change) -> None:
         name = change.after.object["metadata"]["name"]
-        if resource not in self._known:
-            self._known.add(resource)
+        id_ = self._known.get(resource)
+        if id_ is None:
+            # Under the first version that was written, whatever others are written later.
+            id_ = self._known[resource] = _id(resource)
             described = json.dumps({field: getattr(resource, field) for field in _IDENTITY})
-            self._db.execute("INSERT OR REPLACE INTO kinds VALUES (?, ?)", (_id(resource), described))
+            self._db.execute("INSERT OR REPLACE INTO kinds VALUES (?, ?)", (id_, described))
         if change.type == DELETED:
             self._db.execute(
                 "DELETE FROM objects WHERE kind = ? AND namespace = ? AND name = ?",
-                (_id(resource), change.namespace, name),
+                (id_, change.namespace, name),
             )
         else:
             self._db.execute(
                 "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)",
-                (_id(resource), change.namespace, name, change.revision, change.after.encoded),
+                (id_, change.namespace, name, change.revision, change.after.encoded),
             )
 
     def close(self) -> None:
