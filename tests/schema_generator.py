@@ -153,12 +153,10 @@ RULES: dict[str, dict[str, Schema]] = {
     "JobSpec": {
         "activeDeadlineSeconds": _COUNT,
         "backoffLimit": _COUNT,
-        "backoffLimitPerIndex": _COUNT,
         "completionMode": _choice("NonIndexed", "Indexed", default="NonIndexed"),
         "completions": _COUNT,
         "managedBy": _format("domain-path"),
         "manualSelector": _default(False),
-        "maxFailedIndexes": _COUNT,
         "parallelism": _COUNT,
         "podReplacementPolicy": _choice("Failed", "TerminatingOrFailed"),
         "suspend": _default(False),
@@ -234,7 +232,6 @@ RULES: dict[str, dict[str, Schema]] = {
         # Kubernetes knows more types, but this cluster has nothing outside of it to open a port to.
         "type": _choice("ClusterIP", "ExternalName", default="ClusterIP"),
     },
-    "SuccessPolicyRule": {"succeededIndexes": _format("indexes")},
     "TCPSocketAction": {"port": _format("port")},
     "Toleration": {
         "effect": _choice("NoSchedule", "PreferNoSchedule", "NoExecute"),

@@ -398,6 +398,7 @@ def test_the_scale_of_a_deployment_is_read(space: Space) -> None:
     assert scale["spec"].get("replicas", 0) == 0
 
 
+@pytest.mark.not_embedded("pause of a rollout")
 def test_the_scale_of_a_deployment_is_changed(space: Space) -> None:
     """API Conventions, Verbs on Resources: writing /scale changes the replicas alone."""
     space.create("deployments", deployment("one", paused=True))

@@ -92,16 +92,23 @@ def service(*ports: Object, **spec: Any) -> Object:
             REQUIRED,
         ),
         # Toleration: Exists has no value; without a key the operator is Exists; seconds are for NoExecute
-        (
+        pytest.param(
             pod(tolerations=[{"key": "a", "operator": "Exists", "value": "x"}]),
             "tolerations[0].operator",
             INVALID,
+            marks=pytest.mark.not_embedded("rules for tolerations"),
         ),
-        (pod(tolerations=[{"operator": "Equal", "value": "x"}]), "tolerations[0].operator", INVALID),
-        (
+        pytest.param(
+            pod(tolerations=[{"operator": "Equal", "value": "x"}]),
+            "tolerations[0].operator",
+            INVALID,
+            marks=pytest.mark.not_embedded("rules for tolerations"),
+        ),
+        pytest.param(
             pod(tolerations=[{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 1}]),
             "tolerations[0].effect",
             INVALID,
+            marks=pytest.mark.not_embedded("rules for tolerations"),
         ),
         # Volumes: modes up to 0777; paths of items are relative; hostPath types are a list
         (
@@ -142,10 +149,11 @@ def test_pods(space: Space, body: Object, field: str, reason: str) -> None:
         (job(podReplacementPolicy="Never"), "podReplacementPolicy", UNKNOWN),
         # Backoff limit per index: Indexed Jobs only
         (job(backoffLimitPerIndex=1), "backoffLimitPerIndex", INVALID),
-        (
+        pytest.param(
             job(completionMode="Indexed", completions=2, maxFailedIndexes=1),
             "backoffLimitPerIndex",
             REQUIRED,
+            marks=pytest.mark.not_embedded("limit of failures for each index"),
         ),
         # PodFailurePolicyOnExitCodesRequirement: values are ordered, without duplicates, at least one
         (exit_codes(2, 1), "podFailurePolicy.rules[0].onExitCodes.values", INVALID),

@@ -9,7 +9,7 @@ from nighttrain.providers.local.cluster.controllers.deployment_controller import
 from nighttrain.providers.local.cluster.controllers.endpoints_controller import EndpointsController
 from nighttrain.providers.local.cluster.controllers.garbage_collector import GarbageCollector
 from nighttrain.providers.local.cluster.controllers.job_controller import JobController
-from nighttrain.providers.local.cluster.controllers.pace import BackOff
+from nighttrain.providers.local.cluster.controllers.pace import BackOff, Pace
 from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
 from nighttrain.providers.local.cluster.controllers.replicaset_controller import ReplicaSetController
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, EVENTS, LEASES
@@ -17,7 +17,6 @@ from nighttrain.providers.local.cluster.store.resources import BUILT_IN, EVENTS,
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from nighttrain.providers.local.cluster.controllers.pace import Pace
     from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
     from nighttrain.providers.local.cluster.store.store import Store
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.controllers.reconcile import Controller, owner_reference
+from nighttrain.providers.local.cluster.controllers.reconcile import (
+    Controller,
+    ReconcileLoop,
+    owner_reference,
+)
+from nighttrain.providers.local.cluster.kinds.pod_phases import has_ended, is_active, is_ready
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import ENDPOINTSLICES, PODS, SERVICES, ResourceType
 from nighttrain.providers.local.cluster.store.store import DELETED, Object
 
 if TYPE_CHECKING:
-    from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
     from nighttrain.providers.local.cluster.machine.network import Address, ClusterNetwork
 
 _MANAGED_BY = "endpointslice-controller.k8s.io"
@@ -61,7 +65,7 @@ class EndpointsController(Controller):
         endpoints = [
             _endpoint(pod, publish_all)
             for pod in pods
-            if (pod.get("status") or {}).get("podIP") and not _ended(pod)
+            if (pod.get("status") or {}).get("podIP") and not has_ended(pod)
         ]
         ports = _slice_ports(service, pods)
         self._write_slice(service, endpoints, ports)
@@ -75,7 +79,7 @@ class EndpointsController(Controller):
     # The proxy
 
     def _backends(self, service: Object, pods: list[Object], publish_all: bool) -> dict[int, list[Address]]:
-        ready = [pod for pod in pods if _is_ready(pod) or (publish_all and not _ended(pod))]
+        ready = [pod for pod in pods if _takes_connections(pod) or (publish_all and not has_ended(pod))]
         backends: dict[int, list[Address]] = {}
         for port in service["spec"].get("ports") or []:
             targets = [(pod, _target_port(port, pod)) for pod in ready]
@@ -142,28 +146,14 @@ def _selects(service: Object, pod: Object) -> bool:
     return bool(selector) and all(labels.get(key) == value for key, value in selector.items())
 
 
-def _ended(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-
-
-def _has_condition(pod: Object) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def _is_ready(pod: Object) -> bool:
-    return (
-        _has_condition(pod)
-        and not _ended(pod)
-        and "deletionTimestamp" not in pod["metadata"]
-        and bool(pod["status"].get("podIP"))
-    )
+def _takes_connections(pod: Object) -> bool:
+    return is_ready(pod) and is_active(pod) and bool(pod["status"].get("podIP"))
 
 
 def _endpoint(pod: Object, publish_all: bool) -> Object:
     metadata = pod["metadata"]
     terminating = "deletionTimestamp" in metadata
-    serving = _has_condition(pod) or publish_all
+    serving = is_ready(pod) or publish_all
     endpoint: Object = {
         "addresses": [pod["status"]["podIP"]],
         "conditions": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -49,19 +49,7 @@ _INTERACTIVE = {
 class LogSource(Protocol):
     """The kubelet, as far as logs need it."""
 
-    def open_log(
-        self,
-        pod: Object,
-        container: str,
-        *,
-        follow: bool,
-        tail_lines: int | None,
-        since_seconds: int | None,
-        since_time: str | None,
-        timestamps: bool,
-        limit_bytes: int | None,
-        previous: bool,
-    ) -> AsyncIterator[bytes]: ...
+    def open_log(self, pod: Object, container: str | None, **options: Any) -> AsyncIterator[bytes]: ...
 
 
 class Api:
@@ -223,14 +211,11 @@ class Api:
     async def _log(self, request: Request, target: Target) -> Response:
         query = request.query_params
         pod = self._store.get(target.resource, target.namespace, target.name)
-        container = _log_container(pod, query.get("container", ""))
-        if not pod["spec"].get("nodeName"):
-            return Response(status_code=204)
         if self.logs is None:
             raise errors.not_implemented("this server runs without a kubelet: there are no logs")
         pieces = self.logs.open_log(
             pod,
-            container,
+            query.get("container"),
             follow=parameters.flag(query, "follow"),
             tail_lines=parameters.number(query, "tailLines"),
             since_seconds=parameters.number(query, "sinceSeconds"),
@@ -239,6 +224,8 @@ class Api:
             limit_bytes=parameters.number(query, "limitBytes"),
             previous=parameters.flag(query, "previous"),
         )
+        if not pod["spec"].get("nodeName"):
+            return Response(status_code=204)
         return _LogResponse(await _first_piece(pieces), pieces)
 
 
@@ -307,27 +294,6 @@ def _anonymous(table: ResourceTable, request: Request) -> errors.ApiError:
         return errors.ApiError(403, "Forbidden", message, {})
     verb = _verb(request.method, target, watch=parameters.flag(request.query_params, "watch"))
     return _forbidden("system:anonymous", verb, target, target.namespace)
-
-
-def _log_container(pod: Object, asked: str) -> str:
-    spec = pod["spec"]
-    names = [each["name"] for key in ("containers", "initContainers") for each in spec.get(key) or ()]
-    name = pod["metadata"]["name"]
-    if asked:
-        if asked not in names:
-            raise errors.bad_request(f"container {asked} is not valid for pod {name}")
-        return asked
-    if len(names) > 1:
-        marked = (pod["metadata"].get("annotations") or {}).get("kubectl.kubernetes.io/default-container")
-        if marked in names:
-            return str(marked)
-        main = [each["name"] for each in spec["containers"]]
-        init = [each["name"] for each in spec.get("initContainers") or ()]
-        choices = f"choose one of: [{' '.join(main)}]" + (
-            f" or one of the init containers: [{' '.join(init)}]" if init else ""
-        )
-        raise errors.bad_request(f"a container name must be specified for pod {name}, {choices}")
-    return str(names[0])
 
 
 class _LogResponse(StreamingResponse):

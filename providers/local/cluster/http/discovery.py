@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nighttrain.providers.local.cluster.store.resources import SUBRESOURCE_VERBS
-
-if TYPE_CHECKING:
-    from nighttrain.providers.local.cluster.store.resources import ResourceTable, ResourceType
+from nighttrain.providers.local.cluster.store.resources import SUBRESOURCE_VERBS, ResourceTable, ResourceType
 
 # The version whose behaviour was recorded and is followed.
 VERSION = {

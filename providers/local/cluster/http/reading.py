@@ -9,7 +9,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.store import errors
-from nighttrain.providers.local.cluster.store.store import Record, encode
+from nighttrain.providers.local.cluster.store.store import Object, Record, Store, Watcher, encode
 from nighttrain.providers.local.cluster.tables import tables
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.http.parameters import ListParameters
     from nighttrain.providers.local.cluster.http.routing import Target
     from nighttrain.providers.local.cluster.store.resources import ResourceType
-    from nighttrain.providers.local.cluster.store.store import Object, Store, Watcher
 
 # A watch without timeoutSeconds ends after this long or up to twice that, as a real one does, so that clients
 # which cannot resume are found out.

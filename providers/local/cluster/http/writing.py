@@ -16,7 +16,7 @@ from nighttrain.providers.local.cluster.kinds.decoding import (
 )
 from nighttrain.providers.local.cluster.rules.dependents import disown
 from nighttrain.providers.local.cluster.store import errors
-from nighttrain.providers.local.cluster.store.store import copy_object
+from nighttrain.providers.local.cluster.store.store import Object, Store, copy_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.http.parameters import ListParameters
     from nighttrain.providers.local.cluster.http.routing import Target
     from nighttrain.providers.local.cluster.store.resources import ResourceType
-    from nighttrain.providers.local.cluster.store.store import Object, Store
 
 _PROPAGATIONS = ("Background", "Foreground", "Orphan")
 

@@ -146,11 +146,6 @@ def _selector_operator(text: str) -> str:
     return "" if text in ("In", "NotIn", "Exists", "DoesNotExist") else "not a valid selector operator"
 
 
-def _indexes(text: str) -> str:
-    one = r"[0-9]{1,9}(-[0-9]{1,9})?"
-    return "" if re.fullmatch(rf"{one}(,{one})*", text) else "must be numbers and ranges such as 0,2-4"
-
-
 def _time(text: Any) -> str:
     if isinstance(text, str) and _TIME.fullmatch(text):
         try:
@@ -199,7 +194,6 @@ FORMATS: dict[str, Format] = {
     "dns-subdomain": dns_subdomain,
     "domain-path": _domain_path,
     "header-name": _header_name,
-    "indexes": _indexes,
     "ip": ip,
     "pod-field": _pod_field,
     "port": _port,

@@ -215,7 +215,7 @@ class ServiceProxy:
         task.add_done_callback(self._connections.discard)
 
     async def _connect(self, client: socket.socket) -> None:
-        """Pass a connection on to a pod that takes it: one that is just going refuses, and the next is asked."""
+        """Pass it on to a pod that takes it: one that is just going refuses, and the next is asked."""
         with client:
             backend = await self._reach_backend()
             if backend is None:

@@ -10,9 +10,10 @@ import shutil
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.controllers.pace import BackOff
+from nighttrain.providers.local.cluster.kinds.pod_phases import has_ended
 from nighttrain.providers.local.cluster.machine.host import host_resources
 from nighttrain.providers.local.cluster.machine.janitor import Janitor, kill_marked
 from nighttrain.providers.local.cluster.machine.memory import MemoryLimits
@@ -149,22 +150,11 @@ class Kubelet:
         return self._node.namespaces.refusal
 
     def open_log(
-        self,
-        pod: Object,
-        container: str | None = None,
-        *,
-        follow: bool = False,
-        tail_lines: int | None = None,
-        since_seconds: int | None = None,
-        since_time: str | datetime | None = None,
-        timestamps: bool = False,
-        limit_bytes: int | None = None,
-        previous: bool = False,
+        self, pod: Object, container: str | None = None, *, previous: bool = False, **options: Any
     ) -> AsyncIterator[bytes]:
-        """The container's output in pieces; with ``follow`` until it ends.
+        """The container's output in pieces. A pod that is not bound yet has an empty log.
 
-        A pod that is not bound yet has an empty log.
-
+        :param options: as :func:`logs.read` takes them
         :raises ApiError: 400: no such container, several and none named, not started yet, nothing previous
         """
         name = logs.choose_container(pod, container)
@@ -173,17 +163,7 @@ class Kubelet:
         worker = self._workers.get(pod["metadata"]["uid"])
         found = worker.find(name) if worker is not None else None
         log = logs.choose_log(pod, name, found, previous=previous)
-        if log is None:
-            return logs.nothing()
-        since = logs.since_stamp(since_seconds, since_time)
-        return logs.read(
-            log,
-            follow=follow,
-            tail_lines=tail_lines,
-            since=since,
-            timestamps=timestamps,
-            limit_bytes=limit_bytes,
-        )
+        return logs.nothing() if log is None else logs.read(log, **options)
 
     # Pods
 
@@ -214,7 +194,7 @@ class Kubelet:
             worker.update(pod)
         elif not pod["spec"].get("nodeName"):
             self._scheduler.offer(pod)
-        elif pod["spec"]["nodeName"] == self._node.name and not _is_terminal(pod) and self._exists(pod):
+        elif pod["spec"]["nodeName"] == self._node.name and not has_ended(pod) and self._exists(pod):
             self._scheduler.account(pod)
             worker = self._workers[uid] = PodWorker(self._node, pod, self._finished)
             remember_restarts(worker.containers, pod)
@@ -224,9 +204,7 @@ class Kubelet:
         metadata = pod["metadata"]
         current = self._store.find(PODS, metadata["namespace"], metadata["name"])
         return (
-            current is not None
-            and current["metadata"]["uid"] == metadata["uid"]
-            and not _is_terminal(current)
+            current is not None and current["metadata"]["uid"] == metadata["uid"] and not has_ended(current)
         )
 
     def _gone(self, uid: str) -> None:
@@ -303,10 +281,6 @@ class Kubelet:
             # A state file's: the same node after a restart.
             status = node["status"]
             self._store.mutate(NODES, None, self._node.name, lambda known: known.update(status=status))
-
-
-def _is_terminal(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _architecture() -> str:

@@ -142,13 +142,7 @@ class PodWorker:
         spec = self.pod["spec"]
         self.ip = self.node.network.host_ip if spec.get("hostNetwork") else self.node.network.pods.take()
         self.volumes = PodVolumes(
-            self.node.store,
-            self.node.namespaces,
-            self.pod,
-            self.directory,
-            pod_ip=self.ip,
-            host_ip=self.node.network.host_ip,
-            claims=self.node.claims,
+            self.node.store, self.node.namespaces, self.pod, self.directory, self.node.claims
         )
         life = self._spawn(self._life())
         if spec.get("activeDeadlineSeconds"):

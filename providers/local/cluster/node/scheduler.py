@@ -42,7 +42,7 @@ class Scheduler:
         """A pod without a node: bind it, or remember it."""
         metadata = pod["metadata"]
         spec = pod["spec"]
-        if "deletionTimestamp" in metadata or spec.get("schedulingGates"):
+        if "deletionTimestamp" in metadata:
             return
         if spec.get("schedulerName", _COMPONENT) != _COMPONENT:
             return  # another scheduler's to bind

@@ -17,9 +17,10 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.local.cluster.kinds.pod_phases import has_ended
 from nighttrain.providers.local.cluster.store.objects import Object, timestamp
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, PODS, SERVICES, ResourceType
-from nighttrain.providers.local.cluster.store.watching import DELETED, Record
+from nighttrain.providers.local.cluster.store.watching import DELETED, Change, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.node.podstatus import Container
     from nighttrain.providers.local.cluster.rules.admission import Addresses
     from nighttrain.providers.local.cluster.store.store import Store
-    from nighttrain.providers.local.cluster.store.watching import Change
 
 # "ntec" in ASCII: tells this project's files from anybody else's.
 _APPLICATION_ID = 0x6E746563
@@ -240,16 +240,13 @@ def end_lost_pods(store: Store) -> None:
     write of its own that watchers see, and then ended, as after the restart of a node: one that may not
     restart has failed; one that may stays, with its containers terminated, and starts again in place; one
     that was being deleted is gone."""
-    lost = [pod["metadata"] for pod in store.list(PODS)[0] if _was_on_node(pod)]
+    lost = [
+        pod["metadata"] for pod in store.list(PODS)[0] if pod["spec"].get("nodeName") and not has_ended(pod)
+    ]
     for metadata in lost:
         store.mutate(PODS, metadata["namespace"], metadata["name"], _mark_lost)
     for metadata in lost:
         end_lost_pod(store, metadata)
-
-
-def _was_on_node(pod: Object) -> bool:
-    phase = pod.get("status", {}).get("phase")
-    return bool(pod["spec"].get("nodeName")) and phase not in ("Succeeded", "Failed")
 
 
 def _mark_lost(pod: Object) -> None:

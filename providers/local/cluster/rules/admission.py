@@ -14,13 +14,13 @@ from nighttrain.providers.local.cluster.store.resources import (
     PODS,
     SERVICEACCOUNTS,
     SERVICES,
+    ResourceType,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
-    from nighttrain.providers.local.cluster.store.resources import ResourceType
     from nighttrain.providers.local.cluster.store.store import Object, Store
 
 

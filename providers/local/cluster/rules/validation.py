@@ -150,6 +150,8 @@ def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
     if spec["progressDeadlineSeconds"] <= spec.get("minReadySeconds", 0):
         why = "must be greater than minReadySeconds"
         causes.append(invalid_value("spec.progressDeadlineSeconds", spec["progressDeadlineSeconds"], why))
+    if spec.get("paused"):
+        causes.append(forbidden_value("spec.paused", "the embedded cluster does not serve it"))
     strategy = spec["strategy"]
     field = "spec.strategy.rollingUpdate"
     rolling = strategy.get("rollingUpdate") or {}

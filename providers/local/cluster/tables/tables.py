@@ -169,8 +169,6 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         _AGE,
         Column("IP", pod_cells.ip, priority=1),
         Column("Node", _at("spec", "nodeName"), priority=1),
-        Column("Nominated Node", _at("status", "nominatedNodeName"), priority=1),
-        Column("Readiness Gates", pod_cells.readiness_gates, priority=1),
     ),
     "Job": (
         _NAME,
