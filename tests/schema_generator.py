@@ -230,7 +230,7 @@ RULES: dict[str, dict[str, Schema]] = {
         "clusterIPs": {"items": {**_SIMPLE["str"], **_format("ip", **{"x-unset": ["", "None"]})}},
         "sessionAffinity": _choice("ClientIP", "None", default="None"),
         # Kubernetes knows more types, but this cluster has nothing outside of it to open a port to.
-        "type": _choice("ClusterIP", "ExternalName", default="ClusterIP"),
+        "type": _choice("ClusterIP", default="ClusterIP"),
     },
     "TCPSocketAction": {"port": _format("port")},
     "Toleration": {

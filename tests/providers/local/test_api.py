@@ -369,7 +369,7 @@ def test_volumes_and_their_classes_are_kinds_that_are_not_served(http: httpx.Cli
     [
         ("subPath", "/etc", "must be a relative path"),
         ("subPath", "a/../b", "must not contain '..'"),
-        ("subPathExpr", "../$(X)", "must not contain '..'"),
+        ("subPathExpr", "$(X)", "does not serve it"),
     ],
 )
 def test_a_part_of_a_volume_outside_of_it_is_invalid(

@@ -186,7 +186,7 @@ def test_five_thousand_strikes_at_honest_objects(
     struck.check(SEED)
     assert "Traceback" not in caplog.text
     # Most are refused for a reason; requests that all ended at the door would prove little.
-    for method, least in (("POST", 100), ("PUT", 100), ("PATCH", 300), ("DELETE", 100)):
+    for method, least in (("POST", 60), ("PUT", 100), ("PATCH", 300), ("DELETE", 100)):
         found = {kind: count for (each, kind), count in struck.done.items() if each == method}
         assert sum(found.values()) >= least, (method, found)
         without = {kind.kind for kind in KINDS} - set(found)

@@ -416,7 +416,7 @@ def test_an_indexed_jobs_name_is_part_of_host_names(http: httpx.Client) -> None:
             "spec.clusterIPs[0]",
             INVALID,
         ),
-        (SERVICES, service(type="ExternalName"), "spec.externalName", REQUIRED),
+        (SERVICES, service(type="ExternalName"), "spec.type", UNKNOWN),
         (DEPLOYMENTS, deployment(paused=True), "spec.paused", FORBIDDEN),
         (
             CONFIGMAPS,
@@ -504,7 +504,6 @@ def test_what_admission_refuses(http: httpx.Client, spec: Object, why: str) -> N
         (JOBS, codes(1, 2, containerName="main")),
         (DEPLOYMENTS, rolling(maxSurge="200%", maxUnavailable=0)),
         (SERVICES, service(ports=[{"port": 80, "targetPort": "http"}, {"port": 80, "protocol": "UDP"}])),
-        (SERVICES, service(type="ExternalName", externalName="example.com.", ports=[])),
         (SECRETS, named(type="example.com/own")),
         (SECRETS, named(type="kubernetes.io/tls", stringData={"tls.crt": "", "tls.key": ""})),
         (SLICES, named(addressType="IPv4", endpoints=[])),

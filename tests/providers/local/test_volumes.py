@@ -99,18 +99,6 @@ async def test_init_and_main_containers_share_a_volume(mode: Namespaces, tmp_pat
             assert await output(cluster, manifest) == "hello\n"
 
 
-async def test_volume_in_memory_has_its_size_and_goes_with_its_pod(tmp_path: Path) -> None:
-    code = f"df -k {TOP} | tail -1; grep ' {TOP} ' /proc/self/mountinfo"
-    async with mounting(tmp_path) as cluster:
-        volume = {TOP: {"emptyDir": {"medium": "Memory", "sizeLimit": "2Mi"}}}
-        text = await output(cluster, shell("memory", code, volume))
-        assert text.split()[:2] == ["tmpfs", "2048"]
-        cluster.store.delete(PODS, "default", "memory")
-        await cluster.gone(PODS, "memory")
-        left = "ls -A $(dirname $(dirname $HOME))/namespace/memory | wc -l"
-        assert await output(cluster, shell("look", left, {})) == "0\n"
-
-
 @BOTH
 async def test_configuration_as_files(mode: Namespaces, tmp_path: Path) -> None:
     items = [{"key": "a", "path": "deep/er", "mode": 0o400}]

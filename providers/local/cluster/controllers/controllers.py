@@ -12,6 +12,7 @@ from nighttrain.providers.local.cluster.controllers.job_controller import JobCon
 from nighttrain.providers.local.cluster.controllers.pace import BackOff, Pace
 from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
 from nighttrain.providers.local.cluster.controllers.replicaset_controller import ReplicaSetController
+from nighttrain.providers.local.cluster.controllers.scheduler import Scheduler
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, EVENTS, LEASES
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ JOB_BACK_OFF = BackOff(first=10.0, longest=600.0)
 
 
 class Controllers:
-    """Jobs, ReplicaSets, Deployments, Services and garbage collection.
+    """Scheduling, Jobs, ReplicaSets, Deployments, Services and garbage collection.
 
     The time is the store's clock; ``sleep`` waits for what comes later (deadlines, pauses, TTLs).
     """
@@ -51,8 +52,12 @@ class Controllers:
         ):
             self._loop.add(controller)
 
+        self._scheduler = Scheduler(store)
+
     async def start(self) -> None:
         self._loop.start()
+        self._scheduler.start()
 
     async def stop(self) -> None:
+        await self._scheduler.stop()
         await self._loop.stop()

@@ -15,7 +15,7 @@ from nighttrain.providers.local.cluster.controllers.reconcile import (
     controller_of,
     owner_reference,
 )
-from nighttrain.providers.local.cluster.kinds.pod_phases import has_ended, is_active
+from nighttrain.providers.local.cluster.kinds.pods import has_ended, is_active
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, PODS, REPLICASETS, ResourceType
 from nighttrain.providers.local.cluster.store.store import Object, copy_object, timestamp

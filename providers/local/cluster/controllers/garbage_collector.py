@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nighttrain.providers.local.cluster.controllers.reconcile import Controller, ReconcileLoop
-from nighttrain.providers.local.cluster.store.deletion import FOREGROUND_FINALIZER, ORPHAN_FINALIZER
+from nighttrain.providers.local.cluster.store.lifecycle import FOREGROUND_FINALIZER, ORPHAN_FINALIZER
 from nighttrain.providers.local.cluster.store.resources import ResourceTable, ResourceType
 from nighttrain.providers.local.cluster.store.store import DELETED, Object
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from nighttrain.providers.local.cluster.controllers.pace import BackOff, Bucket, Pace
 from nighttrain.providers.local.cluster.controllers.reconcile import (
@@ -15,7 +15,14 @@ from nighttrain.providers.local.cluster.controllers.reconcile import (
     owner_reference,
 )
 from nighttrain.providers.local.cluster.kinds import job_indexes, job_policy
-from nighttrain.providers.local.cluster.kinds.pod_phases import is_active, is_ready, is_terminating, phase
+from nighttrain.providers.local.cluster.kinds.pods import (
+    ended_at,
+    is_active,
+    is_ready,
+    is_terminating,
+    moment,
+    phase,
+)
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import JOBS, PODS, ResourceType
@@ -202,7 +209,7 @@ class JobController(Controller):
         start = (job.get("status") or {}).get("startTime")
         if seconds is None or not start:
             return False
-        left = (_moment(start) + timedelta(seconds=seconds) - self.store.clock()).total_seconds()
+        left = (moment(start) + timedelta(seconds=seconds) - self.store.clock()).total_seconds()
         if left > 0:
             self.enqueue_after(job["metadata"]["namespace"], job["metadata"]["name"], left)
         return left <= 0
@@ -257,7 +264,7 @@ class JobController(Controller):
     def _remember_failure(self, job: Object, pod: Object) -> None:
         known = self._failures.setdefault(job["metadata"]["uid"], Failures())
         known.count += 1
-        when = _ended_at(pod) or self.store.clock()
+        when = ended_at(pod) or self.store.clock()
         known.last = max(known.last, when) if known.last else when
 
     # Pods
@@ -481,23 +488,5 @@ def _finished_at(job: Object) -> datetime | None:
     for type_ in ("Complete", "Failed"):
         condition = _condition(job, type_)
         if condition is not None and condition["status"] == "True":
-            return _moment(condition["lastTransitionTime"])
-    return None
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
-
-
-def _ended_at(pod: Object) -> datetime | None:
-    """When a pod's last container ended; for one on its way out, when it was deleted."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    ends = [((each.get("state") or {}).get("terminated") or {}).get("finishedAt") for each in statuses]
-    moments = [_moment(end) for end in ends if end]
-    if moments and len(moments) == len(statuses):
-        return max(moments)
-    metadata = pod["metadata"]
-    if "deletionTimestamp" in metadata:
-        grace = timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
-        return _moment(metadata["deletionTimestamp"]) - grace
+            return moment(condition["lastTransitionTime"])
     return None

@@ -11,7 +11,7 @@ from nighttrain.providers.local.cluster.controllers.reconcile import (
     controller_of,
     owner_reference,
 )
-from nighttrain.providers.local.cluster.kinds.pod_phases import is_active, is_terminating, ready_since
+from nighttrain.providers.local.cluster.kinds.pods import is_active, is_terminating, ready_since
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import PODS, REPLICASETS, ResourceType

@@ -16,6 +16,7 @@ from nighttrain.providers.local.cluster.http.patches import APPLY_PATCH, APPLY_R
 from nighttrain.providers.local.cluster.http.peers import is_own_user
 from nighttrain.providers.local.cluster.http.routing import Target, find_target, split
 from nighttrain.providers.local.cluster.kinds.crds import CustomResources
+from nighttrain.providers.local.cluster.kinds.pods import choose_container
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, NAMESPACES, ResourceTable
 from nighttrain.providers.local.cluster.store.store import Object, Store, encode
@@ -211,11 +212,14 @@ class Api:
     async def _log(self, request: Request, target: Target) -> Response:
         query = request.query_params
         pod = self._store.get(target.resource, target.namespace, target.name)
+        container = choose_container(pod, query.get("container"))
+        if not pod["spec"].get("nodeName"):
+            return Response(status_code=204)
         if self.logs is None:
             raise errors.not_implemented("this server runs without a kubelet: there are no logs")
         pieces = self.logs.open_log(
             pod,
-            query.get("container"),
+            container,
             follow=parameters.flag(query, "follow"),
             tail_lines=parameters.number(query, "tailLines"),
             since_seconds=parameters.number(query, "sinceSeconds"),
@@ -224,8 +228,6 @@ class Api:
             limit_bytes=parameters.number(query, "limitBytes"),
             previous=parameters.flag(query, "previous"),
         )
-        if not pod["spec"].get("nodeName"):
-            return Response(status_code=204)
         return _LogResponse(await _first_piece(pieces), pieces)
 
 

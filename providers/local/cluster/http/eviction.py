@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.kinds.decoding import decode_part
-from nighttrain.providers.local.cluster.kinds.pod_phases import is_active
+from nighttrain.providers.local.cluster.kinds.pods import is_active
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import PODS
 from nighttrain.providers.local.cluster.store.store import Object, Store, timestamp

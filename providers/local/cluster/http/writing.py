@@ -226,17 +226,7 @@ def _grace(options: Object, query: Mapping[str, str]) -> int | None:
 
 
 def _propagation(resource: ResourceType, options: Object, query: Mapping[str, str]) -> str:
-    orphan = options.get("orphanDependents")
-    if orphan is None and "orphanDependents" in query:
-        orphan = parameters.flag(query, "orphanDependents")
     asked = options.get("propagationPolicy") or query.get("propagationPolicy")
-    if orphan is not None:
-        if asked:
-            why = "orphanDependents and deletionPropagation cannot be both set"
-            raise errors.invalid_options(
-                "DeleteOptions", errors.invalid_value("propagationPolicy", asked, why)
-            )
-        return "Orphan" if orphan else "Background"
     # For compatibility with its first clients, a Job leaves its pods behind unless told otherwise.
     default = "Orphan" if resource.kind == "Job" else "Background"
     value = asked or default

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nighttrain.providers.local.cluster.kinds.crd_definitions import storage_version
 from nighttrain.providers.local.cluster.kinds.schemas import Schema, complete, prune, validate
 from nighttrain.providers.local.cluster.store import errors
-from nighttrain.providers.local.cluster.store.deletion import CLEANUP_FINALIZER
+from nighttrain.providers.local.cluster.store.lifecycle import CLEANUP_FINALIZER
 from nighttrain.providers.local.cluster.store.resources import (
     CUSTOMRESOURCEDEFINITIONS,
     ResourceTable,

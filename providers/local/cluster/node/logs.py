@@ -22,26 +22,6 @@ _PIECE = 64 * 1024
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 
-def choose_container(pod: Object, asked: str | None) -> str:
-    """The container's name. Raises ApiError 400: no such container, or several and none is asked for."""
-    spec, name = pod["spec"], pod["metadata"]["name"]
-    mains = [each["name"] for each in spec["containers"]]
-    inits = [each["name"] for each in spec.get("initContainers") or []]
-    if asked:
-        if asked not in [*mains, *inits]:
-            raise bad_request(f"container {asked} is not valid for pod {name}")
-        return asked
-    if len([*mains, *inits]) == 1:
-        return str(mains[0])
-    marked = (pod["metadata"].get("annotations") or {}).get("kubectl.kubernetes.io/default-container")
-    if marked in [*mains, *inits]:
-        return str(marked)
-    message = f"a container name must be specified for pod {name}, choose one of: [{' '.join(mains)}]"
-    if inits:
-        message += f" or one of the init containers: [{' '.join(inits)}]"
-    raise bad_request(message)
-
-
 def choose_log(pod: Object, name: str, container: Container | None, *, previous: bool) -> ContainerLog | None:
     """The log to read; None if the pod is bound but not begun. Raises ApiError 400."""
     pod_name = pod["metadata"]["name"]

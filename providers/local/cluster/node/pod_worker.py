@@ -12,7 +12,7 @@ from nighttrain.providers.local.cluster.node import podstatus
 from nighttrain.providers.local.cluster.node.container_runner import ContainerRunner, Node
 from nighttrain.providers.local.cluster.node.podstatus import Container, Picture, PodPhase, Role, waiting
 from nighttrain.providers.local.cluster.node.volumes import PodVolumes, VolumeError
-from nighttrain.providers.local.cluster.store.deletion import GRACE_PERIOD_SECONDS
+from nighttrain.providers.local.cluster.store.lifecycle import GRACE_PERIOD_SECONDS
 from nighttrain.providers.local.cluster.store.resources import PODS
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ class PodWorker:
         if self.ip and self.ip != self.node.network.host_ip:
             self.node.network.pods.give_back(self.ip)
             self.ip = ""
-        self.node.namespaces.forget(self.uid)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # The life of a pod

@@ -17,7 +17,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.kinds.pod_phases import has_ended
+from nighttrain.providers.local.cluster.kinds.pods import has_ended
 from nighttrain.providers.local.cluster.store.objects import Object, timestamp
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, PODS, SERVICES, ResourceType
 from nighttrain.providers.local.cluster.store.watching import DELETED, Change, Record

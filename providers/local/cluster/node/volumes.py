@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.machine.mounts import Mount, MountNamespaces, SpawnError, SubPathError
-from nighttrain.providers.local.cluster.store.quantities import quantity
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, PERSISTENTVOLUMECLAIMS, SECRETS
 
 if TYPE_CHECKING:
@@ -133,11 +132,7 @@ class PodVolumes:
     # Kinds of volumes
 
     def _empty(self, name: str, source: Object) -> Volume:
-        if source.get("medium") == "Memory":
-            limit = source.get("sizeLimit")
-            size = int(quantity(limit)) if limit is not None else None
-            return Volume(self._namespaces.memory_volume(self._pod["metadata"]["uid"], name, size))
-        if source.get("medium"):
+        if source.get("medium") not in (None, "", "Memory"):
             raise VolumeError(f"the embedded cluster has no storage medium {source['medium']!r}")
         folder = self._directory / name
         folder.mkdir(parents=True, exist_ok=True)

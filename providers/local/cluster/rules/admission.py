@@ -103,7 +103,7 @@ class Admission:
         spec = service["spec"]
         had = (old or {}).get("spec", {}).get("clusterIP")
         asked = spec.get("clusterIP")
-        if self._addresses is None or spec["type"] == "ExternalName" or asked == "None":
+        if self._addresses is None or asked == "None":
             return
         if asked and asked == had:
             return

@@ -156,10 +156,9 @@ def _service(service: Object, old: Object | None) -> None:
     for port in spec.get("ports") or ():
         if not port.get("targetPort") and "port" in port:
             port["targetPort"] = port["port"]
-    if spec["type"] != "ExternalName":
-        spec.setdefault("ipFamilies", ["IPv4"])
-        spec.setdefault("ipFamilyPolicy", "SingleStack")
-        spec.setdefault("internalTrafficPolicy", "Cluster")
+    spec.setdefault("ipFamilies", ["IPv4"])
+    spec.setdefault("ipFamilyPolicy", "SingleStack")
+    spec.setdefault("internalTrafficPolicy", "Cluster")
     if old is not None:
         # A replacement that leaves the addresses out keeps them.
         for field in ("clusterIP", "clusterIPs"):

@@ -14,7 +14,7 @@ import uuid
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from nighttrain.providers.local.cluster.store import deletion, errors
+from nighttrain.providers.local.cluster.store import errors, lifecycle
 from nighttrain.providers.local.cluster.store.history import History
 from nighttrain.providers.local.cluster.store.objects import (
     Key,
@@ -32,7 +32,6 @@ from nighttrain.providers.local.cluster.store.resources import (
     CUSTOMRESOURCEDEFINITIONS,
     DEPLOYMENTS,
     NAMESPACES,
-    PODS,
     ResourceType,
 )
 from nighttrain.providers.local.cluster.store.watching import (
@@ -293,9 +292,9 @@ class Store:
             )
         if dry_run:
             return old
-        grace = deletion.grace(resource, old, grace_period_seconds)
-        finalizers = deletion.finalizers(metadata, propagation, resource)
-        if not finalizers and grace == 0 and not deletion.must_linger(resource, old):
+        grace = lifecycle.grace(resource, old, grace_period_seconds)
+        finalizers = lifecycle.finalizers(metadata, propagation, resource)
+        if not finalizers and grace == 0 and not lifecycle.must_linger(resource, old):
             if resource.graceful and "deletionTimestamp" not in metadata:
                 # A pod is seen to be on its way out, also when it goes at once.
                 record = self._mark(resource, record, 0, [])
@@ -411,15 +410,17 @@ class Store:
         old = record.object
         keep_identity(old["metadata"], new["metadata"])
         # A status is checked by the schema of a custom kind alone.
-        if self._admit is not None and (resource.custom is not None or not _same_but(old, new, "status")):
+        if self._admit is not None and (
+            resource.custom is not None or not lifecycle.same_but(old, new, "status")
+        ):
             self._admit(resource, new, old)
-        if resource.has_generation and (new_generation or _changed(resource, old, new)):
+        if resource.has_generation and (new_generation or lifecycle.is_new_generation(resource, old, new)):
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
         if new == old:
             return old
         if dry_run:
             return new
-        if deletion.is_finished(resource, new):
+        if lifecycle.is_finished(resource, new):
             # The DELETED event shows the object as it was, with the finalizer that has just gone.
             return self._drop(resource, record)
         return self._commit(resource, MODIFIED, record, new)
@@ -442,7 +443,7 @@ class Store:
         new = {**old, "metadata": metadata}
         if resource in (NAMESPACES, CUSTOMRESOURCEDEFINITIONS):
             now = timestamp(self.clock())
-            new["status"] = deletion.terminating(resource, old.get("status") or {}, now)
+            new["status"] = lifecycle.terminating(resource, old.get("status") or {}, now)
         if new == old:
             return record
         self._commit(resource, MODIFIED, record, new)
@@ -490,20 +491,3 @@ def _key(record: Record) -> Key:
 
 def _space(resource: ResourceType, namespace: str | None) -> str:
     return (namespace or "default") if resource.namespaced else ""
-
-
-def _same_but(old: Object, new: Object, field: str) -> bool:
-    return all(old.get(key) == new.get(key) for key in {*old, *new} - {field})
-
-
-def _changed(resource: ResourceType, old: Object, new: Object) -> bool:
-    """Whether a write counts as a new generation. Of a custom object everything is specification, but for its
-    metadata and a status that is written separately."""
-    if resource.custom is None:
-        before, after = old.get("spec"), new.get("spec")
-        if resource is PODS and before and after:
-            # Binding is no new generation: the recorded pods stay at 1.
-            before, after = {**before, "nodeName": ""}, {**after, "nodeName": ""}
-        return bool(after != before)
-    aside = {"apiVersion", "metadata"} | ({"status"} if resource.has_status else set())
-    return any(old.get(key) != new.get(key) for key in {*old, *new} - aside)

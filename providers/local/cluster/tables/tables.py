@@ -190,7 +190,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         _NAME,
         Column("Type", _at("spec", "type")),
         Column("Cluster-IP", _at("spec", "clusterIP")),
-        Column("External-IP", _at("spec", "externalName")),
+        Column("External-IP", _at("spec", "externalIPs")),
         Column("Port(s)", _service_ports),
         _AGE,
         Column("Selector", _selector, priority=1),

@@ -1,4 +1,4 @@
-"""What a deletion means for an object: how long it waits, what holds it back, and how it shows."""
+"""The life of an object: new generations, and what its deletion waits for, and how that shows."""
 
 from __future__ import annotations
 
@@ -84,3 +84,20 @@ def terminating(resource: ResourceType, status: Object, now: str) -> Object:
         "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
     }
     return {**status, "conditions": [*conditions, condition]}
+
+
+def same_but(old: Object, new: Object, field: str) -> bool:
+    return all(old.get(key) == new.get(key) for key in {*old, *new} - {field})
+
+
+def is_new_generation(resource: ResourceType, old: Object, new: Object) -> bool:
+    """Whether a write counts as a new generation. Of a custom object everything is specification, but for its
+    metadata and a status that is written separately."""
+    if resource.custom is None:
+        before, after = old.get("spec"), new.get("spec")
+        if resource is PODS and before and after:
+            # Binding is no new generation: the recorded pods stay at 1.
+            before, after = {**before, "nodeName": ""}, {**after, "nodeName": ""}
+        return bool(after != before)
+    aside = {"apiVersion", "metadata"} | ({"status"} if resource.has_status else set())
+    return any(old.get(key) != new.get(key) for key in {*old, *new} - aside)
