@@ -149,6 +149,7 @@ def test_an_unknown_propagation_is_refused(space: Space) -> None:
     space.get("configmaps", "one")
 
 
+@pytest.mark.not_embedded("orphanDependents")
 def test_only_one_way_to_say_what_happens_to_dependents(space: Space) -> None:
     """DeleteOptions, orphanDependents: either it or propagationPolicy may be set, not both."""
     space.create("configmaps", config_map("one"))

@@ -131,6 +131,7 @@ def test_a_value_of_the_wrong_type_is_a_bad_request(space: Space) -> None:
     refusal(space.try_create("configmaps", body), 400, "BadRequest")
 
 
+@pytest.mark.not_embedded("bodies in YAML")
 def test_yaml_is_accepted(space: Space) -> None:
     """API Concepts, Alternate representations: YAML."""
     answer = space.try_create("configmaps", "metadata: {name: one}\ndata: {a: b}\n", media="application/yaml")
@@ -293,6 +294,7 @@ def test_strict_field_validation_names_fields_in_lists(space: Space) -> None:
     assert 'unknown field "spec.containers[0].imagee"' in status["message"]
 
 
+@pytest.mark.not_embedded("check of fields that are named twice")
 def test_strict_field_validation_refuses_duplicate_fields(space: Space) -> None:
     """API Concepts, Field validation, Strict: duplicate fields are refused too."""
     body = '{"metadata":{"name":"one"},"data":{"a":"b"},"data":{"a":"c"}}'
@@ -397,6 +399,7 @@ def test_the_scale_of_a_deployment_is_read(space: Space) -> None:
     assert scale["spec"].get("replicas", 0) == 0
 
 
+@pytest.mark.not_embedded("pause of a rollout")
 def test_the_scale_of_a_deployment_is_changed(space: Space) -> None:
     """API Conventions, Verbs on Resources: writing /scale changes the replicas alone."""
     space.create("deployments", deployment("one", paused=True))

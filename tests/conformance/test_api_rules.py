@@ -93,16 +93,23 @@ def service(*ports: Object, **spec: Any) -> Object:
             REQUIRED,
         ),
         # Toleration: Exists has no value; without a key the operator is Exists; seconds are for NoExecute
-        (
+        pytest.param(
             pod(tolerations=[{"key": "a", "operator": "Exists", "value": "x"}]),
             "tolerations[0].operator",
             INVALID,
+            marks=pytest.mark.not_embedded("rules for tolerations"),
         ),
-        (pod(tolerations=[{"operator": "Equal", "value": "x"}]), "tolerations[0].operator", INVALID),
-        (
+        pytest.param(
+            pod(tolerations=[{"operator": "Equal", "value": "x"}]),
+            "tolerations[0].operator",
+            INVALID,
+            marks=pytest.mark.not_embedded("rules for tolerations"),
+        ),
+        pytest.param(
             pod(tolerations=[{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 1}]),
             "tolerations[0].effect",
             INVALID,
+            marks=pytest.mark.not_embedded("rules for tolerations"),
         ),
         # Volumes: modes up to 0777; paths of items are relative; hostPath types are a list
         (
@@ -143,10 +150,11 @@ def test_pods(space: Space, body: Object, field: str, reason: str) -> None:
         (job(podReplacementPolicy="Never"), "podReplacementPolicy", UNKNOWN),
         # Backoff limit per index: Indexed Jobs only
         (job(backoffLimitPerIndex=1), "backoffLimitPerIndex", INVALID),
-        (
+        pytest.param(
             job(completionMode="Indexed", completions=2, maxFailedIndexes=1),
             "backoffLimitPerIndex",
             REQUIRED,
+            marks=pytest.mark.not_embedded("limit of failures for each index"),
         ),
         # PodFailurePolicyOnExitCodesRequirement: values are ordered, without duplicates, at least one
         (exit_codes(2, 1), "podFailurePolicy.rules[0].onExitCodes.values", INVALID),
@@ -192,7 +200,12 @@ def test_rolling_updates(space: Space, rolling: Object, field: str) -> None:
         # ServiceSpec: sessionAffinity ClientIP or None; clusterIP an address; an ExternalName has one
         (service({"port": 80}, sessionAffinity="Cookie"), "spec.sessionAffinity", UNKNOWN),
         (service({"port": 80}, clusterIP="999.1.1.1"), "spec.clusterIPs[0]", INVALID),
-        (service(type="ExternalName"), "spec.externalName", REQUIRED),
+        pytest.param(
+            service(type="ExternalName"),
+            "spec.externalName",
+            REQUIRED,
+            marks=pytest.mark.not_embedded("Services of type ExternalName"),
+        ),
         # Ports of a Service: each protocol and number once
         (service({"name": "a", "port": 80}, {"name": "b", "port": 80}), "spec.ports[1]", DUPLICATE),
     ],

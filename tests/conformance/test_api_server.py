@@ -72,6 +72,7 @@ def test_the_resources_of_a_group(cluster: Cluster) -> None:
     assert rows["deployments/scale"]["kind"] == "Scale"
 
 
+@pytest.mark.not_embedded("aggregated discovery")
 def test_aggregated_discovery(cluster: Cluster) -> None:
     """API Overview, Discovery API, Aggregated discovery."""
     accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
@@ -83,6 +84,7 @@ def test_aggregated_discovery(cluster: Cluster) -> None:
     assert resources["jobs"]["scope"] == "Namespaced"
 
 
+@pytest.mark.not_embedded("schemas in OpenAPI")
 def test_openapi_describes_a_kind(cluster: Cluster) -> None:
     """API Overview, OpenAPI V3: an index with a document for each group version."""
     index = cluster.call("GET", "/openapi/v3").json()["paths"]
@@ -115,6 +117,7 @@ def review(cluster: Cluster, **attributes: str) -> httpx.Response:
     return cluster.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
 
 
+@pytest.mark.not_embedded("access reviews")
 def test_a_user_can_ask_what_they_may(space: Space) -> None:
     """Authorization Overview, Checking API access: SelfSubjectAccessReview."""
     answer = review(space.cluster, namespace=space.name, verb="create", group="batch", resource="jobs")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from helpers.conformance_client import FAILS, STRATEGIC_PATCH, condition, conditions, config_map, refusal
 
 if TYPE_CHECKING:
@@ -173,6 +175,7 @@ def test_a_deployment_is_scaled(space: Space) -> None:
     assert pods(space) == []
 
 
+@pytest.mark.not_embedded("pause of a rollout")
 def test_a_paused_deployment_rolls_nothing_out(space: Space) -> None:
     """Deployments, Pausing and Resuming a rollout."""
     deploy(space, replicas=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from helpers.conformance_client import condition, conditions
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def fails_at(*wrong: int, code: int) -> str:
 INDEXED = {"completionMode": "Indexed", "completions": 3, "parallelism": 3}
 
 
+@pytest.mark.not_embedded("limit of failures for each index")
 def test_a_policy_gives_an_index_up(space: Space) -> None:
     """Jobs, Pod failure policy, FailIndex: avoid unnecessary retries within the index."""
     rules = {"rules": [on_exit("FailIndex", 42)]}
@@ -52,6 +55,7 @@ def test_a_policy_gives_an_index_up(space: Space) -> None:
     assert indexes(space) == ["0", "1", "2"]
 
 
+@pytest.mark.not_embedded("limit of failures for each index")
 def test_a_job_of_which_no_index_succeeds_counts_no_success(space: Space) -> None:
     """JobStatus: a count of nothing is left out."""
     rules = {"rules": [on_exit("FailIndex", 42)]}
@@ -62,6 +66,7 @@ def test_a_job_of_which_no_index_succeeds_counts_no_success(space: Space) -> Non
     assert "completedIndexes" not in job["status"]
 
 
+@pytest.mark.not_embedded("limit of failures for each index")
 def test_other_failures_of_an_index_are_tried_again(space: Space) -> None:
     """Jobs, Backoff limit per index: an index fails once it has more failures than that."""
     rules = {"rules": [on_exit("FailIndex", 42)]}
@@ -90,6 +95,7 @@ def test_a_later_rule_is_looked_at_when_no_earlier_one_matches(space: Space) -> 
     assert job["status"]["failed"] == 1
 
 
+@pytest.mark.not_embedded("limit of failures for each index")
 def test_too_many_failed_indexes_end_a_job(space: Space) -> None:
     """Jobs, Backoff limit per index, maxFailedIndexes: once exceeded, all running pods are terminated."""
     # The first two fail; the others would run on.
@@ -110,6 +116,7 @@ def test_too_many_failed_indexes_end_a_job(space: Space) -> None:
     assert "4" not in indexes(space)
 
 
+@pytest.mark.not_embedded("limit of failures for each index")
 def test_as_many_failed_indexes_as_allowed_end_nothing(space: Space) -> None:
     """Jobs, Backoff limit per index, maxFailedIndexes: the others go on."""
     spec = {**INDEXED, "backoffLimitPerIndex": 0, "maxFailedIndexes": 1}

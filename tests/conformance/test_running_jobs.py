@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from helpers.conformance_client import condition, conditions
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ def test_the_pods_of_an_indexed_job_know_their_index(space: Space) -> None:
     assert found == {"0": "0", "1": "1", "2": "2"}
 
 
+@pytest.mark.not_embedded("limit of failures for each index")
 def test_a_limit_for_each_index(space: Space) -> None:
     """Jobs, Backoff limit per index: the others go on, the Job fails at its end."""
     code = "import os; raise SystemExit(os.environ['JOB_COMPLETION_INDEX'] == '1')"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from helpers.conformance_client import FAILS, PASSES, WAIT_SECONDS, conditions
 
 if TYPE_CHECKING:
@@ -102,6 +104,7 @@ def hooked(space: Space, hook: Object) -> None:
     space.wait_output("one", "ready")
 
 
+@pytest.mark.not_embedded("hooks")
 def test_a_command_runs_before_a_container_is_asked_to_end(space: Space) -> None:
     """Container Lifecycle Hooks, PreStop: completes before the TERM signal is sent."""
     hooked(space, {"exec": {"command": ["sh", "-c", "sleep 1; echo done > /conformance/hook"]}})
@@ -112,6 +115,7 @@ def test_a_command_runs_before_a_container_is_asked_to_end(space: Space) -> None
         space.try_delete("pods", "one", {"gracePeriodSeconds": 0})
 
 
+@pytest.mark.not_embedded("hooks")
 def test_a_container_sleeps_before_it_is_asked_to_end(space: Space) -> None:
     """Container Lifecycle Hooks, Hook handler implementations: sleep."""
     hooked(space, {"sleep": {"seconds": 4}})
@@ -125,6 +129,7 @@ def test_a_container_sleeps_before_it_is_asked_to_end(space: Space) -> None:
         space.try_delete("pods", "one", {"gracePeriodSeconds": 0})
 
 
+@pytest.mark.not_embedded("hooks")
 def test_a_hook_that_fails_is_told_and_holds_nothing(space: Space) -> None:
     """Container Lifecycle Hooks, Debugging Hook handlers: FailedPreStopHook."""
     hooked(space, {"exec": {"command": FAILS}})

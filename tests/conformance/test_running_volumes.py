@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
+import pytest
+
 from helpers.conformance_client import conditions, config_map
 
 if TYPE_CHECKING:
@@ -141,6 +143,7 @@ def test_one_file_of_a_config_map(space: Space) -> None:
     ]
 
 
+@pytest.mark.not_embedded("downwardAPI volumes")
 def test_the_pod_is_told_about_itself_in_files(space: Space) -> None:
     """Downward API, Expose Pod information to containers through files."""
     fields = {"name": "metadata.name", "labels": "metadata.labels", "notes": "metadata.annotations"}
@@ -163,6 +166,7 @@ def test_the_pod_is_told_about_itself_in_files(space: Space) -> None:
     assert 'example.com/a="say \\"x\\""' in lines
 
 
+@pytest.mark.not_embedded("projected volumes")
 def test_several_sources_are_one_volume(space: Space) -> None:
     """Projected Volumes: several volume sources in the same directory."""
     space.create("configmaps", config_map("settings", {"a": "1"}))

@@ -38,7 +38,6 @@ CONTAINER: dict[str, Any] = {
     "resources": {"limits": {"cpu": "10m", "memory": "1Gi"}},
     "volumeMounts": [{"name": "v", "mountPath": "/nt-hostile"}],
     "livenessProbe": {"exec": {"command": ["true"]}, "periodSeconds": 1},
-    "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
 }
 SIDECAR: dict[str, Any] = {
     "name": "side",
@@ -300,7 +299,6 @@ DELETE_OPTIONS = {
     "propagationPolicy": "Background",
     "preconditions": {"resourceVersion": "1"},
 }
-REVIEW = {"spec": {"resourceAttributes": {"namespace": "default", "verb": "get"}}}
 
 
 def spoiled(chance: random.Random, honest: Any) -> Any:
@@ -407,9 +405,6 @@ def strike(chance: random.Random) -> Strike:
         return _read(chance, kind)
     if how < 0.4:
         return _delete(chance, kind)
-    if how < 0.43:
-        review = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-        return Strike(kind, "POST", review, spoiled(chance, REVIEW))
     return _write(chance, kind)
 
 
@@ -462,7 +457,7 @@ def _write(chance: random.Random, kind: Kind) -> Strike:
 
 # Requests at anything.
 
-BODIES = (*(kind.object for kind in KINDS), SCALE, EVICTION, DELETE_OPTIONS, REVIEW)
+BODIES = (*(kind.object for kind in KINDS), SCALE, EVICTION, DELETE_OPTIONS)
 
 
 def body_of(chance: random.Random) -> bytes:

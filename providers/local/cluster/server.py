@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nighttrain.providers.local.cluster.faults.faults import FaultLayer, FaultPlan, reset
+from nighttrain.providers.local.cluster.faults.faults import FaultPlan
+from nighttrain.providers.local.cluster.faults.layer import FaultLayer, reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import schema_generator
 
 from nighttrain.providers.local.cluster.http.patches import STRATEGIC_PATCH, apply_patch, merge
-from nighttrain.providers.local.cluster.kinds import builtin_schemas, schema_generator
+from nighttrain.providers.local.cluster.kinds import builtin_schemas
 from nighttrain.providers.local.cluster.kinds.decoding import decode
 from nighttrain.providers.local.cluster.machine.network import AddressPool
 from nighttrain.providers.local.cluster.rules.admission import Admission
@@ -136,18 +137,3 @@ def test_strategic_merge_directives_for_objects_and_plain_lists() -> None:
         "finalizers": ["b"],
         "args": ["y"],
     }
-
-
-def test_a_gated_pod_says_so_from_its_first_moment(store: Store) -> None:
-    spec = {"containers": [{"name": "main", "image": "x"}], "schedulingGates": [{"name": "example.com/wait"}]}
-    made = store.create(PODS, {"metadata": {"name": "p"}, "spec": spec})
-    assert made["status"]["conditions"] == [
-        {
-            "type": "PodScheduled",
-            "status": "False",
-            "lastProbeTime": None,
-            "lastTransitionTime": made["metadata"]["creationTimestamp"],
-            "reason": "SchedulingGated",
-            "message": "Scheduling is blocked due to non-empty scheduling gates",
-        }
-    ]

@@ -148,32 +148,6 @@ def test_discovery_lists_what_is_served_as_a_real_cluster_does(http: httpx.Clien
     assert checked > 15
 
 
-def test_aggregated_discovery_has_a_real_clusters_form(http: httpx.Client) -> None:
-    accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json"
-    for exchange in exchanges("discovery"):
-        if exchange["note"] != "aggregated":
-            continue
-        response = http.get(exchange["request"]["path"], headers={"Accept": accept})
-        assert response.headers["content-type"] == exchange["response"]["headers"]["Content-Type"]
-        recorded = {each["metadata"].get("name"): each for each in exchange["response"]["body"]["items"]}
-        for group in response.json()["items"]:
-            for version in group["versions"]:
-                assert version["freshness"] == "Current"
-                known = {
-                    each["resource"]: each for each in _resources(recorded[group["metadata"].get("name")])
-                }
-                for each in version["resources"]:
-                    expected = known[each["resource"]]
-                    own_below = {one["subresource"]: one for one in each.pop("subresources", ())}
-                    below = {one["subresource"]: one for one in expected.pop("subresources", ())}
-                    assert each == expected
-                    assert own_below == {name: below[name] for name in own_below}
-
-
-def _resources(group: dict[str, Any]) -> list[dict[str, Any]]:
-    return [each for version in group["versions"] for each in version["resources"]]
-
-
 def test_a_forbidden_namespace_refuses_in_a_real_clusters_words(http: httpx.Client) -> None:
     checked = 0
     for exchange in exchanges("forbidden"):

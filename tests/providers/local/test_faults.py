@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from nighttrain.providers.local.cluster.faults.faults import Call, Effect, Fault, FaultPlan, call_of
+from nighttrain.providers.local.cluster.faults.faults import Call, Effect, Fault, FaultPlan
+from nighttrain.providers.local.cluster.faults.layer import call_of
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:

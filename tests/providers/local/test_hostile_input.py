@@ -186,7 +186,7 @@ def test_five_thousand_strikes_at_honest_objects(
     struck.check(SEED)
     assert "Traceback" not in caplog.text
     # Most are refused for a reason; requests that all ended at the door would prove little.
-    for method, least in (("POST", 100), ("PUT", 100), ("PATCH", 300), ("DELETE", 100)):
+    for method, least in (("POST", 60), ("PUT", 100), ("PATCH", 300), ("DELETE", 100)):
         found = {kind: count for (each, kind), count in struck.done.items() if each == method}
         assert sum(found.values()) >= least, (method, found)
         without = {kind.kind for kind in KINDS} - set(found)
@@ -291,24 +291,13 @@ def test_a_body_above_the_limit_is_a_413(victim: EmbeddedCluster) -> None:
     assert (answer.status_code, answer.json()["reason"]) == (413, "RequestEntityTooLarge")
 
 
-@pytest.mark.parametrize("media", ["application/json", "application/yaml", "application/apply-patch+yaml"])
+@pytest.mark.parametrize("media", ["application/json", "application/merge-patch+json"])
 @pytest.mark.parametrize("opening", [b'{"a":', b"["])
 def test_very_deep_documents_are_refused(victim: EmbeddedCluster, media: str, opening: bytes) -> None:
     body = opening * 200_000
     method, target = ("PATCH", f"{MAPS}/deep") if "patch" in media else ("POST", MAPS)
     status, _ = send(victim, request(victim.token, method, target, body, {"Content-Type": media}))
     assert 400 <= status < 500
-    assert is_healthy(victim)
-
-
-def test_an_alias_bomb_is_refused(victim: EmbeddedCluster) -> None:
-    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
-    lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
-    raw = request(victim.token, "POST", MAPS, "\n".join(lines).encode(), {"Content-Type": "application/yaml"})
-    began = time.monotonic()
-    status, _ = send(victim, raw)
-    assert 400 <= status < 500
-    assert time.monotonic() - began < SECONDS / 2
     assert is_healthy(victim)
 
 

@@ -31,19 +31,9 @@ def test_a_name_with_tag_comes_first(tmp_path: Path) -> None:
     assert table.find("train:1") == ImageEnvironment(PYTHON)
 
 
-def test_command_line_form(tmp_path: Path) -> None:
-    table = ImageTable.from_arguments([f"registry.example:5000/team/train={PYTHON}:{tmp_path}"])
-    found = table.find("registry.example:5000/team/train:nightly")
-    assert found is not None
-    assert (found.python, found.pythonpath) == (PYTHON, (tmp_path,))
-    assert found.bin == PYTHON.parent
-
-
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("train", "write NAME=PYTHON"),
-        ("=python", "write NAME=PYTHON"),
         ("Train=/usr/bin/env", "not an image reference"),
         ("train=/no/such/python", "/no/such/python is not an interpreter"),
         (f"train={PYTHON}:/no/such/folder", "the PYTHONPATH entry /no/such/folder does not exist"),
@@ -51,7 +41,7 @@ def test_command_line_form(tmp_path: Path) -> None:
 )
 def test_entries_that_cannot_be_used(argument: str, message: str) -> None:
     with pytest.raises(ImageError, match=message):
-        ImageTable.from_arguments([argument])
+        ImageTable(dict([argument.split("=")]))
 
 
 @pytest.mark.parametrize(

@@ -154,38 +154,6 @@ async def test_force_deleted_pod_is_killed_and_replaced(tmp_path: Path) -> None:
         assert reasons(cluster.history(EVENTS)) == recording.event_reasons()
 
 
-async def test_indexed_job_as_recorded(tmp_path: Path) -> None:
-    recording = Recording("job-indexed")
-    async with Running(tmp_path) as cluster:
-        manifest = recording.manifest()
-        name = cluster.store.create(JOBS, manifest)["metadata"]["name"]
-        ended = await cluster.until(JOBS, name, finished)
-        assert job_steps(cluster.history(JOBS)) == job_steps(recording.changes("jobs"))
-        assert final_counts(cluster.history(JOBS)) == final_counts(recording.changes("jobs"))
-        assert ended["status"]["failedIndexes"] == "1"
-        failures = [
-            pod["metadata"]["annotations"] for pod in pods_of(cluster) if pod["spec"]["hostname"] == "idx-1"
-        ]
-        counts = sorted(each["batch.kubernetes.io/job-index-failure-count"] for each in failures)
-        assert counts == ["0", "1"]
-
-
-async def test_an_index_given_up_is_no_success(tmp_path: Path) -> None:
-    """A Job none of whose pods has succeeded does not say that none has."""
-    manifest = job("given-up", "raise SystemExit(3)", completions=1, completionMode="Indexed")
-    codes = {"operator": "In", "values": [3]}
-    manifest["spec"] |= {
-        "backoffLimitPerIndex": 2,
-        "podFailurePolicy": {"rules": [{"action": "FailIndex", "onExitCodes": codes}]},
-    }
-    del manifest["spec"]["backoffLimit"]
-    async with Running(tmp_path) as cluster:
-        cluster.store.create(JOBS, manifest)
-        ended = await cluster.until(JOBS, "given-up", finished)
-        assert (ended["status"]["failedIndexes"], ended["status"]["failed"]) == ("0", 1)
-        assert all("succeeded" not in obj.get("status", {}) for _type, obj in cluster.history(JOBS))
-
-
 async def test_ttl_removes_the_finished_job_and_its_pod(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
         cluster.store.create(JOBS, job("ttl", "1", ttlSecondsAfterFinished=0))

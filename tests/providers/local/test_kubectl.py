@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kubectl
 
+SETTINGS = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {a: b}
+"""
+
 
 def test_get_in_every_form(kubectl: Kubectl) -> None:
     kubectl.job("one")
@@ -64,13 +71,11 @@ def test_logs(kubectl: Kubectl) -> None:
 
 
 def test_create_what_has_a_command_of_its_own(kubectl: Kubectl) -> None:
-    kubectl("create", "configmap", "settings", "--from-literal=a=b")
-    assert kubectl("get", "configmap", "settings", "-o", "jsonpath={.data.a}") == "b"
-    kubectl("create", "secret", "generic", "keys", "--from-literal=a=b")
-    assert kubectl("get", "secret", "keys", "-o", "jsonpath={.data.a}") == "Yg=="
-    kubectl("create", "serviceaccount", "somebody")
-    refused = kubectl.refused("create", "job", "one", f"--image={IMAGE}")
+    command = ("create", "configmap", "settings", "--from-literal=a=b")
+    refused = kubectl.refused(*command)
     assert "write the object with --dry-run=client -o yaml and send it with kubectl apply -f -" in refused
+    kubectl("apply", "-f", "-", stdin=kubectl(*command, "--dry-run=client", "-o", "yaml"))
+    assert kubectl("get", "configmap", "settings", "-o", "jsonpath={.data.a}") == "b"
     kubectl.deployment("web")
     kubectl("expose", "deployment", "web", "--port=80", "--target-port=8080")
     assert kubectl("get", "service", "web", "-o", "jsonpath={.spec.ports[0].targetPort}") == "8080"
@@ -79,8 +84,7 @@ def test_create_what_has_a_command_of_its_own(kubectl: Kubectl) -> None:
 
 
 def test_create_refuses_what_is_there(kubectl: Kubectl) -> None:
-    kubectl("create", "configmap", "settings")
-    assert "already exists" in kubectl.refused("create", "configmap", "settings")
+    assert "already exists" in kubectl.refused("create", "namespace", "default")
 
 
 def test_apply_says_what_it_did(kubectl: Kubectl) -> None:
@@ -105,7 +109,7 @@ def test_apply_on_the_server_is_refused(kubectl: Kubectl) -> None:
 
 
 def test_change_an_object(kubectl: Kubectl) -> None:
-    kubectl("create", "configmap", "settings", "--from-literal=a=b")
+    kubectl("create", "-f", "-", stdin=SETTINGS)
     kubectl("label", "configmap", "settings", "x=y")
     kubectl("annotate", "configmap", "settings", "note=text")
     kubectl("patch", "configmap", "settings", "-p", '{"data":{"c":"d"}}')
@@ -169,8 +173,6 @@ def test_what_is_served(kubectl: Kubectl) -> None:
     shown = kubectl("api-resources")
     assert "deployments" in shown
     assert "batch/v1" in kubectl("api-versions")
-    assert "<integer>" in kubectl("explain", "job.spec.backoffLimit")
-    assert kubectl("auth", "can-i", "create", "jobs").strip() == "yes"
     assert "Server Version: v1." in kubectl("version")
 
 

@@ -85,9 +85,7 @@ def test_columns_of_pods(kubectl: Kubectl) -> None:
     kubectl("wait", "--for=condition=Ready", "pod/one", "--timeout=30s")
     ip = kubectl("get", "pod", "one", "-o", "jsonpath={.status.podIP}")
     shown = kubectl("get", "pod", "one", "-o", "wide")
-    assert columns(shown, "READY", "STATUS", "IP", "NODE ", "READINESS GATES") == [
-        *("2/2", "Running", ip, "node1", "<none>")
-    ]
+    assert columns(shown, "READY", "STATUS", "IP", "NODE") == [*("2/2", "Running", ip, "node1")]
 
 
 def test_a_pod_of_which_one_container_has_ended_is_not_ready(kubectl: Kubectl) -> None:
@@ -96,14 +94,6 @@ def test_a_pod_of_which_one_container_has_ended_is_not_ready(kubectl: Kubectl) -
     ended = "jsonpath={.status.containerStatuses[0].state.terminated.reason}=Completed"
     kubectl("wait", f"--for={ended}", "pod/one", "--timeout=30s")
     assert columns(kubectl("get", "pod", "one"), "READY", "STATUS") == ["1/2", "NotReady"]
-
-
-def test_a_gated_pod_waits_for_its_gate(kubectl: Kubectl) -> None:
-    gates = [{"name": "example.com/wait"}]
-    kubectl.pod("one", restartPolicy="Never", schedulingGates=gates, containers=[container("main", "pass")])
-    assert columns(kubectl("get", "pod", "one"), "STATUS") == ["SchedulingGated"]
-    kubectl("patch", "pod", "one", "--type=json", "-p", '[{"op":"remove","path":"/spec/schedulingGates"}]')
-    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/one", "--timeout=30s")
 
 
 def test_describe_a_node(kubectl: Kubectl) -> None:

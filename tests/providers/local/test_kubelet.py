@@ -63,10 +63,6 @@ async def test_environment_of_every_source(tmp_path: Path) -> None:
         {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "LABEL", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['nighttrain.dev/x']"}}},
         {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-        {
-            "name": "MEMORY",
-            "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}},
-        },
     ]
     code = "import os, sys, json; print(json.dumps([dict(os.environ), sys.argv[1:], os.getcwd()]))"
     manifest = script(
@@ -84,11 +80,10 @@ async def test_environment_of_every_source(tmp_path: Path) -> None:
         seen, arguments, folder = json.loads(await cluster.log(done))
     del os.environ["NIGHTTRAIN_TEST_LEAK"]
     assert seen["MADE"] == "a-map-$(PLAIN)-$(UNKNOWN)"
-    assert (seen["FROM_SECRET"], seen["NAME"], seen["LABEL"], seen["MEMORY"]) == (
+    assert (seen["FROM_SECRET"], seen["NAME"], seen["LABEL"]) == (
         "hidden",
         "env",
         "label",
-        "64",
     )
     assert seen["IP"] == done["status"]["podIP"]
     assert arguments == ["a", "$(PATH)"]

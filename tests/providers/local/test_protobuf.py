@@ -1,4 +1,4 @@
-"""The part of protobuf that kubectl's own commands send."""
+"""The part of protobuf that ``kubectl create namespace`` sends."""
 
 from __future__ import annotations
 
@@ -22,24 +22,18 @@ def body(kind: bytes, message: bytes) -> bytes:
 NAME = field(1, field(1, b"one"))
 
 
-def test_an_object_is_as_json_would_have_it() -> None:
-    data = field(2, field(1, b"key") + field(2, b"value"))
-    assert protobuf.read(body(b"ConfigMap", NAME + data)) == {
-        "kind": "ConfigMap",
+def test_a_namespace_is_as_json_would_have_it() -> None:
+    written = NAME + field(2, b"") + field(3, field(1, b""))
+    assert protobuf.read(body(b"Namespace", written)) == {
+        "kind": "Namespace",
         "apiVersion": "v1",
         "metadata": {"name": "one"},
-        "data": {"key": "value"},
     }
-
-
-def test_bytes_are_base64() -> None:
-    data = field(2, field(1, b"key") + field(2, b"\xff"))
-    assert protobuf.read(body(b"Secret", NAME + data))["data"] == {"key": "/w=="}
 
 
 def test_what_go_writes_though_it_is_empty_is_left_out() -> None:
     empty = field(1, field(1, b"one") + field(2, b"") + field(7, 0) + field(8, b""))
-    assert protobuf.read(body(b"ConfigMap", empty))["metadata"] == {"name": "one"}
+    assert protobuf.read(body(b"Namespace", empty))["metadata"] == {"name": "one"}
 
 
 @pytest.mark.parametrize(
@@ -48,15 +42,28 @@ def test_what_go_writes_though_it_is_empty_is_left_out() -> None:
         (b"", 400),
         (b"k8s", 400),
         (b"k8s\0\xff", 400),
-        (body(b"ConfigMap", b"\x0a\x7f"), 400),
-        (body(b"ConfigMap", field(1, field(1, b"\xff\xfe"))), 400),
-        (body(b"ConfigMap", NAME + b"\x0d1234"), 400),
-        (body(b"ConfigMap", NAME + b"\x80" * 20), 400),
-        (body(b"CronJob", NAME), 415),
-        (body(b"ConfigMap", NAME + field(9, b"new")), 415),
+        (body(b"Namespace", b"\x0a\x7f"), 400),
+        (body(b"Namespace", field(1, field(1, b"\xff\xfe"))), 400),
+        (body(b"Namespace", NAME + b"\x0d1234"), 400),
+        (body(b"Namespace", NAME + b"\x80" * 20), 400),
+        (body(b"ConfigMap", NAME), 415),
+        (body(b"Namespace", NAME + field(9, b"new")), 415),
+        (body(b"Namespace", field(1, field(1, b"one") + field(11, b"label"))), 415),
         (b"k8s\0", 415),
     ],
-    ids=["empty", "cut", "garbage", "too-long", "no-text", "wire", "number", "kind", "field", "nothing"],
+    ids=[
+        "empty",
+        "cut",
+        "garbage",
+        "too-long",
+        "no-text",
+        "wire",
+        "number",
+        "kind",
+        "field",
+        "label",
+        "nothing",
+    ],
 )
 def test_what_cannot_be_read_is_refused(raw: bytes, code: int) -> None:
     with pytest.raises(ApiError) as refused:

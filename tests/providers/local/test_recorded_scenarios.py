@@ -50,20 +50,6 @@ def without_answer(method: str, path: str) -> Edit:
     return edit
 
 
-def without_active(steps: Steps) -> Steps:
-    """Jobs without the number of active pods."""
-
-    def edited(each: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        found: list[tuple[Any, ...]] = []
-        for conditions, *rest in each:
-            counters = tuple(tuple(pair for pair in part if pair[0] != "active") for part in rest)
-            if not found or found[-1] != (conditions, *counters):
-                found.append((conditions, *counters))
-        return found
-
-    return {key: edited(each) if key[0] == "jobs" else each for key, each in steps.items()}
-
-
 def without_all_running(steps: Steps) -> Steps:
     """Pods without the moment in which all of several containers ran."""
 
@@ -102,14 +88,6 @@ DIFFERENCES: dict[str, tuple[Difference, ...]] = {
             always=True,
         ),
     ),
-    "job-indexed": (
-        Difference(
-            "How many pods are active between two counted ones",
-            "two pods that sleep for a second end in either order, and a real controller looks once a second",
-            without_active,
-            without_active,
-        ),
-    ),
     "logs": (
         Difference(
             "The log of a pod just created answers 200, not 204",
@@ -140,6 +118,7 @@ DIFFERENCES: dict[str, tuple[Difference, ...]] = {
 # What the embedded cluster leaves to a real one.
 NOT_SERVED = {
     "custom-resources": "rules in CEL, columns and scale of custom objects",
+    "job-indexed": "a limit of failures for each index",
     "node-taint": "taints",
     "preempted": "priorities and preemption",
     "server-side-apply": "server-side apply",

@@ -70,14 +70,12 @@ MAIN = container("main", RUNNING)
 BEGINS = container("main", waiting("PodInitializing"))
 BOTH = ("Initialized", "Ready")
 GOING = {"deletionTimestamp": "2026-01-02T12:00:00Z"}
-GATED = [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]
 
 
 @pytest.mark.parametrize(
     ("shown", "obj"),
     [
         ("0/1 Pending", {**pod(phase="Pending"), "spec": {"containers": [{"name": "main"}]}}),
-        ("0/0 SchedulingGated", {**pod(phase="Pending"), "status": {"conditions": GATED}}),
         ("1/1 Running", pod(MAIN, conditions=BOTH)),
         ("0/1 ImagePullBackOff", pod(container("main", waiting("ImagePullBackOff")), phase="Pending")),
         ("0/1 Completed", pod(container("main", COMPLETED), phase="Succeeded")),
@@ -142,12 +140,10 @@ def test_restarts_of_a_pod() -> None:
 
 
 def test_wide_columns_of_a_pod() -> None:
-    gates = [{"conditionType": "Ready"}, {"conditionType": "example.com/x"}]
     shown = pod(MAIN, conditions=BOTH, podIP="127.0.0.9")
-    shown["spec"] |= {"nodeName": "node1", "readinessGates": gates}
+    shown["spec"]["nodeName"] = "node1"
     cells = row(PODS, **shown)
-    wide = ("IP", "Node", "Nominated Node", "Readiness Gates")
-    assert [cells[name] for name in wide] == ["127.0.0.9", "node1", "<none>", "1/2"]
+    assert [cells[name] for name in ("IP", "Node")] == ["127.0.0.9", "node1"]
 
 
 def test_the_ports_of_a_service() -> None:

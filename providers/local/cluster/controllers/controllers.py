@@ -9,15 +9,15 @@ from nighttrain.providers.local.cluster.controllers.deployment_controller import
 from nighttrain.providers.local.cluster.controllers.endpoints_controller import EndpointsController
 from nighttrain.providers.local.cluster.controllers.garbage_collector import GarbageCollector
 from nighttrain.providers.local.cluster.controllers.job_controller import JobController
-from nighttrain.providers.local.cluster.controllers.pace import BackOff
+from nighttrain.providers.local.cluster.controllers.pace import BackOff, Pace
 from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
 from nighttrain.providers.local.cluster.controllers.replicaset_controller import ReplicaSetController
+from nighttrain.providers.local.cluster.controllers.scheduler import Scheduler
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, EVENTS, LEASES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from nighttrain.providers.local.cluster.controllers.pace import Pace
     from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
     from nighttrain.providers.local.cluster.store.store import Store
 
@@ -26,7 +26,7 @@ JOB_BACK_OFF = BackOff(first=10.0, longest=600.0)
 
 
 class Controllers:
-    """Jobs, ReplicaSets, Deployments, Services and garbage collection.
+    """Scheduling, Jobs, ReplicaSets, Deployments, Services and garbage collection.
 
     The time is the store's clock; ``sleep`` waits for what comes later (deadlines, pauses, TTLs).
     """
@@ -52,8 +52,12 @@ class Controllers:
         ):
             self._loop.add(controller)
 
+        self._scheduler = Scheduler(store)
+
     async def start(self) -> None:
         self._loop.start()
+        self._scheduler.start()
 
     async def stop(self) -> None:
+        await self._scheduler.stop()
         await self._loop.stop()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.controllers.reconcile import (
     Controller,
+    ReconcileLoop,
     controller_of,
     owner_reference,
 )
-from nighttrain.providers.local.cluster.controllers.replicaset_controller import is_active
+from nighttrain.providers.local.cluster.kinds.pods import has_ended, is_active
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, PODS, REPLICASETS, ResourceType
 from nighttrain.providers.local.cluster.store.store import Object, copy_object, timestamp
@@ -22,23 +23,17 @@ from nighttrain.providers.local.cluster.store.store import Object, copy_object, 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
 
 HASH = "pod-template-hash"
 _PREFIX = "deployment.kubernetes.io"
 _REVISION = f"{_PREFIX}/revision"
-_DESIRED, _MAX, _HISTORY = (
-    f"{_PREFIX}/desired-replicas",
-    f"{_PREFIX}/max-replicas",
-    f"{_PREFIX}/revision-history",
-)
 
 # Annotations that say something of the Deployment, or of the one ReplicaSet, only.
 _NOT_COPIED = frozenset(
     (
         "kubectl.kubernetes.io/last-applied-configuration",
         "deprecated.deployment.rollback.to",
-        *(_REVISION, _DESIRED, _MAX, _HISTORY),
+        _REVISION,
     )
 )
 
@@ -82,12 +77,6 @@ class DeploymentController(Controller):
             return
         every = self.owned(deployment, REPLICASETS)
         new = _matching(deployment, every)
-        if deployment["spec"].get("paused"):
-            if new is not None:
-                deployment = self._mark_revision(deployment, new, every)
-                self._scale_while_paused(deployment, every)
-            self._write_status(deployment, new, every)
-            return
         if new is None:
             if self._recreating(deployment) and self._old_pods(every):
                 self._scale_down_all(deployment, every)
@@ -122,11 +111,7 @@ class DeploymentController(Controller):
                 "name": f"{metadata['name']}-{suffix}",
                 "namespace": metadata["namespace"],
                 "labels": labels,
-                "annotations": {
-                    **_copied_annotations(deployment),
-                    **_scale_annotations(deployment),
-                    _REVISION: str(_highest(every) + 1),
-                },
+                "annotations": {**_copied_annotations(deployment), _REVISION: str(_highest(every) + 1)},
                 "ownerReferences": [owner_reference(deployment)],
             },
             "spec": {"replicas": replicas, "selector": selector, "template": template},
@@ -160,9 +145,8 @@ class DeploymentController(Controller):
         }
         revision = _revision(new)
         if revision <= highest:
-            past = [annotations[_HISTORY]] if annotations.get(_HISTORY) else []
-            changed |= {_REVISION: str(highest + 1), _HISTORY: ",".join([*past, str(revision)])}
             revision = highest + 1
+            changed[_REVISION] = str(revision)
         if changed:
             self._annotate(REPLICASETS, new, changed)
         if (deployment["metadata"].get("annotations") or {}).get(_REVISION) != str(revision):
@@ -178,14 +162,12 @@ class DeploymentController(Controller):
 
     def _scale(self, deployment: Object, replica_set: Object, replicas: int) -> None:
         metadata, before = replica_set["metadata"], _replicas(replica_set)
-        annotations = _scale_annotations(deployment)
 
         def write(new: Object) -> None:
             new["spec"]["replicas"] = replicas
-            new["metadata"]["annotations"] = {**(new["metadata"].get("annotations") or {}), **annotations}
 
-        self.store.mutate(REPLICASETS, metadata["namespace"], metadata["name"], write)
         if before != replicas:
+            self.store.mutate(REPLICASETS, metadata["namespace"], metadata["name"], write)
             self._say_scaled(deployment, replica_set, before, replicas)
 
     def _say_scaled(self, deployment: Object, replica_set: Object, before: int, after: int) -> None:
@@ -200,11 +182,7 @@ class DeploymentController(Controller):
         return (deployment["spec"].get("strategy") or {}).get("type") == "Recreate"
 
     def _old_pods(self, old: list[Object]) -> bool:
-        return any(
-            (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
-            for each in old
-            for pod in self.owned(each, PODS)
-        )
+        return any(not has_ended(pod) for each in old for pod in self.owned(each, PODS))
 
     def _scale_down_all(self, deployment: Object, old: list[Object]) -> None:
         for each in old:
@@ -247,11 +225,6 @@ class DeploymentController(Controller):
                 self._scale(deployment, each, replicas - gone)
                 spare -= gone
                 available -= max(0, gone - broken)
-
-    def _scale_while_paused(self, deployment: Object, every: list[Object]) -> None:
-        active = [each for each in every if _replicas(each)]
-        if len(active) == 1 and _replicas(active[0]) != _wanted(deployment):
-            self._scale(deployment, active[0], _wanted(deployment))
 
     def _trim_history(self, deployment: Object, every: list[Object]) -> None:
         limit = deployment["spec"].get("revisionHistoryLimit", _DEFAULT_HISTORY)
@@ -301,8 +274,6 @@ class DeploymentController(Controller):
             if progress is not None:
                 conditions = self._with(conditions, "Progressing", progress, moved=_moved(old, counts))
             status["conditions"] = conditions
-            if "collisionCount" in old:
-                status["collisionCount"] = old["collisionCount"]
             stored["status"] = status
 
         self.store.mutate(DEPLOYMENTS, metadata["namespace"], metadata["name"], write)
@@ -330,8 +301,6 @@ class DeploymentController(Controller):
         if _moved(old, counts):
             return "True", "ReplicaSetUpdated", f'ReplicaSet "{name}" is progressing.'
         if known["reason"] == "ProgressDeadlineExceeded":
-            return same
-        if deployment["spec"].get("paused"):
             return same
         left = self._deadline_left(deployment, known)
         if left > 0:
@@ -419,11 +388,6 @@ def _without_hash(template: Object) -> Object:
 def _copied_annotations(deployment: Object) -> dict[str, str]:
     annotations = deployment["metadata"].get("annotations") or {}
     return {key: value for key, value in annotations.items() if key not in _NOT_COPIED}
-
-
-def _scale_annotations(deployment: Object) -> dict[str, str]:
-    wanted = _wanted(deployment)
-    return {_DESIRED: str(wanted), _MAX: str(wanted + _surge(deployment))}
 
 
 def _wanted(deployment: Object) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.controllers.reconcile import Controller, owner_reference
+from nighttrain.providers.local.cluster.controllers.reconcile import (
+    Controller,
+    ReconcileLoop,
+    owner_reference,
+)
+from nighttrain.providers.local.cluster.kinds.pods import has_ended, is_active, is_ready
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import ENDPOINTSLICES, PODS, SERVICES, ResourceType
 from nighttrain.providers.local.cluster.store.store import DELETED, Object
 
 if TYPE_CHECKING:
-    from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
     from nighttrain.providers.local.cluster.machine.network import Address, ClusterNetwork
 
 _MANAGED_BY = "endpointslice-controller.k8s.io"
@@ -39,16 +43,12 @@ class EndpointsController(Controller):
                     self.enqueue(metadata["namespace"], name)
         elif resource is ENDPOINTSLICES and type_ == DELETED:
             name = (metadata.get("labels") or {}).get("kubernetes.io/service-name")
-            if (
-                name
-                and (metadata.get("labels") or {}).get("endpointslice.kubernetes.io/managed-by")
-                == _MANAGED_BY
-            ):
+            if name and metadata["labels"].get("endpointslice.kubernetes.io/managed-by") == _MANAGED_BY:
                 self.enqueue(metadata["namespace"], name)
 
     def reconcile(self, namespace: str, name: str) -> None:
         service = self.store.find(SERVICES, namespace, name)
-        if service is None or service["spec"].get("type") == "ExternalName":
+        if service is None:
             self._forget((namespace, name))
             return
         selector = service["spec"].get("selector")
@@ -57,15 +57,12 @@ class EndpointsController(Controller):
             return
         pods = [pod for pod in self.store.list(PODS, namespace)[0] if _selects(service, pod)]
         self._members[namespace, name] = {pod["metadata"]["uid"] for pod in pods}
-        publish_all = bool(service["spec"].get("publishNotReadyAddresses"))
         endpoints = [
-            _endpoint(pod, publish_all)
-            for pod in pods
-            if (pod.get("status") or {}).get("podIP") and not _ended(pod)
+            _endpoint(pod) for pod in pods if (pod.get("status") or {}).get("podIP") and not has_ended(pod)
         ]
         ports = _slice_ports(service, pods)
         self._write_slice(service, endpoints, ports)
-        self._proxy(service, self._backends(service, pods, publish_all))
+        self._proxy(service, self._backends(service, pods))
 
     def _forget(self, key: tuple[str, str]) -> None:
         for address in self._served.pop(key, set()):
@@ -74,8 +71,8 @@ class EndpointsController(Controller):
 
     # The proxy
 
-    def _backends(self, service: Object, pods: list[Object], publish_all: bool) -> dict[int, list[Address]]:
-        ready = [pod for pod in pods if _is_ready(pod) or (publish_all and not _ended(pod))]
+    def _backends(self, service: Object, pods: list[Object]) -> dict[int, list[Address]]:
+        ready = [pod for pod in pods if _takes_connections(pod)]
         backends: dict[int, list[Address]] = {}
         for port in service["spec"].get("ports") or []:
             targets = [(pod, _target_port(port, pod)) for pod in ready]
@@ -142,32 +139,18 @@ def _selects(service: Object, pod: Object) -> bool:
     return bool(selector) and all(labels.get(key) == value for key, value in selector.items())
 
 
-def _ended(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+def _takes_connections(pod: Object) -> bool:
+    return is_ready(pod) and is_active(pod) and bool(pod["status"].get("podIP"))
 
 
-def _has_condition(pod: Object) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def _is_ready(pod: Object) -> bool:
-    return (
-        _has_condition(pod)
-        and not _ended(pod)
-        and "deletionTimestamp" not in pod["metadata"]
-        and bool(pod["status"].get("podIP"))
-    )
-
-
-def _endpoint(pod: Object, publish_all: bool) -> Object:
+def _endpoint(pod: Object) -> Object:
     metadata = pod["metadata"]
     terminating = "deletionTimestamp" in metadata
-    serving = _has_condition(pod) or publish_all
+    serving = is_ready(pod)
     endpoint: Object = {
         "addresses": [pod["status"]["podIP"]],
         "conditions": {
-            "ready": serving and (not terminating or publish_all),
+            "ready": serving and not terminating,
             "serving": serving,
             "terminating": terminating,
         },

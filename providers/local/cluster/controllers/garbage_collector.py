@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from nighttrain.providers.local.cluster.controllers.reconcile import Controller
+from nighttrain.providers.local.cluster.controllers.reconcile import Controller, ReconcileLoop
+from nighttrain.providers.local.cluster.store.lifecycle import FOREGROUND_FINALIZER, ORPHAN_FINALIZER
 from nighttrain.providers.local.cluster.store.resources import ResourceTable, ResourceType
-from nighttrain.providers.local.cluster.store.store import DELETED, FOREGROUND_FINALIZER, ORPHAN_FINALIZER
-
-if TYPE_CHECKING:
-    from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
-    from nighttrain.providers.local.cluster.store.store import Object
+from nighttrain.providers.local.cluster.store.store import DELETED, Object
 
 # What a key's first half says is to be done with the object named by the second.
 _GONE, _FINALIZE, _CHECK = "gone", "finalize", "check"

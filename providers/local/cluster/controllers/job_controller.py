@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
 
-from nighttrain.providers.local.cluster.controllers.pace import Bucket
+from nighttrain.providers.local.cluster.controllers.pace import BackOff, Bucket, Pace
 from nighttrain.providers.local.cluster.controllers.reconcile import (
     PODS_AT_A_TIME,
     Controller,
+    ReconcileLoop,
     controller_of,
     owner_reference,
 )
 from nighttrain.providers.local.cluster.kinds import job_indexes, job_policy
+from nighttrain.providers.local.cluster.kinds.pods import (
+    ended_at,
+    is_active,
+    is_ready,
+    is_terminating,
+    moment,
+    phase,
+)
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import JOBS, PODS, ResourceType
 from nighttrain.providers.local.cluster.store.store import DELETED, Object, copy_object, timestamp
-
-if TYPE_CHECKING:
-    from nighttrain.providers.local.cluster.controllers.pace import BackOff, Pace
-    from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
 
@@ -114,7 +119,7 @@ class JobController(Controller):
         if verdict is not None:
             self._draft_condition(job, *verdict)
             self._delete_active(job, pods)
-        self._count(job, pods, suspended=suspended, last=verdict is not None)
+        self._count(job, pods, suspended=suspended)
         try:
             if verdict is None and self._verdict(job, self.owned(job, PODS)) is not None:
                 self.enqueue(job["metadata"]["namespace"], job["metadata"]["name"])
@@ -165,13 +170,13 @@ class JobController(Controller):
         if self._over_deadline(job):
             return "FailureTarget", _LATE
         if spec.get("completionMode") == "Indexed":
-            why = job_indexes.verdict(job, pods)
-            if why is not None:
-                return why
+            done = [index for index in job_indexes.completed(job, pods) if index < spec["completions"]]
+            if len(done) >= spec["completions"]:
+                return "SuccessCriteriaMet", _REACHED
         elif spec.get("completions") is not None:
             if succeeded >= spec["completions"]:
                 return "SuccessCriteriaMet", _REACHED
-        elif (succeeded or status.get("succeeded")) and not any(_is_active(pod) for pod in pods):
+        elif (succeeded or status.get("succeeded")) and not any(is_active(pod) for pod in pods):
             return "SuccessCriteriaMet", _REACHED
         return None
 
@@ -179,7 +184,7 @@ class JobController(Controller):
         """Succeeded and failed pods: those counted already, and those about to be."""
         status = job.get("status") or {}
         tracked = [pod for pod in pods if _is_tracked(pod)]
-        succeeded = sum(_phase(pod) == "Succeeded" and not _counts_as_failed(job, pod) for pod in tracked)
+        succeeded = sum(phase(pod) == "Succeeded" and not _counts_as_failed(job, pod) for pod in tracked)
         failed = sum(_counts_as_failed(job, pod) and not job_policy.ignored(job, pod) for pod in tracked)
         return status.get("succeeded", 0) + succeeded, status.get("failed", 0) + failed
 
@@ -194,7 +199,7 @@ class JobController(Controller):
         restarts = sum(
             container.get("restartCount", 0)
             for pod in pods
-            if _is_active(pod)
+            if is_active(pod)
             for container in (pod.get("status") or {}).get("containerStatuses") or []
         )
         return bool(restarts > 0 if limit == 0 else restarts >= limit)
@@ -204,17 +209,17 @@ class JobController(Controller):
         start = (job.get("status") or {}).get("startTime")
         if seconds is None or not start:
             return False
-        left = (_moment(start) + timedelta(seconds=seconds) - self.store.clock()).total_seconds()
+        left = (moment(start) + timedelta(seconds=seconds) - self.store.clock()).total_seconds()
         if left > 0:
             self.enqueue_after(job["metadata"]["namespace"], job["metadata"]["name"], left)
         return left <= 0
 
-    def _count(self, job: Object, pods: list[Object], *, suspended: bool, last: bool) -> None:
+    def _count(self, job: Object, pods: list[Object], *, suspended: bool) -> None:
         """Count finished pods once each: first their names, then, their finalizers gone, their number.
 
         An index that is done needs no name: it is in the list of the completed ones.
         """
-        succeeded, failed = self._newly_finished(job, pods, suspended=suspended, last=last)
+        succeeded, failed = self._newly_finished(job, pods, suspended=suspended)
         if not succeeded and not failed:
             return
         for pod in failed:
@@ -226,9 +231,10 @@ class JobController(Controller):
         if job["spec"].get("completionMode") == "Indexed":
             _set(status, "succeeded", status.get("succeeded", 0) + numbers.pop("succeeded"))
             succeeded_uids = []
+            if done := job_indexes.completed(job, pods):
+                status["completedIndexes"] = job_indexes.ranges(done)
         else:
             succeeded_uids = [pod["metadata"]["uid"] for pod in succeeded]
-        status.update(job_indexes.counted(job, pods))
         uids = {"succeeded": succeeded_uids, "failed": [pod["metadata"]["uid"] for pod in failed]}
         self._draft_counts(job, self.owned(job, PODS), {key: found for key, found in uids.items() if found})
         self._write(job)
@@ -239,27 +245,26 @@ class JobController(Controller):
             _set(status, key, status.get(key, 0) + number)
 
     def _newly_finished(
-        self, job: Object, pods: list[Object], *, suspended: bool, last: bool
+        self, job: Object, pods: list[Object], *, suspended: bool
     ) -> tuple[list[Object], list[Object]]:
         """Pods to be counted; those that count for nothing are let go."""
         succeeded, failed = [], []
         for pod in filter(_is_tracked, pods):
-            if suspended and "deletionTimestamp" in pod["metadata"] and _phase(pod) != "Failed":
+            if suspended and "deletionTimestamp" in pod["metadata"] and phase(pod) != "Failed":
                 self._release(pod)  # suspension is nobody's failure
             elif _counts_as_failed(job, pod) and job_policy.ignored(job, pod):
                 self._remember_failure(job, pod)
                 self._release(pod)
             elif _counts_as_failed(job, pod):
-                if last or job_indexes.replaced(job, pod, pods):
-                    failed.append(pod)
-            elif _phase(pod) == "Succeeded":
+                failed.append(pod)
+            elif phase(pod) == "Succeeded":
                 succeeded.append(pod)
         return succeeded, failed
 
     def _remember_failure(self, job: Object, pod: Object) -> None:
         known = self._failures.setdefault(job["metadata"]["uid"], Failures())
         known.count += 1
-        when = _ended_at(pod) or self.store.clock()
+        when = ended_at(pod) or self.store.clock()
         known.last = max(known.last, when) if known.last else when
 
     # Pods
@@ -268,7 +273,7 @@ class JobController(Controller):
         """Create the pods that are missing, or delete those that are too many."""
         spec, metadata = job["spec"], job["metadata"]
         pods = self.owned(job, PODS)
-        active = [pod for pod in pods if _is_active(pod)]
+        active = [pod for pod in pods if is_active(pod)]
         parallelism = spec.get("parallelism", 1)
         if spec.get("completionMode") == "Indexed":
             self._manage_indexes(job, pods, min(parallelism - len(active), PODS_AT_A_TIME))
@@ -280,7 +285,7 @@ class JobController(Controller):
             wanted = min(parallelism, spec["completions"] - status.get("succeeded", 0))
         taken = len(active)
         if job_policy.waits_for_terminal(job):
-            taken += sum(_is_terminating(pod) for pod in pods)
+            taken += sum(is_terminating(pod) for pod in pods)
         if len(active) > max(wanted, 0):
             # The youngest go first: they have done the least.
             self._delete(job, active[max(wanted, 0) :])
@@ -290,42 +295,32 @@ class JobController(Controller):
                 self.enqueue_after(metadata["namespace"], metadata["name"], pause)
                 return
             for _ in range(min(wanted - taken, PODS_AT_A_TIME)):
-                self._create(job, None, 0)
+                self._create(job, None)
 
     def _manage_indexes(self, job: Object, pods: list[Object], room: int) -> None:
         if room < 0:
-            self._delete(job, [pod for pod in pods if _is_active(pod)][room:])
+            self._delete(job, [pod for pod in pods if is_active(pod)][room:])
             return
-        metadata = job["metadata"]
-        blocked = [pod for pod in pods if _is_active(pod)]
+        metadata, pause = job["metadata"], self._pause(job)
+        if pause > 0:
+            self.enqueue_after(metadata["namespace"], metadata["name"], pause)
+            return
+        blocked = [pod for pod in pods if is_active(pod)]
         if job_policy.waits_for_terminal(job):
-            blocked += [pod for pod in pods if _is_terminating(pod)]
-        per_index = job["spec"].get("backoffLimitPerIndex") is not None
-        for index, failures, last in job_indexes.missing(job, pods, blocked):
-            if room <= 0:
-                return
-            pause = self._pause(job) if not per_index else 0.0
-            if per_index and failures and last is not None:
-                pause = self._left(self._back_off.seconds(failures - 1), _ended_at(last))
-            if pause > 0:
-                self.enqueue_after(metadata["namespace"], metadata["name"], pause)
-                continue
-            self._create(job, index, failures)
-            room -= 1
+            blocked += [pod for pod in pods if is_terminating(pod)]
+        for index in itertools.islice(job_indexes.missing(job, pods, blocked), room):
+            self._create(job, index)
 
     def _pause(self, job: Object) -> float:
         """Seconds to wait before the next pod."""
         known = self._failures.get(job["metadata"]["uid"])
         if known is None or not known.count:
             return 0.0
-        return self._left(self._back_off.seconds(known.count - 1), known.last)
+        since = known.last or self.store.clock()
+        wait = timedelta(seconds=self._back_off.seconds(known.count - 1))
+        return (since + wait - self.store.clock()).total_seconds()
 
-    def _left(self, seconds: float, since: datetime | None) -> float:
-        if since is None:
-            return 0.0
-        return (since + timedelta(seconds=seconds) - self.store.clock()).total_seconds()
-
-    def _create(self, job: Object, index: int | None, failures: int) -> None:
+    def _create(self, job: Object, index: int | None) -> None:
         metadata = job["metadata"]
         template = copy_object(job["spec"]["template"])
         meta = template.get("metadata") or {}
@@ -348,7 +343,7 @@ class JobController(Controller):
             "spec": template["spec"],
         }
         if index is not None:
-            job_indexes.mark(job, pod, index, failures)
+            job_indexes.mark(job, pod, index)
         if not pod["metadata"]["annotations"]:
             del pod["metadata"]["annotations"]
         try:
@@ -359,7 +354,7 @@ class JobController(Controller):
         self._recorder.normal(job, "SuccessfulCreate", f"Created pod: {created['metadata']['name']}")
 
     def _delete_active(self, job: Object, pods: list[Object]) -> None:
-        self._delete(job, [pod for pod in pods if _is_active(pod)])
+        self._delete(job, [pod for pod in pods if is_active(pod)])
 
     def _delete(self, job: Object, pods: list[Object]) -> None:
         for pod in pods:
@@ -387,7 +382,7 @@ class JobController(Controller):
         """The second step: nothing of the Job runs any more."""
         kind, why = verdict
         pods = self.owned(job, PODS)
-        if any(_is_active(pod) or _is_terminating(pod) or _is_tracked(pod) for pod in pods):
+        if any(is_active(pod) or is_terminating(pod) or _is_tracked(pod) for pod in pods):
             return
         if kind == "SuccessCriteriaMet":
             self._draft_condition(job, "Complete", why)
@@ -418,14 +413,12 @@ class JobController(Controller):
     # Status
 
     def _draft_counts(self, job: Object, pods: list[Object], uncounted: Object | None = None) -> None:
-        active = [pod for pod in pods if _is_active(pod)]
+        active = [pod for pod in pods if is_active(pod)]
         status = job["status"]
         _set(status, "active", len(active))
-        status["terminating"] = sum(_is_terminating(pod) for pod in pods)
-        if job["spec"].get("backoffLimitPerIndex") is not None:
-            status.setdefault("failedIndexes", "")
+        status["terminating"] = sum(is_terminating(pod) for pod in pods)
         status["uncountedTerminatedPods"] = uncounted or {}
-        status["ready"] = sum(_is_ready(pod) for pod in active)
+        status["ready"] = sum(is_ready(pod) for pod in active)
 
     def _draft_condition(self, job: Object, type_: str, why: Verdict, status: str = "True") -> None:
         known = _condition(job, type_)
@@ -463,7 +456,6 @@ _STATUS_ORDER = (
     "failed",
     "terminating",
     "completedIndexes",
-    "failedIndexes",
     "uncountedTerminatedPods",
     "ready",
 )
@@ -476,32 +468,15 @@ def _set(status: Object, key: str, number: int) -> None:
         status.pop(key, None)
 
 
-def _phase(pod: Object) -> str:
-    return str((pod.get("status") or {}).get("phase", "Pending"))
-
-
 def _is_tracked(pod: Object) -> bool:
     return FINALIZER in (pod["metadata"].get("finalizers") or [])
 
 
-def _is_active(pod: Object) -> bool:
-    return _phase(pod) not in ("Succeeded", "Failed") and "deletionTimestamp" not in pod["metadata"]
-
-
-def _is_terminating(pod: Object) -> bool:
-    return _phase(pod) not in ("Succeeded", "Failed") and "deletionTimestamp" in pod["metadata"]
-
-
-def _is_ready(pod: Object) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
 def _counts_as_failed(job: Object, pod: Object) -> bool:
     """A failed pod, or one on its way out, unless the Job waits for how that ends."""
-    if _phase(pod) == "Failed":
+    if phase(pod) == "Failed":
         return True
-    return _is_terminating(pod) and not job_policy.waits_for_terminal(job)
+    return is_terminating(pod) and not job_policy.waits_for_terminal(job)
 
 
 def _condition(job: Object, type_: str) -> Object | None:
@@ -513,23 +488,5 @@ def _finished_at(job: Object) -> datetime | None:
     for type_ in ("Complete", "Failed"):
         condition = _condition(job, type_)
         if condition is not None and condition["status"] == "True":
-            return _moment(condition["lastTransitionTime"])
-    return None
-
-
-def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
-
-
-def _ended_at(pod: Object) -> datetime | None:
-    """When a pod's last container ended; for one on its way out, when it was deleted."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or []
-    ends = [((each.get("state") or {}).get("terminated") or {}).get("finishedAt") for each in statuses]
-    moments = [_moment(end) for end in ends if end]
-    if moments and len(moments) == len(statuses):
-        return max(moments)
-    metadata = pod["metadata"]
-    if "deletionTimestamp" in metadata:
-        grace = timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0)
-        return _moment(metadata["deletionTimestamp"]) - grace
+            return moment(condition["lastTransitionTime"])
     return None

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import NAMESPACES, SERVICEACCOUNTS
-from nighttrain.providers.local.cluster.store.store import DELETED
+from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from nighttrain.providers.local.cluster.store.store import Object, Store
 
 # As in every cluster; "default" is where a client goes that says nothing.
 INITIAL = ("default", "kube-system", "kube-public", "kube-node-lease")

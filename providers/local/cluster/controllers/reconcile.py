@@ -12,14 +12,13 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.store.errors import ApiError
-from nighttrain.providers.local.cluster.store.store import DELETED
+from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from nighttrain.providers.local.cluster.controllers.pace import Bucket
     from nighttrain.providers.local.cluster.store.resources import ResourceType
-    from nighttrain.providers.local.cluster.store.store import Object, Store, Watcher
 
 Key = tuple[str, str]
 

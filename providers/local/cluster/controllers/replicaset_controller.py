@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.controllers.reconcile import (
     PODS_AT_A_TIME,
     Controller,
+    ReconcileLoop,
     controller_of,
     owner_reference,
 )
+from nighttrain.providers.local.cluster.kinds.pods import is_active, is_terminating, ready_since
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import PODS, REPLICASETS, ResourceType
 from nighttrain.providers.local.cluster.store.store import Object, copy_object
-
-if TYPE_CHECKING:
-    from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
 
 
 class ReplicaSetController(Controller):
@@ -97,7 +95,7 @@ class ReplicaSetController(Controller):
             "availableReplicas": available,
         }
         status = {key: count for key, count in counts.items() if count or key == "replicas"}
-        status["terminatingReplicas"] = sum(_is_terminating(pod) for pod in pods)
+        status["terminatingReplicas"] = sum(is_terminating(pod) for pod in pods)
         status["observedGeneration"] = metadata.get("generation", 1)
 
         def write(new: Object) -> None:
@@ -109,25 +107,6 @@ class ReplicaSetController(Controller):
         if moment is None:
             return 0.0
         return (self.store.clock() - datetime.fromisoformat(moment)).total_seconds()
-
-
-def is_active(pod: Object) -> bool:
-    phase = (pod.get("status") or {}).get("phase")
-    return phase not in ("Succeeded", "Failed") and "deletionTimestamp" not in pod["metadata"]
-
-
-def _is_terminating(pod: Object) -> bool:
-    phase = (pod.get("status") or {}).get("phase")
-    return phase not in ("Succeeded", "Failed") and "deletionTimestamp" in pod["metadata"]
-
-
-def ready_since(pod: Object) -> str | None:
-    """Since when a pod is ready; None if it is not."""
-    for condition in (pod.get("status") or {}).get("conditions") or []:
-        if condition["type"] == "Ready" and condition["status"] == "True":
-            # Who writes a status may leave the time out: then it is long ago.
-            return str(condition.get("lastTransitionTime") or "0001-01-01T00:00:00Z")
-    return None
 
 
 def _worth(pod: Object) -> tuple[bool, bool, int]:

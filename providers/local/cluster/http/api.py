@@ -16,14 +16,9 @@ from nighttrain.providers.local.cluster.http.patches import APPLY_PATCH, APPLY_R
 from nighttrain.providers.local.cluster.http.peers import is_own_user
 from nighttrain.providers.local.cluster.http.routing import Target, find_target, split
 from nighttrain.providers.local.cluster.kinds.crds import CustomResources
-from nighttrain.providers.local.cluster.kinds.decoding import decode_part
+from nighttrain.providers.local.cluster.kinds.pods import choose_container
 from nighttrain.providers.local.cluster.store import errors
-from nighttrain.providers.local.cluster.store.resources import (
-    BUILT_IN,
-    CUSTOMRESOURCEDEFINITIONS,
-    NAMESPACES,
-    ResourceTable,
-)
+from nighttrain.providers.local.cluster.store.resources import BUILT_IN, NAMESPACES, ResourceTable
 from nighttrain.providers.local.cluster.store.store import Object, Store, encode
 
 if TYPE_CHECKING:
@@ -55,19 +50,7 @@ _INTERACTIVE = {
 class LogSource(Protocol):
     """The kubelet, as far as logs need it."""
 
-    def open_log(
-        self,
-        pod: Object,
-        container: str,
-        *,
-        follow: bool,
-        tail_lines: int | None,
-        since_seconds: int | None,
-        since_time: str | None,
-        timestamps: bool,
-        limit_bytes: int | None,
-        previous: bool,
-    ) -> AsyncIterator[bytes]: ...
+    def open_log(self, pod: Object, container: str | None, **options: Any) -> AsyncIterator[bytes]: ...
 
 
 class Api:
@@ -155,13 +138,9 @@ class Api:
 
     async def _api(self, request: Request, parts: list[str]) -> Response:
         if request.method == "GET":
-            accept = request.headers.get("accept", "")
-            document = self._discovery.document(parts, accept, request.headers.get("host", ""))
+            document = self._discovery.document(parts, request.headers.get("host", ""))
             if document is not None:
-                aggregated = document["kind"] == "APIGroupDiscoveryList"
-                return _json(encode(document), media_type=discovery.AGGREGATED if aggregated else _JSON)
-        if parts[0] == "apis" and parts[3:] == ["selfsubjectaccessreviews"] and request.method == "POST":
-            return _json(encode(self._review(await _body(request))), 201)
+                return _json(encode(document))
         target = find_target(self._table, parts)
         if target is None:
             return _page_not_found()
@@ -178,22 +157,11 @@ class Api:
         if space in self._forbidden:
             raise _forbidden(USER, verb, target, space)
 
-    def _review(self, body: Any) -> Object:
-        spec = decode_part("SelfSubjectAccessReview", body).get("spec") or {}
-        space = (spec.get("resourceAttributes") or {}).get("namespace", "")
-        return {
-            "kind": "SelfSubjectAccessReview",
-            "apiVersion": "authorization.k8s.io/v1",
-            "metadata": {},
-            "spec": spec,
-            "status": {"allowed": space not in self._forbidden},
-        }
-
     async def _read(self, request: Request, verb: str, target: Target) -> Response:
         query = request.query_params
         if target.subresource == "log":
             return await self._log(request, target)
-        store = self._store_for(target)
+        store = self._store
         if target.subresource == "scale":
             found = store.get(target.resource, target.namespace, target.name)
             return _json(encode(writing.scale(found)))
@@ -207,42 +175,16 @@ class Api:
         return StreamingResponse(stream.lines(), media_type=_JSON)
 
     async def _write(self, request: Request, verb: str, target: Target) -> Response:
-        raw = await _raw_body(request)
+        raw = await bodies.read(request)
         # Definitions may have changed while the body was on its way.
         self._crds.refresh()
-        store = self._store_for(target)
         try:
-            if target.resource == CUSTOMRESOURCEDEFINITIONS and verb.startswith("delete"):
-                return _written(self._delete_definitions(request, target, raw))
-            return _written(self._written(request, verb, target, store, raw))
+            return _written(self._written(request, verb, target, raw))
         finally:
             self._crds.refresh()
 
-    def _store_for(self, target: Target) -> Store:
-        custom = target.resource.custom is not None
-        return self._crds.view(target.resource) if custom else self._store
-
-    def _delete_definitions(self, request: Request, target: Target, raw: bytes) -> writing.Written:
-        """Definitions are deleted like everything else, but their objects go first."""
-        query = dict(request.query_params)
-        content_type = request.headers.get("content-type", "")
-        options = writing.read_body(raw, content_type) if raw.strip() else None
-        if target.name:
-            names = [target.name]
-            # Whether it may be deleted, and what a dry run answers.
-            tried = writing.delete(self._store, target, options, {**query, "dryRun": "All"})
-        else:
-            asked = ListParameters.read(request.query_params, target.resource)
-            tried = writing.delete_collection(self._store, target, asked, options, {**query, "dryRun": "All"})
-            names = [each["metadata"]["name"] for each in tried.body["items"]]
-        if parameters.dry_run(query) or (isinstance(options, dict) and options.get("dryRun")):
-            return tried
-        marked = [self._crds.begin_deletion(name) for name in names]
-        return writing.Written(200, marked[0] if target.name else {**tried.body, "items": marked})
-
-    def _written(
-        self, request: Request, verb: str, target: Target, store: Store, raw: bytes
-    ) -> writing.Written:
+    def _written(self, request: Request, verb: str, target: Target, raw: bytes) -> writing.Written:
+        store = self._store
         query = dict(request.query_params)
         content_type = request.headers.get("content-type", "")
         if verb in ("delete", "deletecollection"):
@@ -253,7 +195,7 @@ class Api:
             return writing.delete_collection(store, target, asked, options, query)
         if verb == "patch" and content_type.startswith(APPLY_PATCH):
             raise errors.unsupported_media_type(APPLY_REFUSED)
-        if verb == "patch" and not content_type.split(";")[0].endswith(("+json", "+yaml", "+cbor")):
+        if verb == "patch" and not content_type.split(";")[0].endswith("+json"):
             raise errors.unsupported_media_type()
         body = writing.read_body(raw, content_type)
         if target.subresource == "scale":
@@ -270,7 +212,7 @@ class Api:
     async def _log(self, request: Request, target: Target) -> Response:
         query = request.query_params
         pod = self._store.get(target.resource, target.namespace, target.name)
-        container = _log_container(pod, query.get("container", ""))
+        container = choose_container(pod, query.get("container"))
         if not pod["spec"].get("nodeName"):
             return Response(status_code=204)
         if self.logs is None:
@@ -356,35 +298,6 @@ def _anonymous(table: ResourceTable, request: Request) -> errors.ApiError:
     return _forbidden("system:anonymous", verb, target, target.namespace)
 
 
-async def _raw_body(request: Request) -> bytes:
-    return await bodies.read(request)
-
-
-async def _body(request: Request) -> Any:
-    return writing.read_body(await _raw_body(request), request.headers.get("content-type", ""))
-
-
-def _log_container(pod: Object, asked: str) -> str:
-    spec = pod["spec"]
-    names = [each["name"] for key in ("containers", "initContainers") for each in spec.get(key) or ()]
-    name = pod["metadata"]["name"]
-    if asked:
-        if asked not in names:
-            raise errors.bad_request(f"container {asked} is not valid for pod {name}")
-        return asked
-    if len(names) > 1:
-        marked = (pod["metadata"].get("annotations") or {}).get("kubectl.kubernetes.io/default-container")
-        if marked in names:
-            return str(marked)
-        main = [each["name"] for each in spec["containers"]]
-        init = [each["name"] for each in spec.get("initContainers") or ()]
-        choices = f"choose one of: [{' '.join(main)}]" + (
-            f" or one of the init containers: [{' '.join(init)}]" if init else ""
-        )
-        raise errors.bad_request(f"a container name must be specified for pod {name}, {choices}")
-    return str(names[0])
-
-
 class _LogResponse(StreamingResponse):
     """A log, closed however the answer ends: its reader may leave before the first piece, or between two."""
 
@@ -427,8 +340,8 @@ async def _close_log(first: asyncio.Future[bytes], pieces: AsyncIterator[bytes])
         await close()
 
 
-def _json(body: bytes, code: int = 200, *, media_type: str = _JSON) -> Response:
-    return Response(body, code, headers={"Content-Type": media_type})
+def _json(body: bytes, code: int = 200) -> Response:
+    return Response(body, code, headers={"Content-Type": _JSON})
 
 
 def _written(written: writing.Written) -> Response:

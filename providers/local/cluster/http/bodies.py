@@ -70,10 +70,4 @@ def too_deep() -> errors.ApiError:
 
 def _whole_characters(value: Any) -> Any:
     text = json.dumps(value, ensure_ascii=False)
-    whole = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-    if isinstance(value, dict):
-        # It may be of a kind of its own, which remembers what else was in the body.
-        value.clear()
-        value.update(whole)
-        return value
-    return whole
+    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))

@@ -6,13 +6,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.kinds.decoding import decode_part
+from nighttrain.providers.local.cluster.kinds.pods import is_active
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import PODS
-from nighttrain.providers.local.cluster.store.store import timestamp
+from nighttrain.providers.local.cluster.store.store import Object, Store, timestamp
 
 if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.http.routing import Target
-    from nighttrain.providers.local.cluster.store.store import Object, Store
 
 
 def evict(store: Store, target: Target, body: Any, *, dry_run: bool) -> Object:
@@ -42,20 +42,15 @@ def evict(store: Store, target: Target, body: Any, *, dry_run: bool) -> Object:
 def evict_by_name(store: Store, pattern: str) -> None:
     """Evict the pods on the node whose names match, unless they have ended or are on their way out."""
     for pod in store.list(PODS)[0]:
-        if fnmatchcase(pod["metadata"]["name"], pattern) and pod["spec"].get("nodeName") and _lives(pod):
+        if fnmatchcase(pod["metadata"]["name"], pattern) and pod["spec"].get("nodeName") and is_active(pod):
             _evict(store, pod)
 
 
 def _evict(store: Store, pod: Object, **options: Any) -> None:
     metadata = pod["metadata"]
-    if _lives(pod):
+    if is_active(pod):
         store.mutate(PODS, metadata["namespace"], metadata["name"], lambda new: _mark(new, store))
     store.delete(PODS, metadata["namespace"], metadata["name"], **options)
-
-
-def _lives(pod: Object) -> bool:
-    ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-    return not ended and "deletionTimestamp" not in pod["metadata"]
 
 
 def _mark(pod: Object, store: Store) -> None:

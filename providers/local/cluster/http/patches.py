@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import jsonpatch
+
 from nighttrain.providers.local.cluster.http import bodies
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.store import copy_object
@@ -85,8 +87,6 @@ def check_patch_type(content_type: str, *, custom: bool = False) -> str:
 
 
 def _json_patch(obj: dict[str, Any], patch: Any) -> dict[str, Any]:
-    import jsonpatch
-
     if not isinstance(patch, list):
         raise errors.bad_request(
             "error decoding patch: json: cannot unmarshal object into a list of operations"
@@ -95,17 +95,15 @@ def _json_patch(obj: dict[str, Any], patch: Any) -> dict[str, Any]:
         message = f"The allowed maximum operations in a JSON patch is {_MAX_OPERATIONS}, got {len(patch)}"
         raise errors.ApiError(413, "RequestEntityTooLarge", message, {})
     patched = copy_object(obj)
-    copied = 0
     try:
         for operation in patch:
-            copies = isinstance(operation, dict) and operation.get("op") == "copy"
-            before = len(json.dumps(patched)) if copies else 0
             patched = jsonpatch.JsonPatch([operation]).apply(patched, in_place=True)
-            if copies:
+            if isinstance(operation, dict) and operation.get("op") == "copy":
+                # A few copies of copies are more than any machine holds.
                 bodies.check_depth(patched)
-                copied += max(0, len(json.dumps(patched)) - before)
-                if copied > bodies.MAX_BODY_BYTES:
-                    raise _copied_too_much(copied)
+                if len(json.dumps(patched)) > bodies.MAX_BODY_BYTES:
+                    message = f"Unable to complete the copy, exceeding the limit {bodies.MAX_BODY_BYTES}"
+                    raise errors.ApiError(422, "Invalid", message, {})
     except (jsonpatch.InvalidJsonPatch, TypeError, KeyError, AttributeError) as error:
         raise errors.bad_request(f"error decoding patch: {error}") from error
     except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as error:
@@ -115,14 +113,6 @@ def _json_patch(obj: dict[str, Any], patch: Any) -> dict[str, Any]:
         raise errors.bad_request("the patched object is not an object any more")
     bodies.check_depth(patched)
     return patched
-
-
-def _copied_too_much(size: int) -> errors.ApiError:
-    message = (
-        "Unable to complete the copy, the accumulated size increase of copy is "
-        f"{size}, exceeding the limit {bodies.MAX_BODY_BYTES}"
-    )
-    return errors.ApiError(422, "Invalid", message, {})
 
 
 def merge(target: Any, patch: Any) -> Any:

@@ -1,12 +1,11 @@
-"""The protobuf that kubectl sends: ``create namespace | configmap | secret ...``, ``auth can-i``.
+"""The protobuf of ``kubectl create namespace``, which speaks it without asking, and takes JSON for an answer.
 
-Those commands speak protobuf without asking, and take JSON for an answer. Read is what they set; anything
-else is refused, never dropped. Numbers of fields are those of the Kubernetes API's ``generated.proto`` files.
+Read is a Namespace with its name, which is all that the command sets; anything else is refused, never
+dropped. Numbers of fields are those of the Kubernetes API's ``generated.proto`` files.
 """
 
 from __future__ import annotations
 
-import base64
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.store import errors
@@ -16,93 +15,42 @@ if TYPE_CHECKING:
 
 MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
 _MAGIC = b"k8s\x00"
-_META = "1:metadata:ObjectMeta"
-
-# Fields as NUMBER:NAME:TYPE; s(tring), b(oolean), y: bytes, -: the server's to set, another message's name;
-# ``[T`` a list, ``{T`` a map.
-_MESSAGES = {
-    "ObjectMeta": "1:name:s 2:generateName:s 3:namespace:s 5:uid:s 6:resourceVersion:s 8:creationTimestamp:- "
-    "11:labels:{s 12:annotations:{s 14:finalizers:[s 17:managedFields:-",
-    "Namespace": f"{_META} 2:spec:- 3:status:-",
-    "ConfigMap": f"{_META} 2:data:{{s 3:binaryData:{{y 4:immutable:b",
-    "Secret": f"{_META} 2:data:{{y 3:type:s 4:stringData:{{s 5:immutable:b",
-    "ServiceAccount": f"{_META} 4:automountServiceAccountToken:b",
-    "SelfSubjectAccessReview": f"{_META} 2:spec:SelfSubjectAccessReviewSpec 3:status:-",
-    "SelfSubjectAccessReviewSpec": "1:resourceAttributes:ResourceAttributes "
-    "2:nonResourceAttributes:NonResourceAttributes",
-    "ResourceAttributes": "1:namespace:s 2:verb:s 3:group:s 4:version:s 5:resource:s 6:subresource:s "
-    "7:name:s",
-    "NonResourceAttributes": "1:path:s 2:verb:s",
-}
-_READABLE = frozenset(("Namespace", "ConfigMap", "Secret", "ServiceAccount", "SelfSubjectAccessReview"))
 
 
 def read(raw: bytes) -> dict[str, Any]:
     """The object as JSON would have it.
 
-    :raises ApiError: 400 when it is not protobuf, 415 for kinds and fields that are not read here
+    :raises ApiError: 400 when it is not protobuf, 415 for other kinds and fields
     """
     try:
         if not raw.startswith(_MAGIC):
             raise ValueError("the body does not begin as Kubernetes' protobuf does")
         envelope = dict(_fields(raw[len(_MAGIC) :]))
-        head = {number: _text(value) for number, value in _fields(_bytes(envelope.get(1, b"")))}
+        head = {number: _bytes(value).decode() for number, value in _message(envelope, 1).items()}
         kind = head.get(2, "")
-        if kind not in _READABLE:
+        if kind != "Namespace":
             raise _refused(kind or "this kind")
-        return {
-            "kind": kind,
-            "apiVersion": head.get(1, ""),
-            **_message(kind, _bytes(envelope.get(2, b"")), kind),
-        }
+        namespace = _message(envelope, 2)
+        metadata = _message(namespace, 1)
+        name = _bytes(metadata.pop(1, b"")).decode()
+        # Go writes fields that are empty too; a status (3) is the server's to write.
+        more = [value for number, value in namespace.items() if number not in (1, 3)]
+        if any([*metadata.values(), *more]):
+            raise _refused("more of a Namespace than its name")
+        return {"kind": kind, "apiVersion": head.get(1, ""), "metadata": {"name": name}}
     except (ValueError, IndexError) as error:
         raise errors.bad_request(f"the body cannot be read as protobuf: {error}") from None
 
 
 def _refused(what: str) -> errors.ApiError:
     return errors.unsupported_media_type(
-        f"the embedded cluster does not read {what} from protobuf: send JSON or YAML (with kubectl, write "
-        "the object with --dry-run=client -o yaml and send it with kubectl apply -f -)"
+        f"the embedded cluster does not read {what} from protobuf: send JSON (with kubectl, write the object "
+        "with --dry-run=client -o yaml and send it with kubectl apply -f -)"
     )
 
 
-def _message(type_: str, raw: bytes, path: str) -> dict[str, Any]:
-    declared = {}
-    for each in _MESSAGES[type_].split():
-        key, name, kind = each.split(":")
-        declared[int(key)] = (name, kind)
-    found: dict[str, Any] = {}
-    for number, value in _fields(raw):
-        # Go writes every field that is not a pointer, empty or not; empty is as good as absent.
-        name, kind = declared.get(number, ("", ""))
-        if not name:
-            if value not in (b"", 0):
-                raise _refused(f"field {number} of {path}")
-        elif kind[0] == "[":
-            found.setdefault(name, []).append(_value(kind[1:], value, f"{path}.{name}"))
-        elif kind[0] == "{":
-            entry = dict(_fields(_bytes(value)))
-            item = _value(kind[1:], entry.get(2, b""), f"{path}.{name}")
-            found.setdefault(name, {})[_text(entry.get(1, b""))] = item
-        elif kind != "-" and (kind == "b" or value != b""):
-            found[name] = _value(kind, value, f"{path}.{name}")
-    return found
-
-
-def _value(kind: str, value: bytes | int, path: str) -> Any:
-    if kind == "s":
-        return _text(value)
-    if kind == "y":
-        return base64.b64encode(_bytes(value)).decode()
-    if kind == "b":
-        if not isinstance(value, int):
-            raise ValueError(f"{path} is not a number")
-        return bool(value)
-    return _message(kind, _bytes(value), path)
-
-
-def _text(value: bytes | int) -> str:
-    return _bytes(value).decode()
+def _message(parent: dict[int, bytes | int], number: int) -> dict[int, bytes | int]:
+    return dict(_fields(_bytes(parent.get(number, b""))))
 
 
 def _bytes(value: bytes | int) -> bytes:

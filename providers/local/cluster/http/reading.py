@@ -9,7 +9,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.store import errors
-from nighttrain.providers.local.cluster.store.store import Record, encode
+from nighttrain.providers.local.cluster.store.store import Object, Record, Store, Watcher, encode
 from nighttrain.providers.local.cluster.tables import tables
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.http.parameters import ListParameters
     from nighttrain.providers.local.cluster.http.routing import Target
     from nighttrain.providers.local.cluster.store.resources import ResourceType
-    from nighttrain.providers.local.cluster.store.store import Object, Store, Watcher
 
 # A watch without timeoutSeconds ends after this long or up to twice that, as a real one does, so that clients
 # which cannot resume are found out.
@@ -69,6 +68,7 @@ def get(store: Store, target: Target, form: Form) -> bytes:
     record = store.record(target.resource, target.namespace, target.name)
     if record is None:
         raise errors.not_found(target.resource, target.name)
+    record = record.of_version(target.resource.api_version)
     return encode(form.one(store, target.resource, record.object)) if form.kind else record.encoded
 
 
@@ -119,8 +119,9 @@ def _records_at(store: Store, target: Target, revision: int, gone: errors.ApiErr
 
 
 def _render(
-    store: Store, resource: ResourceType, found: list[Record], metadata: dict[str, Any], form: Form
+    store: Store, resource: ResourceType, records: list[Record], metadata: dict[str, Any], form: Form
 ) -> bytes:
+    found = [record.of_version(resource.api_version) for record in records]
     if form.kind == "Table":
         objects = (record.object for record in found)
         rendered = tables.table(resource, objects, metadata, now=store.clock(), include=form.include)
@@ -235,6 +236,7 @@ class WatchStream:
         return b"".join(lines)
 
     def _body(self, record: Record) -> bytes:
+        record = record.of_version(self._resource.api_version)
         if not self._form.kind:
             return record.encoded
         shown = self._form.one(self._store, self._resource, record.object, headers=self._first_table)

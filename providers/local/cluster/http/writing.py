@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.local.cluster.http import bodies, parameters, protobuf
 from nighttrain.providers.local.cluster.http.eviction import evict as evict_pod
 from nighttrain.providers.local.cluster.http.patches import apply_patch, check_patch_type
-from nighttrain.providers.local.cluster.http.yaml_bodies import read_yaml
 from nighttrain.providers.local.cluster.kinds.decoding import (
-    RepeatingBody,
     cannot_be_handled,
     decode,
     decode_part,
     parse_json,
 )
+from nighttrain.providers.local.cluster.rules.dependents import disown
 from nighttrain.providers.local.cluster.store import errors
-from nighttrain.providers.local.cluster.store.store import copy_object
+from nighttrain.providers.local.cluster.store.store import Object, Store, copy_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.http.parameters import ListParameters
     from nighttrain.providers.local.cluster.http.routing import Target
     from nighttrain.providers.local.cluster.store.resources import ResourceType
-    from nighttrain.providers.local.cluster.store.store import Object, Store
 
 _PROPAGATIONS = ("Background", "Foreground", "Orphan")
 
@@ -42,14 +40,12 @@ class Written:
 def read_body(raw: bytes, content_type: str) -> Any:
     """:raises ApiError: 400 when it does not parse, 415 for a media type that is not read"""
     media = content_type.split(";")[0].strip()
-    if media == "application/yaml":
-        return bodies.checked(raw, read_yaml(raw))
     if media == protobuf.MEDIA_TYPE:
         return protobuf.read(raw)
     if media not in ("", "application/json", "*/*") and not media.endswith("+json"):
         raise errors.unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: "
-            "application/json, application/yaml"
+            "application/json"
         )
     try:
         return bodies.checked(raw, parse_json(raw))
@@ -85,6 +81,7 @@ def patch(store: Store, target: Target, content_type: str, change: Any, query: M
         cause = errors.forbidden_value("force", "may not be specified for non-apply patch")
         raise errors.invalid_options("PatchOptions", cause)
     current = store.get(target.resource, target.namespace, target.name)
+    current = {**current, "apiVersion": target.resource.api_version}
     patched = apply_patch(content_type, current, change)
     obj, warnings = _decoded(target.resource, patched, query)
     _place(target, obj)
@@ -109,8 +106,6 @@ def _decoded(resource: ResourceType, body: Any, query: Mapping[str, str]) -> tup
     _check_kind(resource, body)
     obj, fields = decode(resource, body)
     unknown = [f'unknown field "{path}"' for path in fields]
-    if isinstance(body, RepeatingBody):
-        unknown += [f'duplicate field "{path}"' for path in body.repeated]
     if unknown and validation == "Strict":
         listed = ", ".join(unknown)
         raise errors.bad_request(f"{cannot_be_handled(resource)}: strict decoding error: {listed}")
@@ -159,21 +154,25 @@ def delete(store: Store, target: Target, body: Any, query: Mapping[str, str]) ->
     resource = target.resource
     options = delete_options(body)
     preconditions = options.get("preconditions") or {}
-    uid = store.get(resource, target.namespace, target.name)["metadata"]["uid"]
+    found = store.get(resource, target.namespace, target.name)
+    uid = found["metadata"]["uid"]
+    propagation, dry_run = _propagation(resource, options, query), _dry_run(options, query)
+    if resource.custom is not None and propagation == "Orphan" and not dry_run:
+        disown(store, found)
     last = store.delete(
         resource,
         target.namespace,
         target.name,
         grace_period_seconds=_grace(options, query),
-        propagation=_propagation(resource, options, query),
+        propagation=propagation,
         preconditions_uid=preconditions.get("uid"),
         preconditions_rv=preconditions.get("resourceVersion"),
-        dry_run=_dry_run(options, query),
+        dry_run=dry_run,
     )
     still = store.find(resource, target.namespace, target.name)
     lingers = still is not None and still["metadata"]["uid"] == uid
     if lingers or resource.graceful:
-        return Written(200, last)
+        return Written(200, {**last, "apiVersion": resource.api_version})
     return Written(200, _success(resource, target.name, uid))
 
 
@@ -227,17 +226,7 @@ def _grace(options: Object, query: Mapping[str, str]) -> int | None:
 
 
 def _propagation(resource: ResourceType, options: Object, query: Mapping[str, str]) -> str:
-    orphan = options.get("orphanDependents")
-    if orphan is None and "orphanDependents" in query:
-        orphan = parameters.flag(query, "orphanDependents")
     asked = options.get("propagationPolicy") or query.get("propagationPolicy")
-    if orphan is not None:
-        if asked:
-            why = "orphanDependents and deletionPropagation cannot be both set"
-            raise errors.invalid_options(
-                "DeleteOptions", errors.invalid_value("propagationPolicy", asked, why)
-            )
-        return "Orphan" if orphan else "Background"
     # For compatibility with its first clients, a Job leaves its pods behind unless told otherwise.
     default = "Orphan" if resource.kind == "Job" else "Background"
     value = asked or default

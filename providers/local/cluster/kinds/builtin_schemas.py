@@ -1,4 +1,4 @@
-"""The JSON schemas of the built-in kinds, as ``schema_generator`` wrote them."""
+"""The JSON schemas of the built-in kinds, as ``tests/schema_generator.py`` wrote them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from typing import Any
 
 Schema = dict[str, Any]
 PATH = Path(__file__).with_name("schemas.json.gz")
-
-
-def packed(definitions: dict[str, Schema]) -> bytes:
-    """The file's content: the same bytes for the same schemas."""
-    return gzip.compress(json.dumps(definitions, separators=(",", ":")).encode(), mtime=0)
 
 
 @functools.cache

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.kinds.schemas import wrong_schema
-from nighttrain.providers.local.cluster.store.errors import Cause, invalid_value, required_value
+from nighttrain.providers.local.cluster.store.errors import Cause, invalid_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from nighttrain.providers.local.cluster.store.objects import Object
 
-_APPROVAL = "api-approved.kubernetes.io"
 _FIXED = (("group",), ("scope",), ("names", "kind"), ("names", "plural"))
 
 
@@ -44,10 +43,6 @@ def _causes(definition: Object, old: Object | None) -> Iterator[Cause]:
     if metadata.get("name", "") != f"{spec.get('names', {}).get('plural')}.{group}":
         why = 'must be spec.names.plural+"."+spec.group'
         yield invalid_value("metadata.name", metadata.get("name", ""), why)
-    protected = group.endswith((".k8s.io", ".kubernetes.io"))
-    if protected and not (metadata.get("annotations") or {}).get(_APPROVAL):
-        why = f'protected groups must have approval annotation "{_APPROVAL}"'
-        yield required_value(f"metadata.annotations[{_APPROVAL}]", why)
     for path in _FIXED if old is not None else ():
         now, before = spec, (old or {})["spec"]
         for part in path:

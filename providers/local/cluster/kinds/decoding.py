@@ -12,21 +12,9 @@ from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.objects import copy_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nighttrain.providers.local.cluster.store.resources import ResourceType
 
 _LARGEST_FLOAT = sys.float_info.max
-
-
-class RepeatingBody(dict[str, Any]):
-    """A JSON object in which fields are named more than once. :param repeated: their paths"""
-
-    repeated: tuple[str, ...] = ()
-
-
-class _Repeating(dict[str, Any]):
-    names: tuple[str, ...] = ()
 
 
 def _no_constant(name: str) -> Any:
@@ -43,41 +31,11 @@ def _finite(text: str) -> float:
 
 
 def parse_json(raw: bytes) -> Any:
-    """The JSON, the last of repeated fields winning; a :class:`RepeatingBody` where there are some.
+    """The JSON, the last of repeated fields winning.
 
     :raises ValueError: it is not JSON
     """
-    found = False
-
-    def remember(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal found
-        obj = dict(pairs)
-        if len(obj) == len(pairs):
-            return obj
-        found = True
-        marked = _Repeating(obj)
-        names = [name for name, _ in pairs]
-        marked.names = tuple(dict.fromkeys(name for name in names if names.count(name) > 1))
-        return marked
-
-    parsed = json.loads(raw, object_pairs_hook=remember, parse_constant=_no_constant, parse_float=_finite)
-    if not found or not isinstance(parsed, dict):
-        return parsed if not found else json.loads(raw)
-    body = RepeatingBody(json.loads(raw))
-    body.repeated = tuple(_repeated(parsed, ""))
-    return body
-
-
-def _repeated(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, dict):
-        base = f"{path}." if path else ""
-        if isinstance(value, _Repeating):
-            yield from (f"{base}{name}" for name in value.names)
-        for name, item in value.items():
-            yield from _repeated(item, f"{base}{name}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _repeated(item, f"{path}[{index}]")
+    return json.loads(raw, parse_constant=_no_constant, parse_float=_finite)
 
 
 def decode(resource: ResourceType, body: Any) -> tuple[dict[str, Any], list[str]]:

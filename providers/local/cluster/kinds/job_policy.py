@@ -1,4 +1,4 @@
-"""What a Job's podFailurePolicy, podReplacementPolicy and successPolicy say. Pure."""
+"""The meaning of a Job's podFailurePolicy and podReplacementPolicy. Pure."""
 
 from __future__ import annotations
 
@@ -29,31 +29,6 @@ def ignored(job: Object, pod: Object) -> bool:
     """Whether an Ignore rule keeps the pod's failure from counting."""
     found = _match(job, pod)
     return found is not None and found[0] == "Ignore"
-
-
-def fail_index(job: Object, pod: Object) -> bool:
-    """Whether a FailIndex rule gives up the pod's index."""
-    found = _match(job, pod)
-    return found is not None and found[0] == "FailIndex"
-
-
-def success_rule(job: Object, done: set[int]) -> int | None:
-    """The number of the successPolicy's first rule that the completed indexes keep."""
-    if not done:
-        return None
-    for number, rule in enumerate((job["spec"].get("successPolicy") or {}).get("rules") or []):
-        text, count = rule.get("succeededIndexes"), rule.get("succeededCount")
-        spans = [range(max(done) + 1)] if text is None else _spans(text)
-        wanted = sum(map(len, spans)) if count is None else count
-        if sum(any(index in span for span in spans) for index in done) >= wanted:
-            return number
-    return None
-
-
-def _spans(text: str) -> list[range]:
-    """``1,3-5`` as it is written: a list of all indexes could be as long as the Job is large."""
-    ends = [part.partition("-") for part in text.split(",")]
-    return [range(int(first), int(last or first) + 1) for first, _, last in ends]
 
 
 def _match(job: Object, pod: Object) -> tuple[str, str] | None:

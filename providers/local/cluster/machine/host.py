@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from decimal import Decimal
 
+NODE_NAME = "node1"
+
 
 def host_resources() -> dict[str, Decimal]:
     """CPUs and bytes of memory of this machine, the cluster's one node."""

@@ -105,17 +105,6 @@ class ImageTable:
         for name, value in (images or {}).items():
             self.add(name, value)
 
-    @classmethod
-    def from_arguments(cls, arguments: list[str]) -> ImageTable:
-        """Read the command-line form, one ``NAME=PYTHON[:PYTHONPATH...]`` an item."""
-        table = cls()
-        for text in arguments:
-            name, separator, value = text.partition("=")
-            if not separator or not name or not value:
-                raise ImageError(f"image {text!r}: write NAME=PYTHON or NAME=PYTHON:PYTHONPATH")
-            table.add(name, value)
-        return table
-
     def add(self, name: str, value: ImageEnvironment | Path | str) -> None:
         try:
             parse_reference(name)
@@ -133,12 +122,6 @@ class ImageTable:
         """The environment of an image, or None. Raises :class:`InvalidImageNameError`."""
         base, tag = parse_reference(name)
         return self._images.get(f"{base}:{tag}") or self._images.get(base)
-
-    def __iter__(self) -> object:
-        return iter(self._images)
-
-    def __len__(self) -> int:
-        return len(self._images)
 
     def names(self) -> list[str]:
         return sorted(self._images)

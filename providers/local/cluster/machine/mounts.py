@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import enum
 import json
 import os
@@ -68,7 +67,6 @@ class MountNamespaces:
         self._mode = mode
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._volumes: dict[str, str] = {}
         self.refusal = "it was not started"
         """Why there are no mount namespaces; empty if there are."""
 
@@ -148,7 +146,6 @@ class MountNamespaces:
         :raises SpawnError: a mount failed, or the program cannot be run
         """
         request = {
-            "do": "start",
             "argv": list(argv),
             "env": dict(env),
             "cwd": str(cwd),
@@ -174,28 +171,9 @@ class MountNamespaces:
             raise kind(failure["message"])
         return pid
 
-    def memory_volume(self, pod: str, name: str, size: int | None) -> str:
-        """A tmpfs that all containers of a pod can mount; its path. Raises :class:`SpawnError`."""
-        key = f"{pod}-{name}"
-        if key not in self._volumes:
-            answer = self._ask({"do": "memory", "name": key, "size": size})
-            self._volumes[key] = str(answer["path"])
-        return self._volumes[key]
-
-    def forget(self, pod: str) -> None:
-        """Remove the pod's volumes in memory."""
-        mine = [key for key in self._volumes if key.startswith(f"{pod}-")]
-        if not mine:
-            return
-        for key in mine:
-            del self._volumes[key]
-        with contextlib.suppress(SpawnError):
-            self._ask({"do": "forget", "prefix": f"{pod}-"})
-
     def _ask(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> dict[str, Any]:
         if self._process is not None and self._process.poll() is not None:
-            # Killed by somebody, or for want of memory. Volumes in memory went with it.
-            self._volumes.clear()
+            # Killed by somebody, or for want of memory.
             self.close()
             self._launch()
         if self._socket is None:

@@ -9,13 +9,13 @@ way.
 from __future__ import annotations
 
 import asyncio
-import errno
 import random
 import socket
-from typing import TYPE_CHECKING, cast
+import struct
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 # Outside what other software uses by habit: 127.0.0.x and 127.0.1.1 are taken on many systems.
 _FIRST_BLOCK, _LAST_BLOCK = 64, 127
@@ -29,8 +29,8 @@ _RESERVED_PORT = 10250
 # Connections that wait to be accepted while the event loop is busy; the kernel's own limit cuts it if lower.
 _BACKLOG = 4096
 
-# Connections accepted before other work gets its turn.
-_ACCEPTED_AT_ONCE = 64
+# How much is passed on at a time.
+_PIECE = 256 * 1024
 
 # Long enough for connections to end, short against a client's time-out.
 _REST_SECONDS = 0.1
@@ -165,29 +165,16 @@ class ServiceProxy:
         self._backends: list[Address] = []
         self._turn = 0
         self._listener: socket.socket | None = None
-        self._connecting: set[asyncio.Task[None]] = set()
-        self._open: set[_Pipe] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
     def set_backends(self, backends: list[Address]) -> None:
         self._backends = backends
         if backends and self._listener is None:
-            self._listen()
+            self._listener = _listener(self._address)
+            self._loop.add_reader(self._listener, self._accept)
         elif not backends:
             self.stop_listening()
-
-    def _listen(self) -> None:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setblocking(False)
-            listener.bind(self._address)
-            listener.listen(_BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-        self._listener = listener
-        self._loop.add_reader(listener, self._accept)
 
     def stop_listening(self) -> None:
         if self._listener is not None:
@@ -200,151 +187,84 @@ class ServiceProxy:
     async def close(self) -> None:
         self._backends = []
         self.stop_listening()
-        for task in list(self._connecting):
+        for task in self._connections:
             task.cancel()
-        await asyncio.gather(*self._connecting, return_exceptions=True)
-        for pipe in list(self._open):
-            pipe.abort()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _accept(self) -> None:
-        listener = self._listener
-        for _ in range(_ACCEPTED_AT_ONCE):
-            if listener is None:
-                return
+        while self._listener is not None:
             try:
-                client, _peer = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                client, _peer = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise
-                self._rest()
+            except OSError:
+                # Out of descriptors: the rest waits in the backlog while connections end.
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(_REST_SECONDS, self._resume, self._listener)
                 return
-            client.setblocking(False)
-            task = self._loop.create_task(self._connect(client))
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
-
-    def _rest(self) -> None:
-        """Out of descriptors: the rest waits in the backlog while connections end."""
-        listener = self._listener
-        if listener is not None:
-            self._loop.remove_reader(listener)
-            self._loop.call_later(_REST_SECONDS, self._resume, listener)
+            self._serve(client)
 
     def _resume(self, listener: socket.socket) -> None:
         if listener is self._listener:
             self._loop.add_reader(listener, self._accept)
 
-    async def _connect(self, client: socket.socket) -> None:
-        """Find a pod that takes the connection: one that is just going refuses, and the next is asked."""
-        pipe = _Pipe(self._open)
-        try:
-            if not await self._reach_backend(pipe):
-                client.close()
-                return
-            await self._loop.connect_accepted_socket(lambda: pipe.client, client)
-        except (OSError, asyncio.CancelledError):
-            client.close()
-            pipe.abort()
+    def _serve(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        task = self._loop.create_task(self._connect(client))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
-    async def _reach_backend(self, pipe: _Pipe) -> bool:
+    async def _connect(self, client: socket.socket) -> None:
+        """Pass it on to a pod that takes it: one that is just going refuses, and the next is asked."""
+        with client:
+            backend = await self._reach_backend()
+            if backend is None:
+                return
+            with backend:
+                try:
+                    async with asyncio.TaskGroup() as both:
+                        both.create_task(_pass_on(client, backend))
+                        both.create_task(_pass_on(backend, client))
+                except* OSError:
+                    for end in (client, backend):
+                        # With a linger time of zero the kernel sends RST instead of FIN.
+                        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def _reach_backend(self) -> socket.socket | None:
         backends = list(self._backends)
         start, self._turn = self._turn, self._turn + 1
         for offset in range(len(backends)):
-            host, port = backends[(start + offset) % len(backends)]
+            backend = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            backend.setblocking(False)
             try:
                 async with asyncio.timeout(_CONNECT_SECONDS):
-                    await self._loop.create_connection(lambda: pipe.backend, host, port)
-            except (OSError, TimeoutError):
-                pipe.backend = _End(pipe)
-                continue
-            return True
-        return False
-
-
-class _Pipe:
-    """A client's connection and a pod's, each passed on to the other."""
-
-    def __init__(self, registry: set[_Pipe]) -> None:
-        self._registry = registry
-        self.client = _End(self)
-        self.backend = _End(self)
-        registry.add(self)
-
-    def other(self, end: _End) -> _End:
-        return self.backend if end is self.client else self.client
-
-    def connected(self) -> None:
-        """Called as each side connects: data flows once there are two."""
-        if self.client.transport is not None and self.backend.transport is not None:
-            self.client.transport.resume_reading()
-            self.backend.transport.resume_reading()
-            if self.client.lost or self.backend.lost:
-                self.abort()
-
-    def ended(self) -> None:
-        if (self.client.lost or self.client.transport is None) and (
-            self.backend.lost or self.backend.transport is None
-        ):
-            self._registry.discard(self)
-
-    def abort(self) -> None:
-        for end in (self.client, self.backend):
-            if end.transport is not None and not end.lost:
-                end.transport.abort()
-        self._registry.discard(self)
-
-
-class _End(asyncio.Protocol):
-    """One side of a pipe."""
-
-    def __init__(self, pipe: _Pipe) -> None:
-        self._pipe = pipe
-        self.transport: asyncio.Transport | None = None
-        self.lost = False
-        self.finished = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        self.transport.pause_reading()
-        self._pipe.connected()
-
-    def data_received(self, data: bytes) -> None:
-        other = self._pipe.other(self)
-        if other.transport is not None and not other.lost:
-            other.transport.write(data)
-
-    def eof_received(self) -> bool:
-        """Half a close is passed on as half a close; the other direction stays open until it closes too."""
-        self.finished = True
-        other = self._pipe.other(self)
-        if other.finished:
-            if other.transport is not None and not other.lost:
-                other.transport.close()
-            return False
-        if other.transport is not None and not other.lost and other.transport.can_write_eof():
-            other.transport.write_eof()
-        return True
-
-    def pause_writing(self) -> None:
-        self._flow(lambda transport: transport.pause_reading())
-
-    def resume_writing(self) -> None:
-        self._flow(lambda transport: transport.resume_reading())
-
-    def _flow(self, change: Callable[[asyncio.Transport], None]) -> None:
-        other = self._pipe.other(self)
-        if other.transport is not None and not other.lost and not other.transport.is_closing():
-            change(other.transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-        other = self._pipe.other(self)
-        if other.transport is not None and not other.lost:
-            # An error is passed on as an error; an orderly end lets what is buffered go out first.
-            if exc is not None:
-                other.transport.abort()
+                    address = backends[(start + offset) % len(backends)]
+                    await self._loop.sock_connect(backend, address)
+            except BaseException as error:
+                backend.close()
+                if not isinstance(error, OSError):  # which a time-out is, too
+                    raise
             else:
-                other.transport.close()
-        self._pipe.ended()
+                return backend
+        return None
+
+
+def _listener(address: Address) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _pass_on(source: socket.socket, target: socket.socket) -> None:
+    """One direction, to its end: half a close is passed on as half a close."""
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(source, _PIECE):
+        await loop.sock_sendall(target, data)
+    target.shutdown(socket.SHUT_WR)

@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.machine.mounts import SpawnError, SubPathError
+from nighttrain.providers.local.cluster.machine.mounts import Mount, MountNamespaces, SpawnError, SubPathError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from nighttrain.providers.local.cluster.machine.images import ImageEnvironment
-    from nighttrain.providers.local.cluster.machine.mounts import Mount, MountNamespaces
 
 # Every process of a cluster carries it; the janitor finds them by it.
 CLUSTER_VARIABLE = "NIGHTTRAIN_CLUSTER"

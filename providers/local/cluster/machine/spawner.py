@@ -5,8 +5,8 @@ exec what a large server with threads must not do: enter namespaces and mount. W
 of the server, not of itself, so that the server waits for it as for any other child.
 
 It enters a namespace of its own first (as root, or else through a user namespace) and prepares there what all
-containers share: a private ``/dev`` with a place for the termination log, and the tmpfs volumes. Nothing of
-it can be seen outside, and the kernel takes it away with the last process inside. Run as ``python spawner.py
+containers share: a private ``/dev`` with a place for the termination log. Nothing of it can be seen outside,
+and the kernel takes it away with the last process inside. Run as ``python spawner.py
 DIRECTORY MODE``, with a socket as its standard input; it ends at that socket's end of file, however the
 server went. It imports nothing of this project, so that it starts in a few milliseconds.
 """
@@ -105,7 +105,6 @@ def _prepare(directory: str) -> None:
     _mount("tmpfs", directory, 0, "tmpfs", "mode=755")
     stage = f"{directory}/stage"
     os.mkdir(stage)
-    os.mkdir(f"{directory}/memory")
     _mount("tmpfs", stage, 0, "tmpfs", "mode=755")
     for entry in os.scandir("/dev"):
         if entry.name == "termination-log" or _is_hidden(entry):
@@ -276,7 +275,6 @@ class Spawner:
 
     def __init__(self, directory: str, server: socket.socket) -> None:
         self._stage = f"{directory}/stage"
-        self._memory = f"{directory}/memory"
         self._server = server
         self._server_pid = os.getppid()
         self._clone = _NUMBERS[platform.machine()][0]
@@ -297,18 +295,6 @@ class Spawner:
             _send(self._server, answer)
 
     def _do(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        if request["do"] == "memory":
-            path = f"{self._memory}/{request['name']}"
-            os.mkdir(path)
-            size = f",size={request['size']}" if request["size"] else ""
-            _mount("tmpfs", path, 0, "tmpfs", f"mode=777{size}")
-            return {"path": path}
-        if request["do"] == "forget":
-            for name in os.listdir(self._memory):
-                if name.startswith(request["prefix"]):
-                    _unmount(f"{self._memory}/{name}")
-                    os.rmdir(f"{self._memory}/{name}")
-            return {}
         arguments = [
             ctypes.c_long(each) for each in (self._clone, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
         ]

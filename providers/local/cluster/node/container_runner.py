@@ -16,7 +16,7 @@ from nighttrain.providers.local.cluster.machine.images import (
     InvalidImageNameError,
     parse_reference,
 )
-from nighttrain.providers.local.cluster.machine.mounts import Mount, SubPathError
+from nighttrain.providers.local.cluster.machine.mounts import Mount, MountNamespaces, SubPathError
 from nighttrain.providers.local.cluster.machine.processes import (
     ContainerLog,
     ContainerProcess,
@@ -28,10 +28,8 @@ from nighttrain.providers.local.cluster.machine.processes import (
 from nighttrain.providers.local.cluster.node.environment import ConfigError, Environment
 from nighttrain.providers.local.cluster.node.podstatus import Container, Role, waiting
 from nighttrain.providers.local.cluster.node.probes import (
-    ProbeFailedError,
     ProbeTarget,
     keep_probing,
-    run_hook,
 )
 from nighttrain.providers.local.cluster.store.quantities import quantity
 from nighttrain.providers.local.cluster.store.store import Object, Store, timestamp
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.local.cluster.controllers.pace import BackOff
     from nighttrain.providers.local.cluster.machine.memory import MemoryLimits
-    from nighttrain.providers.local.cluster.machine.mounts import MountNamespaces
     from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
     from nighttrain.providers.local.cluster.node.volumes import PodVolumes
     from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
@@ -138,8 +135,6 @@ class ContainerRunner:
             image = await self._image()
             env = await self._environment(image)
             process = await self._begin(image, env)
-            if process is not None:
-                await self._post_start()
             self._context.publish()
             if process is not None:
                 self._begin_probes()
@@ -153,7 +148,7 @@ class ContainerRunner:
             await self._pause_before_restart(process)
 
     async def stop(self, grace_seconds: float, after: Collection[asyncio.Task[None]] = ()) -> None:
-        """preStop, SIGTERM, SIGKILL, all within the grace period.
+        """SIGTERM, then SIGKILL, within the grace period.
 
         :param after: what has to end before SIGTERM; it may leave nothing of the grace period but a moment
         """
@@ -163,8 +158,6 @@ class ContainerRunner:
             return
         loop = asyncio.get_running_loop()
         end = loop.time() + grace_seconds
-        if grace_seconds > 0:
-            await self._pre_stop(grace_seconds)
         least = 0.0
         if after:
             await asyncio.wait(after, timeout=max(0.0, end - loop.time()))
@@ -270,7 +263,7 @@ class ContainerRunner:
     def _start(self, image: ImageEnvironment, env: dict[str, str]) -> ContainerProcess | None:
         """Start the process; None if the command cannot be run, which is an end of its own."""
         container = self._container
-        mounts = [*self._context.volumes.mounts(container.spec, env), *self._message_mount()]
+        mounts = [*self._context.volumes.mounts(container.spec), *self._message_mount()]
         (self._folder / "tmp").mkdir(parents=True, exist_ok=True)
         log = ContainerLog(self._context.directory / f"{container.name}-{self._starts}.log")
         self._starts += 1
@@ -390,7 +383,7 @@ class ContainerRunner:
         self._wait_as("CrashLoopBackOff", why)
         await self._node.sleep(seconds)
 
-    # Probes and hooks
+    # Probes
 
     def _begin_probes(self) -> None:
         spec = self._container.spec
@@ -457,36 +450,6 @@ class ContainerRunner:
             return over
 
         return failed
-
-    async def _post_start(self) -> None:
-        """The container does not count as running before its hook is done, and ends if that fails."""
-        container = self._container
-        hook = (container.spec.get("lifecycle") or {}).get("postStart")
-        if not hook or self._target is None:
-            return
-        begun = container.state, container.started, container.ready
-        container.state, container.started, container.ready = waiting("ContainerCreating"), False, False
-        failed = False
-        try:
-            await run_hook(hook, self._target, self._node.sleep)
-        except ProbeFailedError:
-            failed = True
-        container.state, container.started, container.ready = begun
-        if failed:
-            # The kubelet does not say why: the output may be secret.
-            self._warn("FailedPostStartHook", "PostStartHook failed")
-            self._tell("Killing", "FailedPostStartHook")
-            await self.stop(self._grace_seconds())
-
-    async def _pre_stop(self, seconds: float) -> None:
-        hook = (self._container.spec.get("lifecycle") or {}).get("preStop")
-        if not hook or self._target is None:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await run_hook(hook, self._target, self._node.sleep)
-        except (ProbeFailedError, TimeoutError) as error:
-            self._warn("FailedPreStopHook", f"PreStopHook failed: {error}")
 
     def _grace_seconds(self) -> float:
         return float(self._context.pod["spec"].get("terminationGracePeriodSeconds", 30))

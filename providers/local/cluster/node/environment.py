@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import re
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.machine.host import host_resources
 from nighttrain.providers.local.cluster.machine.processes import expand
-from nighttrain.providers.local.cluster.store.quantities import quantity
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, SECRETS
 
 if TYPE_CHECKING:
@@ -69,8 +65,6 @@ class Environment:
             return expand(item.get("value") or "", env.get)
         if "fieldRef" in source:
             return self.field(source["fieldRef"]["fieldPath"])
-        if "resourceFieldRef" in source:
-            return self.resource(source["resourceFieldRef"])
         for kind in ("configMapKeyRef", "secretKeyRef"):
             if kind in source:
                 return self._key(kind, source[kind])
@@ -95,23 +89,6 @@ class Environment:
         if path not in known:
             raise ConfigError(f"unsupported fieldPath: {path}")
         return known[path]
-
-    def resource(self, reference: Object) -> str:
-        """The value of a ``resourceFieldRef``, in units of its divisor."""
-        section, _, name = reference["resource"].partition(".")
-        container = self._named(reference.get("containerName"))
-        given = (container.get("resources") or {}).get(section) or {}
-        # Without a limit of its own, a container may use what the node has.
-        amount = quantity(given[name]) if name in given else host_resources().get(name, Decimal(0))
-        # No divisor is zero, and is one.
-        return str(math.ceil(amount / (quantity(reference.get("divisor") or "1") or 1)))
-
-    def _named(self, name: str | None) -> Object:
-        spec = self._pod["spec"]
-        for container in [*(spec.get("containers") or []), *(spec.get("initContainers") or [])]:
-            if container["name"] == name:
-                return dict(container)
-        return self._container
 
     def _key(self, kind: str, reference: Object) -> str | None:
         name, key = reference.get("name", ""), reference["key"]

@@ -1,4 +1,4 @@
-"""The cluster's one node: binds pods, runs them as processes, reads their logs."""
+"""The cluster's one node: runs pods that are bound to it as processes, reads their logs."""
 
 from __future__ import annotations
 
@@ -10,28 +10,26 @@ import shutil
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.controllers.pace import BackOff
-from nighttrain.providers.local.cluster.machine.host import host_resources
+from nighttrain.providers.local.cluster.kinds.pods import choose_container, has_ended
+from nighttrain.providers.local.cluster.machine.host import NODE_NAME, host_resources
 from nighttrain.providers.local.cluster.machine.janitor import Janitor, kill_marked
 from nighttrain.providers.local.cluster.machine.memory import MemoryLimits
 from nighttrain.providers.local.cluster.machine.mounts import MountNamespaces, Namespaces
 from nighttrain.providers.local.cluster.node import logs
 from nighttrain.providers.local.cluster.node.container_runner import Node
 from nighttrain.providers.local.cluster.node.pod_worker import PodWorker
-from nighttrain.providers.local.cluster.node.scheduler import Scheduler
 from nighttrain.providers.local.cluster.node.state import remember_restarts
 from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
-from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
+from nighttrain.providers.local.cluster.store.following import follow
 from nighttrain.providers.local.cluster.store.resources import (
     CONFIGMAPS,
     NODES,
-    PERSISTENTVOLUMECLAIMS,
     PODS,
     SECRETS,
-    ResourceType,
 )
 from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, timestamp
 
@@ -51,7 +49,7 @@ KUBERNETES_VERSION = "v1.36.2"
 
 
 class Kubelet:
-    """Scheduler and kubelet of the embedded cluster.
+    """The kubelet of the embedded cluster's one node.
 
     Everything it starts ends with it: :meth:`stop` kills what runs, and a janitor process does the same if
     this process is killed.
@@ -72,7 +70,7 @@ class Kubelet:
         network: ClusterNetwork,
         *,
         claims: Path | None = None,
-        node_name: str = "node1",
+        node_name: str = NODE_NAME,
         back_off: BackOff | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         remove: Path | None = None,
@@ -105,7 +103,6 @@ class Kubelet:
             "kubernetes.io/arch": _architecture(),
         }
         self._labels = labels
-        self._scheduler = Scheduler(store, node_name, labels)
         self._workers: dict[str, PodWorker] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._janitor: Janitor | None = None
@@ -116,13 +113,11 @@ class Kubelet:
         await self._node.namespaces.start()
         self._create_node()
         self._tasks = [
-            asyncio.create_task(self._follow(resource, seen), name=f"kubelet-{resource.plural}")
-            for resource, seen in (
-                (PODS, self._pod_changed),
-                (NODES, self._node_changed),
-                (PERSISTENTVOLUMECLAIMS, lambda *_: self._scheduler.claims_changed()),
-                (CONFIGMAPS, self._configuration_changed),
-                (SECRETS, self._configuration_changed),
+            asyncio.create_task(each, name="kubelet")
+            for each in (
+                follow(self._store, PODS, self._pod_changed, self._forget_lost),
+                follow(self._store, CONFIGMAPS, self._configuration_changed),
+                follow(self._store, SECRETS, self._configuration_changed),
             )
         ]
 
@@ -149,56 +144,22 @@ class Kubelet:
         return self._node.namespaces.refusal
 
     def open_log(
-        self,
-        pod: Object,
-        container: str | None = None,
-        *,
-        follow: bool = False,
-        tail_lines: int | None = None,
-        since_seconds: int | None = None,
-        since_time: str | datetime | None = None,
-        timestamps: bool = False,
-        limit_bytes: int | None = None,
-        previous: bool = False,
+        self, pod: Object, container: str | None = None, *, previous: bool = False, **options: Any
     ) -> AsyncIterator[bytes]:
-        """The container's output in pieces; with ``follow`` until it ends.
+        """The container's output in pieces. A pod that is not bound yet has an empty log.
 
-        A pod that is not bound yet has an empty log.
-
+        :param options: as :func:`logs.read` takes them
         :raises ApiError: 400: no such container, several and none named, not started yet, nothing previous
         """
-        name = logs.choose_container(pod, container)
+        name = choose_container(pod, container)
         if not pod["spec"].get("nodeName"):
             return logs.nothing()
         worker = self._workers.get(pod["metadata"]["uid"])
         found = worker.find(name) if worker is not None else None
         log = logs.choose_log(pod, name, found, previous=previous)
-        if log is None:
-            return logs.nothing()
-        since = logs.since_stamp(since_seconds, since_time)
-        return logs.read(
-            log,
-            follow=follow,
-            tail_lines=tail_lines,
-            since=since,
-            timestamps=timestamps,
-            limit_bytes=limit_bytes,
-        )
+        return logs.nothing() if log is None else logs.read(log, **options)
 
     # Pods
-
-    async def _follow(self, resource: ResourceType, seen: Callable[[str, Object], None]) -> None:
-        while True:
-            with self._store.watch(resource) as watcher:
-                if resource is PODS:
-                    self._forget_lost()
-                try:
-                    async for type_, obj in watcher:
-                        seen(type_, obj)
-                except ApiError as error:
-                    # Too far behind: what exists is shown again.
-                    if error.code != 410:
-                        raise
 
     def _forget_lost(self) -> None:
         present = {pod["metadata"]["uid"] for pod in self._store.list(PODS)[0]}
@@ -212,10 +173,7 @@ class Kubelet:
             self._gone(uid)
         elif worker is not None:
             worker.update(pod)
-        elif not pod["spec"].get("nodeName"):
-            self._scheduler.offer(pod)
-        elif pod["spec"]["nodeName"] == self._node.name and not _is_terminal(pod) and self._exists(pod):
-            self._scheduler.account(pod)
+        elif pod["spec"].get("nodeName") == self._node.name and not has_ended(pod) and self._exists(pod):
             worker = self._workers[uid] = PodWorker(self._node, pod, self._finished)
             remember_restarts(worker.containers, pod)
 
@@ -224,13 +182,10 @@ class Kubelet:
         metadata = pod["metadata"]
         current = self._store.find(PODS, metadata["namespace"], metadata["name"])
         return (
-            current is not None
-            and current["metadata"]["uid"] == metadata["uid"]
-            and not _is_terminal(current)
+            current is not None and current["metadata"]["uid"] == metadata["uid"] and not has_ended(current)
         )
 
     def _gone(self, uid: str) -> None:
-        self._scheduler.release(uid)
         worker = self._workers.get(uid)
         if worker is None:
             return
@@ -241,7 +196,6 @@ class Kubelet:
 
     def _finished(self, worker: PodWorker) -> None:
         """The worker's pod ended. Its log stays readable until the object goes."""
-        self._scheduler.release(worker.uid)
         if worker.is_gone():
             self._workers.pop(worker.uid, None)
             worker.clean()
@@ -251,10 +205,6 @@ class Kubelet:
         changed.set()
 
     # The node
-
-    def _node_changed(self, type_: str, node: Object) -> None:
-        if type_ != DELETED and node["metadata"]["name"] == self._node.name:
-            self._scheduler.node_changed(node)
 
     def _create_node(self) -> None:
         now = timestamp(datetime.now(UTC))
@@ -285,15 +235,10 @@ class Kubelet:
                 ],
                 "nodeInfo": {
                     "architecture": _architecture(),
-                    "bootID": str(uuid.uuid4()),
-                    "containerRuntimeVersion": "nighttrain://processes",
-                    "kernelVersion": platform.release(),
-                    "kubeProxyVersion": "",
                     "kubeletVersion": KUBERNETES_VERSION,
                     "machineID": self.cluster_id,
                     "operatingSystem": "linux",
                     "osImage": "nighttrain embedded cluster",
-                    "systemUUID": self.cluster_id,
                 },
             },
         }
@@ -303,10 +248,6 @@ class Kubelet:
             # A state file's: the same node after a restart.
             status = node["status"]
             self._store.mutate(NODES, None, self._node.name, lambda known: known.update(status=status))
-
-
-def _is_terminal(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _architecture() -> str:

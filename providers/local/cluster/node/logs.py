@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.errors import bad_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -23,30 +22,12 @@ _PIECE = 64 * 1024
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 
-def choose_container(pod: Object, asked: str | None) -> str:
-    """The container's name. Raises ApiError 400: no such container, or several and none is asked for."""
-    spec = pod["spec"]
-    mains = [each["name"] for each in spec["containers"]]
-    inits = [each["name"] for each in spec.get("initContainers") or []]
-    name = pod["metadata"]["name"]
-    if asked:
-        if asked not in [*mains, *inits]:
-            raise _bad_request(f"container {asked} is not valid for pod {name}")
-        return asked
-    if len(mains) == 1:
-        return str(mains[0])
-    message = f"a container name must be specified for pod {name}, choose one of: [{' '.join(mains)}]"
-    if inits:
-        message += f" or one of the init containers: [{' '.join(inits)}]"
-    raise _bad_request(message)
-
-
 def choose_log(pod: Object, name: str, container: Container | None, *, previous: bool) -> ContainerLog | None:
     """The log to read; None if the pod is bound but not begun. Raises ApiError 400."""
     pod_name = pod["metadata"]["name"]
     if previous:
         if container is None or container.previous_log is None:
-            raise _bad_request(f'previous terminated container "{name}" in pod "{pod_name}" not found')
+            raise bad_request(f'previous terminated container "{name}" in pod "{pod_name}" not found')
         return container.previous_log
     if container is None:
         return None
@@ -54,20 +35,16 @@ def choose_log(pod: Object, name: str, container: Container | None, *, previous:
         reason = (container.state.get("waiting") or {}).get("reason", "ContainerCreating")
         if reason in _PULL_REASONS:
             reason = "trying and failing to pull image"
-        raise _bad_request(f'container "{name}" in pod "{pod_name}" is waiting to start: {reason}')
+        raise bad_request(f'container "{name}" in pod "{pod_name}" is waiting to start: {reason}')
     return container.log
 
 
-def since_stamp(seconds: int | None, moment: str | datetime | None) -> str:
+def _since_stamp(seconds: int | None, moment: str | None) -> str:
     """The earliest timestamp wanted, in the log's own form."""
-    if moment is not None:
-        if isinstance(moment, str):
-            moment = datetime.fromisoformat(moment)
-        text = moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
-        return f"{text}000Z"
-    if seconds is not None:
-        return datetime.fromtimestamp(time.time() - seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
-    return ""
+    if moment is None and seconds is None:
+        return ""
+    since = datetime.fromisoformat(moment) if moment else datetime.now(UTC) - timedelta(seconds=seconds or 0)
+    return since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
 
 
 async def nothing() -> AsyncIterator[bytes]:
@@ -79,13 +56,15 @@ async def nothing() -> AsyncIterator[bytes]:
 async def read(
     log: ContainerLog,
     *,
-    follow: bool,
-    tail_lines: int | None,
-    since: str,
-    timestamps: bool,
-    limit_bytes: int | None,
+    follow: bool = False,
+    tail_lines: int | None = None,
+    since_seconds: int | None = None,
+    since_time: str | None = None,
+    timestamps: bool = False,
+    limit_bytes: int | None = None,
 ) -> AsyncIterator[bytes]:
-    left = limit_bytes
+    """A log in pieces; with ``follow`` until it ends."""
+    left, since = limit_bytes, _since_stamp(since_seconds, since_time)
     async with aclosing(_pieces(log, follow, tail_lines, since, timestamps)) as pieces:
         async for piece in pieces:
             if left is not None:
@@ -125,7 +104,3 @@ def _shown(line: bytes, timestamps: bool) -> bytes:
 
 def _stamp_of(line: bytes) -> str:
     return line.partition(b" ")[0].decode()
-
-
-def _bad_request(message: str) -> ApiError:
-    return ApiError(400, "BadRequest", message)

@@ -12,11 +12,13 @@ from nighttrain.providers.local.cluster.node import podstatus
 from nighttrain.providers.local.cluster.node.container_runner import ContainerRunner, Node
 from nighttrain.providers.local.cluster.node.podstatus import Container, Picture, PodPhase, Role, waiting
 from nighttrain.providers.local.cluster.node.volumes import PodVolumes, VolumeError
+from nighttrain.providers.local.cluster.store.lifecycle import GRACE_PERIOD_SECONDS
 from nighttrain.providers.local.cluster.store.resources import PODS
-from nighttrain.providers.local.cluster.store.store import GRACE_PERIOD_SECONDS, Object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from nighttrain.providers.local.cluster.store.objects import Object
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +119,6 @@ class PodWorker:
         if self.ip and self.ip != self.node.network.host_ip:
             self.node.network.pods.give_back(self.ip)
             self.ip = ""
-        self.node.namespaces.forget(self.uid)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     # The life of a pod
@@ -140,13 +141,7 @@ class PodWorker:
         spec = self.pod["spec"]
         self.ip = self.node.network.host_ip if spec.get("hostNetwork") else self.node.network.pods.take()
         self.volumes = PodVolumes(
-            self.node.store,
-            self.node.namespaces,
-            self.pod,
-            self.directory,
-            pod_ip=self.ip,
-            host_ip=self.node.network.host_ip,
-            claims=self.node.claims,
+            self.node.store, self.node.namespaces, self.pod, self.directory, self.node.claims
         )
         life = self._spawn(self._life())
         if spec.get("activeDeadlineSeconds"):

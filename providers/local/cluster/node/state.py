@@ -17,12 +17,13 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.local.cluster.kinds.pods import has_ended
 from nighttrain.providers.local.cluster.store.objects import Object, timestamp
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, PODS, SERVICES, ResourceType
-from nighttrain.providers.local.cluster.store.watching import DELETED, Record
+from nighttrain.providers.local.cluster.store.watching import DELETED, Change, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.node.podstatus import Container
     from nighttrain.providers.local.cluster.rules.admission import Addresses
     from nighttrain.providers.local.cluster.store.store import Store
-    from nighttrain.providers.local.cluster.store.watching import Change
 
 # "ntec" in ASCII: tells this project's files from anybody else's.
 _APPLICATION_ID = 0x6E746563
@@ -73,7 +73,7 @@ class StateFile:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
         self.abandoned = False
         self._pending: list[tuple[ResourceType, Change]] = []
-        self._known: set[ResourceType] = set()
+        self._known: dict[ResourceType, str] = {}
         self._kept: dict[str, str] = {}
         self._turn: asyncio.Handle | None = None
         self._revision: Callable[[], int] = lambda: 0
@@ -129,8 +129,8 @@ class StateFile:
         """Fill an empty store, and follow it from here on. Returns the number of objects."""
         kinds = {_id(resource): resource for resource in BUILT_IN}
         for id_, description in self._db.execute("SELECT id, description FROM kinds").fetchall():
-            kind = ResourceType(**json.loads(description))
-            self._known.add(kinds.setdefault(id_, kind))
+            kind = kinds.setdefault(id_, ResourceType(**json.loads(description)))
+            self._known[kind] = id_
         rows = self._db.execute("SELECT kind, namespace, revision, body FROM objects ORDER BY revision")
         objects = [
             (kinds[kind], space, Record(json.loads(body), revision)) for kind, space, revision, body in rows
@@ -139,10 +139,6 @@ class StateFile:
         self._revision = lambda: store.revision
         store.journal = self.record
         return len(objects)
-
-    def kinds(self) -> Iterator[ResourceType]:
-        """Every kind that ever had an object here, also those a definition added."""
-        return iter(sorted(self._known, key=_id))
 
     def record(self, resource: ResourceType, change: Change) -> None:
         """Called by the store for every change; written by :meth:`flush`."""
@@ -169,19 +165,21 @@ class StateFile:
 
     def _write(self, resource: ResourceType, change: Change) -> None:
         name = change.after.object["metadata"]["name"]
-        if resource not in self._known:
-            self._known.add(resource)
+        id_ = self._known.get(resource)
+        if id_ is None:
+            # Under the first version that was written, whatever others are written later.
+            id_ = self._known[resource] = _id(resource)
             described = json.dumps({field: getattr(resource, field) for field in _IDENTITY})
-            self._db.execute("INSERT OR REPLACE INTO kinds VALUES (?, ?)", (_id(resource), described))
+            self._db.execute("INSERT OR REPLACE INTO kinds VALUES (?, ?)", (id_, described))
         if change.type == DELETED:
             self._db.execute(
                 "DELETE FROM objects WHERE kind = ? AND namespace = ? AND name = ?",
-                (_id(resource), change.namespace, name),
+                (id_, change.namespace, name),
             )
         else:
             self._db.execute(
                 "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?)",
-                (_id(resource), change.namespace, name, change.revision, change.after.encoded),
+                (id_, change.namespace, name, change.revision, change.after.encoded),
             )
 
     def close(self) -> None:
@@ -242,16 +240,13 @@ def end_lost_pods(store: Store) -> None:
     write of its own that watchers see, and then ended, as after the restart of a node: one that may not
     restart has failed; one that may stays, with its containers terminated, and starts again in place; one
     that was being deleted is gone."""
-    lost = [pod["metadata"] for pod in store.list(PODS)[0] if _was_on_node(pod)]
+    lost = [
+        pod["metadata"] for pod in store.list(PODS)[0] if pod["spec"].get("nodeName") and not has_ended(pod)
+    ]
     for metadata in lost:
         store.mutate(PODS, metadata["namespace"], metadata["name"], _mark_lost)
     for metadata in lost:
         end_lost_pod(store, metadata)
-
-
-def _was_on_node(pod: Object) -> bool:
-    phase = pod.get("status", {}).get("phase")
-    return bool(pod["spec"].get("nodeName")) and phase not in ("Succeeded", "Failed")
 
 
 def _mark_lost(pod: Object) -> None:

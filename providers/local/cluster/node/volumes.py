@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
 import posixpath
 import shutil
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local.cluster.machine.mounts import Mount, SpawnError, SubPathError
-from nighttrain.providers.local.cluster.machine.processes import expand
-from nighttrain.providers.local.cluster.node.environment import ConfigError, Environment
-from nighttrain.providers.local.cluster.store.quantities import quantity
+from nighttrain.providers.local.cluster.machine.mounts import Mount, MountNamespaces, SpawnError, SubPathError
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, PERSISTENTVOLUMECLAIMS, SECRETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from nighttrain.providers.local.cluster.machine.mounts import MountNamespaces
     from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
     from nighttrain.providers.local.cluster.store.store import Object, Store
 
 # What a file of a configuration volume may do unless its volume says otherwise: Kubernetes' own default.
 _DEFAULT_MODE = 0o644
-
-_HOST_TYPES: dict[str, tuple[Callable[[int], bool], str]] = {
-    "Directory": (stat.S_ISDIR, "directory"),
-    "DirectoryOrCreate": (stat.S_ISDIR, "directory"),
-    "File": (stat.S_ISREG, "file"),
-    "FileOrCreate": (stat.S_ISREG, "file"),
-    "Socket": (stat.S_ISSOCK, "socket file"),
-    "CharDevice": (stat.S_ISCHR, "character device"),
-    "BlockDevice": (stat.S_ISBLK, "block device"),
-}
 
 
 class VolumeError(Exception):
@@ -76,9 +60,6 @@ class PodVolumes:
         namespaces: MountNamespaces,
         pod: Object,
         directory: Path,
-        *,
-        pod_ip: str,
-        host_ip: str,
         claims: ClaimFolders,
     ) -> None:
         self._claims = claims
@@ -87,7 +68,6 @@ class PodVolumes:
         self._pod = pod
         self._namespace: str = pod["metadata"]["namespace"]
         self._directory = directory / ".volumes"  # no container can have this name
-        self._fields = Environment(store, pod, {}, pod_ip=pod_ip, host_ip=host_ip)
         self._ready: dict[str, Volume] = {}
 
     def set_up(self) -> None:
@@ -100,7 +80,7 @@ class PodVolumes:
                 if volume is not None:
                     self._set_up(volume, mount)
 
-    def mounts(self, container: Object, env: Mapping[str, str]) -> list[Mount]:
+    def mounts(self, container: Object) -> list[Mount]:
         """What a container mounts, outer folders first. Raises :class:`SubPathError`."""
         found = []
         for mount in container.get("volumeMounts") or []:
@@ -110,7 +90,7 @@ class PodVolumes:
             read_only = volume.read_only or bool(mount.get("readOnly"))
             # Relative to the root, as container runtimes take it.
             target = posixpath.normpath("/" + mount["mountPath"].lstrip("/"))
-            found.append(Mount(volume.source, target, read_only, _sub_path(container, mount, env)))
+            found.append(Mount(volume.source, target, read_only, _sub_path(container, mount)))
         return sorted(found, key=lambda each: each.target.count("/"))
 
     def _set_up(self, volume: Object, mount: Object) -> None:
@@ -135,7 +115,7 @@ class PodVolumes:
                 self._ready[name] = Volume(_host_path(volume["hostPath"]))
             else:
                 raise VolumeError(f"the embedded cluster has no volumes of type {kind}")
-        except (VolumeError, ConfigError, SpawnError, OSError) as error:
+        except (VolumeError, SpawnError, OSError) as error:
             raise VolumeError(f'MountVolume.SetUp failed for volume "{name}" : {error}') from error
 
     def _check_is_there(self, kind: str, volume: Object, mount: Object) -> None:
@@ -152,11 +132,7 @@ class PodVolumes:
     # Kinds of volumes
 
     def _empty(self, name: str, source: Object) -> Volume:
-        if source.get("medium") == "Memory":
-            limit = source.get("sizeLimit")
-            size = int(quantity(limit)) if limit is not None else None
-            return Volume(self._namespaces.memory_volume(self._pod["metadata"]["uid"], name, size))
-        if source.get("medium"):
+        if source.get("medium") not in (None, "", "Memory"):
             raise VolumeError(f"the embedded cluster has no storage medium {source['medium']!r}")
         folder = self._directory / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,16 +159,16 @@ class PodVolumes:
             target.chmod(file.mode)
         return Volume(str(folder), read_only=True)
 
-    def _config_map(self, source: Object, default: int | None = None) -> dict[str, _File]:
+    def _config_map(self, source: Object) -> dict[str, _File]:
         data = self._data("configMap", source.get("name", ""))
         missing = f'configmap "{source.get("name", "")}" not found'
-        return _chosen(data, source, default, missing, "configmap references non-existent config key: {}")
+        return _chosen(data, source, missing, "configmap references non-existent config key: {}")
 
-    def _secret(self, source: Object, default: int | None = None) -> dict[str, _File]:
+    def _secret(self, source: Object) -> dict[str, _File]:
         name = source.get("secretName") or source.get("name", "")
         data = self._data("secret", name)
         missing = f'secret "{name}" not found'
-        return _chosen(data, source, default, missing, "references non-existent secret key: {}")
+        return _chosen(data, source, missing, "references non-existent secret key: {}")
 
     def _data(self, kind: str, name: str) -> dict[str, bytes] | None:
         found = self._store.find(CONFIGMAPS if kind == "configMap" else SECRETS, self._namespace, name)
@@ -204,51 +180,14 @@ class PodVolumes:
         plain = {key: str(value).encode() for key, value in data.items()}
         return plain | {key: _decoded(value) for key, value in (found.get("binaryData") or {}).items()}
 
-    def _downward(self, source: Object, default: int | None = None) -> dict[str, _File]:
-        files = {}
-        for item in source.get("items") or []:
-            mode = _mode(item.get("mode"), source.get("defaultMode"), default)
-            if "fieldRef" in item:
-                text = self._field(item["fieldRef"]["fieldPath"])
-            elif "resourceFieldRef" in item:
-                text = self._fields.resource(item["resourceFieldRef"])
-            else:
-                raise VolumeError(f"item {item['path']!r} has neither fieldRef nor resourceFieldRef")
-            files[_inside(item["path"])] = _File(text.encode(), mode)
-        return files
-
-    def _field(self, path: str) -> str:
-        if path in ("metadata.labels", "metadata.annotations"):
-            values = self._pod["metadata"].get(path.partition(".")[2]) or {}
-            return "\n".join(f"{key}={json.dumps(values[key], ensure_ascii=False)}" for key in sorted(values))
-        return self._fields.field(path)
-
-    def _projected(self, source: Object) -> dict[str, _File]:
-        files: dict[str, _File] = {}
-        for part in source.get("sources") or []:
-            for kind, given in part.items():
-                if kind not in _PARTS:
-                    raise VolumeError(f"the embedded cluster cannot project a {kind}: it issues none")
-                files |= _PARTS[kind](self, given, source.get("defaultMode"))
-        return files
-
 
 _FILES: dict[str, Callable[[PodVolumes, Object], dict[str, _File]]] = {
     "configMap": PodVolumes._config_map,
     "secret": PodVolumes._secret,
-    "downwardAPI": PodVolumes._downward,
-    "projected": PodVolumes._projected,
-}
-_PARTS: dict[str, Callable[[PodVolumes, Object, int | None], dict[str, _File]]] = {
-    "configMap": PodVolumes._config_map,
-    "secret": PodVolumes._secret,
-    "downwardAPI": PodVolumes._downward,
 }
 
 
-def _chosen(
-    data: dict[str, bytes] | None, source: Object, default: int | None, missing: str, no_key: str
-) -> dict[str, _File]:
+def _chosen(data: dict[str, bytes] | None, source: Object, missing: str, no_key: str) -> dict[str, _File]:
     """The keys of a ConfigMap or Secret as files."""
     optional = bool(source.get("optional"))
     if data is None:
@@ -256,12 +195,12 @@ def _chosen(
             raise VolumeError(missing)
         return {}
     if not source.get("items"):
-        mode = _mode(source.get("defaultMode"), default)
+        mode = _mode(source.get("defaultMode"))
         return {_inside(key): _File(content, mode) for key, content in data.items()}
     files = {}
     for item in source["items"]:
         if item["key"] in data:
-            mode = _mode(item.get("mode"), source.get("defaultMode"), default)
+            mode = _mode(item.get("mode"), source.get("defaultMode"))
             files[_inside(item["path"])] = _File(data[item["key"]], mode)
         elif not optional:
             raise VolumeError(no_key.format(item["key"]))
@@ -287,31 +226,20 @@ def _decoded(value: str) -> bytes:
 
 
 def _host_path(source: Object) -> str:
-    path = Path(source["path"])
-    kind = source.get("type") or ""
+    path, kind = Path(source["path"]), source.get("type") or ""
     if not path.is_absolute():
         raise VolumeError(f"hostPath {source['path']!r} is not an absolute path")
-    if kind == "FileOrCreate" and not path.exists():
-        path.touch(0o644)
-    elif kind in ("", "DirectoryOrCreate") and not path.exists():
+    if kind in ("", "DirectoryOrCreate") and not path.exists():
         # Container runtimes do this too: a hostPath says which folder of the machine is meant.
         path.mkdir(0o755, parents=True)
-    if kind in _HOST_TYPES:
-        is_right, noun = _HOST_TYPES[kind]
-        try:
-            right = is_right(path.stat().st_mode)
-        except FileNotFoundError:
-            right = False
-        if not right:
-            raise VolumeError(f"hostPath type check failed: {path} is not a {noun}")
+    if kind and not (path.is_file() if kind == "File" else path.is_dir()):
+        raise VolumeError(f"hostPath type check failed: {path} is not a {kind.lower()}")
     return os.fspath(path)
 
 
-def _sub_path(container: Object, mount: Object, env: Mapping[str, str]) -> str:
+def _sub_path(container: Object, mount: Object) -> str:
     given: str = mount.get("subPath") or ""
-    if mount.get("subPathExpr"):
-        given = expand(mount["subPathExpr"], env.get)
-    if given.startswith("/") or ".." in given.split("/") or "$(" in given or "\0" in given:
+    if given.startswith("/") or ".." in given.split("/") or "\0" in given:
         raise SubPathError(
             f'failed to prepare subPath for volumeMount "{mount["name"]}" of container "{container["name"]}"'
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from nighttrain.providers.local.cluster.rules.defaults import apply_defaults, label_job
+from nighttrain.providers.local.cluster.rules.dependents import collect
 from nighttrain.providers.local.cluster.rules.validation import validate
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import (
@@ -13,13 +14,13 @@ from nighttrain.providers.local.cluster.store.resources import (
     PODS,
     SERVICEACCOUNTS,
     SERVICES,
+    ResourceType,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nighttrain.providers.local.cluster.rules.claims import ClaimFolders
-    from nighttrain.providers.local.cluster.store.resources import ResourceType
     from nighttrain.providers.local.cluster.store.store import Object, Store
 
 
@@ -54,6 +55,8 @@ class Admission:
         """:raises ApiError: 403, 422"""
         if resource.custom is None:
             apply_defaults(resource, new, old)
+        else:
+            resource.custom.check(resource, new, old)
         if resource is PODS and old is None:
             _check_runtime_class(new)
         validate(resource, new, old)
@@ -74,6 +77,8 @@ class Admission:
             self._addresses.give_back(address)
         if resource is PERSISTENTVOLUMECLAIMS and self.claims is not None:
             self.claims.remove(obj["metadata"]["uid"])
+        if resource.custom is not None and self.store is not None:
+            collect(self.store, obj)
 
     def _check_quota(self, pod: Object) -> None:
         """Refuse a pod too many, as a ResourceQuota named ``one`` on ``count/pods`` does."""
@@ -98,7 +103,7 @@ class Admission:
         spec = service["spec"]
         had = (old or {}).get("spec", {}).get("clusterIP")
         asked = spec.get("clusterIP")
-        if self._addresses is None or spec["type"] == "ExternalName" or asked == "None":
+        if self._addresses is None or asked == "None":
             return
         if asked and asked == had:
             return

@@ -18,19 +18,8 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-# A node that stops answering keeps its pods for five minutes before they are evicted.
-NODE_LOST_SECONDS = 300
 _WITH_TEMPLATE = ("Job", "Deployment", "ReplicaSet")
 _WITH_SPEC = ("Pod", "Service", "Namespace", "Node", "PersistentVolumeClaim")
-
-# As the API server marks a new pod that the scheduler must not look at yet.
-_GATED = {
-    "type": "PodScheduled",
-    "status": "False",
-    "lastProbeTime": None,
-    "reason": "SchedulingGated",
-    "message": "Scheduling is blocked due to non-empty scheduling gates",
-}
 
 
 def apply_defaults(resource: ResourceType, new: Object, old: Object | None) -> None:
@@ -78,16 +67,6 @@ def _pull_policy(image: str) -> str:
     return "Always" if match is None or match.group(1) == "latest" else "IfNotPresent"
 
 
-def tolerate_lost_node(spec: Object, seconds: int) -> None:
-    """A pod that does not say how long stays on a lost node for so many seconds."""
-    tolerations = spec.setdefault("tolerations", [])
-    known = {each.get("key") for each in tolerations}
-    for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
-        if key not in known and None not in known:
-            base = {"key": key, "operator": "Exists", "effect": "NoExecute"}
-            tolerations.append({**base, "tolerationSeconds": seconds})
-
-
 def _pod(pod: Object, old: Object | None) -> None:
     spec = pod["spec"]
     pod_spec(spec)
@@ -96,16 +75,12 @@ def _pod(pod: Object, old: Object | None) -> None:
     if old is None:
         spec.setdefault("serviceAccountName", "default")
         spec.setdefault("serviceAccount", spec["serviceAccountName"])
-        tolerate_lost_node(spec, NODE_LOST_SECONDS)
         spec.setdefault("priority", 0)
         spec.setdefault("enableServiceLinks", True)
         spec.setdefault("preemptionPolicy", "PreemptLowerPriority")
         status = pod.setdefault("status", {})
         status.setdefault("phase", "Pending")
         status.setdefault("qosClass", quality_of_service(spec))
-        if spec.get("schedulingGates"):
-            gated = {**_GATED, "lastTransitionTime": pod["metadata"].get("creationTimestamp")}
-            status.setdefault("conditions", [gated])
 
 
 def _host_ports(spec: Object) -> None:
@@ -139,8 +114,7 @@ def _job(job: Object, old: Object | None) -> None:
     if "completions" not in spec and "parallelism" not in spec:
         spec["completions"] = 1
     spec.setdefault("parallelism", 1)
-    # Indexed Jobs with a limit for each index have none for the whole: the largest number there is.
-    spec.setdefault("backoffLimit", 6 if spec.get("backoffLimitPerIndex") is None else 2**31 - 1)
+    spec.setdefault("backoffLimit", 6)
     spec.setdefault(
         "podReplacementPolicy", "Failed" if spec.get("podFailurePolicy") else "TerminatingOrFailed"
     )
@@ -152,18 +126,10 @@ def _job(job: Object, old: Object | None) -> None:
 def _job_selector(job: Object) -> None:
     spec, metadata = job["spec"], job["metadata"]
     labels = spec["template"].setdefault("metadata", {}).setdefault("labels", {})
-    if not spec["manualSelector"]:
-        uid, name = metadata["uid"], metadata.get("name", "")
-        labels.update(
-            {
-                "batch.kubernetes.io/controller-uid": uid,
-                "batch.kubernetes.io/job-name": name,
-                "controller-uid": uid,
-                "job-name": name,
-            }
-        )
-        selector = spec.setdefault("selector", {}).setdefault("matchLabels", {})
-        selector["batch.kubernetes.io/controller-uid"] = uid
+    own = {"controller-uid": metadata["uid"], "job-name": metadata.get("name", "")}
+    labels.update({f"batch.kubernetes.io/{key}": value for key, value in own.items()} | own)
+    selector = spec.setdefault("selector", {}).setdefault("matchLabels", {})
+    selector["batch.kubernetes.io/controller-uid"] = metadata["uid"]
 
 
 def label_job(job: Object) -> None:
@@ -190,10 +156,9 @@ def _service(service: Object, old: Object | None) -> None:
     for port in spec.get("ports") or ():
         if not port.get("targetPort") and "port" in port:
             port["targetPort"] = port["port"]
-    if spec["type"] != "ExternalName":
-        spec.setdefault("ipFamilies", ["IPv4"])
-        spec.setdefault("ipFamilyPolicy", "SingleStack")
-        spec.setdefault("internalTrafficPolicy", "Cluster")
+    spec.setdefault("ipFamilies", ["IPv4"])
+    spec.setdefault("ipFamilyPolicy", "SingleStack")
+    spec.setdefault("internalTrafficPolicy", "Cluster")
     if old is not None:
         # A replacement that leaves the addresses out keeps them.
         for field in ("clusterIP", "clusterIPs"):

@@ -150,6 +150,8 @@ def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
     if spec["progressDeadlineSeconds"] <= spec.get("minReadySeconds", 0):
         why = "must be greater than minReadySeconds"
         causes.append(invalid_value("spec.progressDeadlineSeconds", spec["progressDeadlineSeconds"], why))
+    if spec.get("paused"):
+        causes.append(forbidden_value("spec.paused", "the embedded cluster does not serve it"))
     strategy = spec["strategy"]
     field = "spec.strategy.rollingUpdate"
     rolling = strategy.get("rollingUpdate") or {}
@@ -184,7 +186,7 @@ def _service(service: Object, old: Object | None) -> list[Cause]:
     spec = service["spec"]
     ports = spec.get("ports") or []
     causes = validate_labels(spec.get("selector") or {}, "spec.selector")
-    if not ports and spec["type"] == "ClusterIP" and spec.get("clusterIP") != "None":
+    if not ports and spec.get("clusterIP") != "None":
         causes.append(required_value("spec.ports"))
     for index, port in enumerate(ports):
         path, name = f"spec.ports[{index}]", port.get("name")
@@ -195,10 +197,8 @@ def _service(service: Object, old: Object | None) -> list[Cause]:
         number = {"protocol": port["protocol"], "port": port.get("port")}
         if any(number.items() <= each.items() for each in ports[:index]):
             causes.append(duplicate_value(path, number))
-    if spec["type"] == "ExternalName" and not spec.get("externalName"):
-        causes.append(required_value("spec.externalName"))
     had = (old or {}).get("spec", {}).get("clusterIP")
-    if had and spec["type"] != "ExternalName" and spec.get("clusterIP") != had:
+    if had and spec.get("clusterIP") != had:
         causes.append(invalid_value("spec.clusterIPs[0]", spec.get("clusterIPs"), _IMMUTABLE))
     return causes
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-_OF_INDEXED_JOBS = ("backoffLimitPerIndex", "maxFailedIndexes", "successPolicy")
+_NOT_SERVED = ("backoffLimitPerIndex", "maxFailedIndexes", "successPolicy")
 
 
 def validate_job(job: Object, old: Object | None) -> list[Cause]:
@@ -42,34 +42,26 @@ def _spec(job: Object) -> Iterator[Cause]:
     spec = job["spec"]
     if spec["completionMode"] == "Indexed":
         yield from _indexed(job)
-    else:
-        for field in _OF_INDEXED_JOBS:
-            if spec.get(field) is not None:
-                yield invalid_value(f"spec.{field}", spec[field], "requires indexed completion mode")
-    if spec.get("maxFailedIndexes") is not None and spec.get("backoffLimitPerIndex") is None:
-        yield required_value("spec.backoffLimitPerIndex", "when maxFailedIndexes is specified")
+    for field in _NOT_SERVED:
+        if spec.get(field) is not None:
+            yield invalid_value(f"spec.{field}", spec[field], "the embedded cluster does not serve it")
+    if spec["manualSelector"]:
+        yield invalid_value("spec.manualSelector", True, "the embedded cluster does not serve it")
     if spec.get("podFailurePolicy") and spec.get("podReplacementPolicy") == "TerminatingOrFailed":
         yield unsupported_value("spec.podReplacementPolicy", "TerminatingOrFailed", ("Failed",))
 
 
 def _indexed(job: Object) -> Iterator[Cause]:
     spec = job["spec"]
-    completions, most = spec.get("completions"), spec.get("maxFailedIndexes")
+    completions = spec.get("completions")
     if completions is None:
         yield required_value("spec.completions", "when completion mode is Indexed")
         return
-    if most is not None and most > completions:
-        yield invalid_value("spec.maxFailedIndexes", most, "must be less than or equal to completions")
     name = job["metadata"].get("name", "")
     host = f"{name}-{completions - 1}"
     if completions and dns_label(host):
         why = f"will not able to create pod with invalid DNS label: {host}"
         yield invalid_value("metadata.name", name, why)
-    policy = spec.get("successPolicy")
-    for index, rule in enumerate((policy or {}).get("rules") or ()):
-        if rule.get("succeededCount") is None and rule.get("succeededIndexes") is None:
-            why = "at least one of succeededCount or succeededIndexes must be specified"
-            yield required_value(f"spec.successPolicy.rules[{index}]", why)
 
 
 def _failure_policy(spec: Object) -> Iterator[Cause]:
@@ -83,7 +75,7 @@ def _failure_policy(spec: Object) -> Iterator[Cause]:
     containers = {each.get("name") for key in ("containers", "initContainers") for each in pod.get(key) or ()}
     for index, rule in enumerate(policy.get("rules") or ()):
         path = f"spec.podFailurePolicy.rules[{index}]"
-        if rule.get("action") == "FailIndex" and spec.get("backoffLimitPerIndex") is None:
+        if rule.get("action") == "FailIndex":
             yield invalid_value(f"{path}.action", "FailIndex", "requires the backoffLimitPerIndex to be set")
         codes, conditions = rule.get("onExitCodes"), rule.get("onPodConditions")
         if (codes is None) == (not conditions):
@@ -110,16 +102,13 @@ def _exit_codes(codes: Object, path: str, containers: set[Any]) -> Iterator[Caus
 
 
 def _selector(job: Object) -> Iterator[Cause]:
-    """A Job selects its own pods; unless told to do so by hand it says how."""
+    """A Job selects its own pods, and the API server says how."""
     spec, metadata = job["spec"], job["metadata"]
     labels = (spec["template"].get("metadata") or {}).get("labels") or {}
-    if not spec.get("manualSelector"):
-        own = {"controller-uid": metadata.get("uid", ""), "job-name": metadata.get("name", "")}
-        own |= {f"batch.kubernetes.io/{key}": value for key, value in own.items()}
-        if not selects(spec.get("selector") or {}, own):
-            yield invalid_value("spec.selector", spec["selector"], "`selector` not auto-generated")
-    if not spec.get("selector"):
-        yield required_value("spec.selector")
+    own = {"controller-uid": metadata.get("uid", ""), "job-name": metadata.get("name", "")}
+    own |= {f"batch.kubernetes.io/{key}": value for key, value in own.items()}
+    if not selects(spec["selector"], own):
+        yield invalid_value("spec.selector", spec["selector"], "`selector` not auto-generated")
     elif not selects(spec["selector"], labels):
         why = "`selector` does not match template `labels`"
         yield invalid_value("spec.template.metadata.labels", labels, why)
@@ -130,8 +119,7 @@ def _changes(job: Object, old: Object) -> list[Cause]:
     # A suspended Job that has not started may still be told where its pods go (queueing systems do so).
     waiting = before.get("suspend") and not old.get("status", {}).get("startTime")
     elastic = spec["completionMode"] == "Indexed" and spec.get("completions") == spec.get("parallelism")
-    fixed = ["selector", "completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy"]
-    fixed += ["successPolicy"]
+    fixed = ["selector", "completionMode", "podFailurePolicy", "managedBy"]
     fixed += [] if elastic else ["completions"]
     fixed += [] if waiting else ["template"]
     return [

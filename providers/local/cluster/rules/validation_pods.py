@@ -22,14 +22,14 @@ Object = dict[str, Any]
 _STANDARD_RESOURCES = ("cpu", "memory", "ephemeral-storage", "hugepages-")
 _NOT_OF_INIT_CONTAINERS = ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
 _PROBES = _NOT_OF_INIT_CONTAINERS[1:]
-_HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc", "sleep")
+_HANDLERS = ("exec", "httpGet", "tcpSocket")
 _UPDATE_RULE = (
     "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
     "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
     "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)"
 )
 # nodeName is the scheduler's to set, once.
-_CHANGEABLE = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates")
+_CHANGEABLE = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds")
 _ONE_SOURCE = "may not have more than one field specified at a time"
 
 
@@ -54,12 +54,12 @@ def _pod_spec(spec: Object, path: str) -> Iterator[Cause]:
                 for field in _NOT_OF_INIT_CONTAINERS:
                     if container.get(field) is not None:
                         yield forbidden_value(f"{where}.{field}", why)
-    for index, toleration in enumerate(spec.get("tolerations") or ()):
-        yield from _toleration(toleration, f"{path}.tolerations[{index}]")
     deadline = spec.get("activeDeadlineSeconds")
     if deadline is not None and not 1 <= deadline <= 2**31 - 1:
         why = "must be between 1 and 2147483647, inclusive"
         yield invalid_value(f"{path}.activeDeadlineSeconds", deadline, why)
+    if spec.get("schedulingGates"):
+        yield forbidden_value(f"{path}.schedulingGates", "the embedded cluster does not serve it")
     if spec.get("ephemeralContainers"):
         yield forbidden_value(f"{path}.ephemeralContainers", "cannot be set on create")
 
@@ -104,18 +104,18 @@ def _container(container: Object, path: str, volumes: list[str]) -> Iterator[Cau
         if name and name in names[:index]:
             yield duplicate_value(f"{path}.ports[{index}].name", name)
     yield from _resources(container.get("resources") or {}, f"{path}.resources")
-    handled = {field: container.get(field) for field in _PROBES}
-    handled |= {f"lifecycle.{hook}": each for hook, each in (container.get("lifecycle") or {}).items()}
-    for field, handler in handled.items():
-        if isinstance(handler, dict):
-            yield from _handler(handler, f"{path}.{field}")
+    for field in _PROBES:
+        if container.get(field) is not None:
+            yield from _handler(container[field], f"{path}.{field}")
+    if container.get("lifecycle"):
+        yield forbidden_value(f"{path}.lifecycle", "the embedded cluster does not run hooks")
 
 
 def _handler(handler: Object, path: str) -> Iterator[Cause]:
-    """Of a probe or a hook: exactly one way to do it."""
+    """A probe has exactly one way to do it."""
     found = [name for name in _HANDLERS if name in handler]
     if not found:
-        yield required_value(path, "must specify a handler type")
+        yield required_value(path, "must specify a handler type: exec, httpGet or tcpSocket")
     for extra in found[1:]:
         yield forbidden_value(f"{path}.{extra}", "may not specify more than 1 handler type")
     seconds = handler.get("terminationGracePeriodSeconds")
@@ -149,13 +149,11 @@ def _mounts(mounts: Iterable[Object], path: str, volumes: list[str]) -> Iterator
         if place in places:
             yield invalid_value(f"{field}.mountPath", place, "must be unique")
         places.append(place)
-        if mount.get("subPath") and mount.get("subPathExpr"):
-            why = "subPathExpr and subPath are mutually exclusive"
-            yield invalid_value(f"{field}.subPathExpr", mount["subPathExpr"], why)
-        for key in ("subPath", "subPathExpr"):
-            wrong = relative_path(mount.get(key) or "")
-            if wrong:
-                yield invalid_value(f"{field}.{key}", mount[key], wrong)
+        if mount.get("subPathExpr"):
+            yield forbidden_value(f"{field}.subPathExpr", "the embedded cluster does not serve it")
+        wrong = relative_path(mount.get("subPath") or "")
+        if wrong:
+            yield invalid_value(f"{field}.subPath", mount["subPath"], wrong)
 
 
 def _resources(resources: Object, path: str) -> Iterator[Cause]:
@@ -193,15 +191,3 @@ def _amount(name: str, text: str) -> str:
     if amount < 0:
         return "must be greater than or equal to 0"
     return "must be an integer" if _comes_whole(name) and amount != amount.to_integral_value() else ""
-
-
-def _toleration(toleration: Object, path: str) -> Iterator[Cause]:
-    operator, value = toleration.get("operator") or "", toleration.get("value") or ""
-    if not toleration.get("key") and operator != "Exists":
-        why = 'operator must be Exists when `key` is empty, which means "match all values and all keys"'
-        yield invalid_value(f"{path}.operator", operator, why)
-    if operator == "Exists" and value:
-        yield invalid_value(f"{path}.operator", value, "value must be empty when `operator` is 'Exists'")
-    if toleration.get("tolerationSeconds") is not None and toleration.get("effect") != "NoExecute":
-        why = "effect must be 'NoExecute' when `tolerationSeconds` is set"
-        yield invalid_value(f"{path}.effect", toleration.get("effect") or "", why)

@@ -26,6 +26,10 @@ class Custom(Protocol):
         """Prune and complete the object in place, but for its metadata; the paths of unknown fields."""
         ...
 
+    def check(self, resource: ResourceType, new: dict[str, Any], old: dict[str, Any] | None) -> None:
+        """:raises ApiError: the object breaks its schema, or no new one is taken any more"""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceType:
@@ -36,11 +40,12 @@ class ResourceType:
     :param graceful: a delete is a request to the kubelet, which has the last word
     :param custom: what a CustomResourceDefinition says about it; None for built-in kinds
 
-    What a definition may change later is no part of a kind's identity.
+    What a definition may change later is no part of a kind's identity, and neither is the version:
+    all of them show the same objects.
     """
 
     group: str
-    version: str
+    version: str = field(compare=False)
     plural: str
     singular: str = field(compare=False)
     kind: str

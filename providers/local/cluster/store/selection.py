@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.local.cluster.store.resources import ResourceType
 
-_TOKEN = re.compile(r"\s*(==|!=|=|!|\(|\)|,|<|>|[^\s=!(),<>]+)")
+_TOKEN = re.compile(r"\s*(==|!=|=|!|\(|\)|,|[^\s=!(),]+)")
 _LABEL_KEY = re.compile(r"^([a-z0-9A-Z.-]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
-_EXPECTED = "in, notin, =, ==, !=, gt, lt"
+_EXPECTED = "in, notin, =, ==, !="
 
 # What clients may filter by, besides name and namespace, which every kind has.
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -53,7 +53,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """``key operator values``; operators: in, notin, exists, absent, gt, lt."""
+    """``key operator values``; operators: in, notin, exists, absent."""
 
     key: str
     operator: str
@@ -68,17 +68,8 @@ class Requirement:
                 return value is None or value not in self.values
             case "exists":
                 return value is not None
-            case "absent":
-                return value is None
             case _:
-                return self._compares(value)
-
-    def _compares(self, value: str | None) -> bool:
-        try:
-            left, right = int(value or ""), int(self.values[0])
-        except ValueError:
-            return False
-        return left > right if self.operator == "gt" else left < right
+                return value is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +138,6 @@ def _requirement(tokens: list[str], position: int) -> tuple[Requirement, int]:
         if value in ("", ","):
             value, end = "", position + 2
         return Requirement(key, "notin" if operator == "!=" else "in", (value,)), end
-    if operator in ("<", ">", "gt", "lt"):
-        return Requirement(
-            key, {"<": "lt", ">": "gt"}.get(operator, operator), (at(position + 2),)
-        ), position + 3
     if operator in ("in", "notin"):
         return _set_requirement(key, operator, tokens, position + 2)
     raise _unexpected(operator, _EXPECTED)

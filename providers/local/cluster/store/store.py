@@ -10,13 +10,12 @@ To change an object use :meth:`Store.mutate`, or :func:`copy_object` followed by
 
 from __future__ import annotations
 
-import functools
 import uuid
-from collections import deque
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeAlias, cast
 
-from nighttrain.providers.local.cluster.store import errors
+from nighttrain.providers.local.cluster.store import errors, lifecycle
+from nighttrain.providers.local.cluster.store.history import History
 from nighttrain.providers.local.cluster.store.objects import (
     Key,
     Object,
@@ -29,7 +28,12 @@ from nighttrain.providers.local.cluster.store.objects import (
     timestamp,
     utc_now,
 )
-from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, NAMESPACES, PODS, ResourceType
+from nighttrain.providers.local.cluster.store.resources import (
+    CUSTOMRESOURCEDEFINITIONS,
+    DEPLOYMENTS,
+    NAMESPACES,
+    ResourceType,
+)
 from nighttrain.providers.local.cluster.store.watching import (
     ADDED,
     DELETED,
@@ -49,10 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ADDED",
     "DELETED",
-    "FOREGROUND_FINALIZER",
-    "GRACE_PERIOD_SECONDS",
     "MODIFIED",
-    "ORPHAN_FINALIZER",
     "Admission",
     "Change",
     "Key",
@@ -65,16 +66,6 @@ __all__ = [
     "timestamp",
     "utc_now",
 ]
-
-FOREGROUND_FINALIZER = "foregroundDeletion"
-ORPHAN_FINALIZER = "orphan"
-
-HISTORY_LENGTH = 8192
-"""Changes kept for each kind: a burst of a thousand pods makes about seven each, and a watch interrupted in
-it should resume without listing again."""
-
-GRACE_PERIOD_SECONDS = 30
-"""What the Kubernetes API gives a pod that does not say otherwise."""
 
 # Store has a method "list", which hides the builtin inside the class.
 Objects: TypeAlias = list[Object]
@@ -108,11 +99,7 @@ class Store:
         self._admit = admit
         self._release = release
         self._objects: dict[ResourceType, dict[str, dict[str, Record]]] = {}
-        self._history: dict[ResourceType, deque[Change]] = {}
-        self._compacted: dict[ResourceType, int] = {}
-        self._watchers: dict[ResourceType, list[Watcher]] = {}
-        # Where the history of every kind begins: later than 0 in a store that was filled from a file.
-        self._floor = 0
+        self._history = History()
         self.journal: Callable[[ResourceType, Change], None] | None = None
 
     def restore(self, objects: Iterable[tuple[ResourceType, str, Record]], revision: int) -> None:
@@ -121,7 +108,8 @@ class Store:
         for resource, space, record in objects:
             name = record.object["metadata"]["name"]
             self._objects.setdefault(resource, {}).setdefault(space, {})[name] = record
-        self.revision = self._floor = revision
+        self.revision = revision
+        self._history.forget(revision)
 
     # Reading
 
@@ -215,13 +203,14 @@ class Store:
         if resource.has_generation:
             metadata["generation"] = 1
         metadata["creationTimestamp"] = timestamp(self.clock())
-        if self.record(resource, space, metadata.get("name", "")):
-            raise errors.already_exists(resource, metadata["name"])
         if self._admit is not None:
             self._admit(resource, new, None)
+        taken = self.record(resource, space, metadata.get("name", "")) is not None
+        if (taken or dry_run) and self._release is not None:
+            self._release(resource, new)
+        if taken:
+            raise errors.already_exists(resource, metadata["name"])
         if dry_run:
-            if self._release is not None:
-                self._release(resource, new)
             new["metadata"] = ordered_metadata(metadata)
             return new
         return self._commit(resource, ADDED, None, new)
@@ -272,20 +261,6 @@ class Store:
         stored = self._replace(resource, old, new)
         return stored if self.record(resource, namespace, name) else None
 
-    def mark_deleted(
-        self, resource: ResourceType, namespace: str | None, name: str, fn: Callable[[Object], None]
-    ) -> Object:
-        """As :meth:`mutate`, for kinds with a deletion of their own: ``fn`` may set the deletion timestamp.
-
-        :raises ApiError: 404
-        """
-        old = self.record(resource, namespace, name)
-        if old is None:
-            raise errors.not_found(resource, name)
-        new = copy_object(old.object)
-        fn(new)
-        return old.object if new == old.object else self._commit(resource, MODIFIED, old, new)
-
     def delete(
         self,
         resource: ResourceType,
@@ -317,9 +292,9 @@ class Store:
             )
         if dry_run:
             return old
-        grace = _grace(resource, old, grace_period_seconds)
-        finalizers = _finalizers(metadata, propagation, resource)
-        if not finalizers and grace == 0 and not _must_linger(resource, old):
+        grace = lifecycle.grace(resource, old, grace_period_seconds)
+        finalizers = lifecycle.finalizers(metadata, propagation, resource)
+        if not finalizers and grace == 0 and not lifecycle.must_linger(resource, old):
             if resource.graceful and "deletionTimestamp" not in metadata:
                 # A pod is seen to be on its way out, also when it goes at once.
                 record = self._mark(resource, record, 0, [])
@@ -357,45 +332,27 @@ class Store:
         :param since_revision: the last revision already known; None or 0 shows what exists as ADDED first
         :raises ApiError: 410 when the history does not reach back that far
         """
-        unsubscribe = functools.partial(self._unsubscribe, resource)
-        watcher = Watcher(unsubscribe, namespace, labels, fields)
+        watcher = self._history.watcher(resource, namespace, labels, fields)
         if not since_revision:
             for record in self.records(resource, namespace):
                 watcher.show(record)
         else:
             for change in self.changes_since(resource, since_revision):
                 watcher.offer(change)
-        self._watchers.setdefault(resource, []).append(watcher)
+        self._history.subscribe(resource, watcher)
         return watcher
 
     def changes_since(self, resource: ResourceType, revision: int) -> Changes:
-        compacted = self._compacted.get(resource, self._floor)
-        if revision < compacted:
-            raise errors.expired(revision, compacted)
-        found: Changes = []
-        for change in reversed(self._history.get(resource, ())):
-            if change.revision <= revision:
-                break
-            found.append(change)
-        found.reverse()
-        return found
+        """:raises ApiError: 410 when the history does not reach back that far"""
+        return self._history.since(resource, revision)
 
     def compact(self) -> None:
         """Forget the history, as a cluster does after some minutes: older watches get 410."""
-        self._history.clear()
-        self._compacted.clear()
-        self._floor = self.revision
+        self._history.forget(self.revision)
 
     def close_watchers(self) -> None:
         """End every watch: the server stops."""
-        for watchers in self._watchers.values():
-            for watcher in list(watchers):
-                watcher.close()
-
-    def _unsubscribe(self, resource: ResourceType, watcher: Watcher) -> None:
-        watchers = self._watchers.get(resource, [])
-        if watcher in watchers:
-            watchers.remove(watcher)
+        self._history.close_watchers()
 
     # Inside
 
@@ -452,15 +409,18 @@ class Store:
     ) -> Object:
         old = record.object
         keep_identity(old["metadata"], new["metadata"])
-        if self._admit is not None and not _same_but(old, new, "status"):
+        # A status is checked by the schema of a custom kind alone.
+        if self._admit is not None and (
+            resource.custom is not None or not lifecycle.same_but(old, new, "status")
+        ):
             self._admit(resource, new, old)
-        if resource.has_generation and (new_generation or _changed(resource, old, new)):
+        if resource.has_generation and (new_generation or lifecycle.is_new_generation(resource, old, new)):
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
         if new == old:
             return old
         if dry_run:
             return new
-        if _is_finished(resource, new):
+        if lifecycle.is_finished(resource, new):
             # The DELETED event shows the object as it was, with the finalizer that has just gone.
             return self._drop(resource, record)
         return self._commit(resource, MODIFIED, record, new)
@@ -481,8 +441,9 @@ class Store:
         if finalizers:
             metadata["finalizers"] = finalizers
         new = {**old, "metadata": metadata}
-        if resource is NAMESPACES:
-            new["status"] = {**old.get("status", {}), "phase": "Terminating"}
+        if resource in (NAMESPACES, CUSTOMRESOURCEDEFINITIONS):
+            now = timestamp(self.clock())
+            new["status"] = lifecycle.terminating(resource, old.get("status") or {}, now)
         if new == old:
             return record
         self._commit(resource, MODIFIED, record, new)
@@ -506,24 +467,17 @@ class Store:
         del records[metadata["name"]]
         if not records:
             del self._objects[resource][space]
-        if self._release is not None:
-            self._release(resource, record.object)
         last = Record(at_revision(record.object, self.revision), self.revision)
         self._publish(resource, Change(self.revision, DELETED, space, record, last))
+        if self._release is not None:
+            self._release(resource, record.object)
         return last.object
 
     def _publish(self, resource: ResourceType, change: Change) -> None:
         # Before the watchers: whoever they wake finds it written.
         if self.journal is not None:
             self.journal(resource, change)
-        history = self._history.get(resource)
-        if history is None:
-            history = self._history[resource] = deque(maxlen=HISTORY_LENGTH)
-        if len(history) == HISTORY_LENGTH:
-            self._compacted[resource] = history[0].revision
-        history.append(change)
-        for watcher in list(self._watchers.get(resource, ())):
-            watcher.offer(change)
+        self._history.add(resource, change)
 
     def resources(self) -> Iterator[ResourceType]:
         """Kinds that have objects now."""
@@ -537,64 +491,3 @@ def _key(record: Record) -> Key:
 
 def _space(resource: ResourceType, namespace: str | None) -> str:
     return (namespace or "default") if resource.namespaced else ""
-
-
-def _grace(resource: ResourceType, obj: Object, asked: int | None) -> int:
-    """Seconds until the object may go. Only pods wait, and only those that a kubelet looks after."""
-    if not resource.graceful:
-        return 0
-    spec, phase = obj.get("spec", {}), obj.get("status", {}).get("phase")
-    if not spec.get("nodeName") or phase in ("Succeeded", "Failed"):
-        return 0
-    if asked is None:
-        asked = spec.get("terminationGracePeriodSeconds", GRACE_PERIOD_SECONDS)
-    # A real cluster takes a negative number for one second.
-    return int(asked) if asked >= 0 else 1
-
-
-def _must_linger(resource: ResourceType, obj: Object) -> bool:
-    """A namespace stays until it is empty."""
-    return resource is NAMESPACES and bool(obj.get("spec", {}).get("finalizers"))
-
-
-def _finalizers(metadata: Object, propagation: str, resource: ResourceType) -> list[str]:
-    found = [
-        each
-        for each in metadata.get("finalizers") or []
-        if each not in (FOREGROUND_FINALIZER, ORPHAN_FINALIZER)
-    ]
-    if resource in (PODS, NAMESPACES):
-        return found
-    if propagation == "Foreground":
-        found.append(FOREGROUND_FINALIZER)
-    elif propagation == "Orphan":
-        found.append(ORPHAN_FINALIZER)
-    return found
-
-
-def _is_finished(resource: ResourceType, obj: Object) -> bool:
-    """Deleted, and neither a finalizer nor a kubelet holds it back any more."""
-    metadata = obj["metadata"]
-    return (
-        "deletionTimestamp" in metadata
-        and not metadata.get("finalizers")
-        and metadata.get("deletionGracePeriodSeconds", 0) == 0
-        and not _must_linger(resource, obj)
-    )
-
-
-def _same_but(old: Object, new: Object, field: str) -> bool:
-    return all(old.get(key) == new.get(key) for key in {*old, *new} - {field})
-
-
-def _changed(resource: ResourceType, old: Object, new: Object) -> bool:
-    """Whether a write counts as a new generation. Of a custom object everything is specification, but for its
-    metadata and a status that is written separately."""
-    if resource.custom is None:
-        before, after = old.get("spec"), new.get("spec")
-        if resource is PODS and before and after:
-            # Binding is no new generation: the recorded pods stay at 1.
-            before, after = {**before, "nodeName": ""}, {**after, "nodeName": ""}
-        return bool(after != before)
-    aside = {"metadata", "status"} if resource.has_status else {"metadata"}
-    return any(old.get(key) != new.get(key) for key in {*old, *new} - aside)

@@ -37,6 +37,12 @@ class Record:
             self._encoded = encode(self.object)
         return self._encoded
 
+    def of_version(self, api_version: str) -> Record:
+        """The record as another version of its kind shows it: they differ by name only."""
+        obj = self.object
+        same = obj["apiVersion"] == api_version
+        return self if same else Record({**obj, "apiVersion": api_version}, self.revision)
+
 
 class Change(NamedTuple):
     """One entry of the history. ``before`` is None for a creation; ``after`` is never None."""
@@ -68,8 +74,6 @@ class Watcher:
         self._wake: asyncio.Future[None] | None = None
         self._failure: errors.ApiError | None = None
         self._closed = False
-        # How the records look to this watcher; None: as they are stored.
-        self.convert: Callable[[Record], Record] | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -110,16 +114,13 @@ class Watcher:
         while not await self.wait():
             if self._closed:
                 raise StopAsyncIteration
-        return self._shown(*self._pending.popleft())
+        return self._pending.popleft()
 
     def drain(self) -> list[tuple[str, Record]]:
         """Everything that is pending, without waiting."""
-        found = [self._shown(type_, record) for type_, record in self._pending]
+        found = list(self._pending)
         self._pending.clear()
         return found
-
-    def _shown(self, type_: str, record: Record) -> tuple[str, Record]:
-        return (type_, record) if self.convert is None else (type_, self.convert(record))
 
     def close(self) -> None:
         self._closed = True
@@ -130,12 +131,6 @@ class Watcher:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
         self.close()
 
     def offer(self, change: Change) -> None:

@@ -28,11 +28,6 @@ def status(pod: Object, _now: datetime) -> str:
     current = pod.get("status") or {}
     phase = current.get("phase", "Unknown")
     reason = str(current.get("reason") or phase)
-    if any(
-        each.get("type") == "PodScheduled" and each.get("reason") == "SchedulingGated"
-        for each in current.get("conditions") or ()
-    ):
-        reason = "SchedulingGated"
     _started, initializing = _read_inits(pod)
     reason = initializing or reason
     if not initializing or _holds(pod, "Initialized"):
@@ -65,12 +60,6 @@ def restarts(pod: Object, now: datetime) -> str:
 
 def ip(pod: Object, _now: datetime) -> str:
     return str((pod.get("status") or {}).get("podIP") or "<none>")
-
-
-def readiness_gates(pod: Object, _now: datetime) -> str:
-    gates = pod["spec"].get("readinessGates") or ()
-    true = sum(1 for gate in gates if _holds(pod, gate.get("conditionType", "")))
-    return f"{true}/{len(gates)}" if gates else "<none>"
 
 
 def _read_inits(pod: Object) -> tuple[list[Object], str]:

@@ -169,8 +169,6 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         _AGE,
         Column("IP", pod_cells.ip, priority=1),
         Column("Node", _at("spec", "nodeName"), priority=1),
-        Column("Nominated Node", _at("status", "nominatedNodeName"), priority=1),
-        Column("Readiness Gates", pod_cells.readiness_gates, priority=1),
     ),
     "Job": (
         _NAME,
@@ -192,7 +190,7 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         _NAME,
         Column("Type", _at("spec", "type")),
         Column("Cluster-IP", _at("spec", "clusterIP")),
-        Column("External-IP", _at("spec", "externalName")),
+        Column("External-IP", _at("spec", "externalIPs")),
         Column("Port(s)", _service_ports),
         _AGE,
         Column("Selector", _selector, priority=1),

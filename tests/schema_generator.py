@@ -1,8 +1,7 @@
 """Writes ``schemas.json.gz``: JSON schemas of the served kinds, from the official client's models.
 
-Run by hand when the client is upgraded or a table below changes:
-``python -m nighttrain.providers.local.cluster.kinds.schema_generator``. The server itself loads only the
-result, because loading the client's models takes longer than starting the cluster.
+Run by hand when the client is upgraded or a table below changes: ``python tests/schema_generator.py``. The
+server itself loads only the result: loading the client's models takes longer than starting the cluster.
 
 The models know types; what values a field may have and what an empty one becomes is in the tables here,
 after the API reference. ``x-unset`` lists the values that the API takes for none at all; ``x-kept-empty``
@@ -11,11 +10,15 @@ marks a list that is stored when it is empty; ``x-zeros`` are values of fields t
 
 from __future__ import annotations
 
+import gzip
 import inspect
+import json
 import re
 from typing import Any
 
-from nighttrain.providers.local.cluster.kinds.builtin_schemas import PATH, packed
+from kubernetes.client import models
+
+from nighttrain.providers.local.cluster.kinds.builtin_schemas import PATH
 
 Schema = dict[str, Any]
 
@@ -35,7 +38,6 @@ ROOTS = (
     "V1Lease",
     "V1PersistentVolumeClaim",
     "V1Scale",
-    "V1SelfSubjectAccessReview",
     "V1CustomResourceDefinition",
     "V1DeleteOptions",
     "V1Eviction",
@@ -151,12 +153,10 @@ RULES: dict[str, dict[str, Schema]] = {
     "JobSpec": {
         "activeDeadlineSeconds": _COUNT,
         "backoffLimit": _COUNT,
-        "backoffLimitPerIndex": _COUNT,
         "completionMode": _choice("NonIndexed", "Indexed", default="NonIndexed"),
         "completions": _COUNT,
         "managedBy": _format("domain-path"),
         "manualSelector": _default(False),
-        "maxFailedIndexes": _COUNT,
         "parallelism": _COUNT,
         "podReplacementPolicy": _choice("Failed", "TerminatingOrFailed"),
         "suspend": _default(False),
@@ -230,9 +230,8 @@ RULES: dict[str, dict[str, Schema]] = {
         "clusterIPs": {"items": {**_SIMPLE["str"], **_format("ip", **{"x-unset": ["", "None"]})}},
         "sessionAffinity": _choice("ClientIP", "None", default="None"),
         # Kubernetes knows more types, but this cluster has nothing outside of it to open a port to.
-        "type": _choice("ClusterIP", "ExternalName", default="ClusterIP"),
+        "type": _choice("ClusterIP", default="ClusterIP"),
     },
-    "SuccessPolicyRule": {"succeededIndexes": _format("indexes")},
     "TCPSocketAction": {"port": _format("port")},
     "Toleration": {
         "effect": _choice("NoSchedule", "PreferNoSchedule", "NoExecute"),
@@ -279,8 +278,6 @@ _ZEROS: dict[str, Any] = {"string": "", "boolean": False, "integer": 0}
 
 def definitions() -> dict[str, Schema]:
     """Type name -> its JSON schema, for everything that the roots reach; references by name."""
-    from kubernetes.client import models
-
     found: dict[str, Schema] = {}
     waiting = list(ROOTS)
     while waiting:
@@ -349,8 +346,13 @@ def short(model: str) -> str:
     )
 
 
+def packed() -> bytes:
+    """The file's content: the same bytes for the same schemas."""
+    return gzip.compress(json.dumps(definitions(), separators=(",", ":")).encode(), mtime=0)
+
+
 def main() -> None:
-    PATH.write_bytes(packed(definitions()))
+    PATH.write_bytes(packed())
 
 
 if __name__ == "__main__":

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
-from nighttrain.providers.local.cluster.machine.host import host_resources
+from nighttrain.providers.local.cluster.kinds.pods import has_ended
+from nighttrain.providers.local.cluster.machine.host import NODE_NAME, host_resources
 from nighttrain.providers.local.cluster.rules.claims import missing_claim
 from nighttrain.providers.local.cluster.rules.defaults import quality_of_service
+from nighttrain.providers.local.cluster.store.following import follow
 from nighttrain.providers.local.cluster.store.quantities import quantity
-from nighttrain.providers.local.cluster.store.resources import EVENTS, NODES, PODS
-from nighttrain.providers.local.cluster.store.store import Object, Store, timestamp
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from nighttrain.providers.local.cluster.store.resources import EVENTS, NODES, PERSISTENTVOLUMECLAIMS, PODS
+from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, timestamp
 
 Amounts = dict[str, Decimal]
 
@@ -27,32 +26,54 @@ _OCCUPIED = f"{_PREEMPTION} No preemption victims found for incoming pod."
 
 
 class Scheduler:
-    """Binds pods to the node while their requests of CPU and memory fit; call it from the event loop."""
+    """Binds pods to the node while their requests of CPU and memory fit."""
 
-    def __init__(self, store: Store, node_name: str, labels: Mapping[str, str]) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._node_name = node_name
-        self._labels: Mapping[str, str] = labels
+        self._labels: Object | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._capacity = host_resources()
         self._used: dict[str, Amounts] = {}
         self._total = {name: Decimal(0) for name in self._capacity}
         self._waiting: dict[str, tuple[str, str]] = {}
 
-    def offer(self, pod: Object) -> None:
+    def start(self) -> None:
+        followed = (
+            follow(self._store, NODES, self._node_changed),
+            follow(self._store, PERSISTENTVOLUMECLAIMS, lambda *_: self._retry()),
+            follow(self._store, PODS, self._pod_changed, self._forget_lost),
+        )
+        self._tasks = [asyncio.create_task(each, name="scheduler") for each in followed]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _pod_changed(self, type_: str, pod: Object) -> None:
+        if type_ == DELETED or has_ended(pod):
+            self._release(pod["metadata"]["uid"])
+        elif pod["spec"].get("nodeName"):
+            self._account(pod)
+        else:
+            self._offer(pod)
+
+    def _forget_lost(self) -> None:
+        present = {pod["metadata"]["uid"] for pod in self._store.list(PODS)[0]}
+        for uid in set(self._used) - present:
+            self._release(uid)
+
+    def _offer(self, pod: Object) -> None:
         """A pod without a node: bind it, or remember it."""
         metadata = pod["metadata"]
-        spec = pod["spec"]
-        if "deletionTimestamp" in metadata or spec.get("schedulingGates"):
+        if "deletionTimestamp" in metadata:
             return
-        if spec.get("schedulerName", _COMPONENT) != _COMPONENT:
+        if pod["spec"].get("schedulerName", _COMPONENT) != _COMPONENT:
             return  # another scheduler's to bind
-        node = self._store.find(NODES, None, self._node_name)
-        if node is not None and self._look_at(node):
-            self._retry()
         if metadata["uid"] not in self._used:
             self._try(pod)
 
-    def account(self, pod: Object) -> None:
+    def _account(self, pod: Object) -> None:
         """A bound pod that has not ended uses what it requests."""
         uid = pod["metadata"]["uid"]
         self._waiting.pop(uid, None)
@@ -61,7 +82,7 @@ class Scheduler:
             for name, amount in self._used[uid].items():
                 self._total[name] = self._total.get(name, Decimal(0)) + amount
 
-    def release(self, uid: str) -> None:
+    def _release(self, uid: str) -> None:
         """The pod ended or is gone: what it used is free for those that wait."""
         self._waiting.pop(uid, None)
         used = self._used.pop(uid, None) or {}
@@ -70,45 +91,40 @@ class Scheduler:
         if any(used.values()):
             self._retry()
 
-    def node_changed(self, node: Object) -> None:
+    def _node_changed(self, type_: str, node: Object) -> None:
         """Labels of the node may let in who had to wait."""
-        if self._look_at(node):
+        labels = node["metadata"].get("labels") or {}
+        if type_ != DELETED and labels != self._labels:
+            self._labels = labels
             self._retry()
-
-    def claims_changed(self) -> None:
-        """A claim that pods wait for may be there by now."""
-        if self._waiting:
-            self._retry()
-
-    def _look_at(self, node: Object) -> bool:
-        """Whether the node is another one than it was, for those that want to come."""
-        before, self._labels = self._labels, node["metadata"].get("labels") or {}
-        return self._labels != before
 
     def _retry(self) -> None:
         """Try those that wait, the one that waits longest first."""
         for name in list(self._waiting.values()):
             pod = self._store.find(PODS, *name)
             if pod is not None and not pod["spec"].get("nodeName"):
-                self.offer(pod)
+                self._offer(pod)
 
     def _try(self, pod: Object) -> None:
         metadata = pod["metadata"]
-        why = self._why_not(pod)
+        if self._labels is None:  # the node is not there yet
+            self._waiting[metadata["uid"]] = (metadata["namespace"], metadata["name"])
+            return
+        why = self._why_not(pod, self._labels)
         if why is None:
-            self.account(pod)
+            self._account(pod)
             self._bind(pod)
         else:
             self._waiting[metadata["uid"]] = (metadata["namespace"], metadata["name"])
             self._refuse(pod, f"{_NOWHERE} {why}")
 
-    def _why_not(self, pod: Object) -> str | None:
+    def _why_not(self, pod: Object, labels: Object) -> str | None:
         """What keeps the pod from the node, in the order in which a real scheduler asks."""
         claim = missing_claim(self._store, pod)
         if claim is not None:  # before any node is looked at
             return f'persistentvolumeclaim "{claim}" not found. not found'
         selector = pod["spec"].get("nodeSelector") or {}
-        if any(self._labels.get(key) != value for key, value in selector.items()):
+        if any(labels.get(key) != value for key, value in selector.items()):
             return f"1 node(s) didn't match Pod's node affinity/selector. {_HOPELESS}"
         requests = _requests(pod)
         free = {name: self._free(name) for name in requests}
@@ -124,16 +140,14 @@ class Scheduler:
 
     def _bind(self, pod: Object) -> None:
         def bind(new: Object) -> None:
-            new["spec"]["nodeName"] = self._node_name
+            new["spec"]["nodeName"] = NODE_NAME
             new["status"] = self._with_condition(new, {"status": "True"})
 
         metadata = pod["metadata"]
         stored = self._store.mutate(PODS, metadata["namespace"], metadata["name"], bind)
         if stored is not None:
             name = f"{metadata['namespace']}/{metadata['name']}"
-            self._event(
-                pod, "Normal", "Scheduled", f"Successfully assigned {name} to {self._node_name}", "Binding"
-            )
+            self._event(pod, "Normal", "Scheduled", f"Successfully assigned {name} to {NODE_NAME}", "Binding")
 
     def _refuse(self, pod: Object, why: str) -> None:
         def refuse(new: Object) -> None:
@@ -193,7 +207,7 @@ class Scheduler:
             "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "action": action,
             "reportingComponent": _COMPONENT,
-            "reportingInstance": f"{_COMPONENT}-{self._node_name}",
+            "reportingInstance": f"{_COMPONENT}-{NODE_NAME}",
         }
         self._store.create(EVENTS, event)
 
