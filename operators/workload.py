@@ -10,9 +10,9 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from nighttrain.operators import task_context
-from nighttrain.operators import workload_notes as hints
-from nighttrain.operators.cluster_outages import PAUSE_SECONDS, waiting_out
+from nighttrain.operators.common import task_context
+from nighttrain.operators.common import workload_notes as hints
+from nighttrain.operators.common.cluster_outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.links import MLflowRunLink, WorkloadLink, remember_links
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import (

@@ -38,7 +38,7 @@ from kill.plans import (
 )
 from kill.tasks import over
 
-from nighttrain.operators import cluster_outages
+from nighttrain.operators.common import cluster_outages
 from nighttrain.providers.attempts import waiting
 from nighttrain.providers.kubernetes.mirror import watch
 from nighttrain.providers.local.cluster.server import EmbeddedCluster

@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 from mlflow_server import MLflowServer, unique
 
-from nighttrain.operators import workload_notes
+from nighttrain.operators.common import workload_notes
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.tracked_workload import StartedWorkload
 from nighttrain.providers.errors import WorkloadFailedError
