@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk.exceptions import AirflowSkipException
 
-from nighttrain.operators import task_context
-from nighttrain.operators.clients import open_registry
+from nighttrain.operators.common import task_context
+from nighttrain.operators.common.clients import open_registry
 from nighttrain.operators.links import ModelVersionLink, remember_links
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import (

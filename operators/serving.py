@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk.exceptions import TaskDeferralTimeout
 
-from nighttrain.operators import task_context
-from nighttrain.operators.clients import open_registry, open_rollout
+from nighttrain.operators.common import task_context
+from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
 from nighttrain.operators.registry import held
 from nighttrain.providers.bridge import run_sync

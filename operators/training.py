@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.operators import task_context
-from nighttrain.operators.clients import open_registry
+from nighttrain.operators.common import task_context
+from nighttrain.operators.common.clients import open_registry
 from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, WorkloadLink, remember_links
 from nighttrain.operators.workload import Prepared, WorkloadOperator
 from nighttrain.providers.bridge import run_sync

@@ -10,8 +10,8 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nighttrain.operators import task_context, workload_notes
-from nighttrain.operators.cluster_outages import PAUSE_SECONDS, waiting_out
+from nighttrain.operators.common import task_context, workload_notes
+from nighttrain.operators.common.cluster_outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.links import remember_links
 from nighttrain.operators.workload_parameters import WorkloadParameters
 from nighttrain.providers.bridge import run_sync

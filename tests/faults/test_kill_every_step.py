@@ -39,7 +39,7 @@ from helpers.faulty_flows.plans import (
 )
 from helpers.faulty_flows.regressions import FOUND
 from helpers.faulty_flows.runner import PlanRunner, Verdict, plan_runner
-from nighttrain.operators import cluster_outages
+from nighttrain.operators.common import cluster_outages
 from nighttrain.providers.attempts import wait_for_end
 from nighttrain.providers.kubernetes.mirror import feed
 from nighttrain.providers.local.cluster.server import EmbeddedCluster

@@ -13,8 +13,8 @@ import stamina
 
 from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.mlflow_server import MLflowServer, unique
-from nighttrain.operators import cluster_outages
-from nighttrain.operators.cluster_outages import PAUSE_SECONDS, waiting_out
+from nighttrain.operators.common import cluster_outages
+from nighttrain.operators.common.cluster_outages import PAUSE_SECONDS, waiting_out
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.errors import ClusterError, ClusterRequestError, ClusterUnreachableError
 from nighttrain.providers.local.cluster.faults.faults import Fault

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from nighttrain.operators import task_context
+from nighttrain.operators.common import task_context
 from nighttrain.operators.maintenance import _OwnTasks
 from nighttrain.providers.airflow_regions import as_parameters, region_of
 from nighttrain.providers.attempts.reaper import TaskState

@@ -16,7 +16,7 @@ import pytest
 
 from helpers.airflow_connections import connect_kubernetes, connect_mlflow
 from helpers.mlflow_server import MLflowServer, unique
-from nighttrain.operators import workload_notes
+from nighttrain.operators.common import workload_notes
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.attempt import StartedWorkload
 from nighttrain.providers.errors import WorkloadFailedError
