@@ -19,6 +19,7 @@ import httpx
 import yaml
 
 from helpers import TESTS
+from helpers.tcp import pass_on
 from nighttrain.providers.local.stack import Stack, bin_path, free_port
 
 if TYPE_CHECKING:
@@ -307,14 +308,5 @@ class RestartableProxy:
             return
         both = {writer, other_writer}
         self._writers |= both
-
-        async def pump(source: Any, sink: Any) -> None:
-            with contextlib.suppress(OSError):
-                while data := await source.read(65536):
-                    sink.write(data)
-                    await sink.drain()
-            for end in both:
-                end.close()
-
-        await asyncio.gather(pump(reader, other_writer), pump(other_reader, writer))
+        await pass_on(reader, writer, other_reader, other_writer)
         self._writers -= both

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from helpers.kubeconfigs import kubeconfig
+
 TOKEN = "t0ken-of-the-test"
 
 
@@ -65,14 +67,7 @@ class ScriptedServer:
             await self._asked.wait_for(lambda: len(self.requests) >= times)
 
     def kubeconfig(self, token: str = TOKEN) -> dict[str, Any]:
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "c",
-            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u", "namespace": "team"}}],
-            "clusters": [{"name": "k", "cluster": {"server": self.url}}],
-            "users": [{"name": "u", "user": {"token": token}}],
-        }
+        return kubeconfig(self.url, context="c", namespace="team", token=token)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()

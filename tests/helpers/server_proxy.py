@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 import aiohttp
 from aiohttp import web
 
+from helpers.kubeconfigs import kubeconfig
+from helpers.tcp import pass_on
+
 if TYPE_CHECKING:
     from helpers.certificates import Authority, Pair
 
@@ -146,17 +149,7 @@ class ServerProxy:
 
     def kubeconfig(self, authority: Authority | None = None, **user: Any) -> dict[str, Any]:
         """A kubeconfig for this server, with these fields of the user."""
-        cluster: dict[str, Any] = {"server": self.url}
-        if authority is not None:
-            cluster["certificate-authority-data"] = authority.data()
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "contexts": [{"name": "here", "context": {"cluster": "k", "user": "u", "namespace": "default"}}],
-            "clusters": [{"name": "k", "cluster": cluster}],
-            "users": [{"name": "u", "user": user}],
-        }
+        return kubeconfig(self.url, authority=authority.data() if authority else None, **user)
 
 
 class ForwardProxy:
@@ -181,12 +174,4 @@ class ForwardProxy:
         self.asked.append(head)
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
         writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        await pass_on(reader, writer, far_reader, far_writer)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from helpers.http_server import QuietHandler, serving
+from helpers.kubeconfigs import kubeconfig
 from helpers.pipeline import Pipeline
 from nighttrain.providers.local.stack import Stack, free_port
 
@@ -62,7 +63,9 @@ def unauthorised() -> Iterator[str]:
 def pipeline(tmp_path_factory: pytest.TempPathFactory, unauthorised: str) -> Iterator[Pipeline]:
     directory = tmp_path_factory.mktemp("stack")
     dead = free_port()
-    (directory / "dead-kubeconfig").write_text(yaml.safe_dump(_kubeconfig(f"http://127.0.0.1:{dead}")))
+    (directory / "dead-kubeconfig").write_text(
+        yaml.safe_dump(kubeconfig(f"http://127.0.0.1:{dead}", token="very-secret-token"))
+    )
     stack = Stack(
         directory,
         [ROOT / "dags", Path(__file__).parent / "dags"],
@@ -89,14 +92,3 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, unauthorised: str) -> Ite
         yield Pipeline(stack)
     finally:
         stack.stop()
-
-
-def _kubeconfig(server: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "dead",
-        "clusters": [{"name": "dead", "cluster": {"server": server}}],
-        "users": [{"name": "dead", "user": {"token": "very-secret-token"}}],
-        "contexts": [{"name": "dead", "context": {"cluster": "dead", "user": "dead"}}],
-    }

@@ -18,6 +18,7 @@ from helpers.container_code import lasts_until
 from helpers.mlflow_server import unique
 from helpers.polling import until_async
 from helpers.server_proxy import ServerProxy
+from helpers.tcp import pass_on
 from nighttrain.providers.attempts.attempt import StartedWorkload
 from nighttrain.providers.attempts.attempt_run import open_parent
 from nighttrain.providers.attempts.lifecycle import find_live
@@ -130,20 +131,7 @@ class Outage:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(self._target.hostname, self._target.port)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_pump(reader, far_writer))
-            group.create_task(_pump(far_reader, writer))
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except ConnectionError:
-        pass
-    finally:
-        writer.close()
+        await pass_on(reader, writer, far_reader, far_writer)
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from helpers.container_code import lasts_until
+from helpers.tcp import pass_on
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import (
@@ -516,15 +516,7 @@ class CutProxy:
         self.connections += 1
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers += [writer, far_writer]
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        await pass_on(reader, writer, far_reader, far_writer)
 
 
 async def test_a_wait_and_a_log_survive_a_network_that_drops_every_connection(
@@ -562,6 +554,7 @@ from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterCon
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 
 async def main(kubeconfig, run_id, code):
     who = WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run_id, task_id="train")

@@ -12,6 +12,7 @@ from typing import Any, Self
 import pytest
 from aiohttp import web
 
+from helpers.kubeconfigs import kubeconfig
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.outcome.outcome import (
@@ -65,14 +66,7 @@ class RecordedApi:
 
     def kubeconfig(self) -> Json:
         host, port = self._runner.addresses[0]
-        return {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "contexts": [{"name": "here", "context": {"cluster": "k", "user": "u", "namespace": "rec"}}],
-            "clusters": [{"name": "k", "cluster": {"server": f"http://{host}:{port}"}}],
-            "users": [{"name": "u", "user": {"token": "t"}}],
-        }
+        return kubeconfig(f"http://{host}:{port}", namespace="rec", token="t")
 
     async def play(self, connected: asyncio.Event) -> None:
         """Show everything, one change after the other, from the first sight of the Job on."""
