@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import schema_generator
 
+from helpers import schema_generator
 from nighttrain.providers.local.cluster.http.patches import STRATEGIC_PATCH, apply_patch, merge
 from nighttrain.providers.local.cluster.kinds import builtin_schemas
 from nighttrain.providers.local.cluster.kinds.decoding import decode

@@ -1,4 +1,4 @@
-"""The JSON schemas of the built-in kinds, as ``tests/schema_generator.py`` wrote them."""
+"""The JSON schemas of the built-in kinds, as ``tests/helpers/schema_generator.py`` wrote them."""
 
 from __future__ import annotations
 
