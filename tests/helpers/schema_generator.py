@@ -1,6 +1,6 @@
 """Writes ``schemas.json.gz``: JSON schemas of the served kinds, from the official client's models.
 
-Run by hand when the client is upgraded or a table below changes: ``python -m helpers.schema_generator`` in tests/. The
+Run by hand when the client is upgraded or a table below changes (``python -m helpers.schema_generator``). The
 server itself loads only the result: loading the client's models takes longer than starting the cluster.
 
 The models know types; what values a field may have and what an empty one becomes is in the tables here,
