@@ -439,26 +439,12 @@ class JobController(Controller):
         metadata, status = job["metadata"], job["status"]
 
         def write(new: Object) -> None:
-            new["status"] = copy_object({key: status[key] for key in _STATUS_ORDER if key in status})
+            new["status"] = copy_object(status)
 
         self.store.mutate(JOBS, metadata["namespace"], metadata["name"], write)
 
     def _now(self) -> str:
         return timestamp(self.store.clock())
-
-
-_STATUS_ORDER = (
-    "conditions",
-    "startTime",
-    "completionTime",
-    "active",
-    "succeeded",
-    "failed",
-    "terminating",
-    "completedIndexes",
-    "uncountedTerminatedPods",
-    "ready",
-)
 
 
 def _set(status: Object, key: str, number: int) -> None:
