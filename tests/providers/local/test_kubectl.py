@@ -27,7 +27,7 @@ def test_get_in_every_form(kubectl: Kubectl) -> None:
     header, row = kubectl("get", "jobs").splitlines()
     assert header.split() == ["NAME", "STATUS", "COMPLETIONS", "DURATION", "AGE"]
     assert row.split()[:3] == ["one", "Complete", "1/1"]
-    assert "CONTAINERS" in kubectl("get", "jobs", "-o", "wide")
+    assert "Complete" in kubectl("get", "jobs", "-o", "wide")
     assert json.loads(kubectl("get", "job", "one", "-o", "json"))["spec"]["backoffLimit"] == 6
     assert "backoffLimit: 6" in kubectl("get", "job", "one", "-o", "yaml")
     assert kubectl("get", "job", "one", "-o", "jsonpath={.status.succeeded}") == "1"
