@@ -98,7 +98,7 @@ class DeploymentController(Controller):
         return created
 
     def _room(self, deployment: Object, every: list[Object]) -> int:
-        """How many replicas a new set may start with."""
+        """The number of replicas that a new set may start with."""
         wanted = _wanted(deployment)
         most = wanted + _surge(deployment)
         return max(0, min(wanted, most - sum(_replicas(each) for each in every)))
@@ -370,7 +370,7 @@ def _unavailable(deployment: Object) -> int:
 
 
 def _moved(old: Object, counts: dict[str, int]) -> bool:
-    """Whether more of the new version is there or ready, or less of the old."""
+    """True if more of the new version is there or ready, or less of the old."""
 
     def was(key: str) -> int:
         return int(old.get(key, 0))

@@ -153,7 +153,7 @@ class JobController(Controller):
         return None
 
     def _verdict(self, job: Object, pods: list[Object]) -> tuple[str, Verdict] | None:
-        """Whether the Job is to end: the condition that says so, with reason and message."""
+        """True if the Job is to end: the condition that says so, with reason and message."""
         for kind in ("FailureTarget", "SuccessCriteriaMet"):
             known = _condition(job, kind)
             if known is not None and known["status"] == "True":

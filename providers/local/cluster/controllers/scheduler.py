@@ -119,7 +119,7 @@ class Scheduler:
             self._refuse(pod, f"{_NOWHERE} {why}")
 
     def _why_not(self, pod: Object, labels: Object) -> str | None:
-        """What keeps the pod from the node, in the order in which a real scheduler asks."""
+        """The reason that keeps the pod from the node, in the order in which a real scheduler asks."""
         claim = missing_claim(self._store, pod)
         if claim is not None:  # before any node is looked at
             return f'persistentvolumeclaim "{claim}" not found. not found'
@@ -183,7 +183,7 @@ class Scheduler:
 
 
 def _requests(pod: Object) -> dict[str, Decimal]:
-    """What a pod requests: its containers together, or its most demanding init container if that is more."""
+    """A pod's requests: its containers together, or its most demanding init container if that is more."""
     spec = pod["spec"]
     total: dict[str, Decimal] = {}
     for container in spec["containers"]:

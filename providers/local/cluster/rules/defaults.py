@@ -1,4 +1,4 @@
-"""What an object gets when its author says nothing, as the API server and its admission give it."""
+"""The values of an object whose author says nothing, as the API server and its admission give them."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ class Store:
         return [record for record in found if all(each.matches(record.object) for each in selectors)]
 
     def records_at(self, resource: ResourceType, namespace: str | None, revision: int) -> Records:
-        """What :meth:`records` would have said at an earlier revision: the later pages of a list.
+        """The answer of :meth:`records` at an earlier revision: the later pages of a list.
 
         :raises ApiError: 410 when the history does not reach back that far
         """
