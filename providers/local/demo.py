@@ -306,7 +306,7 @@ def _tell(console: Console, home: Path, *, keep: bool) -> int:
 
 
 def _refusal(home: Path) -> str:
-    """Why no demo may start in this folder; empty if one may."""
+    """The reason why no demo may start in this folder; empty if one may."""
     if (home / RUNNING).exists():
         return f"a demo is left running in {home}: end it with ./run stop, or name another folder with --home"
     if home.exists() and any(home.iterdir()) and not (home / MARK).exists():

@@ -171,7 +171,7 @@ class Stack:
     # Airflow.
 
     def airflow_environment(self) -> dict[str, str]:
-        """What makes an ``airflow`` command belong to this stack."""
+        """The environment that makes an ``airflow`` command belong to this stack."""
         port = self.airflow_uri.rsplit(":", 1)[1]
         bundles = [
             {

@@ -149,6 +149,7 @@ def test_strategic_merge_patch_replaces_an_object_when_told(space: Space) -> Non
     assert space.patch("configmaps", "one", patch, STRATEGIC_PATCH)["data"] == {"c": "3"}
 
 
+@pytest.mark.not_embedded("Recreate")
 def test_strategic_merge_patch_retains_keys(space: Space) -> None:
     """Update API Objects in Place, Use strategic merge patch to update with retainKeys."""
     space.create("deployments", deployment("one", TWO))

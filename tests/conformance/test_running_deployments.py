@@ -129,6 +129,7 @@ def test_a_rolling_update_keeps_pods_available(space: Space) -> None:
     assert deployment_revision(space) == "2"
 
 
+@pytest.mark.not_embedded("Recreate")
 def test_recreate_ends_the_old_pods_first(space: Space) -> None:
     """Deployments, Recreate Deployment: all existing pods are killed before new ones are created."""
     deploy(space, strategy={"type": "Recreate"})

@@ -123,7 +123,7 @@ RULES: dict[str, dict[str, Schema]] = {
         "revisionHistoryLimit": {**_COUNT, "default": 10},
         "strategy": _default({}),
     },
-    "DeploymentStrategy": {"type": _choice("Recreate", "RollingUpdate", default="RollingUpdate")},
+    "DeploymentStrategy": {"type": _choice("RollingUpdate", default="RollingUpdate")},
     "DownwardAPIVolumeFile": {"mode": {"minimum": 0, "maximum": 0o777}, "path": _format("relative-path")},
     "DownwardAPIVolumeSource": {"defaultMode": _MODE},
     "EndpointPort": {"name": _default(""), "port": _PORT, "protocol": _PROTOCOL},

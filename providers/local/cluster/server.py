@@ -16,22 +16,34 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import uvicorn
+
+from nighttrain.providers.local.cluster.controllers.controllers import JOB_BACK_OFF, Controllers
+from nighttrain.providers.local.cluster.controllers.namespaces import NamespaceController, bootstrap
 from nighttrain.providers.local.cluster.faults.faults import FaultPlan
 from nighttrain.providers.local.cluster.faults.layer import FaultLayer, reset
+from nighttrain.providers.local.cluster.http.api import Api
+from nighttrain.providers.local.cluster.http.eviction import evict_by_name
+from nighttrain.providers.local.cluster.machine.images import ImageEnvironment, ImageTable
+from nighttrain.providers.local.cluster.machine.mounts import Namespaces
+from nighttrain.providers.local.cluster.machine.network import ClusterNetwork, unreached_services
+from nighttrain.providers.local.cluster.node.kubelet import Kubelet
+from nighttrain.providers.local.cluster.node.state import (
+    DurableLayer,
+    StateError,
+    StateFile,
+    end_lost_pods,
+    readdress_services,
+)
+from nighttrain.providers.local.cluster.rules.admission import Addresses, Admission
+from nighttrain.providers.local.cluster.store.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping
 
-    import uvicorn
     from starlette.types import ASGIApp
 
     from nighttrain.providers.local.cluster.controllers.pace import BackOff, Pace
-    from nighttrain.providers.local.cluster.machine.images import ImageEnvironment
-    from nighttrain.providers.local.cluster.machine.mounts import Namespaces
-    from nighttrain.providers.local.cluster.node.kubelet import Kubelet
-    from nighttrain.providers.local.cluster.node.state import StateFile
-    from nighttrain.providers.local.cluster.rules.admission import Addresses
-    from nighttrain.providers.local.cluster.store.store import Store
 
 HOST = "127.0.0.1"
 _CONTEXT = "nighttrain"
@@ -153,8 +165,6 @@ class EmbeddedCluster:
         if self.state is None:
             return
         self._claims = Path(f"{Path(self.state).absolute()}.volumes")
-        from nighttrain.providers.local.cluster.node.state import StateError, StateFile
-
         try:
             self._file = StateFile(self.state)
         except (StateError, OSError) as error:
@@ -288,12 +298,6 @@ class EmbeddedCluster:
 
     async def _compose(self, stack: contextlib.AsyncExitStack) -> None:
         """Start every part; the stack ends them in the opposite order."""
-        from nighttrain.providers.local.cluster.controllers.namespaces import NamespaceController, bootstrap
-        from nighttrain.providers.local.cluster.http.api import Api
-        from nighttrain.providers.local.cluster.machine.network import ClusterNetwork, unreached_services
-        from nighttrain.providers.local.cluster.rules.admission import Admission
-        from nighttrain.providers.local.cluster.store.store import Store
-
         network = None
         if self._containers:
             kept = self._file.fact("block") if self._file is not None else ""
@@ -309,8 +313,6 @@ class EmbeddedCluster:
             self._file.keep(token=self.token, port=str(self.port))
         bootstrap(store)
         if self._file is not None and network is not None:
-            from nighttrain.providers.local.cluster.node.state import end_lost_pods
-
             # After the bootstrap, which begins the history: these ends are part of it.
             end_lost_pods(store)
         namespaces = NamespaceController(store)
@@ -324,11 +326,6 @@ class EmbeddedCluster:
         )
         kubelet: Kubelet | None = None
         if network is not None:
-            from nighttrain.providers.local.cluster.controllers.controllers import JOB_BACK_OFF, Controllers
-            from nighttrain.providers.local.cluster.machine.images import ImageTable
-            from nighttrain.providers.local.cluster.machine.mounts import Namespaces
-            from nighttrain.providers.local.cluster.node.kubelet import Kubelet
-
             kubelet = Kubelet(
                 store,
                 ImageTable(self._images),
@@ -357,11 +354,7 @@ class EmbeddedCluster:
         await self._serve(api, stack)
 
     def _with_layers(self, app: ASGIApp) -> ASGIApp:
-        from nighttrain.providers.local.cluster.http.eviction import evict_by_name
-
         if self._file is not None:
-            from nighttrain.providers.local.cluster.node.state import DurableLayer
-
             app = DurableLayer(app, self._file)
         # Outermost: it breaks connections, which only the server's own "send" leads to.
         self._front = FaultLayer(
@@ -373,8 +366,6 @@ class EmbeddedCluster:
         return self._front
 
     async def _serve(self, api: Any, stack: contextlib.AsyncExitStack) -> None:
-        import uvicorn
-
         config = uvicorn.Config(
             self._with_layers(api),
             log_config=None,
@@ -400,7 +391,6 @@ class EmbeddedCluster:
 
 def _restore(store: Store, file: StateFile, services: Addresses) -> None:
     """Everything that was, but for what ran."""
-    from nighttrain.providers.local.cluster.node.state import readdress_services
 
     file.load(store)
     readdress_services(store, services)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from helpers.cluster_without_http import IMAGE, PYTHON, Running, condition
 from nighttrain.providers.local.cluster.controllers.deployment_controller import template_hash
 from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, EVENTS, PODS, REPLICASETS
-from nighttrain.providers.local.cluster.store.store import copy_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,38 +166,6 @@ async def test_stuck_rollout_as_recorded(tmp_path: Path) -> None:
         assert message["message"].endswith("has timed out progressing.")
 
 
-def annotate(cluster: Running, **annotations: str) -> int:
-    """As a client does it; the generation after it."""
-    found = copy_object(cluster.store.get(DEPLOYMENTS, "default", "web"))
-    found["metadata"].setdefault("annotations", {}).update(annotations)
-    return int(cluster.store.update(DEPLOYMENTS, found)["metadata"]["generation"])
-
-
-async def test_annotations_are_copied_to_the_set_of_the_revision(tmp_path: Path) -> None:
-    async with Running(tmp_path) as cluster:
-        manifest = deployment(replicas=1)
-        last = "kubectl.kubernetes.io/last-applied-configuration"
-        manifest["metadata"]["annotations"] = {"cause": "made", last: "{}"}
-        cluster.store.create(DEPLOYMENTS, manifest)
-        up = await cluster.until(DEPLOYMENTS, "web", complete)
-        # The controller's own annotation is no new generation.
-        assert (up["metadata"]["generation"], revision(up)) == (1, "1")
-        assert annotate(cluster, cause="annotated") == 2
-        assert annotate(cluster, cause="annotated") == 2
-        await cluster.until(DEPLOYMENTS, "web", complete)
-        [first] = cluster.store.list(REPLICASETS)[0]
-        assert first["metadata"]["annotations"]["cause"] == "annotated"
-        assert last not in first["metadata"]["annotations"]
-        change(cluster, FOREVER + " # 2")
-        assert annotate(cluster, cause="changed") == 4
-        await cluster.until(DEPLOYMENTS, "web", complete)
-        causes = {
-            revision(each): each["metadata"]["annotations"]["cause"]
-            for each in cluster.store.list(REPLICASETS)[0]
-        }
-        assert causes == {"1": "annotated", "2": "changed"}
-
-
 async def test_a_revision_that_is_no_number_is_written_over(tmp_path: Path) -> None:
     async with Running(tmp_path) as cluster:
         cluster.store.create(DEPLOYMENTS, deployment(replicas=1))
@@ -211,20 +178,6 @@ async def test_a_revision_that_is_no_number_is_written_over(tmp_path: Path) -> N
         name = first["metadata"]["name"]
         cluster.store.mutate(REPLICASETS, "default", name, spoil)
         await cluster.until(REPLICASETS, name, lambda found: revision(found) == "1")
-
-
-async def test_recreate_ends_the_old_before_the_new(tmp_path: Path) -> None:
-    async with Running(tmp_path) as cluster:
-        cluster.store.create(DEPLOYMENTS, deployment(strategy={"type": "Recreate"}))
-        await cluster.until(DEPLOYMENTS, "web", complete)
-        [first] = cluster.store.list(REPLICASETS)[0]
-        old = {pod["metadata"]["uid"] for pod in pods_of(cluster, first)}
-        change(cluster, FOREVER + " # 2")
-        await cluster.until(DEPLOYMENTS, "web", lambda found: complete(found) and revision(found) == "2")
-        order = [(type_, pod["metadata"]["uid"] in old) for type_, pod in cluster.history(PODS)]
-        assert order.index(("ADDED", False)) > max(
-            place for place, entry in enumerate(order) if entry == ("DELETED", True)
-        )
 
 
 async def test_a_lost_pod_is_replaced(tmp_path: Path) -> None:

@@ -65,13 +65,6 @@ def causes(answer: httpx.Response) -> set[tuple[str, str]]:
     return {(each["field"], each["reason"]) for each in answer.json()["details"]["causes"]}
 
 
-def test_a_label_may_be_called_matchlabels(http: httpx.Client, space: str) -> None:
-    made(http.post(f"{CORE}/{space}/services", json=service(selector={"matchLabels": "x"})))
-    for path in (f"{CORE}/{space}/services", "/api/v1/services"):
-        rows = http.get(path, headers=TABLE).json()["rows"]
-        assert "matchLabels=x" in next(row["cells"] for row in rows if row["cells"][0] == "odd")
-
-
 @pytest.mark.parametrize(
     ("path", "patch", "wrong"),
     [

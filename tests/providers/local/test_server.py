@@ -67,7 +67,7 @@ def test_open_watches_end_with_the_server() -> None:
 
 def test_a_client_that_leaves_is_forgotten() -> None:
     def watchers(store: Store) -> int:
-        return sum(map(len, store._watchers.values()))
+        return sum(map(len, store._history._watchers.values()))
 
     with EmbeddedCluster(containers=False) as cluster:
         headers = {"Authorization": f"Bearer {cluster.token}"}

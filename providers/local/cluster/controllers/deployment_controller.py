@@ -15,9 +15,8 @@ from nighttrain.providers.local.cluster.controllers.reconcile import (
     controller_of,
     owner_reference,
 )
-from nighttrain.providers.local.cluster.kinds.pods import has_ended, is_active
 from nighttrain.providers.local.cluster.store.events import EventRecorder
-from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, PODS, REPLICASETS, ResourceType
+from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, REPLICASETS, ResourceType
 from nighttrain.providers.local.cluster.store.store import Object, copy_object, timestamp
 
 if TYPE_CHECKING:
@@ -28,23 +27,11 @@ HASH = "pod-template-hash"
 _PREFIX = "deployment.kubernetes.io"
 _REVISION = f"{_PREFIX}/revision"
 
-# Annotations that say something of the Deployment, or of the one ReplicaSet, only.
-_NOT_COPIED = frozenset(
-    (
-        "kubectl.kubernetes.io/last-applied-configuration",
-        "deprecated.deployment.rollback.to",
-        _REVISION,
-    )
-)
-
 # What a Deployment does when its spec does not say.
 _DEFAULT_DEADLINE, _DEFAULT_HISTORY, _DEFAULT_SHARE = 600, 10, "25%"
 
 # A percentage may have any number of digits; a count of pods may not.
 _LARGEST_SHARE = 100.0 * 2**31
-
-# Letters without vowels: no hash spells a word.
-_LETTERS = "bcdf2456789ghjklmnpqrstvwxz"
 
 
 class DeploymentController(Controller):
@@ -62,14 +49,6 @@ class DeploymentController(Controller):
             owner = controller_of(obj)
             if owner is not None and owner["kind"] == "Deployment":
                 self.enqueue(metadata["namespace"], owner["name"])
-        elif resource is PODS and not is_active(obj):
-            # A Recreate waits for the last old pod to be gone.
-            owner = controller_of(obj)
-            if owner is not None and owner["kind"] == "ReplicaSet":
-                replica_set = self.store.find(REPLICASETS, metadata["namespace"], owner["name"])
-                above = controller_of(replica_set) if replica_set is not None else None
-                if above is not None:
-                    self.enqueue(metadata["namespace"], above["name"])
 
     def reconcile(self, namespace: str, name: str) -> None:
         deployment = self.store.find(DEPLOYMENTS, namespace, name)
@@ -78,19 +57,12 @@ class DeploymentController(Controller):
         every = self.owned(deployment, REPLICASETS)
         new = _matching(deployment, every)
         if new is None:
-            if self._recreating(deployment) and self._old_pods(every):
-                self._scale_down_all(deployment, every)
-                self._write_status(deployment, None, every)
-                return
             new = self._create_set(deployment, every)
         deployment = self._mark_revision(deployment, new, every)
         every = self.owned(deployment, REPLICASETS)
         new = _matching(deployment, every) or new
         old = [each for each in every if each["metadata"]["uid"] != new["metadata"]["uid"]]
-        if self._recreating(deployment):
-            self._recreate(deployment, new, old)
-        else:
-            self._roll(deployment, new, old)
+        self._roll(deployment, new, old)
         every = self.owned(deployment, REPLICASETS)
         self._trim_history(deployment, every)
         self._write_status(deployment, _matching(deployment, every), every)
@@ -111,7 +83,7 @@ class DeploymentController(Controller):
                 "name": f"{metadata['name']}-{suffix}",
                 "namespace": metadata["namespace"],
                 "labels": labels,
-                "annotations": {**_copied_annotations(deployment), _REVISION: str(_highest(every) + 1)},
+                "annotations": {_REVISION: str(_highest(every) + 1)},
                 "ownerReferences": [owner_reference(deployment)],
             },
             "spec": {"replicas": replicas, "selector": selector, "template": template},
@@ -126,29 +98,18 @@ class DeploymentController(Controller):
         return created
 
     def _room(self, deployment: Object, every: list[Object]) -> int:
-        """How many replicas a new set may start with."""
+        """The number of replicas that a new set may start with."""
         wanted = _wanted(deployment)
-        if self._recreating(deployment):
-            return wanted
         most = wanted + _surge(deployment)
         return max(0, min(wanted, most - sum(_replicas(each) for each in every)))
 
     def _mark_revision(self, deployment: Object, new: Object, every: list[Object]) -> Object:
-        """The newest set carries the Deployment's annotations, its change-cause for example; an old template
-        that comes back gets the next revision number."""
+        """An old template that comes back gets the next revision number."""
         highest = _highest(each for each in every if each["metadata"]["uid"] != new["metadata"]["uid"])
-        annotations = new["metadata"].get("annotations") or {}
-        changed = {
-            key: value
-            for key, value in _copied_annotations(deployment).items()
-            if annotations.get(key) != value
-        }
         revision = _revision(new)
         if revision <= highest:
             revision = highest + 1
-            changed[_REVISION] = str(revision)
-        if changed:
-            self._annotate(REPLICASETS, new, changed)
+            self._annotate(REPLICASETS, new, {_REVISION: str(revision)})
         if (deployment["metadata"].get("annotations") or {}).get(_REVISION) != str(revision):
             deployment = self._annotate(DEPLOYMENTS, deployment, {_REVISION: str(revision)})
         return deployment
@@ -176,23 +137,7 @@ class DeploymentController(Controller):
         message = f"Scaled {word} replica set {name} from {before} to {after}"
         self._recorder.normal(deployment, "ScalingReplicaSet", message)
 
-    # Strategies
-
-    def _recreating(self, deployment: Object) -> bool:
-        return (deployment["spec"].get("strategy") or {}).get("type") == "Recreate"
-
-    def _old_pods(self, old: list[Object]) -> bool:
-        return any(not has_ended(pod) for each in old for pod in self.owned(each, PODS))
-
-    def _scale_down_all(self, deployment: Object, old: list[Object]) -> None:
-        for each in old:
-            if _replicas(each):
-                self._scale(deployment, each, 0)
-
-    def _recreate(self, deployment: Object, new: Object, old: list[Object]) -> None:
-        self._scale_down_all(deployment, old)
-        if not self._old_pods(old):
-            self._scale(deployment, new, _wanted(deployment))
+    # Exchange
 
     def _roll(self, deployment: Object, new: Object, old: list[Object]) -> None:
         """New pods as far as the surge allows, old ones away as far as enough are available."""
@@ -363,14 +308,9 @@ def metadata_generation(obj: Object) -> int:
 
 
 def template_hash(template: Object) -> str:
-    """Ten letters that change with the template."""
+    """Ten characters that change with the template."""
     text = json.dumps(template, sort_keys=True, separators=(",", ":"))
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    letters = []
-    for _ in range(10):
-        number, rest = divmod(number, len(_LETTERS))
-        letters.append(_LETTERS[rest])
-    return "".join(letters)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _matching(deployment: Object, every: list[Object]) -> Object | None:
@@ -383,11 +323,6 @@ def _without_hash(template: Object) -> Object:
     metadata = dict(template.get("metadata") or {})
     labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key != HASH}
     return {**template, "metadata": {**metadata, "labels": labels}}
-
-
-def _copied_annotations(deployment: Object) -> dict[str, str]:
-    annotations = deployment["metadata"].get("annotations") or {}
-    return {key: value for key, value in annotations.items() if key not in _NOT_COPIED}
 
 
 def _wanted(deployment: Object) -> int:
@@ -424,14 +359,10 @@ def _share(value: int | str, whole: int, *, up: bool) -> int:
 
 
 def _surge(deployment: Object) -> int:
-    if (deployment["spec"].get("strategy") or {}).get("type") == "Recreate":
-        return 0
     return _share(_rolling(deployment).get("maxSurge", _DEFAULT_SHARE), _wanted(deployment), up=True)
 
 
 def _unavailable(deployment: Object) -> int:
-    if (deployment["spec"].get("strategy") or {}).get("type") == "Recreate":
-        return 0
     wanted = _wanted(deployment)
     share = _share(_rolling(deployment).get("maxUnavailable", _DEFAULT_SHARE), wanted, up=False)
     # With no surge either, nothing could ever move.
@@ -439,7 +370,7 @@ def _unavailable(deployment: Object) -> int:
 
 
 def _moved(old: Object, counts: dict[str, int]) -> bool:
-    """Whether more of the new version is there or ready, or less of the old."""
+    """True if more of the new version is there or ready, or less of the old."""
 
     def was(key: str) -> int:
         return int(old.get(key, 0))

@@ -1,4 +1,4 @@
-"""What goes when its owner goes."""
+"""The end of objects whose owner is gone."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ class JobController(Controller):
         return None
 
     def _verdict(self, job: Object, pods: list[Object]) -> tuple[str, Verdict] | None:
-        """Whether the Job is to end: the condition that says so, with reason and message."""
+        """True if the Job is to end: the condition that says so, with reason and message."""
         for kind in ("FailureTarget", "SuccessCriteriaMet"):
             known = _condition(job, kind)
             if known is not None and known["status"] == "True":
@@ -439,26 +439,12 @@ class JobController(Controller):
         metadata, status = job["metadata"], job["status"]
 
         def write(new: Object) -> None:
-            new["status"] = copy_object({key: status[key] for key in _STATUS_ORDER if key in status})
+            new["status"] = copy_object(status)
 
         self.store.mutate(JOBS, metadata["namespace"], metadata["name"], write)
 
     def _now(self) -> str:
         return timestamp(self.store.clock())
-
-
-_STATUS_ORDER = (
-    "conditions",
-    "startTime",
-    "completionTime",
-    "active",
-    "succeeded",
-    "failed",
-    "terminating",
-    "completedIndexes",
-    "uncountedTerminatedPods",
-    "ready",
-)
 
 
 def _set(status: Object, key: str, number: int) -> None:

@@ -1,4 +1,4 @@
-"""How fast things go: pauses between tries, and the pace of a real control plane's controllers."""
+"""The pace of things: pauses between tries, and the pace of a real control plane's controllers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BackOff:
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a real controller works; the embedded ones take no time.
+    """The pace of a real controller; the embedded ones take no time.
 
     :param writes_per_second: what its client allows itself on average
     :param burst: how many requests it may make at once after a rest

@@ -1,4 +1,4 @@
-"""What every controller is made of: one queue, one view of the objects, timers.
+"""The ground that controllers stand on: one queue, one view of the objects, timers.
 
 All controllers take turns in one task. A reconciliation is synchronous, and sees every change made before it
 began, its own included: nothing is created twice because a watch was slow.

@@ -110,7 +110,7 @@ class ReplicaSetController(Controller):
 
 
 def _worth(pod: Object) -> tuple[bool, bool, int]:
-    """What is lost with a pod: those without a node go first, then those not ready, then the youngest."""
+    """The worth of a pod: those without a node go first, then those not ready, then the youngest."""
     return (
         bool(pod["spec"].get("nodeName")),
         ready_since(pod) is not None,

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from datetime import UTC, datetime
 from decimal import Decimal
 
 from nighttrain.providers.local.cluster.kinds.pods import has_ended
 from nighttrain.providers.local.cluster.machine.host import NODE_NAME, host_resources
 from nighttrain.providers.local.cluster.rules.claims import missing_claim
 from nighttrain.providers.local.cluster.rules.defaults import quality_of_service
+from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.following import follow
 from nighttrain.providers.local.cluster.store.quantities import quantity
-from nighttrain.providers.local.cluster.store.resources import EVENTS, NODES, PERSISTENTVOLUMECLAIMS, PODS
+from nighttrain.providers.local.cluster.store.resources import NODES, PERSISTENTVOLUMECLAIMS, PODS
 from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, timestamp
 
 Amounts = dict[str, Decimal]
@@ -31,6 +30,7 @@ class Scheduler:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._labels: Object | None = None
+        self._recorder = EventRecorder(store, _COMPONENT)
         self._tasks: list[asyncio.Task[None]] = []
         self._capacity = host_resources()
         self._used: dict[str, Amounts] = {}
@@ -119,7 +119,7 @@ class Scheduler:
             self._refuse(pod, f"{_NOWHERE} {why}")
 
     def _why_not(self, pod: Object, labels: Object) -> str | None:
-        """What keeps the pod from the node, in the order in which a real scheduler asks."""
+        """The reason that keeps the pod from the node, in the order in which a real scheduler asks."""
         claim = missing_claim(self._store, pod)
         if claim is not None:  # before any node is looked at
             return f'persistentvolumeclaim "{claim}" not found. not found'
@@ -147,7 +147,7 @@ class Scheduler:
         stored = self._store.mutate(PODS, metadata["namespace"], metadata["name"], bind)
         if stored is not None:
             name = f"{metadata['namespace']}/{metadata['name']}"
-            self._event(pod, "Normal", "Scheduled", f"Successfully assigned {name} to {NODE_NAME}", "Binding")
+            self._recorder.normal(pod, "Scheduled", f"Successfully assigned {name} to {NODE_NAME}")
 
     def _refuse(self, pod: Object, why: str) -> None:
         def refuse(new: Object) -> None:
@@ -158,7 +158,7 @@ class Scheduler:
         before = metadata["resourceVersion"]
         stored = self._store.mutate(PODS, metadata["namespace"], metadata["name"], refuse)
         if stored is not None and stored["metadata"]["resourceVersion"] != before:
-            self._event(pod, "Warning", "FailedScheduling", why, "Scheduling")
+            self._recorder.warning(pod, "FailedScheduling", why)
 
     def _with_condition(self, pod: Object, verdict: Object) -> Object:
         status: Object = pod.get("status") or {}
@@ -181,39 +181,9 @@ class Scheduler:
             "qosClass": status.get("qosClass") or quality_of_service(pod["spec"]),
         }
 
-    def _event(self, pod: Object, type_: str, reason: str, message: str, action: str) -> None:
-        """The scheduler's events have the newer form: a time with microseconds, no count."""
-        metadata = pod["metadata"]
-        now = datetime.now(UTC)
-        event = {
-            "metadata": {
-                "name": f"{metadata['name']}.{time.time_ns():x}",
-                "namespace": metadata["namespace"],
-            },
-            "involvedObject": {
-                "kind": "Pod",
-                "namespace": metadata["namespace"],
-                "name": metadata["name"],
-                "uid": metadata["uid"],
-                "apiVersion": "v1",
-                "resourceVersion": metadata["resourceVersion"],
-            },
-            "reason": reason,
-            "message": message,
-            "source": {},
-            "firstTimestamp": None,
-            "lastTimestamp": None,
-            "type": type_,
-            "eventTime": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "action": action,
-            "reportingComponent": _COMPONENT,
-            "reportingInstance": f"{_COMPONENT}-{NODE_NAME}",
-        }
-        self._store.create(EVENTS, event)
-
 
 def _requests(pod: Object) -> dict[str, Decimal]:
-    """What a pod requests: its containers together, or its most demanding init container if that is more."""
+    """A pod's requests: its containers together, or its most demanding init container if that is more."""
     spec = pod["spec"]
     total: dict[str, Decimal] = {}
     for container in spec["containers"]:

@@ -22,7 +22,7 @@ _RANDOM_STALL_SECONDS = 0.2
 
 
 class Effect(enum.Enum):
-    """What happens to a call."""
+    """The effect of a fault on a call."""
 
     ANSWER = "answer"
     DROP_REPLY = "drop_reply"
@@ -216,7 +216,7 @@ class FaultPlan:
         return [armed.fault for armed in self._armed]
 
     def struck(self, fault: Fault | None = None) -> int:
-        """How often the fault struck; None: all of them together."""
+        """The number of times the fault struck; None: all of them together."""
         return sum(1 for hit in list(self.hits) if fault is None or hit.fault == fault)
 
     def wait_for(self, fault: Fault, times: int = 1, timeout: float = 10.0) -> bool:
@@ -230,7 +230,7 @@ class FaultPlan:
 
     @property
     def reads_bodies(self) -> bool:
-        """Whether a fault needs the name that only a creation's body tells."""
+        """True if a fault needs the name that only a creation's body tells."""
         return any(each.fault.name and each.fault.verb in ("", "create") for each in self._armed)
 
     def choose(self, call: Call) -> Fault | None:

@@ -176,7 +176,7 @@ class _Cut:
 
 
 def call_of(scope: Scope) -> Call:
-    """What the request asks for, by its method and path alone."""
+    """The call that a request is, by its method and path alone."""
     parts = [unquote(part) for part in scope["path"].split("/") if part]
     method = scope["method"]
     start = {"api": 2, "apis": 3}.get(parts[0], 0) if parts else 0

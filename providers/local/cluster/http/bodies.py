@@ -41,7 +41,7 @@ def _too_large() -> errors.ApiError:
 
 
 def checked(raw: bytes, value: Any) -> Any:
-    """What was read from the body, if it is fit to be worked with.
+    """The body as it was read, if it is fit to be worked with.
 
     :raises ApiError: 400 for what is nested too deep
     """

@@ -1,4 +1,4 @@
-"""What the server says about itself: version, groups, kinds, and what kubectl asks OpenAPI for."""
+"""The server about itself: version, groups, kinds, and what kubectl asks OpenAPI for."""
 
 from __future__ import annotations
 

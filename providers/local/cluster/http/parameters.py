@@ -52,7 +52,7 @@ def field_validation(query: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ListParameters:
-    """What a list or a watch is asked for. ``revision`` None: not said; 0: any state will do."""
+    """The parameters of a list or a watch. ``revision`` None: not said; 0: any state will do."""
 
     labels: LabelSelector | None
     fields: FieldSelector | None

@@ -172,12 +172,12 @@ def _reorder(merged: dict[str, Any], patch: dict[str, Any]) -> None:
 
 
 def _list(value: Any) -> list[Any]:
-    """What there is to merge a list with: another kind of value is replaced."""
+    """The list to merge with: another kind of value is replaced."""
     return value if isinstance(value, list) else []
 
 
 def _identity(item: dict[str, Any], key: str) -> str:
-    """What tells an item from the others, whatever was sent as its key; its type is checked later."""
+    """The text that tells an item from others, whatever was sent as its key; its type is checked later."""
     return json.dumps(item[key], sort_keys=True)
 
 

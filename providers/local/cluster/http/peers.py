@@ -1,4 +1,4 @@
-"""Who is at the other end of a loopback connection, as far as the kernel says."""
+"""The user at the other end of a loopback connection, as far as the kernel says."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TABLE = Path("/proc/net/tcp")
 
 
 def is_own_user(client: tuple[str, int], server: tuple[str, int]) -> bool:
-    """Whether the connection from ``client`` to ``server`` was opened by the user who runs this process.
+    """True if the connection from ``client`` to ``server`` was opened by the user who runs this process.
 
     Only Linux says so, and only for IPv4; anywhere else the answer is False.
     """

@@ -80,12 +80,8 @@ def list_objects(store: Store, target: Target, asked: ListParameters, form: Form
     """
     resource, revision = target.resource, store.revision
     if asked.token:
-        wanted, start = _read_token(asked.token)
-        if wanted < 0:
-            found = store.records(resource, target.namespace)
-        else:
-            revision, gone = wanted, errors.expired_token(_token(_NEWEST, start))
-            found = _records_at(store, target, revision, gone)
+        revision, start = _read_token(asked.token)
+        found = _records_at(store, target, revision)
         found = [record for record in found if _key(record) > start and _selected(record, asked)]
     else:
         if asked.match and asked.revision is None:
@@ -96,7 +92,7 @@ def list_objects(store: Store, target: Target, asked: ListParameters, form: Form
             raise errors.from_the_future(asked.revision, store.revision)
         if asked.match == "Exact" and asked.revision:
             revision = asked.revision
-            found = _records_at(store, target, revision, errors.expired_list())
+            found = _records_at(store, target, revision)
             found = [record for record in found if _selected(record, asked)]
         else:
             found = store.records(resource, target.namespace, labels=asked.labels, fields=asked.fields)
@@ -110,12 +106,12 @@ def list_objects(store: Store, target: Target, asked: ListParameters, form: Form
     return _render(store, resource, found, metadata, form)
 
 
-def _records_at(store: Store, target: Target, revision: int, gone: errors.ApiError) -> list[Record]:
-    """:raises ApiError: ``gone`` when the history does not reach back that far"""
+def _records_at(store: Store, target: Target, revision: int) -> list[Record]:
+    """:raises ApiError: 410 when the history does not reach back that far"""
     try:
         return store.records_at(target.resource, target.namespace, revision)
     except errors.ApiError as error:
-        raise gone from error
+        raise errors.expired_list() from error
 
 
 def _render(
@@ -148,10 +144,6 @@ def _selected(record: Record, asked: ListParameters) -> bool:
 def _key(record: Record) -> tuple[str, str]:
     metadata = record.object["metadata"]
     return metadata.get("namespace", ""), metadata["name"]
-
-
-# In place of a version: as things are now, whatever the earlier pages showed.
-_NEWEST = -1
 
 
 def _token(revision: int, last: tuple[str, str]) -> str:

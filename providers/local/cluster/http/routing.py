@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a path names. ``namespace`` is "" for kinds that have none and for lists over all namespaces."""
+    """A path's target. ``namespace`` is "" for kinds that have none and for lists over all namespaces."""
 
     resource: ResourceType
     namespace: str = ""

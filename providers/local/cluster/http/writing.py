@@ -30,7 +30,7 @@ _PROPAGATIONS = ("Background", "Foreground", "Orphan")
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a write answers: status code, body, and warnings for the client's user."""
+    """The answer to a write: status code, body, and warnings for the client's user."""
 
     code: int
     body: Object

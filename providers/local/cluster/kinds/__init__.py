@@ -1,1 +1,1 @@
-"""What is special to a kind of object: its schema, and what follows from its fields."""
+"""Special to a kind of object: its schema, and what follows from its fields."""

@@ -1,4 +1,4 @@
-"""What a CustomResourceDefinition says beside single fields, which are in its schema."""
+"""The rules of a CustomResourceDefinition beside single fields, which are in its schema."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def complete_definition(new: Object, old: Object | None) -> None:
 
 
 def validate_definition(definition: Object, old: Object | None) -> list[Cause]:
-    """What is wrong with a completed definition, but for single fields."""
+    """The errors of a completed definition, but for single fields."""
     return list(_causes(definition, old))
 
 

@@ -1,4 +1,4 @@
-"""What texts and numbers must look like, by the name of the format in a schema.
+"""The forms of texts and numbers, by the name of the format in a schema.
 
 Each function returns what is wrong with a value, empty if it is as it must be.
 """

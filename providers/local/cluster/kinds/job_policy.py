@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def waits_for_terminal(job: Object) -> bool:
-    """Whether a pod on its way out still counts as running until it has ended."""
+    """True if a pod on its way out still counts as running until it has ended."""
     policy = job["spec"].get("podReplacementPolicy")
     if policy is None:
         return "podFailurePolicy" in job["spec"]
@@ -26,7 +26,7 @@ def fail_job(job: Object, failed: list[Object]) -> str | None:
 
 
 def ignored(job: Object, pod: Object) -> bool:
-    """Whether an Ignore rule keeps the pod's failure from counting."""
+    """True if an Ignore rule keeps the pod's failure from counting."""
     found = _match(job, pod)
     return found is not None and found[0] == "Ignore"
 

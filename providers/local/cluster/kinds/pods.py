@@ -67,7 +67,7 @@ def moment(text: str) -> datetime:
 
 
 def ended_at(pod: Object) -> datetime | None:
-    """When a pod's last container ended; for one on its way out, when it was deleted."""
+    """The end of a pod's last container; for one on its way out, the time of its deletion."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or []
     ends = [((each.get("state") or {}).get("terminated") or {}).get("finishedAt") for each in statuses]
     moments = [moment(end) for end in ends if end]

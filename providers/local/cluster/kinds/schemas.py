@@ -164,7 +164,7 @@ def _is_optional_collection(schema: Schema, name: str, below: Schema) -> bool:
 
 
 def wrong_schema(schema: Schema) -> str:
-    """What makes it no schema at all; empty if it is one."""
+    """The reason why it is no schema at all; empty if it is one."""
     try:
         Draft4Validator.check_schema(schema)
     except SchemaError as error:
@@ -176,13 +176,13 @@ _CUSTOM_FORMATS = ("date", "email", "ipv4", "ipv6", "uuid")
 
 
 def validate(schema: Schema, value: Any) -> list[Cause]:
-    """What is wrong with a custom object, field by field."""
+    """The errors of a custom object, field by field."""
     errors = _custom_validator()(schema, format_checker=FormatChecker(_CUSTOM_FORMATS)).iter_errors(value)
     return [_cause(error) for error in errors]
 
 
 def broken_rules(schema: Schema, value: Any, path: str = "") -> list[Cause]:
-    """What is wrong with the values of an object of a built-in kind, field by field.
+    """The errors of the values of an object of a built-in kind, field by field.
 
     :param path: where the object is in the one that is checked
     """
@@ -200,7 +200,7 @@ def broken_rules(schema: Schema, value: Any, path: str = "") -> list[Cause]:
 
 
 def _below(schema: Schema, value: Any, path: str) -> list[tuple[Schema, Any, str]]:
-    """What is directly in the value, with its schema and its path."""
+    """The parts of the value, each with its schema and its path."""
     if isinstance(value, dict):
         properties, other = schema.get("properties") or {}, schema.get("additionalProperties")
         base = f"{path}." if path else ""

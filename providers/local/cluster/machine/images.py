@@ -1,4 +1,4 @@
-"""Which interpreter of this machine stands for which container image.
+"""The interpreters of this machine that stand for container images.
 
 An image of the embedded cluster is a Python environment that is already installed: nothing is pulled. The
 table maps image names to environments; what it does not know cannot be pulled, as on a cluster without a
@@ -40,7 +40,7 @@ class InvalidImageNameError(ValueError):
 
 @dataclass(frozen=True)
 class ImageEnvironment:
-    """What stands for an image on this machine.
+    """The environment that stands for an image on this machine.
 
     :param python: the interpreter; its folder comes first in the containers' PATH
     :param pythonpath: folders for PYTHONPATH, in order

@@ -124,7 +124,7 @@ def _read(path: str) -> str:
 
 
 def _began(pid: int) -> str | None:
-    """When a process began, in the kernel's ticks; None if it is gone."""
+    """The start of a process in the kernel's ticks; None if it is gone."""
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 else None
 

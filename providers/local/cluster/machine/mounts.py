@@ -23,7 +23,7 @@ _START_SECONDS = 20.0
 
 
 class Namespaces(enum.StrEnum):
-    """How containers get their mount namespaces."""
+    """The ways in which containers get mount namespaces."""
 
     AUTO = "auto"
     """As root where that is allowed, else through a user namespace."""
@@ -35,7 +35,7 @@ class Namespaces(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Mount:
-    """What a container finds at a path.
+    """Something that a container finds at a path.
 
     :param source: an absolute path of this machine: a folder or a file
     :param target: an absolute path in the container; made there, never on the machine, if it does not exist
@@ -68,7 +68,7 @@ class MountNamespaces:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self.refusal = "it was not started"
-        """Why there are no mount namespaces; empty if there are."""
+        """The reason why there are no mount namespaces; empty if there are."""
 
     @property
     def available(self) -> bool:

@@ -113,7 +113,7 @@ class ContainerLog:
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """How a container ended: its exit code as Kubernetes counts it (128 + signal), and when."""
+    """A container's end: its exit code as Kubernetes counts it (128 + signal), and when."""
 
     code: int
     finished_at: float
@@ -126,7 +126,7 @@ class ContainerProcess:
         self.pid = pid
         self.log = log
         self.out_of_memory = False
-        """Whether it was killed because it used more memory than it may."""
+        """True if it was killed because it used more memory than it may."""
         self.started_at = time.time()
         self._loop = asyncio.get_running_loop()
         self._reap = reap
@@ -144,7 +144,7 @@ class ContainerProcess:
 
     @property
     def seconds(self) -> float:
-        """How long it has run, or ran."""
+        """The seconds that it has run, or ran."""
         return (self._status.result().finished_at if self._status.done() else time.time()) - self.started_at
 
     async def wait(self) -> ExitStatus:
@@ -306,7 +306,7 @@ def _resolve(program: str, env: Mapping[str, str], cwd: Path) -> str:
 def base_environment(
     image: ImageEnvironment, *, cluster_id: str, folder: Path, hostname: str
 ) -> dict[str, str]:
-    """What a container finds in its environment before its own variables: never the server's own."""
+    """The environment of a container before its own variables: never the server's own."""
     env = {name: value for name, value in os.environ.items() if _HOST_VARIABLES.fullmatch(name)}
     env |= {
         "PATH": f"{image.bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",

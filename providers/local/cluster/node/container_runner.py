@@ -72,7 +72,7 @@ _LAST_MOMENT_SECONDS = 2.0
 
 @dataclass
 class Node:
-    """What every pod of the node shares.
+    """The things that every pod of the node shares.
 
     :param starting: how many processes may be starting at a time
     :param configuration_changed: resolves when a ConfigMap or Secret changes; replaced each time
@@ -101,7 +101,7 @@ class Node:
 
 
 class PodContext(Protocol):
-    """What a container needs of its pod."""
+    """The part of a pod that its containers need."""
 
     pod: Object
     node: Node
@@ -357,7 +357,7 @@ class ContainerRunner:
         return [Mount(str(self._message_file), os.path.normpath(f"/{given.lstrip('/')}"))]
 
     def _termination_message(self, code: int) -> str:
-        """What the container left as its last words: from its file, or its log if the policy says so."""
+        """The container's last words: from its file, or its log if the policy says so."""
         text = ""
         if self._message_file is not None and self._message_file.is_file():
             with self._message_file.open("rb") as file:

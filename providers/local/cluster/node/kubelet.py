@@ -140,7 +140,7 @@ class Kubelet:
 
     @property
     def mount_refusal(self) -> str:
-        """Why containers have no mount namespaces, and pods no volumes; empty if they have."""
+        """The reason why containers have no mount namespaces, and pods no volumes; empty if they have."""
         return self._node.namespaces.refusal
 
     def open_log(
@@ -178,7 +178,7 @@ class Kubelet:
             remember_restarts(worker.containers, pod)
 
     def _exists(self, pod: Object) -> bool:
-        """Whether this is not old news: a pod may have come to its end before its watch is read."""
+        """True if this is not old news: a pod may have come to its end before its watch is read."""
         metadata = pod["metadata"]
         current = self._store.find(PODS, metadata["namespace"], metadata["name"])
         return (

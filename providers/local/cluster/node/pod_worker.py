@@ -30,7 +30,7 @@ _MOUNT_FIRST, _MOUNT_LONGEST = 0.5, 122.0
 
 
 class Interrupt(enum.Enum):
-    """Why a pod's life is cut short."""
+    """The reasons for which a pod's life is cut short."""
 
     DELETED = enum.auto()
     DEADLINE = enum.auto()
@@ -265,7 +265,7 @@ class PodWorker:
         self._ended_early = True
 
     def _show_crashed(self) -> None:
-        """What crashed and waits for its next try is shown as it ended: there is no next try."""
+        """Show containers that crashed as they ended: there is no next try."""
         crashed = [each for each in self.containers if "waiting" in each.state and each.last_state]
         for container in crashed:
             container.state = container.last_state
@@ -306,7 +306,7 @@ class PodWorker:
     # Status
 
     def is_gone(self) -> bool:
-        """Whether the object is removed, or another of its name has taken its place."""
+        """True if the object is removed, or another of its name has taken its place."""
         current = self.node.store.find(PODS, self.namespace, self.name)
         return current is None or current["metadata"]["uid"] != self.uid
 
@@ -315,7 +315,7 @@ class PodWorker:
         return not self.is_gone() and current is not None and "deletionTimestamp" in current["metadata"]
 
     def _starting(self) -> bool:
-        """Whether only some of the containers that start together have been started: nobody is told yet."""
+        """True if only some of the containers that start together have been started: nobody is told yet."""
         mains = [each for each in self.containers if each.role is Role.MAIN]
         creating = [each for each in mains if each.state == waiting("ContainerCreating")]
         return bool(creating) and any(each.running for each in mains) and not self._interrupt.done()

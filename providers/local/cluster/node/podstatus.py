@@ -132,7 +132,7 @@ def phase_of(containers: list[Container], policy: str, *, ended: bool = False) -
 
 @dataclass
 class Picture:
-    """What a pod's status is made from."""
+    """The facts that a pod's status is made from."""
 
     containers: list[Container]
     phase: PodPhase

@@ -27,7 +27,7 @@ _ANSWER = 4096
 
 @dataclass(frozen=True)
 class ProbeTarget:
-    """What a probe needs to know of its container.
+    """The part of a container that its probes need to know.
 
     :param folder: where the output of commands is kept for a moment
     """

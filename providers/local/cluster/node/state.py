@@ -236,10 +236,12 @@ def readdress_services(store: Store, addresses: Addresses) -> None:
 
 
 def end_lost_pods(store: Store) -> None:
-    """What ran under the server that is gone runs no more. Each pod that was on the node is marked lost, in a
-    write of its own that watchers see, and then ended, as after the restart of a node: one that may not
-    restart has failed; one that may stays, with its containers terminated, and starts again in place; one
-    that was being deleted is gone."""
+    """End what ran under the server that is gone, as after the restart of a node.
+
+    Each pod that was on the node is marked lost, in a write of its own that watchers see, and then ended: one
+    that may not restart has failed; one that may stays, with its containers terminated, and starts again in
+    place; one that was being deleted is gone.
+    """
     lost = [
         pod["metadata"] for pod in store.list(PODS)[0] if pod["spec"].get("nodeName") and not has_ended(pod)
     ]
@@ -283,7 +285,7 @@ def end_lost_pod(store: Store, metadata: Object) -> None:
 
 
 def _disrupted(pod: Object, now: str) -> Object:
-    """What tells a Job that the pod's end was not the program's doing."""
+    """The condition that tells a Job that the pod's end was not the program's doing."""
     return {
         "type": "DisruptionTarget",
         "observedGeneration": pod["metadata"].get("generation", 1),

@@ -81,7 +81,7 @@ class PodVolumes:
                     self._set_up(volume, mount)
 
     def mounts(self, container: Object) -> list[Mount]:
-        """What a container mounts, outer folders first. Raises :class:`SubPathError`."""
+        """The mounts of a container, outer folders first. Raises :class:`SubPathError`."""
         found = []
         for mount in container.get("volumeMounts") or []:
             volume = self._ready.get(mount["name"])

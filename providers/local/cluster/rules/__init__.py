@@ -1,1 +1,1 @@
-"""What may be written: defaults, validation, admission."""
+"""The rules of writing: defaults, validation, admission."""

@@ -1,4 +1,4 @@
-"""What every object passes before it is stored: defaults, addresses, rules."""
+"""The checks that an object passes before it is stored: defaults, addresses, rules."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _check_runtime_class(pod: Object) -> None:
 
 
 def _cannot_have(asked: str, addresses: Addresses) -> str:
-    """Why the address cannot be had; empty once it is taken."""
+    """The reason why the address cannot be had; empty once it is taken."""
     if not addresses.owns(asked):
         return "the provided IP is not in the valid range of the cluster's Services"
     return "" if addresses.claim(asked) else "provided IP is already allocated"

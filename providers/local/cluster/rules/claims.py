@@ -30,7 +30,7 @@ _MODES = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
 
 
 class ClaimFolders:
-    """Where the claims' data are: a folder for each, named by the claim's uid."""
+    """The folders of the claims' data: a folder for each, named by the claim's uid."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -1,4 +1,4 @@
-"""What an object gets when its author says nothing, as the API server and its admission give it."""
+"""The values of an object whose author says nothing, as the API server and its admission give them."""
 
 from __future__ import annotations
 
@@ -70,8 +70,6 @@ def _pull_policy(image: str) -> str:
 def _pod(pod: Object, old: Object | None) -> None:
     spec = pod["spec"]
     pod_spec(spec)
-    if spec.get("hostNetwork"):
-        _host_ports(spec)
     if old is None:
         spec.setdefault("serviceAccountName", "default")
         spec.setdefault("serviceAccount", spec["serviceAccountName"])
@@ -81,15 +79,6 @@ def _pod(pod: Object, old: Object | None) -> None:
         status = pod.setdefault("status", {})
         status.setdefault("phase", "Pending")
         status.setdefault("qosClass", quality_of_service(spec))
-
-
-def _host_ports(spec: Object) -> None:
-    """In the network of the host a container's ports are the host's."""
-    for key in ("initContainers", "containers"):
-        for container in spec.get(key) or ():
-            for port in container.get("ports") or ():
-                if not port.get("hostPort") and "containerPort" in port:
-                    port["hostPort"] = port["containerPort"]
 
 
 def quality_of_service(spec: Object) -> str:
@@ -139,9 +128,8 @@ def label_job(job: Object) -> None:
 
 
 def _deployment(deployment: Object, old: Object | None) -> None:
-    strategy = deployment["spec"]["strategy"]
-    if strategy["type"] == "RollingUpdate":
-        complete(schema_of("RollingUpdateDeployment"), strategy.setdefault("rollingUpdate", {}))
+    rolling = deployment["spec"]["strategy"].setdefault("rollingUpdate", {})
+    complete(schema_of("RollingUpdateDeployment"), rolling)
     if old is None:
         deployment.setdefault("status", {})
 

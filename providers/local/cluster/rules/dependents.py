@@ -1,4 +1,4 @@
-"""What belonged to a custom object that goes: the garbage collector looks at built-in kinds only."""
+"""The dependents of a custom object that goes: the garbage collector looks at built-in kinds only."""
 
 from __future__ import annotations
 

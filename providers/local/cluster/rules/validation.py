@@ -155,8 +155,6 @@ def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
     strategy = spec["strategy"]
     field = "spec.strategy.rollingUpdate"
     rolling = strategy.get("rollingUpdate") or {}
-    if strategy["type"] == "Recreate" and rolling:
-        causes.append(forbidden_value(field, "may not be specified when strategy `type` is 'Recreate'"))
     if rolling and all(str(rolling.get(each)) in ("0", "0%") for each in ("maxUnavailable", "maxSurge")):
         why = "may not be 0 when `maxSurge` is 0"
         causes.append(invalid_value(f"{field}.maxUnavailable", rolling["maxUnavailable"], why))

@@ -24,7 +24,7 @@ _NOT_SERVED = ("backoffLimitPerIndex", "maxFailedIndexes", "successPolicy")
 
 
 def validate_job(job: Object, old: Object | None) -> list[Cause]:
-    """What is wrong with a defaulted Job, but for single fields: those are in its schema."""
+    """The errors of a defaulted Job, but for single fields: those are in its schema."""
     causes = list(_spec(job))
     if old is not None:
         return causes + _changes(job, old)

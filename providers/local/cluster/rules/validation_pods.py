@@ -34,7 +34,7 @@ _ONE_SOURCE = "may not have more than one field specified at a time"
 
 
 def validate_pod_spec(spec: Object, path: str) -> list[Cause]:
-    """What is wrong with a defaulted pod spec, but for single fields: those are in its schema."""
+    """The errors of a defaulted pod spec, but for single fields: those are in its schema."""
     return list(_pod_spec(spec, path))
 
 
@@ -182,7 +182,7 @@ def _resource_name(name: str) -> str:
 
 
 def _comes_whole(name: str) -> bool:
-    """Whether it comes in whole pieces, as GPUs do: its name has a domain that is not Kubernetes' own."""
+    """True if it comes in whole pieces, as GPUs do: its name has a domain that is not Kubernetes' own."""
     return "/" in name and "kubernetes.io/" not in name
 
 

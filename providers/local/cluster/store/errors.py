@@ -71,7 +71,6 @@ class ApiError(Exception):
         message: str,
         details: dict[str, Any] | None = None,
         headers: dict[str, str] | None = None,
-        metadata: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -79,14 +78,13 @@ class ApiError(Exception):
         self.message = message
         self.details = details
         self.headers = headers or {}
-        self.metadata = metadata or {}
 
     def status(self) -> dict[str, Any]:
         """The ``Status`` object."""
         body: dict[str, Any] = {
             "kind": "Status",
             "apiVersion": "v1",
-            "metadata": self.metadata,
+            "metadata": {},
             "status": "Failure",
             "message": self.message,
             "reason": self.reason,
@@ -168,21 +166,6 @@ def expired(since: int, oldest: int) -> ApiError:
 def expired_list() -> ApiError:
     """A list at a version that is not kept any more."""
     return ApiError(410, "Expired", "The resourceVersion for the provided list is too old.")
-
-
-def expired_token(token: str) -> ApiError:
-    """A page of a list whose version is not kept any more.
-
-    :param token: continues behind the same object, with the objects as they are now
-    """
-    message = (
-        "The provided continue parameter is too old to display a consistent list result. You can start a new "
-        "list without the continue parameter, or use the continue token in this response to retrieve the "
-        "remainder of the results. Continuing with the provided token results in an inconsistent list - "
-        "objects that were created, modified, or deleted between the time the first chunk was returned and "
-        "now may show up in the list."
-    )
-    return ApiError(410, "Expired", message, metadata={"continue": token})
 
 
 def from_the_future(revision: int, current: int) -> ApiError:

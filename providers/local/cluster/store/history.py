@@ -1,4 +1,4 @@
-"""What has happened to the objects of each kind, as far as it is remembered, and who is told of more."""
+"""The changes to the objects of each kind, as far as they are remembered, and those who watch for more."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class History:
         return found
 
     def forget(self, revision: int) -> None:
-        """What was up to this revision is not remembered any more."""
+        """Forget everything up to this revision."""
         self._changes.clear()
         self._compacted.clear()
         self._floor = revision

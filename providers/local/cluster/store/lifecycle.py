@@ -19,7 +19,7 @@ ORPHAN_FINALIZER = "orphan"
 CLEANUP_FINALIZER = "customresourcecleanup.apiextensions.k8s.io"
 
 GRACE_PERIOD_SECONDS = 30
-"""What the Kubernetes API gives a pod that does not say otherwise."""
+"""The seconds that the Kubernetes API gives a pod that does not say otherwise."""
 
 
 def grace(resource: ResourceType, obj: Object, asked: int | None) -> int:
@@ -91,7 +91,7 @@ def same_but(old: Object, new: Object, field: str) -> bool:
 
 
 def is_new_generation(resource: ResourceType, old: Object, new: Object) -> bool:
-    """Whether a write counts as a new generation. Of a custom object everything is specification, but for its
+    """True if a write counts as a new generation. Of a custom object everything is specification, but for its
     metadata and a status that is written separately."""
     if resource.custom is None:
         before, after = old.get("spec"), new.get("spec")

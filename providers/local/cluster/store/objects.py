@@ -70,27 +70,3 @@ def keep_identity(old: Object, new: Object) -> None:
     for field in ("finalizers", "ownerReferences", "labels", "annotations"):
         if field in new and not new[field]:
             del new[field]
-
-
-_METADATA_ORDER = (
-    "name",
-    "generateName",
-    "namespace",
-    "uid",
-    "resourceVersion",
-    "generation",
-    "creationTimestamp",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "labels",
-    "annotations",
-    "ownerReferences",
-    "finalizers",
-)
-
-
-def ordered_metadata(metadata: Object) -> Object:
-    """The API's order of fields: what people read first comes first."""
-    ordered = {key: metadata[key] for key in _METADATA_ORDER if key in metadata}
-    ordered.update((key, value) for key, value in metadata.items() if key not in ordered)
-    return ordered

@@ -14,7 +14,7 @@ SUBRESOURCE_VERBS = ("get", "patch", "update")
 
 
 class Custom(Protocol):
-    """What a CustomResourceDefinition says about a version of its kind."""
+    """A version of a kind, as its CustomResourceDefinition describes it."""
 
     @property
     def schema(self) -> dict[str, Any]: ...
@@ -80,7 +80,7 @@ class ResourceType:
 
     @property
     def has_status(self) -> bool:
-        """Whether ``.status`` is written through a sub-resource of its own."""
+        """True if ``.status`` is written through a sub-resource of its own."""
         return "status" in self.subresources
 
 

@@ -168,7 +168,7 @@ def _key(token: str) -> str:
 
 
 def selects(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    """Whether an object's selector matches the labels; one that is wrong is refused elsewhere."""
+    """True if an object's selector matches the labels; one that is wrong is refused elsewhere."""
     try:
         return LabelSelector.from_object(selector).matches_labels(labels)
     except (ApiError, KeyError):

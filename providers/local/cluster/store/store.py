@@ -24,13 +24,11 @@ from nighttrain.providers.local.cluster.store.objects import (
     encode,
     generated_name,
     keep_identity,
-    ordered_metadata,
     timestamp,
     utc_now,
 )
 from nighttrain.providers.local.cluster.store.resources import (
     CUSTOMRESOURCEDEFINITIONS,
-    DEPLOYMENTS,
     NAMESPACES,
     ResourceType,
 )
@@ -166,7 +164,7 @@ class Store:
         return [record for record in found if all(each.matches(record.object) for each in selectors)]
 
     def records_at(self, resource: ResourceType, namespace: str | None, revision: int) -> Records:
-        """What :meth:`records` would have said at an earlier revision: the later pages of a list.
+        """The answer of :meth:`records` at an earlier revision: the later pages of a list.
 
         :raises ApiError: 410 when the history does not reach back that far
         """
@@ -211,7 +209,6 @@ class Store:
         if taken:
             raise errors.already_exists(resource, metadata["name"])
         if dry_run:
-            new["metadata"] = ordered_metadata(metadata)
             return new
         return self._commit(resource, ADDED, None, new)
 
@@ -240,12 +237,7 @@ class Store:
             if resource is NAMESPACES:
                 # What empties a namespace is not taken off by whoever writes the rest of it.
                 merged["spec"] = old.object.get("spec", {})
-        # Somebody's change of a Deployment's annotations is a new generation; its controller's is not.
-        told = resource is DEPLOYMENTS and not status
-        told = told and (metadata.get("annotations") or {}) != (
-            old.object["metadata"].get("annotations") or {}
-        )
-        return self._replace(resource, old, merged, dry_run=dry_run, new_generation=told)
+        return self._replace(resource, old, merged, dry_run=dry_run)
 
     def mutate(
         self, resource: ResourceType, namespace: str | None, name: str, fn: Callable[[Object], None]
@@ -399,13 +391,7 @@ class Store:
             raise errors.conflict(resource, known["name"])
 
     def _replace(
-        self,
-        resource: ResourceType,
-        record: Record,
-        new: Object,
-        *,
-        dry_run: bool = False,
-        new_generation: bool = False,
+        self, resource: ResourceType, record: Record, new: Object, *, dry_run: bool = False
     ) -> Object:
         old = record.object
         keep_identity(old["metadata"], new["metadata"])
@@ -414,7 +400,7 @@ class Store:
             resource.custom is not None or not lifecycle.same_but(old, new, "status")
         ):
             self._admit(resource, new, old)
-        if resource.has_generation and (new_generation or lifecycle.is_new_generation(resource, old, new)):
+        if resource.has_generation and lifecycle.is_new_generation(resource, old, new):
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
         if new == old:
             return old
@@ -451,7 +437,7 @@ class Store:
 
     def _commit(self, resource: ResourceType, type_: str, before: Record | None, new: Object) -> Object:
         self.revision += 1
-        new["metadata"] = ordered_metadata({**new["metadata"], "resourceVersion": str(self.revision)})
+        new["metadata"] = {**new["metadata"], "resourceVersion": str(self.revision)}
         record = Record(new, self.revision)
         metadata = new["metadata"]
         space = metadata.get("namespace", "")

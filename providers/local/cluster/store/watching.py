@@ -165,7 +165,7 @@ class Watcher:
         return all(selector.matches(record.object) for selector in self._selectors)
 
     def _selected(self, change: Change) -> tuple[str, Record] | None:
-        """What the change looks like to somebody who only sees matching objects."""
+        """The change as somebody sees it who only sees matching objects."""
         was = change.before is not None and self._matches(change.before)
         now = change.type != DELETED and self._matches(change.after)
         if now:

@@ -1,4 +1,4 @@
-"""What ``kubectl get pods`` shows of a pod: the API server's own reading of its status."""
+"""The cells of ``kubectl get pods``: the API server's own reading of its status."""
 
 from __future__ import annotations
 

@@ -126,22 +126,6 @@ def _deployment_ready(deployment: Object, _now: datetime) -> str:
     return f"{deployment.get('status', {}).get('readyReplicas', 0)}/{deployment['spec'].get('replicas', 0)}"
 
 
-def _containers(field: str) -> Callable[[Object, datetime], str]:
-    def cell(obj: Object, _now: datetime) -> str:
-        spec = obj["spec"]
-        spec = spec["template"]["spec"] if "template" in spec else spec
-        return ",".join(str(each.get(field, "")) for each in spec.get("containers") or ())
-
-    return cell
-
-
-def _selector(obj: Object, _now: datetime) -> str:
-    selector = obj["spec"].get("selector") or {}
-    # A Service's selector is the labels themselves, also one that is called matchLabels.
-    labels = selector if obj.get("kind") == "Service" else selector.get("matchLabels") or {}
-    return ",".join(f"{key}={value}" for key, value in sorted(labels.items())) or "<none>"
-
-
 def _service_ports(service: Object, _now: datetime) -> str:
     ports = service["spec"].get("ports") or ()
     return ",".join(_service_port(each) for each in ports) or "<none>"
@@ -155,11 +139,6 @@ def _service_port(port: Object) -> str:
 _NAME = Column("Name", _name, format="name")
 _AGE = Column("Age", _age)
 _PLAIN = (_NAME, _AGE)
-_CONTAINERS = (
-    Column("Containers", _containers("name"), priority=1),
-    Column("Images", _containers("image"), priority=1),
-    Column("Selector", _selector, priority=1),
-)
 _COLUMNS: dict[str, tuple[Column, ...]] = {
     "Pod": (
         _NAME,
@@ -176,7 +155,6 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("Completions", _job_completions),
         Column("Duration", _job_duration),
         _AGE,
-        *_CONTAINERS,
     ),
     "Deployment": (
         _NAME,
@@ -184,7 +162,6 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("Up-to-date", _at("status", "updatedReplicas", default=0), "integer"),
         Column("Available", _at("status", "availableReplicas", default=0), "integer"),
         _AGE,
-        *_CONTAINERS,
     ),
     "Service": (
         _NAME,
@@ -193,7 +170,6 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
         Column("External-IP", _at("spec", "externalIPs")),
         Column("Port(s)", _service_ports),
         _AGE,
-        Column("Selector", _selector, priority=1),
     ),
 }
 
