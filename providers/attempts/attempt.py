@@ -22,9 +22,7 @@ from nighttrain.providers.kubernetes.api.client import shared_client
 from nighttrain.providers.kubernetes.job.kinds import kind_named
 from nighttrain.providers.kubernetes.outcome.outcome import OutcomeKind
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
-from nighttrain.providers.tracking.client import MLflowClient
-from nighttrain.providers.tracking.progress import saying_progress
-from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.run_tree import open_run_tree
 from nighttrain.providers.tracking.runs import Lineage, RunStatus
 
 if TYPE_CHECKING:
@@ -111,6 +109,9 @@ class Attempt:
         :param narrow: see :func:`nighttrain.providers.attempts.wait_for_end.wait`
         :raises ClusterError: the cluster refused, or could not be asked for an hour
         """
+        # Loads the HTTP client, which whoever only imports this module can do without.
+        from nighttrain.providers.tracking.progress import saying_progress
+
         async with AsyncExitStack() as stack:
             client = await stack.enter_async_context(shared_client(self.cluster))
             if on_line is not None and self.tracking is not None and self.run.run_id:
@@ -178,8 +179,7 @@ class Attempt:
         its experiment was removed for good."""
         if not self.run.run_id:
             return []
-        async with MLflowClient(self._tracking()) as mlflow:
-            tree = RunTree(mlflow)
+        async with open_run_tree(self._tracking()) as tree:
             try:
                 return await tree.logged_models(await tree.get(self.run.run_id))
             except TrackingNotFoundError as error:
@@ -203,16 +203,15 @@ class Attempt:
                 "from MLflow's trash, then run this again (clear the task in Airflow, re-execute the run in "
                 "Dagster)"
             )
-        async with MLflowClient(self._tracking()) as mlflow:
-            return await RunTree(mlflow).get(self.run.run_id)
+        async with open_run_tree(self._tracking()) as tree:
+            return await tree.get(self.run.run_id)
 
     async def _close_run(self, status: RunStatus, outcome: Outcome | None) -> Attempt:
         tags: dict[str, str] = {}
         if self.lineage is not None:
             tags = attempt_tags(self.lineage, self.started.cluster, self.workload, outcome)
         run = self.run
-        async with MLflowClient(self._tracking()) as mlflow:
-            tree = RunTree(mlflow)
+        async with open_run_tree(self._tracking()) as tree:
             try:
                 run = await run.find(tree)
                 await run.close(tree, status, tags)

@@ -47,9 +47,8 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.kubernetes.api.client import shared_client
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.kinds import kind_named
-from nighttrain.providers.tracking.client import MLflowClient
 from nighttrain.providers.tracking.names import check_experiment_name, check_run_name, read_params
-from nighttrain.providers.tracking.run_tree import RunTree
+from nighttrain.providers.tracking.run_tree import RunTree, open_run_tree
 from nighttrain.providers.tracking.runs import (
     EPOCH_TAG,
     OPENED_BY_CONTAINER,
@@ -156,10 +155,9 @@ class TrackedWorkload:
         self._check_names()
         wanted = check_workload(self.spec)
         kind = kind_named(self.kind)
-        async with shared_client(self.cluster) as client, MLflowClient(self.tracking) as mlflow:
+        async with shared_client(self.cluster) as client, open_run_tree(self.tracking) as tree:
             namespace = self.spec.namespace or client.namespace
             await self._rehearse(client, namespace, kind, wanted)
-            tree = RunTree(mlflow)
             candidate: Run | None = None
 
             async def complete() -> CheckedWorkload:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import (
@@ -36,8 +37,9 @@ from nighttrain.providers.tracking.runs import (
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from nighttrain.providers.tracking.config import TrackingConfig
     from nighttrain.providers.tracking.runs import RunKey
 
 _log = logging.getLogger(__name__)
@@ -47,6 +49,16 @@ GENERATIONS = 100
 
 SETTLE_ROUNDS = 20
 """Tasks that end at once look at each other's writes: each round one of them is the last."""
+
+
+@asynccontextmanager
+async def open_run_tree(config: TrackingConfig) -> AsyncIterator[RunTree]:
+    """A run tree on a connection of its own, for as long as the context lasts."""
+    # Loads the HTTP client, which whoever only imports this module can do without.
+    from nighttrain.providers.tracking.client import MLflowClient
+
+    async with MLflowClient(config) as client:
+        yield RunTree(client)
 
 
 class RunTree(RunStore):

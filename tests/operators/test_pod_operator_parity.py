@@ -11,7 +11,8 @@ from kubernetes.client import ApiClient
 from kubernetes.client import models as k8s
 
 from nighttrain.operators.training import TrainingJobOperator
-from nighttrain.operators.workload import DEFAULT_TTL_SECONDS_AFTER_FINISHED, WorkloadOperator
+from nighttrain.operators.workload import WorkloadOperator
+from nighttrain.operators.workload_parameters import DEFAULT_TTL_SECONDS_AFTER_FINISHED
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.connection import ClusterConfig
 from nighttrain.providers.kubernetes.job import spec as spec_module
