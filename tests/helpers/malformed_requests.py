@@ -399,13 +399,23 @@ def strike(chance: random.Random) -> Strike:
     if how < 0.12:
         new = kind.object
         if chance.random() < 0.5:
-            new["metadata"]["generateName"] = f"{new['metadata'].pop('name')}-"
+            _rename(chance, kind, new)
         return Strike(kind, "POST", kind.path + chance.choice(QUERIES), spoiled(chance, new))
     if how < 0.3:
         return _read(chance, kind)
     if how < 0.4:
         return _delete(chance, kind)
     return _write(chance, kind)
+
+
+def _rename(chance: random.Random, kind: Kind, new: dict[str, Any]) -> None:
+    """Give it a name that is free: a definition is named after its group."""
+    if kind.kind == "CustomResourceDefinition":
+        group = f"g{chance.randrange(10**6)}.example.com"
+        new["metadata"]["name"] = f"{new['spec']['names']['plural']}.{group}"
+        new["spec"]["group"] = group
+    else:
+        new["metadata"]["generateName"] = f"{new['metadata'].pop('name')}-"
 
 
 def _read(chance: random.Random, kind: Kind) -> Strike:

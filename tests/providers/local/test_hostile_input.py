@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # Another seed makes other requests: NIGHTTRAIN_HOSTILE_SEED=7 ./run test ... -k strikes
-SEED = int(os.environ.get("NIGHTTRAIN_HOSTILE_SEED", "20261128"))
+SEED = int(os.environ.get("NIGHTTRAIN_HOSTILE_SEED", "20261124"))
 REQUESTS, REQUESTS_AT_ANYTHING, STRIKES_AT_RUNNING = 5000, 2000, 500
 BATCH = 250
 # After so many strikes the honest objects are made again.
