@@ -19,6 +19,7 @@ from nighttrain.providers.attempts.lifecycle import environment_of
 from nighttrain.providers.attempts.wait_for_end import until_gone
 from nighttrain.providers.attempts.workload_objects import list_pods
 from nighttrain.providers.errors import (
+    ClusterForbiddenError,
     ConfigurationError,
     LostNodeError,
     ObjectConflictError,
@@ -167,9 +168,11 @@ async def list_workloads(client: ClusterClient, namespace: str) -> list[tuple[Wo
     for kind in KINDS.values():
         try:
             listed = await client.list(kind.resource, namespace, label_selector=ATTEMPT_KEY_LABEL)
-        except ObjectNotFoundError:
+        except (ObjectNotFoundError, ClusterForbiddenError) as error:
             if kind is JOB:
                 raise
+            if isinstance(error, ClusterForbiddenError):  # a Role from before there was this kind
+                _log.warning("%s workloads are not looked at: %s", kind.name, error)
             continue  # a cluster without this kind
         found += [(kind, obj) for obj in items(listed.get("items"))]
     return found

@@ -379,12 +379,13 @@ MIRRORED = {"list", "watch"}
 def calls(path: str) -> set[tuple[str, str, str]]:
     """(API group, resource, verb) of every request that a module makes through the cluster client."""
     from nighttrain.providers.kubernetes.api import resources
+    from nighttrain.providers.kubernetes.job.kinds import KINDS
 
-    def resource(node: ast.expr) -> Any:
+    def targets(node: ast.expr) -> list[Any]:
         if ast.unparse(node) in ("resource", "kind.resource", "kind_named(workload.kind).resource"):
-            return resources.JOBS  # of the kinds of workload, the one that the role is about
+            return [kind.resource for kind in KINDS.values()]
         found = getattr(resources, node.id, None) if isinstance(node, ast.Name) else None
-        return found if isinstance(found, resources.Resource) else None
+        return [found] if isinstance(found, resources.Resource) else []
 
     asked: set[tuple[str, str, str]] = set()
     tree = ast.parse((ROOT / path).read_text("utf-8"))
@@ -402,10 +403,9 @@ def calls(path: str) -> set[tuple[str, str, str]]:
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         if name == "logs" and isinstance(function, ast.Attribute) and "client" in ast.unparse(function.value):
             asked.add(("", "pods/log", "get"))
-        if not node.args or (target := resource(node.args[0])) is None:
-            continue
-        verbs = MIRRORED if name == "Selection" else {VERBS[name]}
-        asked |= {(target.group, target.plural, verb) for verb in verbs}
+        for target in targets(node.args[0]) if node.args else ():
+            verbs = MIRRORED if name == "Selection" else {VERBS[name]}
+            asked |= {(target.group, target.plural, verb) for verb in verbs}
     return asked
 
 

@@ -14,7 +14,7 @@ from nighttrain.providers.kubernetes.api.resources import JOBS, Resource
 from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.outcome.decide import (
     decide,
-    is_decided,
+    job_is_decided,
 )
 from nighttrain.providers.kubernetes.values.objects import condition, items, mapping, metadata, text
 
@@ -49,10 +49,15 @@ class Read(Protocol):
 class WorkloadKind:
     """One kind of workload.
 
+    Where its pods belong to a child, as a JobSet's to its Jobs, no child carries the labels of the attempt:
+    the reaper would take it for one. ``read`` sees the object and its pods, not the children; pods of a child
+    do not decide, and sidecars in them are not ended.
+
     :param resource: where its objects live
     :param build: the manifest of an attempt, by its number. It carries the identity's name, labels and
         annotations and the annotation with the spec's hash, its pods the same labels and annotations. Raises
-        ConfigurationError if the spec cannot become an object of this kind
+        ConfigurationError if the spec cannot become an object of this kind. Its name leaves 11 of the 63
+        characters that children's and pods' names have
     :param read: how an attempt stands, from its status
     :param has_ended: whether its own status is final and nothing of it will run any more
     :param is_decided: whether it has ended by what its pods show, or by what is written on it, although its
@@ -95,8 +100,8 @@ def _job_has_ended(job: object) -> bool:
     return condition(job, "Complete") is not None or condition(job, "Failed") is not None
 
 
-def _job_is_suspended(job: object) -> bool:
-    return mapping(mapping(job).get("spec")).get("suspend") is True
+def _is_suspended(workload: object) -> bool:
+    return mapping(mapping(workload).get("spec")).get("suspend") is True
 
 
 def _job_pod_template(job: Json) -> Json:
@@ -116,7 +121,7 @@ JOB = WorkloadKind(
     build=build_job,
     read=decide,
     has_ended=_job_has_ended,
-    is_suspended=_job_is_suspended,
+    is_suspended=_is_suspended,
     pod_template=_job_pod_template,
     pod_label=JOB_NAME_LABEL,
     owner_of=_job_of_pod,
@@ -128,7 +133,7 @@ JOB = WorkloadKind(
         "podFailurePolicy",
         "activeDeadlineSeconds",
     ),
-    is_decided=is_decided,
+    is_decided=job_is_decided,
 )
 
 KINDS: dict[str, WorkloadKind] = {JOB.name: JOB}

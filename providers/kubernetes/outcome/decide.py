@@ -135,7 +135,7 @@ def _read_note(obj: object, annotation: str) -> Outcome | None:
         return None
 
 
-def is_decided(job: object, pods: Sequence[object]) -> bool:
+def job_is_decided(job: object, pods: Sequence[object]) -> bool:
     """Tell whether what is written on a Job, or its pod, shows its end, although its conditions may not yet.
 
     Its controller writes twenty times a second for all Jobs of a cluster: after many ends at once it is late.

@@ -37,6 +37,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     uid_of,
 )
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.local.cluster.faults.faults import Fault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -288,6 +289,22 @@ async def test_the_reaper_finds_it(
     assert (await reaper.reap(client, finding, Over())).verdict is reaper.Verdict.REAPED
     with pytest.raises(ObjectNotFoundError):
         await client.get(TRAININGS, NAMESPACE, job.name)
+
+
+async def test_a_kind_that_may_not_be_listed_does_not_keep_the_reaper_from_jobs(
+    client: ClusterClient,
+    cluster: EmbeddedCluster,
+    kind: WorkloadKind,
+    identity: WorkloadIdentity,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sleeping = check_workload(spec("import time; time.sleep(60)"))
+    job = await lifecycle.submit(client, sleeping, identity, namespace=NAMESPACE)
+    cluster.faults.add(Fault.answer(403, verb="list", resource="trainings"))
+    findings = await reaper.find(client, NAMESPACE, Over(), minimum_age_seconds=0)
+    assert job.uid in {each.workload.uid for each in findings}
+    assert "Training workloads are not looked at" in caplog.text
+    await lifecycle.cancel(client, job)
 
 
 def test_a_stored_workload_names_its_kind_and_older_ones_are_jobs() -> None:
