@@ -70,6 +70,8 @@ def without_empty_leaving(steps: Steps) -> Steps:
     }
 
 
+ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
 DIFFERENCES: dict[str, tuple[Difference, ...]] = {
     "deployment-rollout": (
         Difference(
@@ -85,6 +87,13 @@ DIFFERENCES: dict[str, tuple[Difference, ...]] = {
             "there is no RBAC: whole namespaces can be forbidden, cluster-wide kinds cannot",
             without_answer("GET", "/api/v1/nodes"),
             without_answer("GET", "/api/v1/nodes"),
+            always=True,
+        ),
+        Difference(
+            "An access review answers 404, not 201",
+            "there are no rules to ask for",
+            without_answer("POST", ACCESS_REVIEWS),
+            without_answer("POST", ACCESS_REVIEWS),
             always=True,
         ),
     ),
