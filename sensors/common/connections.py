@@ -17,11 +17,10 @@ from airflow.sdk import BaseHook, Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.pod_access import PodAccess, pod_access
-from nighttrain.providers.tracking.config import page_url
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.connection import ClusterConfig
+    from nighttrain.providers.pod_access import PodAccess
     from nighttrain.providers.tracking.config import TrackingConfig
 
 DEFAULT_KUBERNETES_CONN_ID = "kubernetes_default"
@@ -44,6 +43,8 @@ class MLflowConnection:
 
     def pods(self) -> PodAccess:
         """The pods' way to MLflow: its address, certificates and credentials by reference."""
+        from nighttrain.providers.pod_access import pod_access
+
         return pod_access(self.config, uri=self.cluster_uri, secret=self.secret)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
@@ -55,6 +56,8 @@ class MLflowConnection:
         return self._page(f"models/{quote(model_name, safe='')}/versions/{version}")
 
     def _page(self, place: str) -> str:
+        from nighttrain.providers.tracking.config import page_url
+
         return page_url(self.ui_uri, place, self.config)
 
 
