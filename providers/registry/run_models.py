@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "MLmodel"
 HISTORY_TAG = "mlflow.log-model.history"
-"""Where MLflow 2's client notes what it logged."""
+"""The tag in which MLflow 2's client notes what it logged."""
 
 MAX_FOLDERS = 10_000
 """A data set logged beside a model may have thousands; beyond this many a search takes minutes."""

@@ -108,7 +108,7 @@ class WorkloadTrigger(BaseTrigger):
         )
 
     async def _tracking_for_progress(self) -> TrackingConfig | None:
-        """Where to read what the training logs to MLflow, where it has a run and logs are wanted."""
+        """The way to what the training logs to MLflow, if it has a run and logs are wanted."""
         if self.get_logs and self.mlflow_conn_id is not None and self.run_ids:
             with contextlib.suppress(ConfigurationError):
                 return (await aget_mlflow(self.mlflow_conn_id)).config

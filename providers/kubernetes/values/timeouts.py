@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # (a wrong name, a request no node can give) than a slow node. Waiting in a Kueue queue is not counted.
 DEFAULT_STARTUP_TIMEOUT_SECONDS = 600.0
 
-# A proxy that is told of the end of what it serves goes within seconds, and one that is not never goes by
+# A proxy that notices the end of what it serves goes within seconds, and one that does not never goes by
 # itself; ten seconds are nothing beside a training, and enough to send the last metrics.
 DEFAULT_SIDECAR_GRACE_SECONDS = 10.0
 
