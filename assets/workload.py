@@ -16,7 +16,7 @@ from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import TrackingMisconfiguredError, TrackingNotFoundError
 from nighttrain.providers.kubernetes.values.timeouts import DEFAULT_STARTUP_TIMEOUT_SECONDS, Timeouts
 from nighttrain.providers.pod_access import with_access
-from nighttrain.providers.tracking.commit import commit_of_environment
+from nighttrain.providers.tracking.runs import commit_of_environment
 from nighttrain.providers.training_advice import advised
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
 from nighttrain.providers.airflow_regions import region_of
-from nighttrain.providers.tracking.commit import commit_of_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,6 +71,8 @@ def lineage(context: Context, **known: Any) -> Lineage:
 
 def commit(context: Context) -> str | None:
     """The commit of the DAG's code: the bundle's version where it has one, else the environment's."""
+    from nighttrain.providers.tracking.runs import commit_of_environment
+
     version = getattr(context["ti"], "bundle_instance", None)
     if version is not None and getattr(version, "version", None):
         return str(version.version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,10 @@ _OF_THE_RUN = frozenset(
     {OPENING_TAG, EPOCH_TAG, OPENED_BY_TAG, PREVIOUS_TAG, SUPERSEDED_TAG, CHANGED_PARAMS_TAG}
 )
 """Tags that say how a run was opened, and what came before it and after it."""
+
+
+COMMIT_VARIABLES = ("NIGHTTRAIN_COMMIT", "GIT_COMMIT", "GIT_SHA")
+"""Of an orchestrator's environment; the first that is set names the commit of its code."""
 
 
 class RunStatus(StrEnum):
@@ -210,6 +215,11 @@ class Lineage:
         if self.commit:
             tags["mlflow.source.git.commit"] = self.commit
         return clean_tags(tags)
+
+
+def commit_of_environment() -> str | None:
+    """The commit that this process's environment names, if it does."""
+    return next((os.environ[name] for name in COMMIT_VARIABLES if os.environ.get(name)), None)
 
 
 def inherited(tags: Mapping[str, str]) -> dict[str, str]:
