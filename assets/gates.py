@@ -21,15 +21,15 @@ from nighttrain.assets.workload import (
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, ModelVersionNotFoundError
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-from nighttrain.providers.registry.evaluation import (
+from nighttrain.providers.registry.gates import Rule, judge, parse_rules
+from nighttrain.providers.registry.gates.evaluation import (
     CANDIDATE_VARIABLE,
     CHAMPION_VARIABLE,
     group_measurements,
     verdict_tags,
 )
-from nighttrain.providers.registry.gates import Rule, judge, parse_rules
+from nighttrain.providers.registry.gates.verdicts import Verdict
 from nighttrain.providers.registry.models import ModelRegistry
-from nighttrain.providers.registry.verdicts import Verdict
 from nighttrain.providers.registry.versions import check_alias, check_name
 
 

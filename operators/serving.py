@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
-from nighttrain.operators.registry import held
+from nighttrain.operators.registry.promotion import held
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
 from nighttrain.providers.texts import as_texts

@@ -9,7 +9,7 @@ from nighttrain.operators.common.clients import open_registry
 from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, WorkloadLink, remember_links
 from nighttrain.operators.workload import Prepared, WorkloadOperator
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.registry.evaluation import CANDIDATE_VARIABLE, CHAMPION_VARIABLE
+from nighttrain.providers.registry.gates.evaluation import CANDIDATE_VARIABLE, CHAMPION_VARIABLE
 from nighttrain.sensors.common.connections import get_mlflow
 from nighttrain.sensors.common.failures import failing_clearly
 
@@ -121,7 +121,7 @@ class EvaluateModelOperator(WorkloadOperator):
         return candidate, None if champion.version == candidate.version else champion
 
     async def _collect(self, attempt: Attempt, facts: dict[str, Any]) -> dict[str, Any]:
-        from nighttrain.providers.registry.evaluation import group_measurements
+        from nighttrain.providers.registry.gates.evaluation import group_measurements
 
         run = await attempt.logged_run()
         return {

@@ -20,7 +20,7 @@ from nighttrain.providers.registry.gates import (
     parse_rule,
     parse_rules,
 )
-from nighttrain.providers.registry.verdicts import Verdict, VerdictKind
+from nighttrain.providers.registry.gates.verdicts import Verdict, VerdictKind
 
 ACCEPTED, REJECTED, INCONCLUSIVE = VerdictKind.ACCEPTED, VerdictKind.REJECTED, VerdictKind.INCONCLUSIVE
 

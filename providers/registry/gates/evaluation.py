@@ -9,7 +9,7 @@ from nighttrain.providers.tracking.measured import to_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nighttrain.providers.registry.verdicts import Verdict
+    from nighttrain.providers.registry.gates.verdicts import Verdict
 
 # What the scoring code finds in its environment; both are pinned: models:/name/version.
 CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"

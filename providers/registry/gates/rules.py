@@ -23,7 +23,7 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from nighttrain.providers.errors import ConfigurationError, clip
-from nighttrain.providers.registry.verdicts import Evidence, Verdict, VerdictKind, show_number, stored
+from nighttrain.providers.registry.gates.verdicts import Evidence, Verdict, VerdictKind, show_number, stored
 from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 
 
