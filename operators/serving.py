@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.registry.models import ModelRegistry
+    from nighttrain.providers.registry.promotion import Change
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.serving.backends.base import EndpointStatus
     from nighttrain.providers.serving.spec import ServingSpec
@@ -315,29 +316,36 @@ class RolloutModelOperator(TextTemplates):
 
 
 class RollbackModelOperator(TextTemplates):
-    """Switches an endpoint back to the version before, and moves alias and stage with it.
+    """Undoes the last promotion of a model, and switches an endpoint back to the version before.
 
-    Returns what :class:`RolloutModelOperator` returns.
+    What the promotion moved is moved back, no more and no less: the alias, and the stage where it moved one.
+    The rollback is an entry of the model's history.
 
-    :param endpoint: name of the endpoint (templated)
-    :param model_name: the registered model; the endpoint's own, if left out (templated)
-    :param alias: the alias to move back, ``None`` to leave it (templated)
-    :param stage: the stage to move back, ``None`` to leave it (templated)
-    :param reason: why, for the record (templated)
+    With an endpoint it returns what :class:`RolloutModelOperator` returns; without one ``{"model_name",
+    "version", "previous_version", "alias", "stage", "entry"}``.
+
+    :param endpoint: name of the endpoint (templated); without one only the registry is rolled back
+    :param model_name: the registered model (templated); the endpoint's own, if left out
+    :param alias: the alias whose last promotion is undone, ``None`` for none (templated)
+    :param stage: the stage whose last promotion is undone, for promotions without an alias (templated)
+    :param to: the version to go back to, over several promotions (templated); the one before, if left out.
+        An endpoint goes back to the one before only
+    :param reason: why, for the history (templated)
     :param namespace: the connection's, if left out (templated)
     """
 
-    template_fields: Sequence[str] = ("endpoint", "model_name", "alias", "stage", "reason", "namespace")
+    template_fields: Sequence[str] = ("endpoint", "model_name", "alias", "stage", "to", "reason", "namespace")
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
     ui_color = "#fdf0d9"
 
     def __init__(
         self,
         *,
-        endpoint: str,
+        endpoint: str | None = None,
         model_name: str | None = None,
         alias: str | None = "champion",
-        stage: str | None = "Production",
+        stage: str | None = None,
+        to: str | int | None = None,
         reason: str | None = None,
         namespace: str | None = None,
         kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
@@ -347,10 +355,17 @@ class RollbackModelOperator(TextTemplates):
         # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
         kwargs.setdefault("multiple_outputs", True)
         super().__init__(**kwargs)
+        if endpoint is None and model_name is None:
+            raise ConfigurationError("endpoint, model_name", None, "name an endpoint, a model, or both")
+        if endpoint is not None and to is not None:
+            raise ConfigurationError(
+                "to", to, "an endpoint goes back to the version before only; roll that version out instead"
+            )
         self.endpoint = endpoint
         self.model_name = model_name
         self.alias = alias
         self.stage = stage
+        self.to = to
         self.reason = reason
         self.namespace = namespace
         self.kubernetes_conn_id = kubernetes_conn_id
@@ -359,15 +374,37 @@ class RollbackModelOperator(TextTemplates):
     def execute(self, context: Context) -> dict[str, Any]:
         with failing_clearly():
             as_texts(self, *self.template_fields)
-            self._cluster = get_cluster_config(self.kubernetes_conn_id)
             self._mlflow = get_mlflow(self.mlflow_conn_id)
-            status = run_sync(self._roll_back())
-            model_name = self.model_name or status.model_name
-            if self.alias is not None or self.stage is not None:
-                run_sync(self._move_back(context, model_name, status))
-                self.log.info(
-                    "%s: version %s holds %s", model_name, status.stable_version, held(self.alias, self.stage)
+            if self.endpoint is None:
+                return self._roll_back_registry(context)
+            return self._roll_back_endpoint(context, self.endpoint)
+
+    def _roll_back_registry(self, context: Context) -> dict[str, Any]:
+        model_name = str(self.model_name)
+        change = run_sync(self._undo(context, model_name, to=self.to))
+        self._say(change)
+        if change.version:
+            remember_links(context, version=self._mlflow.version_url(model_name, change.version))
+        return {
+            "model_name": model_name,
+            "version": change.version,
+            "previous_version": change.previous_version,
+            "alias": change.alias,
+            "stage": change.stage,
+            "entry": change.number,
+        }
+
+    def _roll_back_endpoint(self, context: Context, endpoint: str) -> dict[str, Any]:
+        self._cluster = get_cluster_config(self.kubernetes_conn_id)
+        status = run_sync(self._switch_back(endpoint))
+        model_name = self.model_name or status.model_name
+        if (self.alias is not None or self.stage is not None) and status.previous_version:
+            change = run_sync(
+                self._undo(
+                    context, model_name, to=status.stable_version, withdraws=str(status.previous_version)
                 )
+            )
+            self._say(change)
         remember_links(
             context,
             version=self._mlflow.version_url(model_name, status.stable_version),
@@ -375,39 +412,36 @@ class RollbackModelOperator(TextTemplates):
         )
         return _served(status)
 
-    async def _roll_back(self) -> EndpointStatus:
+    def _say(self, change: Change) -> None:
+        where = held(change.alias, change.stage) or "nothing else"
+        held_by = f"version {change.version}" if change.version else "no version"
+        self.log.info("%s: %s holds %s", change.name, held_by, where)
+
+    async def _switch_back(self, endpoint: str) -> EndpointStatus:
         async with open_rollout(self._cluster) as (client, rollout):
             return await rollout.rollback(
-                self.endpoint, self.namespace or client.namespace, on_progress=self.log.info
+                endpoint, self.namespace or client.namespace, on_progress=self.log.info
             )
 
-    async def _move_back(self, context: Context, model_name: str, status: EndpointStatus) -> None:
-        """Undo the promotion that brought the withdrawn version; its record stays on that version."""
-        from nighttrain.providers.registry.promotion import promote, recorded, undo
+    async def _undo(
+        self, context: Context, model_name: str, *, to: str | int | None, withdraws: str | None = None
+    ) -> Change:
+        from nighttrain.providers.registry.promotion import Author, roll_back
 
-        actor = task_context.actor(context)
-        reason = self.reason or f"endpoint {self.endpoint} was rolled back"
+        what = f"endpoint {self.endpoint} was rolled back" if self.endpoint else "rolled back by a DAG"
         async with open_registry(self._mlflow) as registry:
-            withdrawn = await registry.get_version(model_name, str(status.previous_version))
-            promotion = recorded(withdrawn)
-            if (
-                promotion is not None
-                and promotion.previous_version == status.stable_version
-                and (promotion.alias, promotion.stage) == (self.alias, self.stage)
-            ):
-                await undo(registry, promotion, actor=actor, reason=reason)
-                return
-            serving = recorded(await registry.get_version(model_name, status.stable_version))
-            await promote(
+            return await roll_back(
                 registry,
                 model_name,
-                status.stable_version,
                 alias=self.alias,
                 stage=self.stage,
-                actor=actor,
-                reason=reason,
-                # What it was promoted for in the first place still speaks for it.
-                evidence=serving.evidence if serving else "",
+                to=to,
+                withdraws=withdraws,
+                author=Author(
+                    actor=task_context.actor(context),
+                    reason=self.reason or what,
+                    dag_run=task_context.dag_run(context),
+                ),
             )
 
 

@@ -35,7 +35,10 @@ NighttrainError
 │   ├── ModelVersionNotFoundError   no such version, alias or stage holder
 │   ├── RunWithoutModelError        the run logged no READY model
 │   │   └── RunInTrashError         it is in MLflow's trash, its model with it: restoring it mends this
-│   └── ArtifactDigestMismatchError the artifact is not the one that was registered
+│   ├── ArtifactDigestMismatchError the artifact is not the one that was registered
+│   ├── PromotedSinceError          what was to be replaced or undone is not what is there any more
+│   ├── NothingToUndoError          the history has no promotion in effect that leads back there
+│   └── HistoryMovedError           somebody else wrote the model's next entry first: read it again
 ├── GateError
 │   ├── GateRejectedError           the verdict is "rejected" and the gate was told to fail on it
 │   └── GateInconclusiveError       the verdict is "inconclusive" and the gate was told to fail on it
@@ -307,6 +310,18 @@ class RunInTrashError(RunWithoutModelError):
 
 class ArtifactDigestMismatchError(RegistryError):
     """The artifact's sha256 manifest differs from the one recorded at registration."""
+
+
+class PromotedSinceError(RegistryError):
+    """What was to be replaced or undone is not what is there any more: somebody promoted since."""
+
+
+class NothingToUndoError(RegistryError):
+    """The history has no promotion in effect that can be undone, or none that leads back to that version."""
+
+
+class HistoryMovedError(RegistryError):
+    """Somebody else wrote the model's next entry first: read the history again, and decide again."""
 
 
 class GateError(NighttrainError):

@@ -85,6 +85,12 @@ def actor(context: Context) -> str:
     return f"airflow:{ti.dag_id}/{ti.task_id}/{ti.run_id}"
 
 
+def dag_run(context: Context) -> str:
+    """The DAG and its run, by name, for ledgers and tags."""
+    ti = context["ti"]
+    return f"{ti.dag_id}/{ti.run_id}"
+
+
 def without_secrets(params: Mapping[str, str]) -> dict[str, str]:
     """``params`` without the secrets that Airflow knows: of connections, variables and ``mask_secret``.
 

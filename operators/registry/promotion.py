@@ -15,27 +15,41 @@ from nighttrain.sensors.common.failures import failing_clearly
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from nighttrain.providers.registry.promotion import Promotion
+    from nighttrain.providers.registry.promotion import Change
 
 
 class PromoteModelOperator(RegistryOperator):
-    """Moves an alias and a stage to a version, and records who did it, why, when, and what was there before.
+    """Moves an alias to a version, and a stage where one is named, as an entry of the model's history.
 
-    Returns ``{"model_name", "version", "alias", "stage", "previous_version"}``.
+    The entry says who did it, why, when, on what evidence, and what was there before; ``nighttrain history``
+    shows it. Promotions of one model are made one at a time, whoever makes them.
+
+    Returns ``{"model_name", "version", "alias", "stage", "previous_version", "entry"}``; ``entry`` is the
+    number in the history, ``None`` where everything was in place already.
 
     :param model_name: the registered model (templated)
     :param version: the version to promote (templated)
     :param alias: the alias to move, ``None`` for none (templated)
-    :param stage: the stage to move the version to, ``None`` for none (templated)
+    :param stage: the stage to move the version to (templated); none, unless it is named
     :param archive_existing: move what was in the stage to ``Archived``
-    :param verdict: the gate's verdict; anything but an accepted one is refused (templated)
-    :param reason: why, for the record (templated)
+    :param verdict: the gate's verdict; anything but an accepted one is refused, and so is one about another
+        champion than the alias is on now (templated)
+    :param reason: why, for the history (templated)
+    :param approver: who agreed, for the history, such as ``approve.output["approver"]`` (templated)
     :param mlflow_conn_id: connection of type ``mlflow``
     """
 
-    template_fields: Sequence[str] = ("model_name", "version", "alias", "stage", "verdict", "reason")
+    template_fields: Sequence[str] = (
+        "model_name",
+        "version",
+        "alias",
+        "stage",
+        "verdict",
+        "reason",
+        "approver",
+    )
     native_fields = frozenset({"verdict"})
-    text_fields = ("model_name", "version", "alias", "stage", "reason")
+    text_fields = ("model_name", "version", "alias", "stage", "reason", "approver")
 
     def __init__(
         self,
@@ -43,10 +57,11 @@ class PromoteModelOperator(RegistryOperator):
         model_name: str,
         version: str,
         alias: str | None = "champion",
-        stage: str | None = "Production",
+        stage: str | None = None,
         archive_existing: bool = True,
         verdict: Any = None,
         reason: str | None = None,
+        approver: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -59,26 +74,28 @@ class PromoteModelOperator(RegistryOperator):
         self.archive_existing = archive_existing
         self.verdict = verdict
         self.reason = reason
+        self.approver = approver
 
     def execute(self, context: Context) -> dict[str, Any]:
         with failing_clearly():
             self._connect()
             summary = self._checked_verdict()
-            promotion = run_sync(self._promote(context, summary))
+            change = run_sync(self._promote(context, summary))
         self._link(context, self.model_name, str(self.version))
         self.log.info(
             "%s version %s holds %s; before: %s",
             self.model_name,
             self.version,
             held(self.alias, self.stage),
-            promotion.previous_version or "none",
+            change.previous_version or "none",
         )
         return {
             "model_name": self.model_name,
             "version": str(self.version),
             "alias": self.alias,
             "stage": self.stage,
-            "previous_version": promotion.previous_version,
+            "previous_version": change.previous_version,
+            "entry": change.number,
         }
 
     def _checked_verdict(self) -> str:
@@ -98,8 +115,16 @@ class PromoteModelOperator(RegistryOperator):
             )
         return str(self.verdict.get("summary", ""))
 
-    async def _promote(self, context: Context, summary: str) -> Promotion:
-        from nighttrain.providers.registry.promotion import promote
+    def _replaces(self) -> str | None:
+        """The version that the verdict compared with; ``None`` where it does not say, or of another alias."""
+        from nighttrain.providers.registry.promotion import NOBODY
+
+        if self.verdict is None or not self.alias or self.verdict.get("champion_alias") != self.alias:
+            return None
+        return str(self.verdict.get("champion_version") or NOBODY)
+
+    async def _promote(self, context: Context, summary: str) -> Change:
+        from nighttrain.providers.registry.promotion import Author, promote
 
         async with open_registry(self._mlflow) as registry:
             return await promote(
@@ -109,9 +134,14 @@ class PromoteModelOperator(RegistryOperator):
                 alias=self.alias,
                 stage=self.stage,
                 archive_existing=self.archive_existing,
-                actor=task_context.actor(context),
-                reason=self.reason or "promoted by a DAG",
-                evidence=summary,
+                replaces=self._replaces(),
+                author=Author(
+                    actor=task_context.actor(context),
+                    approver=self.approver or "",
+                    reason=self.reason or "promoted by a DAG",
+                    evidence=summary,
+                    dag_run=task_context.dag_run(context),
+                ),
             )
 
 

@@ -48,6 +48,7 @@ from nighttrain.providers.kubernetes.values.objects import (
 )
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import DEFAULT_MINIMUM_AGE_SECONDS
+from nighttrain.providers.text_tables import columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -230,10 +231,7 @@ def table(findings: Sequence[Finding]) -> str:
         rows.append(
             (shown["verdict"], shown["task"], shown["job"], shown["dag_id"], shown["run_id"], task, age)
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return columns(rows)
 
 
 def _finding(

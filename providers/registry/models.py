@@ -74,6 +74,17 @@ class ModelRegistry:
             ) from error
         return RegisteredModel.from_api(answer["registered_model"])
 
+    async def model_names(self) -> list[str]:
+        """The names of all registered models, sorted."""
+        names: list[str] = []
+        query: dict[str, Any] = {"max_results": PAGE}
+        while True:
+            answer = await self._registry.get("registered-models/search", query)
+            names += [item["name"] for item in answer.get("registered_models", ())]
+            if not answer.get("next_page_token"):
+                return sorted(names)
+            query["page_token"] = answer["next_page_token"]
+
     async def ensure_model(self, name: str, *, description: str | None = None) -> None:
         """Create the registered model when it is missing."""
         try:

@@ -1,95 +1,92 @@
-"""Promotion: give a version the alias and the stage, with a record on the version. One call undoes one.
+"""Promotion and rollback: a version gets an alias, and a stage where one is named; one call undoes one.
 
-The order is: read, write the record as started, move the alias, move the stage, write the record as done.
-After a crash anywhere in between, promoting again finishes the same promotion, with the same version before.
-
-Serialise promotions of one model (one task at a time, or a lease): MLflow has no compare-and-swap.
+Both are entries of the model's history (:mod:`nighttrain.providers.registry.history`), which puts them in
+order, finishes what a crash left half done, and keeps what was there before.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from nighttrain.providers.errors import ConfigurationError, RegistryError, clip
-from nighttrain.providers.redaction import redact
-from nighttrain.providers.registry.versions import check_alias, check_name, check_stage
-from nighttrain.providers.tracking.measured import plain
-from nighttrain.providers.tracking.names import MAX_VERSION_TAG
-from nighttrain.providers.tracking.tags import PREFIX
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    NothingToUndoError,
+    PromotedSinceError,
+    RegistryError,
+)
+from nighttrain.providers.registry.history.changes import PATIENCE_SECONDS, Changes
+from nighttrain.providers.registry.history.earlier import RecordState, recorded
+from nighttrain.providers.registry.history.entries import Entry, Kind, Move, text
+from nighttrain.providers.registry.versions import (
+    ACTIVE_STAGES,
+    check_alias,
+    check_name,
+    check_stage,
+    check_version,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
+    from nighttrain.providers.registry.history.ledger import Ledger
+    from nighttrain.providers.registry.history.state import State
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.registry.versions import ModelVersion
 
-PROMOTION_TAG = f"{PREFIX}promotion"
-"""The record, as JSON. The tags below repeat its main parts for people and for filters."""
-
-ACTOR_TAG = f"{PREFIX}promoted_by"
-TIME_TAG = f"{PREFIX}promoted_at"
-REASON_TAG = f"{PREFIX}promotion_reason"
-EVIDENCE_TAG = f"{PREFIX}promotion_evidence"
-PREVIOUS_TAG = f"{PREFIX}previous_version"
-
-MAX_HOLDERS = 50
-"""Of the versions that shared the stage before, the newest are remembered: a record has to fit into a tag."""
-
-MAX_TEXT = 1_000
-"""Of a reason or of the evidence: a record is for reading, and has to fit into a tag."""
-
-
-class PromotionState(StrEnum):
-    """The steps of a promotion, as its record names them."""
-
-    STARTED = "started"
-    DONE = "done"
-    UNDONE = "undone"
+NOBODY = ""
+"""As what is to be replaced: nothing holds the alias yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Promotion:
-    """The record of a promotion. Plain values: it can be an XCom or an argument of :func:`undo`.
+class Author:
+    """Who makes a change, and why: texts for the history, redacted and clipped when they are written.
 
-    :param previous_version: who held the alias before (without an alias: the stage); ``None`` for the first
-    :param previous_stage: the promoted version's own stage before
-    :param stage_holders: versions in the stage before, the last updated first
-    :param at: when, ISO 8601 in UTC
-    :param changed: ``False`` when everything was in place already
+    :param actor: a DAG's task, a user, a command
+    :param approver: the person who was asked and agreed
+    :param evidence: text, or plain values such as ``Verdict.to_dict()``
+    :param dag_run: the DAG and its run
+    """
+
+    actor: str = ""
+    approver: str = ""
+    reason: str = ""
+    evidence: object = ""
+    dag_run: str = ""
+
+    def signed(self, entry: Entry) -> Entry:
+        """The entry with these texts."""
+        return replace(
+            entry,
+            actor=text(self.actor),
+            approver=text(self.approver),
+            reason=text(self.reason),
+            evidence=text(self.evidence),
+            dag_run=text(self.dag_run),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What a promotion or a rollback came to. Plain values: it can be an XCom.
+
+    :param version: the version that holds alias and stage now; ``None`` where nothing does any more
+    :param previous_version: who held the alias before (without an alias: the stage)
+    :param number: its entry in the history; ``None`` where nothing had to be changed
     """
 
     name: str
-    version: str
-    alias: str | None = None
-    stage: str | None = None
+    version: str | None
+    alias: str | None
+    stage: str | None
     previous_version: str | None = None
-    previous_stage: str | None = None
-    stage_holders: tuple[str, ...] = ()
-    archived: bool = False
-    actor: str = ""
-    reason: str = ""
-    evidence: str = ""
-    at: str = ""
-    state: PromotionState = PromotionState.DONE
-    changed: bool = True
+    number: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "stage_holders": list(self.stage_holders), "state": self.state.value}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Promotion:
-        """Read what :meth:`to_dict` wrote; fields that this version does not know are left out."""
-        known = {item.name for item in fields(cls)}
-        kept = {key: value for key, value in values.items() if key in known}
-        kept["stage_holders"] = tuple(kept.get("stage_holders") or ())
-        kept["state"] = PromotionState(kept.get("state", PromotionState.DONE))
-        return cls(**kept)
+    @property
+    def changed(self) -> bool:
+        """True unless everything was in place already."""
+        return self.number is not None
 
 
 async def promote(
@@ -98,184 +95,282 @@ async def promote(
     version: str | int,
     *,
     alias: str | None = "champion",
-    stage: str | None = "Production",
+    stage: str | None = None,
     archive_existing: bool = True,
-    actor: str = "",
-    reason: str = "",
-    evidence: object = "",
+    replaces: str | None = None,
+    author: Author | None = None,
+    patience: float = PATIENCE_SECONDS,
     clock: Callable[[], float] = time.time,
-) -> Promotion:
-    """Move ``alias`` and ``stage`` to the version and record it there. Repeating it changes nothing.
+) -> Change:
+    """Move ``alias``, and ``stage`` where one is named, to the version. Repeating it changes nothing.
 
     :param archive_existing: other versions in the stage go to Archived
-    :param evidence: text, or plain values such as ``Verdict.to_dict()``; clipped to 1,000 characters
+    :param replaces: the version that the candidate was compared with, which must hold the alias still;
+        :data:`NOBODY` where there was none, ``None`` to replace whatever there is
+    :param patience: seconds that another process gets to finish what it began
     :param clock: seconds since 1970; injected in tests
     :raises ConfigurationError: neither alias nor stage, or one that MLflow refuses
     :raises ModelVersionNotFoundError: no such version
+    :raises PromotedSinceError: another version than ``replaces`` holds the alias
     :raises RegistryError: the version is not READY
     """
     check_name(name)
     alias = check_alias(alias) if alias else None
     stage = check_stage(stage) if stage else None
     if alias is None and stage is None:
-        raise ConfigurationError("alias", None, "give an alias, a stage, or both")
-    target = await registry.get_version(name, version)
+        raise ConfigurationError("alias, stage", None, "name an alias, a stage, or both")
+    number = check_version(version)
+    target = await registry.get_version(name, number)
     if target.status != "READY":
         raise RegistryError(
-            f"version {target.version} of {name!r} is {target.status}, not READY: it cannot be promoted"
+            f"version {number} of {name!r} is {target.status}, not READY: it cannot be promoted"
         )
-    record = recorded(target)
-    fits = record is not None and (record.alias, record.stage) == (alias, stage)
-    if _in_place(target, alias, stage) and (record is None or (fits and record.state is PromotionState.DONE)):
-        return replace(
-            record or Promotion(name=name, version=target.version, alias=alias, stage=stage), changed=False
-        )
-    if record is None or not fits or record.state is not PromotionState.STARTED:
-        record = await _planned(registry, target, alias, stage, archive_existing)
-        record = replace(
-            record,
-            actor=_text(actor),
-            reason=_text(reason),
-            evidence=_text(evidence),
-            at=_iso(clock()),
-        )
-        await _write(registry, record)
-    if alias:
-        await registry.set_alias(name, alias, target.version)
-    if stage:
-        await registry.transition_stage(name, target.version, stage, archive_existing=record.archived)
-    done = replace(record, state=PromotionState.DONE, changed=True)
-    await registry.set_tags(name, target.version, {PROMOTION_TAG: _json(done)})
-    return done
+    seen = Change(name=name, version=number, alias=alias, stage=stage)
+
+    async def decide(ledger: Ledger, state: State) -> Entry | None:
+        nonlocal seen
+        # It may have been transitioned since it was read above.
+        present = state.version(number) or target
+        holder = state.aliases.get(alias) if alias else next(iter(state.holders(stage or "")), None)
+        if _holds(state, present, alias, stage):
+            last = ledger.moved_last(alias=alias) if alias else ledger.moved_last(version=number)
+            before = last.previous_version if last and last.version == number else None
+            seen = replace(seen, previous_version=before)
+            return None
+        _check_replaced(name, alias, holder, number, replaces)
+        entry = _promotion(state, present, alias, stage, archive_existing, holder)
+        return (author or Author()).signed(entry)
+
+    entry = await Changes(registry, name, patience=patience, clock=clock).make(decide)
+    return seen if entry is None else _made(seen, entry)
 
 
-async def undo(
+async def roll_back(
     registry: ModelRegistry,
-    promotion: Promotion,
+    name: str,
     *,
-    actor: str = "",
-    reason: str = "",
+    alias: str | None = None,
+    stage: str | None = None,
+    to: str | int | None = None,
+    withdraws: str | int | None = None,
+    author: Author | None = None,
+    patience: float = PATIENCE_SECONDS,
     clock: Callable[[], float] = time.time,
-) -> Promotion:
-    """Give alias and stage back to the version before. Repeating it changes nothing.
+) -> Change:
+    """Undo the last promotion that is in effect, and move back exactly what it had moved.
 
-    The stage goes back first, so that it is never empty; an alias that nobody held before is removed.
-
+    :param alias: of which the last promotion is undone; the last of all, if left out
+    :param stage: the same for promotions that moved no alias; not looked at where ``alias`` is given
+    :param to: the version to go back to: every promotion since it was in place is undone
+    :param withdraws: the version that an endpoint does not serve any more in favour of ``to``. Nothing is
+        changed unless it holds the alias still, and ``to`` gets it also where no history knows of it
+    :param patience: seconds that another process gets to finish what it began
     :param clock: seconds since 1970; injected in tests
-    :raises RegistryError: the alias has moved on to a third version since: undo that promotion first
+    :raises NothingToUndoError: nothing is in effect, or ``to`` was not in place before it
     """
-    model = await registry.get_model(promotion.name)
-    if promotion.alias:
-        _check_not_promoted_since(promotion, model.aliases.get(promotion.alias))
-    if promotion.stage:
-        await _give_stage_back(registry, promotion, promotion.stage)
-    if promotion.alias and promotion.previous_version is None:
-        await registry.delete_alias(promotion.name, promotion.alias)
-    elif promotion.alias and promotion.previous_version is not None:
-        await registry.set_alias(promotion.name, promotion.alias, promotion.previous_version)
-    current = recorded(await registry.get_version(promotion.name, promotion.version))
-    if current is not None and current.state is PromotionState.UNDONE:
-        return replace(current, changed=False)
-    undone = replace(
-        promotion,
-        state=PromotionState.UNDONE,
-        actor=_text(actor),
-        reason=_text(reason),
-        at=_iso(clock()),
-        changed=True,
-    )
-    await _write(registry, undone)
-    return undone
+    check_name(name)
+    alias = check_alias(alias) if alias else None
+    stage = check_stage(stage) if stage and not alias else None
+    target = None if to is None else check_version(to)
+    withdrawn = None if withdraws is None else check_version(withdraws)
+    seen = Change(name=name, version=None, alias=alias, stage=stage)
 
-
-def recorded(version: ModelVersion) -> Promotion | None:
-    """The promotion recorded on a version; ``None`` when there is none that can be read."""
-    try:
-        values = json.loads(version.tags[PROMOTION_TAG])
-        return Promotion.from_dict({**values, "name": version.name, "version": version.version})
-    except (KeyError, ValueError, TypeError):
-        return None
-
-
-def _check_not_promoted_since(promotion: Promotion, holder: str | None) -> None:
-    if holder not in (promotion.version, promotion.previous_version):
-        raise RegistryError(
-            f"alias {promotion.alias!r} of {promotion.name!r} is no longer on version {promotion.version} "
-            f"but on {holder or 'none'}: somebody promoted since. Undo that promotion first"
+    async def decide(ledger: Ledger, state: State) -> Entry | None:
+        nonlocal seen
+        scope = (alias, stage) if withdrawn is None else _held_by(state, withdrawn, alias, stage)
+        last, undone = _to_undo(ledger, state, *scope, target)
+        moved = scope[0] or (last.alias if last and not scope[1] else None)
+        holder = _holder(state, moved, scope[1], last)
+        seen = Change(name=name, version=holder, alias=moved, stage=scope[1])
+        if (target is not None and holder == target) or (withdrawn is not None and holder != withdrawn):
+            return None
+        if undone:
+            back = _back(ledger, state, undone)
+        elif target and withdrawn:
+            back = _straight_to(state, target, withdrawn, moved)
+        else:
+            raise NothingToUndoError(_nothing(name, alias or stage, target))
+        seen = Change(name=name, version=_given_to(back, moved), alias=moved, stage=_stage_given(back))
+        entry = Entry(
+            number=0,
+            kind=Kind.ROLLBACK,
+            model=name,
+            version=seen.version,
+            moves=back,
+            back=ledger.holdings.undoing(back),
+            previous_version=holder,
+            undoes=tuple(each.number for each in undone),
         )
+        return (author or Author()).signed(entry)
+
+    entry = await Changes(registry, name, patience=patience, clock=clock).make(decide)
+    return seen if entry is None else _made(seen, entry)
 
 
-async def _give_stage_back(registry: ModelRegistry, promotion: Promotion, stage: str) -> None:
-    # The last updated counts as the stage's holder, so the one that was it before comes last.
-    for holder in reversed(promotion.stage_holders):
-        if holder != promotion.version:
-            await registry.transition_stage(promotion.name, holder, stage, archive_existing=False)
-    own = promotion.previous_stage or "None"
-    await registry.transition_stage(promotion.name, promotion.version, own, archive_existing=False)
+def _made(seen: Change, entry: Entry) -> Change:
+    return replace(seen, previous_version=entry.previous_version, number=entry.number)
 
 
-def _in_place(version: ModelVersion, alias: str | None, stage: str | None) -> bool:
-    return (alias is None or alias in version.aliases) and (stage is None or stage == version.stage)
+def _holds(state: State, version: ModelVersion, alias: str | None, stage: str | None) -> bool:
+    return (alias is None or state.aliases.get(alias) == version.version) and (
+        stage is None or stage == version.stage
+    )
 
 
-async def _planned(
-    registry: ModelRegistry,
+def _check_replaced(
+    name: str, alias: str | None, holder: str | None, version: str, replaces: str | None
+) -> None:
+    if replaces is None or holder == version or (holder or NOBODY) == replaces:
+        return
+    where = f"alias {alias!r}" if alias else "the stage"
+    raise PromotedSinceError(
+        f"version {version} of {name!r} was judged beside {_shown(replaces)}, and {where} is on "
+        f"{_shown(holder)} now: somebody promoted since. Evaluate it again"
+    )
+
+
+def _promotion(
+    state: State,
     target: ModelVersion,
     alias: str | None,
     stage: str | None,
-    archive_existing: bool,
-) -> Promotion:
-    holders = [
-        version.version
-        for version in (await registry.versions(target.name) if stage else ())
-        if version.stage == stage and version.version != target.version
-    ]
-    if alias:
-        previous = (await registry.get_model(target.name)).aliases.get(alias)
+    archive: bool,
+    holder: str | None,
+) -> Entry:
+    record = recorded(target)
+    if record and record.state is RecordState.STARTED and (record.alias, record.stage) == (alias, stage):
+        # A version of nighttrain without a history died within this promotion: what was before it, it knew.
+        moves, back, holder = record.moves, record.back, record.previous_version
     else:
-        previous = holders[0] if holders else None
-    return Promotion(
-        name=target.name,
+        moves, back = ((), ()) if stage is None else state.stage_moves(target, stage, archive=archive)
+        if alias:
+            moves = (Move(target.version, alias=alias), *moves)
+            back = (*back, Move(holder, alias=alias))
+    return Entry(
+        number=0,
+        kind=Kind.PROMOTION,
+        model=target.name,
         version=target.version,
-        alias=alias,
-        stage=stage,
-        previous_version=None if previous == target.version else previous,
-        previous_stage=target.stage,
-        stage_holders=tuple(holders[:MAX_HOLDERS]),
-        archived=archive_existing,
-        state=PromotionState.STARTED,
+        moves=moves,
+        back=back,
+        previous_version=None if holder == target.version else holder,
     )
 
 
-async def _write(registry: ModelRegistry, promotion: Promotion) -> None:
-    tags = {
-        PROMOTION_TAG: _json(promotion),
-        ACTOR_TAG: promotion.actor,
-        TIME_TAG: promotion.at,
-        REASON_TAG: promotion.reason,
-        EVIDENCE_TAG: promotion.evidence,
-        PREVIOUS_TAG: promotion.previous_version or "",
-    }
-    await registry.set_tags(promotion.name, promotion.version, tags)
+def _held_by(
+    state: State, version: str, alias: str | None, stage: str | None
+) -> tuple[str | None, str | None]:
+    """The alias that the version holds, or else the stage that it is in."""
+    found = state.version(version)
+    if alias and state.aliases.get(alias) != version and found and found.stage in ACTIVE_STAGES:
+        return None, found.stage
+    return alias, stage
 
 
-def _json(promotion: Promotion) -> str:
-    values = promotion.to_dict()
-    for name in ("name", "version", "changed"):
-        del values[name]
-    text = json.dumps(values, ensure_ascii=False)
-    # Quotes and line breaks take more room in JSON. What is cut here is whole in the tags beside it.
-    for limit in (MAX_TEXT // 2, MAX_TEXT // 4, 1):
-        if len(text) > MAX_VERSION_TAG:
-            values |= {name: clip(values[name], limit) for name in ("evidence", "reason", "actor")}
-            text = json.dumps(values, ensure_ascii=False)
-    return text
+def _holder(state: State, alias: str | None, stage: str | None, last: Entry | None) -> str | None:
+    if alias is not None:
+        return state.aliases.get(alias)
+    if stage is not None:
+        return next(iter(state.holders(stage)), None)
+    return last.version if last else None
 
 
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+def _to_undo(
+    ledger: Ledger, state: State, alias: str | None, stage: str | None, target: str | None
+) -> tuple[Entry | None, list[Entry]]:
+    """The last entry in effect, and those to undo from it on; none where nothing leads back to ``target``."""
+
+    def concerns(entry: Entry) -> bool:
+        if alias is not None:
+            return any(move.alias == alias for move in entry.moves)
+        if stage is not None:
+            return entry.alias is None and entry.stage == stage
+        # A stage that somebody moved by hand is no promotion.
+        return entry.kind is not Kind.OUTSIDE or entry.alias is not None
+
+    entries = [entry for entry in reversed(ledger.in_effect()) if entry.back and concerns(entry)]
+    entries += _from_records(state, alias, stage, entries)
+    last = next(iter(entries), None)
+    if target is None or last is None:
+        return last, entries[:1]
+    same = [entry for entry in entries if entry.alias == (alias or last.alias)]
+    for number, entry in enumerate(same):
+        if entry.previous_version == target:
+            return last, same[: number + 1]
+    return last, []
 
 
-def _text(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False, default=str)
-    return clip(redact(text), MAX_TEXT)
+def _from_records(
+    state: State, alias: str | None, stage: str | None, entries: Sequence[Entry]
+) -> list[Entry]:
+    """What the tags of versions tell of promotions before those that the history knows."""
+    found: list[Entry] = []
+    before = entries[-1].previous_version if entries else _holder(state, alias, stage, None)
+    passed = {entry.version for entry in entries}
+    while before and before not in passed:
+        record = recorded(state.version(before))
+        if record is None or record.state is not RecordState.DONE:
+            break
+        if (alias and record.alias != alias) or (not alias and record.stage != stage):
+            break
+        passed.add(before)
+        found.append(
+            Entry(
+                number=0,
+                kind=Kind.CARRIED_OVER,
+                model="",
+                version=record.version,
+                moves=record.moves,
+                back=record.back,
+                previous_version=record.previous_version,
+            )
+        )
+        before = record.previous_version
+    return found
+
+
+def _back(ledger: Ledger, state: State, undone: Sequence[Entry]) -> tuple[Move, ...]:
+    """The moves that undo these entries: of one its own, of several what they come to."""
+    if len(undone) == 1:
+        entry = undone[0]
+        version = state.version(entry.version)
+        stands = entry.stage is None or version is None or version.stage == entry.stage
+        # Another promotion may have taken the stage since, and keeps it.
+        return tuple(move for move in entry.back if stands or move.alias is not None)
+    after = ledger.holdings
+    for entry in undone:
+        after = after.after(entry.back)
+    return ledger.holdings.towards(after, gone=state.gone(after))
+
+
+def _straight_to(state: State, target: str, withdrawn: str, alias: str | None) -> tuple[Move, ...]:
+    version, before = state.version(target), state.version(withdrawn)
+    moves = (Move(target, alias=alias),) if alias else ()
+    if version is None or before is None or before.stage not in ACTIVE_STAGES:
+        return moves
+    return (*state.stage_moves(version, before.stage, archive=True)[0], *moves)
+
+
+def _given_to(moves: Sequence[Move], alias: str | None) -> str | None:
+    if alias is None:
+        stages = [move.version for move in moves if move.stage in ACTIVE_STAGES]
+        return stages[-1] if stages else None
+    return next((move.version for move in moves if move.alias == alias), None)
+
+
+def _stage_given(moves: Sequence[Move]) -> str | None:
+    return next((move.stage for move in moves if move.stage in ACTIVE_STAGES), None)
+
+
+def _nothing(name: str, moved: str | None, target: str | None) -> str:
+    where = f" of {moved!r}" if moved else ""
+    if target is None:
+        return f"the history of {name!r} has no promotion{where} in effect that can be undone"
+    return (
+        f"version {target} of {name!r} was not in place before the promotions{where} that are in effect: "
+        "promote it instead"
+    )
+
+
+def _shown(version: str | None) -> str:
+    return f"version {version}" if version else "no version"

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 PREFIX = "nighttrain."
 """Every tag of ours starts with it, so that people see at a glance who wrote what."""
 
-# Runs are found by them: a masked or clipped one would find another, or none.
-_IDENTITIES = frozenset({f"{PREFIX}run_key", "mlflow.parentRunId"})
+HISTORY_ENTRY_TAG = f"{PREFIX}history.entry"
+"""An entry of a model's history, as JSON whose texts were redacted before its digest was taken."""
+
+# A masked or clipped one would find another run, or none, or be no entry any more.
+_AS_WRITTEN = frozenset({f"{PREFIX}run_key", "mlflow.parentRunId", HISTORY_ENTRY_TAG})
 
 
 def clean_tags(
@@ -41,7 +44,7 @@ def clean_tags(
         if value is None:
             continue
         name, text = check_key(key, field=field, value=value), str(value)
-        if name not in _IDENTITIES:
+        if name not in _AS_WRITTEN:
             text = HIDDEN if is_secret(name, value) else redact(text[: 2 * limit], known)
         cleaned[name] = clip(text, limit)
     return cleaned

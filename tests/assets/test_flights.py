@@ -47,7 +47,7 @@ class Flights:
     def promote(self, version: str) -> None:
         async def work() -> None:
             async with self.mlflow.client() as client:
-                await promote(ModelRegistry(client), self.model, version, actor="test")
+                await promote(ModelRegistry(client), self.model, version, stage="Production")
 
         run_sync(work())
 

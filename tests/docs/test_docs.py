@@ -180,6 +180,7 @@ TAG_PREFIXES = tuple(
     f"nighttrain.{name}"
     for name in (
         "gate",
+        "history",
         "promotion",
         "attempt",
         "outcome",

@@ -136,6 +136,20 @@ class MLflowServer:
         answer = self.call("GET", "model-versions/search", filter=f"name = '{name}'")
         return sorted(answer.get("model_versions", []), key=lambda version: int(version["version"]))
 
+    def history(self, model: str) -> list[dict[str, str]]:
+        """The tags of the runs that are the model's history, the first entry first."""
+        name = f"nighttrain history of {model}"
+        try:
+            found = self.call("GET", "experiments/get-by-name", experiment_name=name)
+        except AssertionError:
+            return []
+        experiment = found["experiment"]["experiment_id"]
+        runs = self.call("POST", "runs/search", experiment_ids=[experiment], max_results=1_000).get(
+            "runs", []
+        )
+        tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in runs]
+        return sorted(tags, key=lambda each: int(each["nighttrain.history.number"]))
+
     def remove_for_good(self, run_id: str) -> None:
         """What an administrator does with a run in the trash. For a server that keeps its runs in SQLite."""
         store = f"sqlite:///{self.log.parent / 'mlflow.db'}"

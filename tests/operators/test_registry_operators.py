@@ -130,11 +130,15 @@ def test_an_accepted_verdict_lets_the_version_be_promoted(
         "model_name": model,
         "version": "2",
         "alias": "champion",
-        "stage": "Production",
+        "stage": None,
         "previous_version": None,
+        "entry": 1,
     }
     assert holder(mlflow_server, model) == "2"
-    assert accepted["summary"] in tags(mlflow_server, model, "2")["nighttrain.promotion"]
+    (written,) = [
+        each for each in mlflow_server.history(model) if each["nighttrain.history.kind"] == "promotion"
+    ]
+    assert json.loads(written["nighttrain.history.entry"])["evidence"] == accepted["summary"]
 
 
 def holder(server: MLflowServer, model: str) -> str | None:

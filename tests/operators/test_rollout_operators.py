@@ -309,24 +309,30 @@ def test_a_deferral_that_times_out_leaves_no_candidate(night: Night, controllers
 
 def test_a_rollback_undoes_the_promotion_and_once_more_makes_it_again(night: Night) -> None:
     for version in ("1", "2"):
-        PromoteModelOperator(task_id="promote", model_name=night.model, version=version).execute(
-            night.context
-        )
+        PromoteModelOperator(
+            task_id="promote", model_name=night.model, version=version, stage="Production"
+        ).execute(night.context)
         night.rollout(version).execute(night.context)
     assert night.holders() == ("2", ["2"])
 
     back = RollbackModelOperator(task_id="back", endpoint=night.endpoint, reason="wrong predictions")
     assert back.execute(night.context)["version"] == "1"
     assert night.holders() == ("1", ["1"])
-    record = json.loads(night.tags("2")["nighttrain.promotion"])
-    assert (record["state"], record["reason"]) == ("undone", "wrong predictions")
+    kinds = [
+        (tags["nighttrain.history.kind"], tags.get("nighttrain.history.undoes"))
+        for tags in night.server.history(night.model)
+    ]
+    assert kinds == [("promotion", None), ("done", None)] * 2 + [("rollback", "3"), ("done", None)]
+    assert night.server.history(night.model)[4]["nighttrain.history.reason"] == "wrong predictions"
 
     assert back.execute(night.context)["version"] == "2"
     assert night.holders() == ("2", ["2"])
 
 
 def test_a_rollback_that_fails_moves_neither_alias_nor_stage(night: Night, controllers: Controllers) -> None:
-    PromoteModelOperator(task_id="promote", model_name=night.model, version="1").execute(night.context)
+    PromoteModelOperator(task_id="promote", model_name=night.model, version="1", stage="Production").execute(
+        night.context
+    )
     night.rollout().execute(night.context)
     before = night.holders(), night.tags("1")
     with pytest.raises(NothingToRollBackToError):

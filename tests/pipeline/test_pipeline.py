@@ -330,10 +330,13 @@ def test_stage_transition_by_hand_deploys_that_version(pipeline: Pipeline, model
         first: "Production",
         second: "Archived",
     }
-    reasons = {
-        v["version"]: _tags(v).get("nighttrain.promotion_reason") for v in pipeline.versions("airline-delay")
-    }
-    assert reasons[first] == "the second answers 2"
+    entries = pipeline.mlflow_runs("nighttrain history of airline-delay")
+    reasons = [
+        tags["nighttrain.history.reason"]
+        for tags in map(_tags, entries)
+        if tags["nighttrain.history.kind"] == "rollback"
+    ]
+    assert reasons == ["the second answers 2"]
 
 
 def _after(dag_run: dict[str, Any], moment: datetime) -> bool:

@@ -11,7 +11,6 @@ from helpers.faulty_flows.call_faults import CRASHES, NO_ANSWER, TASK
 from helpers.faulty_flows.flow import ZOMBIE
 from helpers.faulty_flows.plain_client import DEPLOYMENTS, SERVICES, is_live
 from helpers.faulty_flows.run_checks import run_violations
-from nighttrain.providers.registry.promotion import PROMOTION_TAG
 from nighttrain.providers.serving.spec import (
     CANDIDATE_ANNOTATION,
     PREVIOUS_ANNOTATION,
@@ -21,6 +20,7 @@ from nighttrain.providers.serving.spec import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from helpers.faulty_flows.flow import Flow
     from helpers.faulty_flows.job_history import JobHistory
@@ -110,25 +110,30 @@ def _promoted(flow: Flow) -> Iterator[str]:
     aliases = {each["alias"]: each["version"] for each in model.get("aliases", ())}
     versions = {version["version"]: version for version in flow.place.mlflow.versions(flow.model)}
     stages = {number: version["current_stage"] for number, version in versions.items()}
-    tags = {
-        number: {tag["key"]: tag["value"] for tag in version.get("tags", ())}
-        for number, version in versions.items()
-    }
-    records = {
-        number: json.loads(each[PROMOTION_TAG]) for number, each in tags.items() if PROMOTION_TAG in each
+    entries = _history(flow)
+    promotions = {
+        each["number"]: (each["version"], each.get("previous_version"))
+        for each in entries
+        if each["kind"] == "promotion"
     }
     if flow.plan.worse:
-        if (aliases, records) != ({"champion": "1"}, {}) or stages["2"] == "Production":
-            yield f"a rejected version was promoted: {aliases}, {stages}, {records}"
+        if (aliases, promotions) != ({"champion": "1"}, {}) or stages["2"] == "Production":
+            yield f"a rejected version was promoted: {aliases}, {stages}, {promotions}"
         return
     if aliases != {"champion": "2"} or stages != {"1": "Archived", "2": "Production"}:
         yield f"promoted, and the aliases are {aliases}, the stages {stages}"
     # A second promotion, planned after the first had moved the alias, would have none before it.
-    told = {number: (each["state"], each["previous_version"]) for number, each in records.items()}
-    if told != {"2": ("done", "1")}:
-        yield f"the record of the promotion is {told}"
+    if list(promotions.values()) != [("2", "1")]:
+        yield f"the history's promotions are {promotions}"
+    if [each["finishes"] for each in entries if each["kind"] == "done"] != list(promotions):
+        yield f"the promotion is not done in the history: {entries}"
     if flow.results["promote"]["previous_version"] != "1":
         yield f"the task says that version {flow.results['promote']['previous_version']} was before"
+
+
+def _history(flow: Flow) -> list[dict[str, Any]]:
+    """The entries of the model's history, as MLflow has them."""
+    return [json.loads(tags["nighttrain.history.entry"]) for tags in flow.place.mlflow.history(flow.model)]
 
 
 def _served(flow: Flow) -> Iterator[str]:

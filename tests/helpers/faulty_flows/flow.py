@@ -338,7 +338,11 @@ class Flow:
     def _promoting(self) -> PromoteModelOperator:
         verdict = self.results["gate"]
         return PromoteModelOperator(
-            task_id="promote", model_name=self.model, version=verdict["version"], verdict=verdict
+            task_id="promote",
+            model_name=self.model,
+            version=verdict["version"],
+            stage="Production",
+            verdict=verdict,
         )
 
     # Roll out

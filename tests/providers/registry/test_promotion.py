@@ -1,181 +1,289 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from nighttrain.providers.errors import ConfigurationError, ModelVersionNotFoundError, RegistryError
-from nighttrain.providers.registry.gates import judge
-from nighttrain.providers.registry.models import ModelRegistry
-from nighttrain.providers.registry.promotion import (
-    ACTOR_TAG,
-    PREVIOUS_TAG,
-    PROMOTION_TAG,
-    TIME_TAG,
-    Promotion,
-    promote,
-    recorded,
-    undo,
+from helpers.dying_client import CrashError, DyingClient
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    ModelVersionNotFoundError,
+    NothingToUndoError,
+    PromotedSinceError,
 )
-from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+from nighttrain.providers.registry.gates import judge
+from nighttrain.providers.registry.history.changes import Changes
+from nighttrain.providers.registry.history.entries import Kind
+from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.promotion import NOBODY, Author, promote, roll_back
+from nighttrain.providers.tracking.client import TrackingConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from helpers.mlflow_server import MakeModel, MLflowServer
+    from nighttrain.providers.registry.history.entries import Entry
 
 pytestmark = pytest.mark.mlflow
-
-
-class CrashError(Exception):
-    """The worker dies here."""
-
-
-class DyingClient(MLflowClient):
-    """A client whose process dies at its n-th write."""
-
-    writes_left = 1_000
-
-    async def post(self, path: str, body: Mapping[str, Any], *, idempotent: bool = True) -> dict[str, Any]:
-        if self.writes_left == 0:
-            raise CrashError
-        self.writes_left -= 1
-        return await super().post(path, body, idempotent=idempotent)
 
 
 def clock() -> float:
     return 1_800_000_000.0
 
 
-async def snapshot(registry: ModelRegistry, name: str) -> object:
+async def entries(registry: ModelRegistry, name: str) -> list[Entry]:
+    return list((await Changes(registry, name).history.read()).entries)
+
+
+async def held(registry: ModelRegistry, name: str) -> tuple[dict[str, str], dict[str, str]]:
     model = await registry.get_model(name)
-    versions = sorted(await registry.versions(name), key=lambda version: version.version)
-    return model.aliases, [(version.stage, version.tags, version.last_updated) for version in versions]
+    return model.aliases, {each.version: each.stage for each in await registry.versions(name)}
 
 
-async def test_promote_records_moves_and_repeats_without_a_change(
+def made(make_model: MakeModel, versions: int) -> str:
+    name = make_model().name
+    for _ in range(versions - 1):
+        make_model(name)
+    return name
+
+
+async def test_a_promotion_is_an_entry_and_repeating_it_changes_nothing(
     registry: ModelRegistry, make_model: MakeModel
 ) -> None:
-    name = make_model().name
-    make_model(name)
-    first = await promote(
-        registry, name, "1", alias="champion", stage="production", actor="nightly", clock=clock
-    )
-    assert (first.previous_version, first.changed, first.at) == (None, True, "2027-01-15T08:00:00+00:00")
+    name = made(make_model, 2)
+    first = await promote(registry, name, 1, author=Author(actor="nightly"), clock=clock)
+    assert (first.previous_version, first.changed) == (None, True)
     verdict = judge(["mae <= champion"], {"mae": 20.0}, {"mae": 22.0})
     second = await promote(
-        registry, name, "2", actor="nightly", reason="token=abc123", evidence=verdict.to_dict(), clock=clock
+        registry,
+        name,
+        2,
+        stage="production",
+        author=Author(
+            actor="nightly",
+            approver="ann",
+            reason="token=abc123",
+            evidence=verdict.to_dict(),
+            dag_run="nightly/run-2",
+        ),
+        clock=clock,
     )
-    assert (second.previous_version, second.previous_stage, second.stage_holders) == ("1", "None", ("1",))
-    version = await registry.get_version(name, "2")
-    assert (version.stage, version.aliases) == ("Production", ("champion",))
-    assert (await registry.get_version(name, "1")).stage == "Archived"
-    assert (version.tags[ACTOR_TAG], version.tags[PREVIOUS_TAG]) == ("nightly", "1")
-    assert version.tags[TIME_TAG] == "2027-01-15T08:00:00+00:00"
-    record = json.loads(version.tags[PROMOTION_TAG])
-    assert (record["state"], record["reason"]) == ("done", "token=***")
-    assert "mae 20 is at most" in record["evidence"]
-    before = await snapshot(registry, name)
-    again = await promote(registry, name, "2", actor="somebody else")
-    assert again == replace(second, changed=False)
-    assert await snapshot(registry, name) == before
-    assert Promotion.from_dict(json.loads(json.dumps(second.to_dict()))) == second
+    assert (second.previous_version, second.stage, second.number) == ("1", "Production", 3)
+    assert await held(registry, name) == ({"champion": "2"}, {"1": "None", "2": "Production"})
+    one, one_done, two, two_done = await entries(registry, name)
+    assert (one.kind, one.moves[0].stage, one.at) == (Kind.PROMOTION, None, "2027-01-15T08:00:00+00:00")
+    assert (one_done.kind, one_done.finishes, two_done.finishes) == (Kind.DONE, 1, 3)
+    assert (two.actor, two.approver, two.reason) == ("nightly", "ann", "token=***")
+    assert (two.previous_version, two.dag_run) == ("1", "nightly/run-2")
+    assert "mae 20 is at most" in two.evidence
+    again = await promote(registry, name, 2, stage="Production", author=Author(actor="somebody else"))
+    assert (again.changed, again.previous_version) == (False, "1")
+    assert len(await entries(registry, name)) == 4
+
+
+async def test_without_a_stage_no_stage_moves_and_a_rollback_moves_exactly_what_was_moved(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1)
+    await promote(registry, name, 2)
+    before = {each.version: each.last_updated for each in await registry.versions(name)}
+    undone = await roll_back(registry, name, author=Author(actor="oncall", reason="bad predictions"))
+    assert (undone.version, undone.previous_version, undone.stage) == ("1", "2", None)
+    assert await held(registry, name) == ({"champion": "1"}, {"1": "None", "2": "None"})
+    assert {each.version: each.last_updated for each in await registry.versions(name)} == before
+    promoted, _, again, _, rollback, done = await entries(registry, name)
+    assert (rollback.kind, rollback.undoes, done.finishes) == (Kind.ROLLBACK, (3,), 5)
+    assert (promoted.reason, again.reason, rollback.reason) == ("", "", "bad predictions")
 
 
 @pytest.mark.parametrize("archive", [True, False])
-async def test_undo_restores_what_was_there(
+async def test_a_rollback_gives_stages_back(
     registry: ModelRegistry, make_model: MakeModel, archive: bool
 ) -> None:
-    name = make_model().name
-    make_model(name)
-    await promote(registry, name, "1")
+    name = made(make_model, 2)
+    await promote(registry, name, 1, stage="Production")
     await registry.transition_stage(name, "2", "Staging")
-    promotion = await promote(registry, name, "2", archive_existing=archive)
-    undone = await undo(registry, promotion, actor="oncall", reason="bad predictions", clock=clock)
-    assert (undone.state, undone.changed) == ("undone", True)
-    assert (await registry.version_by_alias(name, "champion")).version == "1"
+    await promote(registry, name, 2, stage="Production", archive_existing=archive)
+    await roll_back(registry, name, alias="champion")
+    assert await held(registry, name) == ({"champion": "1"}, {"1": "Production", "2": "Staging"})
     assert (await registry.version_in_stage(name, "Production")).version == "1"
-    two = await registry.get_version(name, "2")
-    assert (two.stage, two.tags[ACTOR_TAG]) == ("Staging", "oncall")
-    before = await snapshot(registry, name)
-    assert not (await undo(registry, promotion)).changed
-    assert await snapshot(registry, name) == before
-    # Promoting the same version later is a new promotion.
-    assert (await promote(registry, name, "2")).changed
+    await roll_back(registry, name)
+    assert await held(registry, name) == ({}, {"1": "None", "2": "Staging"})
+    with pytest.raises(NothingToUndoError, match="no promotion of 'champion' in effect"):
+        await roll_back(registry, name, alias="champion")
 
 
-async def test_undo_of_the_first_promotion_leaves_nothing(
+async def test_back_over_several_promotions(registry: ModelRegistry, make_model: MakeModel) -> None:
+    name = made(make_model, 4)
+    for version in (1, 2, 3):
+        await promote(registry, name, version, stage="Production")
+    with pytest.raises(NothingToUndoError, match=r"version 4 of .* was not in place"):
+        await roll_back(registry, name, to=4)
+    undone = await roll_back(registry, name, to=1)
+    assert (undone.version, undone.previous_version) == ("1", "3")
+    assert await held(registry, name) == (
+        {"champion": "1"},
+        {"1": "Production", "2": "None", "3": "None", "4": "None"},
+    )
+    assert (await entries(registry, name))[-2].undoes == (5, 3)
+    assert not (await roll_back(registry, name, to=1)).changed
+
+
+async def test_another_champion_than_the_one_that_was_judged_is_not_replaced(
     registry: ModelRegistry, make_model: MakeModel
 ) -> None:
-    name = make_model().name
-    await undo(registry, await promote(registry, name, 1))
-    assert (await registry.get_model(name)).aliases == {}
-    assert (await registry.get_version(name, 1)).stage == "None"
+    name = made(make_model, 3)
+    await promote(registry, name, 1, replaces=NOBODY)
+    await promote(registry, name, 2, replaces="1")
+    before = await entries(registry, name)
+    with pytest.raises(
+        PromotedSinceError, match=r"judged beside version 1, and alias 'champion' is on version 2"
+    ):
+        await promote(registry, name, 3, replaces="1")
+    with pytest.raises(PromotedSinceError, match="judged beside no version"):
+        await promote(registry, name, 3, replaces=NOBODY)
+    assert await entries(registry, name) == before
+    # A task that is tried again after its promotion was done is not refused.
+    assert not (await promote(registry, name, 2, replaces="1")).changed
 
 
-async def test_undo_refuses_when_somebody_promoted_since(
+async def test_what_moved_without_nighttrain_becomes_an_entry(
     registry: ModelRegistry, make_model: MakeModel
 ) -> None:
-    name = make_model().name
-    make_model(name)
-    make_model(name)
-    await promote(registry, name, 1)
-    second = await promote(registry, name, 2)
+    name = made(make_model, 3)
+    await promote(registry, name, 1, stage="Production")
+    await registry.set_alias(name, "champion", 2)
+    await registry.transition_stage(name, 2, "Production")
     await promote(registry, name, 3)
-    before = await snapshot(registry, name)
-    with pytest.raises(RegistryError, match="no longer on version 2 but on 3"):
-        await undo(registry, second)
-    assert await snapshot(registry, name) == before
+    outside = (await entries(registry, name))[2]
+    assert (outside.kind, outside.version, outside.previous_version) == (Kind.OUTSIDE, "2", "1")
+    assert sorted(map(str, outside.moves)) == [
+        "alias champion -> 2",
+        "version 1 -> stage Archived",
+        "version 2 -> stage Production",
+    ]
+    await roll_back(registry, name)
+    await roll_back(registry, name)
+    assert await held(registry, name) == ({"champion": "1"}, {"1": "Production", "2": "None", "3": "None"})
 
 
-WRITES = 9
-"""A promotion's."""
-
-
-@pytest.mark.parametrize("writes", range(WRITES))
-async def test_a_crash_at_any_write_is_finished_by_the_retry(
-    mlflow_server: MLflowServer, registry: ModelRegistry, make_model: MakeModel, writes: int
+async def test_what_an_endpoint_withdrew_loses_the_alias_unless_somebody_promoted_since(
+    registry: ModelRegistry, make_model: MakeModel
 ) -> None:
-    name = make_model().name
-    make_model(name)
-    await promote(registry, name, 1)
-    async with DyingClient(TrackingConfig(mlflow_server.uri)) as dying:
-        dying.writes_left = writes
-        with pytest.raises(CrashError):
-            await promote(ModelRegistry(dying), name, 2, actor="first try")
-    done = await promote(registry, name, 2, actor="retry")
-    assert (done.previous_version, done.stage_holders, done.state) == ("1", ("1",), "done")
-    two = await registry.get_version(name, 2)
-    assert (two.stage, two.aliases) == ("Production", ("champion",))
-    assert recorded(two) == done
-    await undo(registry, done)
-    assert (await registry.version_by_alias(name, "champion")).version == "1"
-    assert (await registry.version_in_stage(name, "Production")).version == "1"
+    name = made(make_model, 3)
+    await registry.set_alias(name, "champion", 2)
+    await registry.transition_stage(name, 2, "Production")
+    unknown = await roll_back(registry, name, alias="champion", to=1, withdraws=2)
+    assert (unknown.version, unknown.changed) == ("1", True)
+    assert await held(registry, name) == (
+        {"champion": "1"},
+        {"1": "Production", "2": "Archived", "3": "None"},
+    )
+    await promote(registry, name, 3)
+    since = await roll_back(registry, name, alias="champion", to=1, withdraws=2)
+    assert (since.version, since.changed) == ("3", False)
 
 
-async def test_a_promotion_makes_no_more_writes_than_those_at_which_it_was_crashed(
-    mlflow_server: MLflowServer, registry: ModelRegistry, make_model: MakeModel
+# What 0.1 wrote on a version: no history was there yet.
+RECORD = {
+    "alias": "champion",
+    "stage": "Production",
+    "previous_version": "1",
+    "previous_stage": "None",
+    "stage_holders": ["1"],
+    "archived": True,
+    "actor": "airflow:nightly/promote/run",
+    "reason": "promoted by a DAG",
+    "evidence": "accepted: mae 20 is at most 22",
+    "at": "2026-11-20T02:00:00+00:00",
+    "state": "done",
+}
+FIRST = {**RECORD, "previous_version": None, "stage_holders": [], "at": "2026-11-19T02:00:00+00:00"}
+
+
+async def written_before(registry: ModelRegistry, name: str, **changed: object) -> None:
+    await registry.set_alias(name, "champion", 2)
+    await registry.transition_stage(name, 1, "Production")
+    await registry.transition_stage(name, 2, "Production")
+    await registry.set_tags(name, "1", {"nighttrain.promotion": json.dumps(FIRST)})
+    await registry.set_tags(name, "2", {"nighttrain.promotion": json.dumps({**RECORD, **changed})})
+
+
+async def test_promotions_of_the_version_before_are_read_undone_and_continued(
+    registry: ModelRegistry, make_model: MakeModel
 ) -> None:
-    name = make_model().name
-    make_model(name)
-    await promote(registry, name, 1)
-    async with DyingClient(TrackingConfig(mlflow_server.uri)) as dying:
-        dying.writes_left = WRITES
-        done = await promote(ModelRegistry(dying), name, 2)
-    assert done.state == "done"
+    name = made(make_model, 3)
+    await written_before(registry, name)
+    await promote(registry, name, 3)
+    carried = (await entries(registry, name))[0]
+    assert (carried.kind, carried.version, carried.previous_version) == (Kind.CARRIED_OVER, "2", "1")
+    assert (carried.actor, carried.at) == (RECORD["actor"], RECORD["at"])
+    await roll_back(registry, name, alias="champion")
+    assert (await held(registry, name))[0] == {"champion": "2"}
+    await roll_back(registry, name, alias="champion")
+    assert await held(registry, name) == (
+        {"champion": "1"},
+        {"1": "Production", "2": "None", "3": "None"},
+    )
+    await roll_back(registry, name, alias="champion")
+    assert await held(registry, name) == ({}, {"1": "None", "2": "None", "3": "None"})
+
+
+async def test_what_the_version_before_left_half_done_is_finished(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1, alias="other")  # there is a history already
+    await registry.set_alias(name, "champion", 2)
+    started = json.dumps({**RECORD, "state": "started"})
+    await registry.transition_stage(name, 1, "Production")
+    await registry.set_tags(name, "2", {"nighttrain.promotion": started})
+    done = await promote(registry, name, 2, stage="Production")
+    assert (done.previous_version, done.changed) == ("1", True)
+    await roll_back(registry, name, alias="champion")
+    aliases, stages = await held(registry, name)
+    assert (aliases["champion"], stages) == ("1", {"1": "Production", "2": "None"})
+
+
+CALLS = 60
+"""More than a promotion of two moves makes."""
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.slow
+async def test_a_crash_at_any_call_is_repaired_by_the_next(
+    mlflow_server: MLflowServer, registry: ModelRegistry, make_model: MakeModel, answered: bool
+) -> None:
+    died = 0
+    for number in range(1, CALLS):
+        name = made(make_model, 2)
+        await promote(registry, name, 1, stage="Production")
+        async with DyingClient(TrackingConfig(mlflow_server.uri)) as dying:
+            dying.dies_at, dying.answered = number, answered
+            try:
+                await promote(ModelRegistry(dying), name, 2, stage="Production")
+            except CrashError:
+                died += 1
+        done = await promote(registry, name, 2, stage="Production", patience=0)
+        assert done.previous_version == "1"
+        assert await held(registry, name) == ({"champion": "2"}, {"1": "Archived", "2": "Production"})
+        promotions = [each for each in await entries(registry, name) if each.kind is Kind.PROMOTION]
+        assert [each.version for each in promotions] == ["1", "2"]
+        await roll_back(registry, name, patience=0)
+        assert await held(registry, name) == ({"champion": "1"}, {"1": "Production", "2": "None"})
+        if died < number:
+            break
+    assert 10 < died < CALLS - 1
 
 
 async def test_alias_only_stage_only_and_bad_input(registry: ModelRegistry, make_model: MakeModel) -> None:
-    name = make_model().name
-    make_model(name)
-    await promote(registry, name, 1, alias="challenger", stage=None)
-    assert (await registry.get_version(name, 1)).stage == "None"
+    name = made(make_model, 2)
     await promote(registry, name, 1, alias=None, stage="Staging")
     staged = await promote(registry, name, 2, alias=None, stage="Staging")
     assert (staged.previous_version, (await registry.get_version(name, 2)).aliases) == ("1", ())
-    with pytest.raises(ConfigurationError, match="alias, a stage, or both"):
+    await roll_back(registry, name, stage="Staging")
+    assert (await held(registry, name))[1] == {"1": "Staging", "2": "None"}
+    with pytest.raises(ConfigurationError, match="an alias, a stage, or both"):
         await promote(registry, name, 1, alias=None, stage=None)
     with pytest.raises(ConfigurationError, match="reserves"):
         await promote(registry, name, 1, alias="latest")

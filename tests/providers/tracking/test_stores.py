@@ -17,8 +17,9 @@ from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.registry.history.changes import Changes
 from nighttrain.providers.registry.models import ModelRegistry
-from nighttrain.providers.registry.promotion import promote, recorded
+from nighttrain.providers.registry.promotion import Author, promote
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.measured import to_json
 from nighttrain.providers.tracking.names import fit_run_name, read_params
@@ -148,7 +149,9 @@ async def test_a_promotions_record_is_whole_whatever_its_reason_holds(
     name = unique("model")
     version = mlflow_store.version(name, run_id, mlflow_store.logged_model(experiment, run_id))
     registry = ModelRegistry(client)
-    await promote(registry, name, version, reason='"' * 2_000, evidence={"r2": math.nan, "say": "\n" * 2_000})
-    record = recorded(await registry.get_version(name, version))
-    assert record is not None
-    assert (record.state, record.reason[:3], record.alias) == ("done", '"""', "champion")
+    author = Author(reason='"' * 2_000, evidence={"r2": math.nan, "say": "\n" * 2_000})
+    await promote(registry, name, version, author=author)
+    ledger = await Changes(registry, name).history.read()
+    promotion, done = ledger.entries
+    assert (promotion.reason[:3], promotion.alias, done.finishes) == ('"""', "champion", 1)
+    assert ledger.faults == ()

@@ -1,0 +1,201 @@
+"""``nighttrain history``, ``status`` and ``rollback``: what serves, why, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.commands.environment import add_mlflow_uri, required_tracking
+from nighttrain.providers.errors import clip
+from nighttrain.providers.registry.history.changes import Changes
+from nighttrain.providers.registry.history.entries import INTENTIONS, Kind
+from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.promotion import Author, Change, roll_back
+from nighttrain.providers.registry.status import Held, ModelStatus, read_status
+from nighttrain.providers.text_tables import columns, one_line
+from nighttrain.providers.tracking.client import MLflowClient
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+
+    from nighttrain.providers.registry.history.entries import Entry
+    from nighttrain.providers.registry.history.ledger import Ledger
+
+WIDEST = 60
+"""Characters of a reason in a table; ``--json`` has all of it."""
+
+
+def add_to(commands: Any) -> None:
+    """Make them three of the commands."""
+    history = commands.add_parser(
+        "history",
+        help="who gave which version an alias or a stage, why, and what was there before",
+        description="Show the history of a model, the last entry first.",
+    )
+    history.add_argument("model", metavar="MODEL")
+    history.add_argument("--json", action="store_true", help="every entry whole, the first one first")
+    add_mlflow_uri(history)
+    history.set_defaults(run=_history)
+    status = commands.add_parser(
+        "status",
+        help="what each alias and stage holds, what serves where, the last verdicts, what is waiting",
+        description="Show how a model stands, or all of them. Nothing is changed.",
+    )
+    status.add_argument("model", metavar="MODEL", nargs="?")
+    status.add_argument("--json", action="store_true")
+    add_mlflow_uri(status)
+    status.set_defaults(run=_status)
+    rollback = commands.add_parser(
+        "rollback",
+        help="undo the last promotion of a model",
+        description="Undo the last promotion that is in effect, and move back exactly what it had moved. "
+        "Endpoints follow where something deploys what an alias or a stage holds.",
+    )
+    rollback.add_argument("model", metavar="MODEL")
+    rollback.add_argument(
+        "--to", metavar="VERSION", help="undo every promotion since this version was in place"
+    )
+    rollback.add_argument(
+        "--alias", help="of which the last promotion is undone; the last of all, if left out"
+    )
+    rollback.add_argument("--stage", help="the same for promotions that moved no alias")
+    rollback.add_argument("--reason", default="", help="why, for the history")
+    add_mlflow_uri(rollback)
+    rollback.set_defaults(run=_rollback)
+
+
+def _history(options: argparse.Namespace) -> bool:
+    ledger = asyncio.run(_read_history(options))
+    if options.json:
+        entries = [entry.to_dict() for entry in ledger.entries]
+        print(json.dumps({"model": ledger.model, "entries": entries, "faults": list(ledger.faults)}))
+    else:
+        print(history_table(ledger))
+    return not ledger.faults
+
+
+async def _read_history(options: argparse.Namespace) -> Ledger:
+    async with MLflowClient(required_tracking(options.mlflow_uri)) as client:
+        registry = ModelRegistry(client)
+        await registry.get_model(options.model)  # a name that is misspelt has no history either
+        return await Changes(registry, options.model).history.read()
+
+
+def history_table(ledger: Ledger) -> str:
+    """The history for a person: one line for each change, the last one first."""
+    rows = [("ENTRY", "WHEN", "WHAT", "VERSION", "BEFORE", "MOVED", "STATE", "BY", "APPROVED BY", "WHY")]
+    for entry in reversed(ledger.entries):
+        if entry.kind in (*INTENTIONS, Kind.OUTSIDE, Kind.CARRIED_OVER):
+            undoes = f" of {', '.join(map(str, entry.undoes))}" if entry.undoes else ""
+            rows.append(
+                (
+                    str(entry.number),
+                    entry.at,
+                    entry.kind.value + undoes,
+                    entry.version or "-",
+                    entry.previous_version or "-",
+                    ", ".join(map(str, entry.moves)),
+                    _state(ledger, entry),
+                    _cell(entry.actor),
+                    _cell(entry.approver),
+                    _cell(entry.reason),
+                )
+            )
+    text = columns(rows) if ledger.entries else f"{ledger.model} has no history yet."
+    return "\n".join([text, *(f"FAULT: {fault}" for fault in ledger.faults)])
+
+
+def _state(ledger: Ledger, entry: Entry) -> str:
+    if entry.kind not in INTENTIONS:
+        return "noticed"
+    closing = ledger.closing(entry.number)
+    return closing.kind.value if closing else "unfinished"
+
+
+def _cell(text: str) -> str:
+    return clip(one_line(text), WIDEST) or "-"
+
+
+def _status(options: argparse.Namespace) -> bool:
+    found = asyncio.run(_read_status(options))
+    if options.json:
+        shown = [each.to_dict() for each in found]
+        print(json.dumps(shown[0] if options.model else shown))
+    else:
+        print("\n\n".join(map(status_text, found)) if found else "MLflow has no registered models.")
+    return not any(each.faults for each in found)
+
+
+async def _read_status(options: argparse.Namespace) -> list[ModelStatus]:
+    async with MLflowClient(required_tracking(options.mlflow_uri)) as client:
+        registry = ModelRegistry(client)
+        names = [options.model] if options.model else await registry.model_names()
+        return [await read_status(registry, name) for name in names]
+
+
+def status_text(status: ModelStatus) -> str:
+    """How a model stands, for a person."""
+    rows: list[tuple[str, ...]] = [("HELD", "VERSION", "SINCE", "BY", "APPROVED BY", "ENTRY")]
+    rows += _held_rows("alias", status.aliases)
+    rows += _held_rows("stage", status.stages)
+    rows += _held_rows("serves at", status.serving)
+    lines = [status.model, columns(rows) if len(rows) > 1 else "holds no alias and no stage"]
+    lines += [f"verdict: version {v} {kind}: {_cell(summary)}" for v, kind, summary in status.verdicts]
+    lines += [f"waiting: {one_line(sentence)}" for sentence in status.waiting]
+    lines += [f"FAULT: {fault}" for fault in status.faults]
+    return "\n".join(lines)
+
+
+def _held_rows(kind: str, held: Iterable[Held]) -> list[tuple[str, ...]]:
+    return [
+        (
+            one_line(f"{kind} {each.what}"),
+            each.version,
+            each.since or "-",
+            _cell(each.by),
+            _cell(each.approver),
+            str(each.entry or "-"),
+        )
+        for each in held
+    ]
+
+
+def _rollback(options: argparse.Namespace) -> bool:
+    change = asyncio.run(_roll_back(options))
+    where = change.alias or change.stage or "the stage"
+    if change.changed:
+        print(
+            f"{change.name}: {where} is on {_version(change.version)} again; it was on "
+            f"{_version(change.previous_version)} (entry {change.number})"
+        )
+    else:
+        print(f"{change.name}: {where} is on {_version(change.version)} already")
+    return True
+
+
+async def _roll_back(options: argparse.Namespace) -> Change:
+    async with MLflowClient(required_tracking(options.mlflow_uri)) as client:
+        return await roll_back(
+            ModelRegistry(client),
+            options.model,
+            alias=options.alias,
+            stage=options.stage,
+            to=options.to,
+            author=Author(actor=_person(), reason=options.reason or "rolled back by hand"),
+        )
+
+
+def _person() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in many containers
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def _version(version: str | None) -> str:
+    return f"version {version}" if version else "no version"

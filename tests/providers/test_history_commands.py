@@ -1,0 +1,106 @@
+"""``nighttrain history``, ``status`` and ``rollback`` against a real MLflow."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.commands import DONE, FAILED, main
+from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.promotion import Author, promote
+from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+
+if TYPE_CHECKING:
+    from helpers.mlflow_server import MakeModel, MLflowServer
+
+pytestmark = pytest.mark.mlflow
+
+
+@pytest.fixture
+def model(mlflow_server: MLflowServer, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    name = make_model().name
+    make_model(name)
+    make_model(name)
+
+    async def promoted() -> None:
+        async with MLflowClient(TrackingConfig(mlflow_server.uri)) as client:
+            registry = ModelRegistry(client)
+            await promote(registry, name, 1, author=Author(actor="nightly", reason="first"))
+            tags = {"nighttrain.gate.verdict": "accepted", "nighttrain.gate.summary": "accepted: mae 20"}
+            await registry.set_tags(name, "2", tags)
+            await promote(
+                registry,
+                name,
+                2,
+                stage="Production",
+                author=Author(actor="nightly", approver="ann", reason="better\n\x1b[31m| by far"),
+            )
+            await registry.set_tags(name, "3", {"nighttrain.gate.verdict": "inconclusive"})
+
+    run_sync(promoted())
+    return name
+
+
+def test_history_shows_one_line_for_each_change_and_json_every_entry(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["history", model]) == DONE
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["ENTRY", "WHEN", "WHAT"]
+    assert len(lines) == 2
+    assert "better" in lines[0]
+    assert "\x1b" not in lines[0]
+    assert "alias champion -> 2, version 2 -> stage Production" in lines[0]
+    assert "ann" in lines[0]
+    assert main(["history", model, "--json"]) == DONE
+    told = json.loads(capsys.readouterr().out)
+    assert [each["kind"] for each in told["entries"]] == ["promotion", "done"] * 2
+    assert told["faults"] == []
+
+
+def test_status_shows_what_holds_what_since_when_by_whom_and_what_is_waiting(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", model, "--json"]) == DONE
+    told = json.loads(capsys.readouterr().out)
+    (champion,) = told["aliases"]
+    assert (champion["version"], champion["by"], champion["approver"]) == ("2", "nightly", "ann")
+    assert champion["since"].startswith("20")
+    assert [(each["what"], each["version"]) for each in told["stages"]] == [("Production", "2")]
+    assert [each["verdict"] for each in told["verdicts"]] == ["inconclusive", "accepted"]
+    assert told["waiting"] == ["version 3 is inconclusive: somebody should look"]
+    assert main(["status", model]) == DONE
+    shown = capsys.readouterr().out
+    assert "alias champion" in shown
+    assert "verdict: version 2 accepted: accepted: mae 20" in shown
+    assert main(["status"]) == DONE
+    assert model in capsys.readouterr().out
+
+
+def test_rollback_undoes_the_last_promotion_and_says_so(
+    model: str, mlflow_server: MLflowServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rollback", model, "--reason", "bad predictions"]) == DONE
+    assert "champion is on version 1 again; it was on version 2 (entry 5)" in capsys.readouterr().out
+    champion = mlflow_server.call("GET", "registered-models/alias", name=model, alias="champion")
+    assert champion["model_version"]["version"] == "1"
+    assert "@" in mlflow_server.history(model)[4]["nighttrain.history.actor"]
+    assert main(["rollback", model, "--to", "1"]) == DONE
+    assert "is on version 1 already" in capsys.readouterr().out
+    assert main(["rollback", model, "--to", "3"]) == FAILED
+    assert "version 3" in capsys.readouterr().err
+
+
+def test_a_model_that_is_misspelt_is_told(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("history", "status", "rollback"):
+        assert main([command, model + "x"]) == FAILED
+        assert "no registered model" in capsys.readouterr().err
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert main(["status"]) == FAILED
+    assert "--mlflow-uri" in capsys.readouterr().err
