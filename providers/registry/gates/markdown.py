@@ -12,7 +12,7 @@ MAX_CELL = 1_000
 """A version's description holds 5,000 characters."""
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "&#64;"}
-_SPECIAL = re.compile(r"[\\`*_\[\]~#!$]")
+_SPECIAL = re.compile(r"[&<>|@\\`*_\[\]~#!$]")
 # Addresses become links by themselves where a renderer looks for them.
 _AUTOLINK = re.compile(r"(?i)(https?|ftp|mailto|javascript|data)(:)|(\bwww)(\.)")
 
@@ -30,8 +30,7 @@ def markdown_text(text: str) -> str:
     """
     line = " ".join(clip(text, MAX_CELL).split())
     line = "".join("\N{REPLACEMENT CHARACTER}" if _invisible(character) else character for character in line)
-    line = "".join(_ENTITIES.get(character, character) for character in line)
-    line = _SPECIAL.sub(lambda found: f"\\{found[0]}", line)
+    line = _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), line)
     return _AUTOLINK.sub(_unlinked, line)
 
 

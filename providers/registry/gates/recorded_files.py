@@ -55,6 +55,8 @@ def read_slices(content: bytes) -> dict[str, dict[str, float | str]]:
     for group, dimensions in _object(_json(content), "it").items():
         measured = found.setdefault(_name(group), {})
         for dimension, slices in _object(dimensions, f"the group {_shown(group)}").items():
+            if "=" in dimension:
+                raise UnreadableFileError(f"has the dimension {_shown(dimension)}, with a = in its name")
             for value, metrics in _object(slices, f"the dimension {_shown(dimension)}").items():
                 count += 1
                 if count > MAX_ENTRIES:
