@@ -1,12 +1,12 @@
 """How often the statistical rule gives a verdict where nothing differs: its type-I error on real flights.
 
 Days. Every four weeks of 2013 a candidate and a champion are trained (28 days of flights, the champion's end
-three days earlier) and score the flights of the next 28 days, as does the baseline: 308 days, each with the sum of
-every model's absolute errors. These days are the whole world here: the candidate's sums are moved so that its
-error is exactly that of the other in it.
+three days earlier) and score the flights of the next 28 days, as does the baseline: 308 days, each with the
+sum of every model's absolute errors. These days are the whole world here: the candidate's sums are moved so
+that its error is exactly that of the other in it.
 Samples. Whole days are drawn with replacement, 10, 14 and 28 at a time, 1,000 times, and judged with
-``mae <= champion (paired)`` and ``mae <= baseline (paired)``. Whatever is accepted or rejected is an error; 2.5 %
-of each are nominal. Intervals are Wilson's at 95 %.
+``mae <= champion (paired)`` and ``mae <= baseline (paired)``. Whatever is accepted or rejected is an error;
+2.5 % of each are nominal. Intervals are Wilson's at 95 %.
 Command: ``./run bench -k gate_errors``.
 """
 
