@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import dagster as dg
@@ -19,15 +20,19 @@ from nighttrain.assets.workload import (
     spec_for,
 )
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, ModelVersionNotFoundError
+from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
-from nighttrain.providers.registry.gates import Rule, judge, parse_rules
+from nighttrain.providers.registry.gates import Rule, judge_recorded, parse_rules
 from nighttrain.providers.registry.gates.evaluation import (
-    CANDIDATE_VARIABLE,
-    CHAMPION_VARIABLE,
+    PLOT_FILE,
+    Contestants,
+    check_checks,
+    check_compared,
+    find_contestants,
     group_measurements,
     verdict_tags,
 )
+from nighttrain.providers.registry.gates.gathering import gather
 from nighttrain.providers.registry.gates.verdicts import Verdict
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.versions import check_alias, check_name
@@ -55,6 +60,8 @@ def model_gate_check(
     rules: Sequence[str | Rule],
     arguments: CandidateArguments = (),
     champion_alias: str = "champion",
+    compare_with: Sequence[str] = (),
+    checks: Sequence[str] = (),
     no_champion: Literal["accept", "reject", "inconclusive"] = "accept",
     experiment_name: str | None = None,
     name: str = "gate",
@@ -77,6 +84,10 @@ def model_gate_check(
     :param arguments: the container's arguments, or a function that gives them from the :class:`Candidate`,
         for example ``lambda candidate: ["--as-of", candidate.partition_key]``
     :param champion_alias: no such alias, or an alias on the candidate itself: there is no champion yet
+    :param compare_with: further versions to score, such as ``["version:12", "alias:last-good"]``; the
+        container finds them in ``COMPARED_MODEL_URIS``, a JSON object of groups and pinned addresses
+    :param checks: dotted paths of functions of your own, which the scoring code calls; the container finds
+        them in ``GATE_CHECKS``, a JSON list
     :param no_champion: what rules against the champion say then; by default the first model has nobody to
         beat
     :param fail_if_over_quota: fail at once if scoring asks for more than the whole of today's quota (the
@@ -88,6 +99,8 @@ def model_gate_check(
     parsed = parse_rules(rules)
     check_name(model_name)
     check_alias(champion_alias)
+    check_compared(compare_with)
+    check_checks(checks)
     if no_champion not in NO_CHAMPION:
         raise ConfigurationError("no_champion", no_champion, f"one of {', '.join(NO_CHAMPION)}")
 
@@ -102,12 +115,7 @@ def model_gate_check(
     ) -> dg.AssetCheckResult:
         judged = _newest(context, asset.key)
         candidate = judged.version
-        champion = run_sync(_champion(mlflow, model_name, champion_alias, candidate))
-        environment = {CANDIDATE_VARIABLE: f"models:/{model_name}/{candidate}"}
-        params = {"candidate_version": candidate}
-        if champion:
-            environment[CHAMPION_VARIABLE] = f"models:/{model_name}/{champion}"
-            params["champion_version"] = champion
+        contestants = run_sync(_contestants(mlflow, model_name, candidate, champion_alias, compare_with))
         step = asset_step(context, f"{asset.key.to_python_identifier()}-{name}", judged.partition_key)
         finished = run_workload(
             context,
@@ -116,21 +124,21 @@ def model_gate_check(
             kubernetes=kubernetes,
             mlflow=mlflow,
             experiment_name=experiment_name or model_name,
-            environment=environment,
-            params=params,
+            environment=contestants.environment(checks),
+            params=contestants.params(),
             fail_if_over_quota=fail_if_over_quota,
         )
-        measured = group_measurements(run_of(finished).metrics)
-        verdict = judge(
-            parsed,
-            measured.get("candidate", {}),
-            measured.get("champion", {}) if champion else None,
-            no_champion=no_champion,
-        )
+        evaluation = {
+            "model_name": model_name,
+            "run_id": finished.started.run_id,
+            "measurements": group_measurements(run_of(finished).metrics),
+            **contestants.facts(),
+        }
+        verdict = run_sync(_judge(mlflow, parsed, evaluation, no_champion))
         context.log.info(verdict.table())
         run_sync(_record(mlflow, model_name, candidate, verdict, finished, step.actor))
         consume(finished)
-        return _result(mlflow, model_name, verdict, finished, candidate=candidate, champion=champion)
+        return _result(mlflow, model_name, verdict, finished, contestants=contestants)
 
     return gate
 
@@ -148,15 +156,21 @@ def _newest(context: dg.AssetCheckExecutionContext, key: dg.AssetKey) -> Candida
     return Candidate(str(materialization.metadata["version"].value), materialization.partition)
 
 
-async def _champion(mlflow: MLflowResource, model_name: str, alias: str, candidate: str) -> str | None:
+async def _contestants(
+    mlflow: MLflowResource, model_name: str, candidate: str, alias: str, compare_with: Sequence[str]
+) -> Contestants:
     async with mlflow.client() as client:
-        registry = ModelRegistry(client)
-        await registry.get_version(model_name, candidate)
-        try:
-            champion = await registry.version_by_alias(model_name, alias)
-        except (ModelNotFoundError, ModelVersionNotFoundError):
-            return None
-    return None if champion.version == candidate else champion.version
+        return await find_contestants(
+            ModelRegistry(client), model_name, candidate, champion_alias=alias, compare_with=compare_with
+        )
+
+
+async def _judge(
+    mlflow: MLflowResource, rules: Sequence[Rule], evaluation: dict[str, Any], no_champion: str
+) -> Verdict:
+    async with mlflow.client() as client:
+        recorded = await gather(ModelRegistry(client), rules, evaluation, now=datetime.now(UTC))
+    return judge_recorded(rules, recorded, no_champion=no_champion)
 
 
 async def _record(
@@ -178,18 +192,19 @@ def _result(
     verdict: Verdict,
     finished: FinishedWorkload,
     *,
-    candidate: str,
-    champion: str | None,
+    contestants: Contestants,
 ) -> dg.AssetCheckResult:
-    started = finished.started
+    started, candidate = finished.started, contestants.candidate.version
+    plot = mlflow.artifact_url(started.experiment_id, started.run_id, PLOT_FILE)
     metadata: dict[str, Any] = {
         "verdict": verdict.kind.value,
         "candidate_version": candidate,
-        "champion_version": champion or "none",
+        "champion_version": contestants.champion.version if contestants.champion else "none",
         "version_page": dg.MetadataValue.url(mlflow.version_url(model_name, candidate)),
         "evaluation_run_id": started.run_id,
         "evaluation_run_page": dg.MetadataValue.url(mlflow.run_url(started.experiment_id, started.run_id)),
-        "evidence": dg.MetadataValue.md(f"```\n{verdict.table()}\n```"),
+        "evaluation_plot_page": dg.MetadataValue.url(plot),
+        "evidence": dg.MetadataValue.md(verdict.markdown_table()),
         "measurements": dg.MetadataValue.json([item.to_dict() for item in verdict.evidence]),
     }
     return dg.AssetCheckResult(passed=verdict.accepted, description=verdict.summary(), metadata=metadata)

@@ -111,6 +111,14 @@ class MLflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         config = self.tracking_config()
         return page_url(config.uri, f"experiments/{experiment_id}/runs/{run_id}", config)
 
+    def artifact_url(self, experiment_id: str, run_id: str, path: str) -> str:
+        """The page of one of the run's files."""
+        from nighttrain.providers.tracking.config import page_url
+
+        config = self.tracking_config()
+        place = f"experiments/{experiment_id}/runs/{run_id}/artifacts/{quote(path)}"
+        return page_url(config.uri, place, config)
+
     def version_url(self, model_name: str, version: str) -> str:
         """The version's page."""
         from nighttrain.providers.tracking.config import page_url

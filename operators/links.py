@@ -47,6 +47,13 @@ class ModelVersionLink(_RememberedLink):
     kind = "version"
 
 
+class EvaluationPlotLink(_RememberedLink):
+    """The picture of an evaluation, in MLflow's page of the run's artifacts."""
+
+    name = "Evaluation plot"
+    kind = "plot"
+
+
 class WorkloadLink(_RememberedLink):
     """The Job on the cluster."""
 

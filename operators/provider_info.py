@@ -43,6 +43,7 @@ def get_provider_info() -> dict[str, Any]:
         "extra-links": [
             "nighttrain.operators.links.MLflowRunLink",
             "nighttrain.operators.links.ModelVersionLink",
+            "nighttrain.operators.links.EvaluationPlotLink",
             "nighttrain.operators.links.WorkloadLink",
             "nighttrain.operators.links.EndpointLink",
         ],

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry
-from nighttrain.operators.links import MLflowRunLink, ModelVersionLink, WorkloadLink, remember_links
+from nighttrain.operators.links import (
+    EvaluationPlotLink,
+    MLflowRunLink,
+    ModelVersionLink,
+    WorkloadLink,
+    remember_links,
+)
 from nighttrain.operators.workload import Prepared, WorkloadOperator
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.registry.gates.evaluation import CANDIDATE_VARIABLE, CHAMPION_VARIABLE
 from nighttrain.sensors.common.connections import get_mlflow
 from nighttrain.sensors.common.failures import failing_clearly
 
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
     from nighttrain.providers.attempts.attempt import Attempt
-    from nighttrain.providers.registry.versions import ModelVersion
+    from nighttrain.providers.registry.gates.evaluation import Contestants
     from nighttrain.sensors.common.connections import MLflowConnection
 
 
@@ -64,8 +69,9 @@ class EvaluateModelOperator(WorkloadOperator):
     The container finds ``CANDIDATE_MODEL_URI`` and, where there is a champion, ``CHAMPION_MODEL_URI`` in its
     environment, both pinned to a version, and logs metrics named ``candidate.<metric>`` and
     ``champion.<metric>`` to its run. Returns what :class:`TrainingJobOperator` returns, with ``model_name``,
-    ``version``, ``champion_version`` and ``measurements``: ``{"candidate": {...}, "champion": {...}}`` in the
-    place of ``models``; any other prefix (``baseline.<metric>``) becomes a group of its own.
+    ``version``, ``champion_version``, ``compared_versions`` and ``measurements``: ``{"candidate": {...},
+    "champion": {...}}`` in the place of ``models``; any other prefix (``baseline.<metric>``) becomes a group
+    of its own.
 
     Takes every parameter of :class:`WorkloadOperator`, and:
 
@@ -73,6 +79,10 @@ class EvaluateModelOperator(WorkloadOperator):
     :param version: the candidate's version (templated)
     :param champion_alias: the alias of the version to compare with (templated). No such alias, or an alias on
         the candidate itself: there is no champion yet
+    :param compare_with: further versions to score, such as ``["version:12", "alias:last-good"]`` (templated);
+        the container finds them in ``COMPARED_MODEL_URIS``, a JSON object of groups and pinned addresses
+    :param checks: dotted paths of functions of your own, which the scoring code calls (templated); the
+        container finds them in ``GATE_CHECKS``, a JSON list
     """
 
     template_fields: Sequence[str] = (
@@ -80,45 +90,67 @@ class EvaluateModelOperator(WorkloadOperator):
         "model_name",
         "version",
         "champion_alias",
+        "compare_with",
+        "checks",
     )
     text_fields = (*WorkloadOperator.text_fields, "model_name", "version", "champion_alias")
-    operator_extra_links: Collection[BaseOperatorLink] = (MLflowRunLink(), ModelVersionLink(), WorkloadLink())
+    structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = {
+        **WorkloadOperator.structured_fields,
+        "compare_with": list,
+        "checks": list,
+    }
+    operator_extra_links: Collection[BaseOperatorLink] = (
+        MLflowRunLink(),
+        ModelVersionLink(),
+        EvaluationPlotLink(),
+        WorkloadLink(),
+    )
     ui_color = "#dff3e4"
 
     def __init__(
-        self, *, model_name: str, version: str, champion_alias: str = "champion", **kwargs: Any
+        self,
+        *,
+        model_name: str,
+        version: str,
+        champion_alias: str = "champion",
+        compare_with: Sequence[str] = (),
+        checks: Sequence[str] = (),
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.model_name = model_name
         self.version = version
         self.champion_alias = champion_alias
+        self.compare_with = compare_with
+        self.checks = checks
 
     def _prepare(self, context: Context) -> Prepared:
         mlflow = get_mlflow(self.mlflow_conn_id)
-        with failing_clearly():
-            candidate, champion = run_sync(self._look_up(mlflow))
-        remember_links(context, version=mlflow.version_url(self.model_name, candidate.version))
-        environment = {CANDIDATE_VARIABLE: candidate.uri}
-        params = {"candidate_version": candidate.version}
-        if champion is not None:
-            environment[CHAMPION_VARIABLE] = champion.uri
-            params["champion_version"] = champion.version
-        return Prepared(
-            environment,
-            params,
-            {"version": candidate.version, "champion_version": champion.version if champion else None},
-        )
+        from nighttrain.providers.registry.gates.evaluation import check_checks
 
-    async def _look_up(self, mlflow: MLflowConnection) -> tuple[ModelVersion, ModelVersion | None]:
-        from nighttrain.providers.errors import ModelVersionNotFoundError
+        with failing_clearly():
+            checks = check_checks(self.checks)
+            found = run_sync(self._look_up(mlflow))
+        remember_links(context, version=mlflow.version_url(self.model_name, found.candidate.version))
+        return Prepared(found.environment(checks), found.params(), found.facts())
+
+    async def _look_up(self, mlflow: MLflowConnection) -> Contestants:
+        from nighttrain.providers.registry.gates.evaluation import find_contestants
 
         async with open_registry(mlflow) as registry:
-            candidate = await registry.get_version(self.model_name, str(self.version))
-            try:
-                champion = await registry.version_by_alias(self.model_name, self.champion_alias)
-            except ModelVersionNotFoundError:
-                return candidate, None
-        return candidate, None if champion.version == candidate.version else champion
+            return await find_contestants(
+                registry,
+                self.model_name,
+                str(self.version),
+                champion_alias=self.champion_alias,
+                compare_with=self.compare_with,
+            )
+
+    def _run_links(self, mlflow: MLflowConnection, experiment_id: str, run_id: str) -> dict[str, str]:
+        from nighttrain.providers.registry.gates.evaluation import PLOT_FILE
+
+        plot = mlflow.artifact_url(experiment_id, run_id, PLOT_FILE)
+        return {**super()._run_links(mlflow, experiment_id, run_id), "plot": plot}
 
     async def _collect(self, attempt: Attempt, facts: dict[str, Any]) -> dict[str, Any]:
         from nighttrain.providers.registry.gates.evaluation import group_measurements

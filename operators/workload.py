@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Observation,
         Outcome,
     )
+    from nighttrain.sensors.common.connections import MLflowConnection
 
 STARTED_KEY = "nighttrain_started"
 T = TypeVar("T")
@@ -390,8 +391,11 @@ class WorkloadOperator(WorkloadParameters):
         context["ti"].xcom_push(key=STARTED_KEY, value={**started.to_dict(), "facts": underway.facts})
         links = {"workload": started.workload_url}
         if started.run_id:
-            links["run"] = mlflow.run_url(started.experiment_id, started.run_id)
+            links |= self._run_links(mlflow, started.experiment_id, started.run_id)
         remember_links(context, **links)
+
+    def _run_links(self, mlflow: MLflowConnection, experiment_id: str, run_id: str) -> dict[str, str]:
+        return {"run": mlflow.run_url(experiment_id, run_id)}
 
     def _remembered(self, context: Context) -> dict[str, Any]:
         ti = context["ti"]

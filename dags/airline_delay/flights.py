@@ -166,6 +166,12 @@ def features(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[list(FEATURES)]
 
 
+def scheduled_days(frame: pd.DataFrame) -> pd.Series:
+    """The day in New York, `YYYY-MM-DD`, for which each flight was scheduled."""
+    scheduled = frame["departed_at"] - pd.to_timedelta(frame["dep_delay"], unit="m")
+    return scheduled.dt.tz_convert(NEW_YORK).dt.strftime("%Y-%m-%d")
+
+
 def fingerprint(frame: pd.DataFrame) -> str:
     """sha256 of the rows as text: the same rows give the same digest on every machine."""
     # Nine digits: pandas 2 reads some of the file's decimals as their neighbours in the seventeenth.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import flights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     import pandas as pd
     from sklearn.pipeline import Pipeline
 
@@ -78,7 +79,9 @@ def build(hyperparameters: Hyperparameters) -> Pipeline:
     return Pipeline([("encode", encode), ("trees", trees)])  # type: ignore[no-untyped-call]
 
 
-def errors(actual: pd.Series, predicted: Sequence[float] | pd.Series) -> dict[str, float]:
+def errors(
+    actual: pd.Series, predicted: Sequence[float] | pd.Series | np.ndarray[Any, Any]
+) -> dict[str, float]:
     """Mean absolute and root mean squared error in minutes, and the number of rows they stand on."""
     difference = actual.to_numpy() - predicted
     return {

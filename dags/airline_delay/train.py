@@ -81,6 +81,8 @@ def train(options: argparse.Namespace) -> None:
     facts = {
         "as_of": as_of.isoformat(),
         "known_before": flights.end_of_night(as_of).isoformat(),
+        # A gate reads the data's age here.
+        "data_until": last.isoformat(),
         "dataset.sha256": flights.fingerprint(frame),
     }
     parameters = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk.exceptions import AirflowSkipException
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.registry.gates import Rule
     from nighttrain.providers.registry.gates.verdicts import Verdict
+    from nighttrain.providers.registry.models import ModelRegistry
 
 Reaction = Literal["skip", "fail", "continue"]
 REACTIONS: tuple[Reaction, ...] = ("skip", "fail", "continue")
@@ -35,8 +37,8 @@ class ModelGateOperator(RegistryOperator):
     before the task skips or fails, logged as a table, and written to the version's tags.
 
     :param evaluation: what an ``EvaluateModelOperator`` returned, usually ``evaluate.output`` (templated)
-    :param rules: lines such as ``"mae <= 25"``, ``"mae <= champion.mae * 1.02"`` and ``"rows >= 500"``, or
-        rule objects of ``nighttrain.providers.registry.gates``; all have to hold
+    :param rules: lines such as ``"mae <= 25"``, ``"mae <= champion.mae * 1.02"``, ``"mae <= baseline.mae"``
+        and ``"rows >= 500"``, or rule objects of ``nighttrain.providers.registry.gates``; all have to hold
     :param on_rejected: ``"skip"`` what is downstream (the default: a worse model is a normal night),
         ``"fail"`` the task, or ``"continue"``
     :param on_inconclusive: the same; ``"fail"`` by default, since somebody should look
@@ -78,8 +80,7 @@ class ModelGateOperator(RegistryOperator):
         with failing_clearly():
             self._connect()
             evaluation = _evaluation(self.evaluation)
-            verdict = self._judge(evaluation)
-            self.log.info("%s", verdict.table())
+            verdict = run_sync(self._judge_and_record(context, evaluation))
             result = {
                 "model_name": evaluation["model_name"],
                 "version": evaluation["version"],
@@ -87,36 +88,30 @@ class ModelGateOperator(RegistryOperator):
                 "summary": verdict.summary(),
                 **verdict.to_dict(),
             }
-            run_sync(self._record(context, evaluation, verdict))
             self._link(context, evaluation["model_name"], evaluation["version"])
             context["ti"].xcom_push(key=VERDICT_KEY, value=result)
             self._react(verdict)
         return result
 
-    def _judge(self, evaluation: Mapping[str, Any]) -> Verdict:
-        from nighttrain.providers.registry.gates import judge, parse_rule
-
-        measurements = evaluation["measurements"]
-        # An evaluation written by hand may measure a champion without saying which version it is.
-        compared = evaluation.get("champion_version", "champion" in measurements)
-        return judge(
-            [parse_rule(rule) if isinstance(rule, str) else rule for rule in self.rules],
-            measurements.get("candidate", {}),
-            measurements.get("champion", {}) if compared else None,
-            no_champion=self.no_champion,
-        )
-
-    async def _record(self, context: Context, evaluation: Mapping[str, Any], verdict: Verdict) -> None:
+    async def _judge_and_record(self, context: Context, evaluation: Mapping[str, Any]) -> Verdict:
         async with open_registry(self._mlflow) as registry:
-            await registry.set_tags(
-                evaluation["model_name"],
-                evaluation["version"],
-                verdict_tags(
-                    verdict,
-                    evaluation_run=str(evaluation.get("run_id", "")),
-                    actor=task_context.actor(context),
-                ),
+            verdict = await self._judge(registry, evaluation)
+            self.log.info("%s", verdict.table())
+            tags = verdict_tags(
+                verdict,
+                evaluation_run=str(evaluation.get("run_id", "")),
+                actor=task_context.actor(context),
             )
+            await registry.set_tags(evaluation["model_name"], evaluation["version"], tags)
+        return verdict
+
+    async def _judge(self, registry: ModelRegistry, evaluation: Mapping[str, Any]) -> Verdict:
+        from nighttrain.providers.registry.gates import judge_recorded, parse_rules
+        from nighttrain.providers.registry.gates.gathering import gather
+
+        rules = parse_rules(self.rules)
+        recorded = await gather(registry, rules, evaluation, now=datetime.now(UTC))
+        return judge_recorded(rules, recorded, no_champion=self.no_champion)
 
     def _react(self, verdict: Verdict) -> None:
         from nighttrain.providers.registry.gates.verdicts import VerdictKind

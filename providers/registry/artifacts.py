@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from nighttrain.providers.registry.artifact_bytes import artifact_bytes
 from nighttrain.providers.registry.versions import DIGEST_TAG, FILES_TAG
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Mapping
 
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.tracking.client import MLflowClient
@@ -100,19 +101,12 @@ async def artifact_manifest(client: MLflowClient, version: ModelVersion) -> Arti
 
     :raises RegistryError: nothing there, or a source whose files the server does not list
     """
-    registry = client.for_registry()
     place = await _place_of(client, version)
-    about = f"version {version.version} of {version.name!r}"
 
     async def read(path: str) -> str:
-        query = {"name": version.name, "version": version.version, "path": path}
-        signed = partial(registry.get, VERSION_FILE, {**query, "presigned": "true"})
-        if isinstance(place, _RunFiles):
-            # The server cannot resolve a runs:/ source by itself, except to sign its address.
-            return await _hash(client, RUN_FILE, place.query(path), signed)
-        return await _hash(registry, VERSION_FILE, query, signed)
+        return await _hash(client, _version_file(client, version, place, path))
 
-    return await _manifest(place, read, about)
+    return await _manifest(place, read, _about(version))
 
 
 async def logged_model_manifest(client: MLflowClient, model_id: str) -> ArtifactManifest:
@@ -124,7 +118,8 @@ async def logged_model_manifest(client: MLflowClient, model_id: str) -> Artifact
     async def read(path: str) -> str:
         route = f"/ajax-api/2.0/mlflow/logged-models/{quote(model_id, safe='')}/artifacts/files"
         query = {"artifact_file_path": path}
-        return await _hash(client, route, query, partial(client.get, route, {**query, "presigned": "true"}))
+        signed = partial(client.get, route, {**query, "presigned": "true"})
+        return await _hash(client, partial(artifact_bytes, client, route, query, signed))
 
     return await _manifest(_LoggedModelFiles(client, model_id), read, f"logged model {model_id}")
 
@@ -137,10 +132,74 @@ async def run_files_manifest(client: MLflowClient, run: Run, path: str) -> Artif
     files = _RunFiles(client, run.run_id, path)
 
     async def read(name: str) -> str:
-        query = files.query(name)
-        return await _hash(client, RUN_FILE, query, partial(_signed_run_file, client, run, query["path"]))
+        return await _hash(client, _run_file(client, run, files.query(name)))
 
     return await _manifest(files, read, f"the folder {path!r} of run {run.run_id}")
+
+
+async def read_version_file(
+    client: MLflowClient, version: ModelVersion, path: str, *, limit: int
+) -> bytes | None:
+    """A small file of a version's artifact, as data; ``None`` where there is none.
+
+    :param limit: bytes
+    :raises RegistryError: it is larger, or the server does not list the version's files
+    """
+    place = await _place_of(client, version)
+    if not await _is_listed(place, path):
+        return None
+    return await _whole(client, _version_file(client, version, place, path), path, limit)
+
+
+async def read_run_file(client: MLflowClient, run: Run, path: str, *, limit: int) -> bytes | None:
+    """A small file of a run's artifacts; ``None`` where there is none.
+
+    :param limit: bytes
+    :raises RegistryError: it is larger
+    """
+    files = _RunFiles(client, run.run_id, "")
+    if not await _is_listed(files, path):
+        return None
+    return await _whole(client, _run_file(client, run, files.query(path)), path, limit)
+
+
+async def version_bytes(client: MLflowClient, version: ModelVersion) -> int:
+    """The bytes of all files of a version's artifact, as the server lists them.
+
+    :raises RegistryError: nothing there, a size that is not listed, or files that the server does not list
+    """
+    total = count = 0
+    async for path, size in _walk(await _place_of(client, version)):
+        if path in EXCLUDED_FILES:
+            continue
+        if size is None:
+            raise RegistryError(f"MLflow does not say how large {path!r} of {_about(version)} is")
+        total, count = total + size, count + 1
+        if count > MAX_FILES:
+            raise RegistryError(f"{_about(version)} has more than {MAX_FILES:,} files: that is no model")
+    if not count:
+        raise RegistryError(f"{_about(version)} has no files in the artifact store")
+    return total
+
+
+def _about(version: ModelVersion) -> str:
+    return f"version {version.version} of {version.name!r}"
+
+
+def _version_file(client: MLflowClient, version: ModelVersion, place: _Place, path: str) -> _Pieces:
+    registry = client.for_registry()
+    query = {"name": version.name, "version": version.version, "path": path}
+    signed = partial(registry.get, VERSION_FILE, {**query, "presigned": "true"})
+    if isinstance(place, _RunFiles):
+        # The server cannot resolve a runs:/ source by itself, except to sign its address.
+        return partial(artifact_bytes, client, RUN_FILE, place.query(path), signed)
+    return partial(artifact_bytes, registry, VERSION_FILE, query, signed)
+
+
+def _run_file(client: MLflowClient, run: Run, query: Mapping[str, str]) -> _Pieces:
+    return partial(
+        artifact_bytes, client, RUN_FILE, query, partial(_signed_run_file, client, run, query["path"])
+    )
 
 
 async def _signed_run_file(client: MLflowClient, run: Run, path: str) -> dict[str, Any]:
@@ -276,7 +335,7 @@ async def _manifest(place: _Place, read: Callable[[str], Awaitable[str]], about:
     :param read: gives the sha256 of a path's bytes
     """
     files: dict[str, str] = {}
-    async for path in _walk(place):
+    async for path, _ in _walk(place):
         if path in EXCLUDED_FILES:
             continue
         files[_checked(path)] = await read(path)
@@ -289,35 +348,65 @@ async def _manifest(place: _Place, read: Callable[[str], Awaitable[str]], about:
     return ArtifactManifest(files)
 
 
-async def _walk(place: _Place) -> AsyncIterator[str]:
+async def _walk(place: _Place) -> AsyncIterator[tuple[str, int | None]]:
+    """Every file below a place, and its size in bytes where that is listed."""
     pending, seen = [""], {""}
     while pending:
-        folder = pending.pop()
-        token: str | None = None
-        while True:
-            page = await place.page(folder, token)
-            for entry in page.get("files", ()):
-                path = place.relative(folder, str(entry["path"]))
-                if not entry.get("is_dir"):
-                    yield path
-                elif path not in seen:
-                    seen.add(path)
-                    pending.append(path)
-            token = page.get("next_page_token")
-            if not token:
-                break
+        async for path, entry in _entries(place, pending.pop()):
+            if not entry.get("is_dir"):
+                yield path, _size(entry)
+            elif path not in seen:
+                seen.add(path)
+                pending.append(path)
 
 
-async def _hash(
-    client: MLflowClient,
-    route: str,
-    query: Mapping[str, str],
-    signed: Callable[[], Awaitable[Mapping[str, Any]]],
-) -> str:
+async def _entries(place: _Place, folder: str) -> AsyncIterator[tuple[str, Mapping[str, Any]]]:
+    token: str | None = None
+    while True:
+        page = await place.page(folder, token)
+        for entry in page.get("files", ()):
+            yield place.relative(folder, str(entry["path"])), entry
+        token = page.get("next_page_token")
+        if not token:
+            return
+
+
+async def _is_listed(place: _Place, path: str) -> bool:
+    """A file that is not there is answered in as many ways as there are stores: the list knows."""
+    folder = path.rpartition("/")[0]
+    async for name, entry in _entries(place, folder):
+        if name == path:
+            return not entry.get("is_dir")
+    return False
+
+
+def _size(entry: Mapping[str, Any]) -> int | None:
+    try:
+        return int(entry["file_size"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+_Pieces = Callable[[], "AsyncIterator[bytes]"]
+
+
+async def _whole(client: MLflowClient, pieces: _Pieces, path: str, limit: int) -> bytes:
+    async def read() -> bytes:
+        content = b""
+        async for piece in pieces():
+            content += piece
+            if len(content) > limit:
+                raise RegistryError(f"the file {path} is longer than {limit:,} bytes")
+        return content
+
+    return await client.repeating(read)
+
+
+async def _hash(client: MLflowClient, pieces: _Pieces) -> str:
     async def whole() -> str:
         # Begins anew on every try: a digest cannot take bytes back.
         digest = hashlib.sha256()
-        async for piece in artifact_bytes(client, route, query, signed):
+        async for piece in pieces():
             digest.update(piece)
         return digest.hexdigest()
 

@@ -51,6 +51,10 @@ class MLflowConnection:
         """The run's page."""
         return self._page(f"experiments/{experiment_id}/runs/{run_id}")
 
+    def artifact_url(self, experiment_id: str, run_id: str, path: str) -> str:
+        """The page of one of the run's files."""
+        return self._page(f"experiments/{experiment_id}/runs/{run_id}/artifacts/{quote(path)}")
+
     def version_url(self, model_name: str, version: str) -> str:
         """The model version's page."""
         return self._page(f"models/{quote(model_name, safe='')}/versions/{version}")

@@ -70,7 +70,7 @@ def test_the_flights_are_definitions_that_hold_together() -> None:
     )
     dg.Definitions.validate_loadable(defs)
     assert NIGHTS.get_first_partition_key() == "2013-01-29"
-    assert NIGHTS.get_last_partition_key() == "2013-12-28"
+    assert NIGHTS.get_last_partition_key() == "2013-12-17"
     (check,) = defs.get_asset_checks_def(dg.AssetCheckKey(dg.AssetKey("airline_delay"), "gate")).check_specs
     assert check.blocking
 
