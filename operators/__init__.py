@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.public_names import public_names, require
 
 __all__ = [
+    "ApproveModelOperator",
     "EvaluateModelOperator",
     "ModelGateOperator",
     "PromoteModelOperator",
@@ -24,6 +25,7 @@ require("airflow.sdk", extra="airflow")
 if TYPE_CHECKING:
     from nighttrain.operators.maintenance import ReapWorkloadsOperator
     from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
+    from nighttrain.operators.registry.approval import ApproveModelOperator
     from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
     from nighttrain.operators.train_function import train_task
     from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
@@ -32,6 +34,7 @@ else:
     __getattr__, __dir__ = public_names(
         __name__,
         {
+            "ApproveModelOperator": "nighttrain.operators.registry.approval",
             "EvaluateModelOperator": "nighttrain.operators.training",
             "ModelGateOperator": "nighttrain.operators.registry",
             "PromoteModelOperator": "nighttrain.operators.registry",

@@ -158,6 +158,7 @@ class EvaluateModelOperator(WorkloadOperator):
         run = await attempt.logged_run()
         return {
             "model_name": self.model_name,
+            "champion_alias": self.champion_alias,
             **facts,
             "measurements": group_measurements(run.metrics),
         }

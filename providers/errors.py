@@ -41,7 +41,8 @@ NighttrainError
 │   └── HistoryMovedError           somebody else wrote the model's next entry first: read it again
 ├── GateError
 │   ├── GateRejectedError           the verdict is "rejected" and the gate was told to fail on it
-│   └── GateInconclusiveError       the verdict is "inconclusive" and the gate was told to fail on it
+│   ├── GateInconclusiveError       the verdict is "inconclusive" and the gate was told to fail on it
+│   └── NotApprovedError            the person who was asked said no, or did not answer
 ├── ServingError
 │   ├── RolloutFailedError          the candidate did not become ready; the stable version still serves
 │   └── NothingToRollBackToError
@@ -336,6 +337,10 @@ class GateInconclusiveError(GateError):
     """The verdict is "inconclusive"."""
 
 
+class NotApprovedError(GateError):
+    """The person who was asked said no, did not answer, or somebody else answered."""
+
+
 class ServingError(NighttrainError):
     """A rollout or rollback could not be carried out."""
 
@@ -366,7 +371,9 @@ PERMANENT: tuple[type[NighttrainError], ...] = (
     ArtifactDigestMismatchError,
     ConfigurationError,
     GateError,
+    NothingToUndoError,
     ObjectInvalidError,
+    PromotedSinceError,
     RunWithoutModelError,
     TrackingMisconfiguredError,
     WorkloadConflictError,

@@ -85,6 +85,7 @@ class ModelGateOperator(RegistryOperator):
                 "model_name": evaluation["model_name"],
                 "version": evaluation["version"],
                 "champion_version": evaluation.get("champion_version"),
+                "champion_alias": evaluation.get("champion_alias"),
                 "summary": verdict.summary(),
                 **verdict.to_dict(),
             }

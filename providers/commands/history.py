@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.commands.environment import add_mlflow_uri, required_tracking
 from nighttrain.providers.errors import clip
 from nighttrain.providers.registry.history.changes import Changes
-from nighttrain.providers.registry.history.entries import INTENTIONS, Kind
+from nighttrain.providers.registry.history.entries import ANSWERS, INTENTIONS, Kind
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import Author, Change, roll_back
 from nighttrain.providers.registry.status import Held, ModelStatus, read_status
@@ -89,7 +89,7 @@ def history_table(ledger: Ledger) -> str:
     """The history for a person: one line for each change, the last one first."""
     rows = [("ENTRY", "WHEN", "WHAT", "VERSION", "BEFORE", "MOVED", "STATE", "BY", "APPROVED BY", "WHY")]
     for entry in reversed(ledger.entries):
-        if entry.kind in (*INTENTIONS, Kind.OUTSIDE, Kind.CARRIED_OVER):
+        if entry.kind in (*INTENTIONS, *ANSWERS, Kind.OUTSIDE, Kind.CARRIED_OVER):
             undoes = f" of {', '.join(map(str, entry.undoes))}" if entry.undoes else ""
             rows.append(
                 (
@@ -98,7 +98,7 @@ def history_table(ledger: Ledger) -> str:
                     entry.kind.value + undoes,
                     entry.version or "-",
                     entry.previous_version or "-",
-                    ", ".join(map(str, entry.moves)),
+                    ", ".join(map(str, entry.moves)) or "-",
                     _state(ledger, entry),
                     _cell(entry.actor),
                     _cell(entry.approver),
@@ -110,6 +110,8 @@ def history_table(ledger: Ledger) -> str:
 
 
 def _state(ledger: Ledger, entry: Entry) -> str:
+    if entry.kind in ANSWERS:
+        return "-"
     if entry.kind not in INTENTIONS:
         return "noticed"
     closing = ledger.closing(entry.number)

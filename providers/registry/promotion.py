@@ -207,6 +207,25 @@ async def roll_back(
     return seen if entry is None else _made(seen, entry)
 
 
+async def note(
+    registry: ModelRegistry,
+    name: str,
+    kind: Kind,
+    *,
+    version: str | int,
+    author: Author,
+    clock: Callable[[], float] = time.time,
+) -> int:
+    """Write into the history what a person said about a version; the number of the entry.
+
+    :param kind: one of those that move nothing: approved, rejected, not answered, answer refused
+    :raises ModelNotFoundError: no such model
+    """
+    check_name(name)
+    entry = author.signed(Entry(number=0, kind=kind, model=name, version=check_version(version)))
+    return (await Changes(registry, name, clock=clock).note(entry)).number
+
+
 def _made(seen: Change, entry: Entry) -> Change:
     return replace(seen, previous_version=entry.previous_version, number=entry.number)
 

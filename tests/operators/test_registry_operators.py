@@ -52,6 +52,7 @@ def evaluation(model: str, **candidate: float) -> dict[str, Any]:
         "model_name": model,
         "version": "2",
         "champion_version": "1",
+        "champion_alias": "champion",
         "run_id": "e",
         "measurements": measured,
     }
@@ -122,6 +123,7 @@ def test_a_worse_model_is_a_normal_night_and_a_missing_number_is_not(
 def test_an_accepted_verdict_lets_the_version_be_promoted(
     mlflow_server: MLflowServer, context: Any, model: str
 ) -> None:
+    mlflow_server.call("POST", "registered-models/alias", name=model, alias="champion", version="1")
     accepted = gate(model, context, {"mae": 11.0, "rows": 900})
     done = PromoteModelOperator(task_id="promote", model_name=model, version="2", verdict=accepted).execute(
         context
@@ -131,8 +133,8 @@ def test_an_accepted_verdict_lets_the_version_be_promoted(
         "version": "2",
         "alias": "champion",
         "stage": None,
-        "previous_version": None,
-        "entry": 1,
+        "previous_version": "1",
+        "entry": 2,
     }
     assert holder(mlflow_server, model) == "2"
     (written,) = [
@@ -171,6 +173,17 @@ def test_a_verdict_that_does_not_accept_this_version_moves_nothing(
     assert isinstance(failed.value.__cause__, ConfigurationError)
     assert holder(mlflow_server, model) is None
     assert {each["current_stage"] for each in mlflow_server.versions(model)} == {"None"}
+
+
+def test_a_verdict_beside_another_champion_than_there_is_now_moves_nothing(
+    mlflow_server: MLflowServer, context: Any, model: str
+) -> None:
+    accepted = gate(model, context, {"mae": 11.0, "rows": 900})
+    with pytest.raises(AirflowFailException, match=r"judged beside version 1, .* is on no version now"):
+        PromoteModelOperator(task_id="promote", model_name=model, version="2", verdict=accepted).execute(
+            context
+        )
+    assert holder(mlflow_server, model) is None
 
 
 @pytest.mark.parametrize(

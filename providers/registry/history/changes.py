@@ -99,6 +99,15 @@ class Changes:
                 raise RegistryError(f"{self.model!r}: {moves}: {closing.reason}")
             return written
 
+    async def note(self, entry: Entry) -> Entry:
+        """Write an entry that moves nothing."""
+        while True:
+            ledger, _ = await self.settled()
+            try:
+                return await self.history.append(ledger, entry)
+            except HistoryMovedError:
+                await self._pause()
+
     async def settled(self) -> tuple[Ledger, State]:
         """The history with nothing unfinished in it, and what holds what: the two agree.
 

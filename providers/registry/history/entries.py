@@ -40,7 +40,15 @@ class Kind(StrEnum):
     """Something that moved without nighttrain."""
     CARRIED_OVER = "carried over"
     """A promotion from before there was a history, as its version's tags tell it."""
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    UNANSWERED = "not answered"
+    ANSWER_REFUSED = "answer refused"
+    """What a person said who was asked whether a version may be promoted; the last: one who was not asked."""
 
+
+ANSWERS = frozenset({Kind.APPROVED, Kind.REJECTED, Kind.UNANSWERED, Kind.ANSWER_REFUSED})
+"""Kinds that move nothing."""
 
 INTENTIONS = frozenset({Kind.PROMOTION, Kind.ROLLBACK, Kind.RESTORED})
 """Kinds that are written before what they say is done: another entry closes them."""

@@ -1,0 +1,137 @@
+"""A person approves, rejects, is late, or was not asked: through Airflow's API, with named users."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from helpers.mlflow_server import MLflowServer, unique
+from helpers.pipeline import Pipeline
+from nighttrain.providers.local.stack import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+USERS = ("admin", "ann", "bob", "eve")
+
+
+class NamedUsers(Stack):
+    """A stack whose Airflow tells people apart."""
+
+    def sign_in(self, user: str) -> dict[str, str]:
+        answer = httpx.post(
+            f"{self.airflow_uri}/auth/token",
+            json={"username": user, "password": f"{user}-password"},
+            timeout=30,
+        )
+        assert answer.is_success, answer.text
+        return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+    def api(self, method: str, path: str, *, user: str = "admin", **kwargs: Any) -> httpx.Response:
+        return httpx.request(
+            method, f"{self.airflow_uri}/api/v2{path}", headers=self.sign_in(user), timeout=60, **kwargs
+        )
+
+
+class Asking(Pipeline):
+    """Asks about a model, and answers as somebody."""
+
+    stack: NamedUsers
+
+    def __init__(self, stack: NamedUsers) -> None:
+        super().__init__(stack)
+        client = httpx.Client(base_url=stack.mlflow_uri, timeout=60)
+        log = stack.directory / "mlflow.log"
+        self.server = MLflowServer(stack.mlflow_uri, log, stack.directory / "artifacts", client)
+
+    def model(self) -> str:
+        experiment = self.server.experiment()
+        run = self.server.run(experiment)
+        name = unique("asked")
+        self.server.version(name, run, self.server.logged_model(experiment, run))
+        return name
+
+    def answer(self, run_id: str, user: str, option: str, comment: str) -> httpx.Response:
+        self.until(
+            lambda: self.task("asking", run_id, "approve")["state"] == "awaiting_input", 90, "the question"
+        )
+        path = f"/dags/asking/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails"
+        body = {"chosen_options": [option], "params_input": {"comment": comment}}
+        return self.stack.api("PATCH", path, user=user, json=body)
+
+    def told(self, model: str) -> list[tuple[str, str | None, str | None]]:
+        """Of each entry of the history: its kind, the person, the reason."""
+        keys = [f"nighttrain.history.{each}" for each in ("kind", "approver", "reason")]
+        kind, approver, reason = keys
+        return [(t[kind], t.get(approver), t.get(reason)) for t in self.server.history(model)]
+
+
+@pytest.fixture(scope="module")
+def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
+    directory = tmp_path_factory.mktemp("asking")
+    passwords = directory / "passwords.json"
+    passwords.write_text(json.dumps({user: f"{user}-password" for user in USERS}))
+    stack = NamedUsers(
+        directory,
+        [Path(__file__).parent / "approval_dags"],
+        airflow_settings={
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:admin" for user in USERS),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+            "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
+        },
+    )
+    try:
+        stack.start_mlflow()
+        stack.start_airflow()
+        stack.wait_mlflow()
+        stack.wait_airflow(["asking", "asking_briefly"])
+        asking = Asking(stack)
+        with asking.server.http:
+            yield asking
+    finally:
+        stack.stop()
+
+
+def test_an_approval_by_somebody_who_was_asked_promotes_and_the_history_names_them(asking: Asking) -> None:
+    model = asking.model()
+    run_id = asking.trigger("asking", model=model)
+    refused = asking.answer(run_id, "eve", "Approve", "I may not")
+    assert refused.status_code == 403
+    assert asking.answer(run_id, "ann", "Approve", "the error is lower").status_code == 200
+    assert asking.finished("asking", run_id) == "success"
+    reason = "the error is lower"
+    assert asking.told(model) == [
+        ("approved", "ann", reason),
+        ("promotion", "ann", reason),
+        ("done", None, None),
+    ]
+    assert asking.task("asking", run_id, "promote")["state"] == "success"
+    path = f"/dags/asking/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails"
+    question = asking.stack.api("GET", path).json()
+    assert question["subject"] == f"Promote {model} version 1?"
+    assert "| mae <= champion |" in question["body"]
+    assert "<b>" not in question["body"]
+
+
+def test_a_rejection_promotes_nothing_and_stands_in_the_history(asking: Asking) -> None:
+    model = asking.model()
+    run_id = asking.trigger("asking", model=model)
+    assert asking.answer(run_id, "bob", "Reject", "not before the holidays").status_code == 200
+    assert asking.finished("asking", run_id) == "success"
+    assert asking.task("asking", run_id, "promote")["state"] == "skipped"
+    assert asking.told(model) == [("rejected", "bob", "not before the holidays")]
+
+
+def test_nobody_answers_promotes_nothing_and_stands_in_the_history(asking: Asking) -> None:
+    model = asking.model()
+    run_id = asking.trigger("asking_briefly", model=model)
+    assert asking.finished("asking_briefly", run_id) == "success"
+    assert asking.task("asking_briefly", run_id, "promote")["state"] == "skipped"
+    assert asking.told(model) == [("not answered", None, None)]
