@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local.cluster.http import bodies, parameters, protobuf
+from nighttrain.providers.local.cluster.http import bodies, parameters
 from nighttrain.providers.local.cluster.http.eviction import evict as evict_pod
 from nighttrain.providers.local.cluster.http.patches import apply_patch, check_patch_type
 from nighttrain.providers.local.cluster.kinds.decoding import (
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.http.routing import Target
     from nighttrain.providers.local.cluster.store.resources import ResourceType
 
+_PROTOBUF = "application/vnd.kubernetes.protobuf"
+_NO_PROTOBUF = (
+    "the embedded cluster does not read protobuf: send JSON (with kubectl, write the object with "
+    "--dry-run=client -o yaml and send it with kubectl apply -f -)"
+)
 _PROPAGATIONS = ("Background", "Foreground", "Orphan")
 
 
@@ -40,8 +45,8 @@ class Written:
 def read_body(raw: bytes, content_type: str) -> Any:
     """:raises ApiError: 400 when it does not parse, 415 for a media type that is not read"""
     media = content_type.split(";")[0].strip()
-    if media == protobuf.MEDIA_TYPE:
-        return protobuf.read(raw)
+    if media == _PROTOBUF:
+        raise errors.unsupported_media_type(_NO_PROTOBUF)
     if media not in ("", "application/json", "*/*") and not media.endswith("+json"):
         raise errors.unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: "

@@ -22,10 +22,6 @@ class Custom(Protocol):
     @property
     def list_kind(self) -> str: ...
 
-    def decode(self, body: dict[str, Any]) -> list[str]:
-        """Prune and complete the object in place, but for its metadata; the paths of unknown fields."""
-        ...
-
     def check(self, resource: ResourceType, new: dict[str, Any], old: dict[str, Any] | None) -> None:
         """:raises ApiError: the object breaks its schema, or no new one is taken any more"""
         ...
