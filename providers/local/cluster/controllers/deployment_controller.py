@@ -89,8 +89,6 @@ class DeploymentController(Controller):
             "spec": {"replicas": replicas, "selector": selector, "template": template},
             "status": {"replicas": 0},
         }
-        if spec.get("minReadySeconds"):
-            body["spec"]["minReadySeconds"] = spec["minReadySeconds"]
         created = self.store.create(REPLICASETS, body)
         self._say_scaled(deployment, created, 0, replicas)
         why = f'Created new replica set "{created["metadata"]["name"]}"'

@@ -12,7 +12,7 @@ from nighttrain.providers.local.cluster.controllers.reconcile import (
     Controller,
     ReconcileLoop,
     controller_of,
-    owner_reference,
+    new_pod,
 )
 from nighttrain.providers.local.cluster.kinds import job_indexes, job_policy
 from nighttrain.providers.local.cluster.kinds.pods import (
@@ -321,31 +321,14 @@ class JobController(Controller):
         return (since + wait - self.store.clock()).total_seconds()
 
     def _create(self, job: Object, index: int | None) -> None:
-        metadata = job["metadata"]
-        template = copy_object(job["spec"]["template"])
-        meta = template.get("metadata") or {}
-        labels = {
-            "batch.kubernetes.io/controller-uid": metadata["uid"],
-            "batch.kubernetes.io/job-name": metadata["name"],
-            "controller-uid": metadata["uid"],
-            "job-name": metadata["name"],
-            **(meta.get("labels") or {}),
-        }
-        pod: Object = {
-            "metadata": {
-                "generateName": f"{metadata['name']}-",
-                "namespace": metadata["namespace"],
-                "labels": labels,
-                "annotations": dict(meta.get("annotations") or {}),
-                "ownerReferences": [owner_reference(job)],
-                "finalizers": [FINALIZER, *(meta.get("finalizers") or [])],
-            },
-            "spec": template["spec"],
-        }
+        pod, uid, name = new_pod(job), job["metadata"]["uid"], job["metadata"]["name"]
+        own = {"controller-uid": uid, "job-name": name}
+        own |= {f"batch.kubernetes.io/{key}": value for key, value in own.items()}
+        pod["metadata"]["labels"] = {**own, **pod["metadata"]["labels"]}
+        more = (job["spec"]["template"].get("metadata") or {}).get("finalizers") or []
+        pod["metadata"]["finalizers"] = [FINALIZER, *more]
         if index is not None:
             job_indexes.mark(job, pod, index)
-        if not pod["metadata"]["annotations"]:
-            del pod["metadata"]["annotations"]
         try:
             created = self.store.create(PODS, pod)
         except ApiError as error:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.store.errors import ApiError
-from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, Watcher
+from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, Watcher, copy_object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -84,6 +84,21 @@ def owner_reference(owner: Object) -> Object:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def new_pod(owner: Object) -> Object:
+    """A pod as the owner's template describes it."""
+    metadata, template = owner["metadata"], copy_object(owner["spec"]["template"])
+    given = template.get("metadata") or {}
+    made = {
+        "generateName": f"{metadata['name']}-",
+        "namespace": metadata["namespace"],
+        "labels": given.get("labels") or {},
+        "ownerReferences": [owner_reference(owner)],
+    }
+    if given.get("annotations"):
+        made["annotations"] = given["annotations"]
+    return {"metadata": made, "spec": template["spec"]}
 
 
 class ReconcileLoop:

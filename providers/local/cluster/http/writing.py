@@ -21,7 +21,6 @@ from nighttrain.providers.local.cluster.store.store import Object, Store, copy_o
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nighttrain.providers.local.cluster.http.parameters import ListParameters
     from nighttrain.providers.local.cluster.http.routing import Target
     from nighttrain.providers.local.cluster.store.resources import ResourceType
 
@@ -179,33 +178,6 @@ def delete(store: Store, target: Target, body: Any, query: Mapping[str, str]) ->
     if lingers or resource.graceful:
         return Written(200, {**last, "apiVersion": resource.api_version})
     return Written(200, _success(resource, target.name, uid))
-
-
-def delete_collection(
-    store: Store, target: Target, asked: ListParameters, body: Any, query: Mapping[str, str]
-) -> Written:
-    """Deletes what the selectors match, and answers with it."""
-    resource = target.resource
-    options = delete_options(body)
-    found, revision = store.list(resource, target.namespace, labels=asked.labels, fields=asked.fields)
-    deleted = [
-        store.delete(
-            resource,
-            target.namespace,
-            obj["metadata"]["name"],
-            grace_period_seconds=_grace(options, query),
-            propagation=_propagation(resource, options, query),
-            dry_run=_dry_run(options, query),
-        )
-        for obj in found
-    ]
-    body = {
-        "kind": resource.list_kind,
-        "apiVersion": resource.api_version,
-        "metadata": {"resourceVersion": str(revision)},
-        "items": deleted,
-    }
-    return Written(200, body)
 
 
 def evict(store: Store, target: Target, body: Any, query: Mapping[str, str]) -> Written:

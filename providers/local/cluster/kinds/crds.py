@@ -21,7 +21,7 @@ _ACCEPTED = (
     ("Established", "InitialNamesAccepted", "the initial names have been accepted"),
 )
 # The order in which a real API server lists the verbs of a custom resource.
-_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
+_VERBS = ("delete", "get", "list", "patch", "create", "update", "watch")
 
 
 @dataclass(frozen=True, slots=True)

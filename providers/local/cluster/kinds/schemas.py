@@ -70,8 +70,8 @@ class WrongTypeError(Exception):
 def fit(schema: Schema, value: Any, *, custom: bool = False) -> list[str]:
     """Write an object, in place, as the API stores it.
 
-    That is without unknown fields and nulls. In one of a built-in kind amounts are texts, and what is empty and
-    need not be there is left out.
+    That is without unknown fields and nulls. In one of a built-in kind amounts are texts, and what is empty
+    and need not be there is left out.
 
     :return: the paths of the unknown fields
     :raises WrongTypeError: for the first value of a wrong type
@@ -136,7 +136,7 @@ def broken_rules(schema: Schema, value: Any, path: str = "", *, custom: bool = F
     :param path: where the object is in the one that is checked
     :param custom: in an object of a custom kind what is empty is there, and formats are of another kind
     """
-    empty = () if custom else (None, "", [])
+    empty: tuple[Any, ...] = () if custom else (None, "", [])
     causes = [
         required_value(f"{path}.{name}" if path else name)
         for name in (schema.get("required") or () if isinstance(value, dict) else ())
