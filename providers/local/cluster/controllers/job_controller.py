@@ -25,8 +25,9 @@ from nighttrain.providers.local.cluster.kinds.pods import (
 )
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
+from nighttrain.providers.local.cluster.store.lifecycle import Propagation
 from nighttrain.providers.local.cluster.store.resources import JOBS, PODS, ResourceType
-from nighttrain.providers.local.cluster.store.store import DELETED, Object, copy_object, timestamp
+from nighttrain.providers.local.cluster.store.store import EventType, Object, copy_object, timestamp
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
 
@@ -67,14 +68,14 @@ class JobController(Controller):
         self._recorder = EventRecorder(loop.store, "job-controller")
         self._failures: dict[str, Failures] = {}
 
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+    def changed(self, type_: EventType, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
         if resource is JOBS:
             told = self._generations.get(metadata["uid"]) == metadata["generation"]
             self._generations[metadata["uid"]] = metadata["generation"]
             # A new Job and another spec are looked at once; other news, as those of pods, come in swarms.
             self.enqueue_after(metadata["namespace"], metadata["name"], self._gather if told else 0.0)
-            if type_ == DELETED:
+            if type_ is EventType.DELETED:
                 self._failures.pop(metadata["uid"], None)
                 self._generations.pop(metadata["uid"], None)
                 for pod in self.owned(obj, PODS):
@@ -83,7 +84,7 @@ class JobController(Controller):
             owner = controller_of(obj)
             if owner is not None and owner["kind"] == "Job":
                 self.enqueue_after(metadata["namespace"], owner["name"], self._gather)
-                if type_ != DELETED and FINALIZER in (metadata.get("finalizers") or []):
+                if type_ is not EventType.DELETED and FINALIZER in (metadata.get("finalizers") or []):
                     job = self.store.find(JOBS, metadata["namespace"], owner["name"])
                     if job is None or job["metadata"]["uid"] != owner["uid"]:
                         self._release(obj)
@@ -391,7 +392,9 @@ class JobController(Controller):
         if left > 0:
             self.enqueue_after(metadata["namespace"], metadata["name"], left)
         else:
-            self.store.delete(JOBS, metadata["namespace"], metadata["name"], propagation="Foreground")
+            self.store.delete(
+                JOBS, metadata["namespace"], metadata["name"], propagation=Propagation.FOREGROUND
+            )
 
     # Status
 

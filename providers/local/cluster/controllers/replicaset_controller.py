@@ -17,7 +17,7 @@ from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import PODS, REPLICASETS, ResourceType
 
 if TYPE_CHECKING:
-    from nighttrain.providers.local.cluster.store.store import Object
+    from nighttrain.providers.local.cluster.store.store import EventType, Object
 
 
 class ReplicaSetController(Controller):
@@ -27,7 +27,7 @@ class ReplicaSetController(Controller):
         super().__init__(loop)
         self._recorder = EventRecorder(loop.store, "replicaset-controller")
 
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+    def changed(self, type_: EventType, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
         if resource is REPLICASETS:
             self.enqueue(metadata["namespace"], metadata["name"])

@@ -9,7 +9,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.store import errors
-from nighttrain.providers.local.cluster.store.store import Object, Record, Store, Watcher, encode
+from nighttrain.providers.local.cluster.store.store import EventType, Object, Record, Store, Watcher, encode
 from nighttrain.providers.local.cluster.tables import tables
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class WatchStream:
     async def lines(self) -> AsyncIterator[bytes]:
         """JSON lines until the time is up, the server stops, or the client falls too far behind."""
         if self._refusal is not None or self._watcher is None:
-            yield _line("ERROR", encode(self._refusal.status() if self._refusal else {}))
+            yield _line(EventType.ERROR, encode(self._refusal.status() if self._refusal else {}))
             return
         seconds = self._asked.timeout_seconds
         deadline = _now() + (seconds if seconds else _WATCH_SECONDS * random.uniform(1, 2))
@@ -198,7 +198,7 @@ class WatchStream:
             async for piece in self._follow(self._watcher, deadline):
                 yield piece
         except errors.ApiError as error:
-            yield _line("ERROR", encode(error.status()))
+            yield _line(EventType.ERROR, encode(error.status()))
         finally:
             self._watcher.close()
 
@@ -232,10 +232,10 @@ class WatchStream:
         # With nothing pending, the watcher has seen everything: it stands where the store does.
         metadata: dict[str, Any] = {"resourceVersion": str(self._store.revision), "creationTimestamp": None}
         body = {"kind": self._resource.kind, "apiVersion": self._resource.api_version, "metadata": metadata}
-        return _line("BOOKMARK", encode(body))
+        return _line(EventType.BOOKMARK, encode(body))
 
 
-def _line(type_: str, body: bytes) -> bytes:
+def _line(type_: EventType, body: bytes) -> bytes:
     return b'{"type":"' + type_.encode() + b'","object":' + body + b"}\n"
 
 

@@ -16,6 +16,7 @@ from nighttrain.providers.local.cluster.kinds.decoding import (
 )
 from nighttrain.providers.local.cluster.rules.dependents import disown
 from nighttrain.providers.local.cluster.store import errors
+from nighttrain.providers.local.cluster.store.lifecycle import Propagation
 from nighttrain.providers.local.cluster.store.store import Object, Store, copy_object
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ _NO_PROTOBUF = (
     "the embedded cluster does not read protobuf: send JSON (with kubectl, write the object with "
     "--dry-run=client -o yaml and send it with kubectl apply -f -)"
 )
-_PROPAGATIONS = ("Background", "Foreground", "Orphan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def delete(store: Store, target: Target, body: Any, query: Mapping[str, str]) ->
     found = store.get(resource, target.namespace, target.name)
     uid = found["metadata"]["uid"]
     propagation, dry_run = _propagation(resource, options, query), _dry_run(options, query)
-    if resource.custom is not None and propagation == "Orphan" and not dry_run:
+    if resource.custom is not None and propagation is Propagation.ORPHAN and not dry_run:
         disown(store, found)
     last = store.delete(
         resource,
@@ -202,15 +202,15 @@ def _grace(options: Object, query: Mapping[str, str]) -> int | None:
     return parameters.number(query, "gracePeriodSeconds") if value is None else value
 
 
-def _propagation(resource: ResourceType, options: Object, query: Mapping[str, str]) -> str:
+def _propagation(resource: ResourceType, options: Object, query: Mapping[str, str]) -> Propagation:
     asked = options.get("propagationPolicy") or query.get("propagationPolicy")
-    # For compatibility with its first clients, a Job leaves its pods behind unless told otherwise.
-    default = "Orphan" if resource.kind == "Job" else "Background"
-    value = asked or default
-    if value not in _PROPAGATIONS:
-        cause = errors.unsupported_value("propagationPolicy", value, _PROPAGATIONS)
+    if not asked:
+        # For compatibility with its first clients, a Job leaves its pods behind unless told otherwise.
+        return Propagation.ORPHAN if resource.kind == "Job" else Propagation.BACKGROUND
+    if asked not in list(Propagation):
+        cause = errors.unsupported_value("propagationPolicy", asked, list(Propagation))
         raise errors.invalid_options("DeleteOptions", cause)
-    return str(value)
+    return Propagation(asked)
 
 
 def _dry_run(options: Object, query: Mapping[str, str]) -> bool:
