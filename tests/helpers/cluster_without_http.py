@@ -190,7 +190,7 @@ def job_steps(changes: list[tuple[str, Object]]) -> list[tuple[Any, ...]]:
             (each["type"], each["status"], each.get("reason"), _nameless(each.get("message") or ""))
             for each in conditions
         )
-        step = ("DELETED",) if type_ is EventType.DELETED else step
+        step = ("DELETED",) if type_ == EventType.DELETED else step
         if step and (not steps or steps[-1] != step):
             steps.append(step)
     return steps
@@ -229,7 +229,7 @@ def pod_steps(changes: list[tuple[str, Object]]) -> list[list[tuple[Any, ...]]]:
             each["type"]: (each["status"], each.get("reason")) for each in status.get("conditions") or []
         }
         step: tuple[Any, ...] = (status.get("phase"), states, tuple(sorted(known.items())))
-        if type_ is EventType.DELETED:
+        if type_ == EventType.DELETED:
             step = ("DELETED", states, ())
         steps = pods.setdefault(obj["metadata"]["uid"], [])
         if not steps or steps[-1] != step:

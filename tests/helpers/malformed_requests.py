@@ -230,7 +230,6 @@ KINDS = (
         {
             "spec": {
                 "replicas": 1,
-                "minReadySeconds": 1,
                 "selector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]},
                 "template": TEMPLATE,
             },

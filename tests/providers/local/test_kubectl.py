@@ -83,10 +83,6 @@ def test_create_what_has_a_command_of_its_own(kubectl: Kubectl) -> None:
     kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/two", "--timeout=30s")
 
 
-def test_create_refuses_what_is_there(kubectl: Kubectl) -> None:
-    assert "already exists" in kubectl.refused("create", "namespace", "default")
-
-
 def test_apply_says_what_it_did(kubectl: Kubectl) -> None:
     text = JOB.replace("NAME", "one").replace("CODE", "pass")
     assert "created" in kubectl("apply", "-f", "-", stdin=text)
