@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -23,7 +24,6 @@ from nighttrain.providers.local.stack import Stack, bin_path, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DAG_ID = "mapped_trainings"
 PARTS = ("scheduler", "dag-processor", "triggerer", "api-server")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import ipaddress
+import ssl
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-
-if TYPE_CHECKING:
-    import ssl
 
 NAMES = ["kubernetes.test", "kubernetes.default.svc"]
 
