@@ -12,6 +12,7 @@ from nighttrain.providers.airflow_regions import region_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from airflow.sdk import Context
 
@@ -49,7 +50,7 @@ def epoch(context: Context) -> str:
     after its end, or deleted and made again, another start. So a retry after a crash (same epoch) takes over
     what is there, and whoever asks anew (a later epoch) starts anew. Later epochs compare greater.
     """
-    start = getattr(context["dag_run"], "start_date", None)
+    start = context["dag_run"].start_date
     begun = start.astimezone(UTC).isoformat(timespec="microseconds") if start is not None else ""
     return f"{begun}/{context['ti'].max_tries:06d}"
 
@@ -63,8 +64,8 @@ def lineage(context: Context, **known: Any) -> Lineage:
         **asdict(workload_identity(context)),
         try_number=context["ti"].try_number,
         commit=commit(context),
-        data_interval_start=_iso(getattr(dag_run, "data_interval_start", None)),
-        data_interval_end=_iso(getattr(dag_run, "data_interval_end", None)),
+        data_interval_start=_iso(dag_run.data_interval_start),
+        data_interval_end=_iso(dag_run.data_interval_end),
         **known,
     )
 
@@ -108,5 +109,5 @@ def _region(context: Context) -> str:
     return region_of(ti)
 
 
-def _iso(moment: Any) -> str | None:
-    return None if moment is None else str(moment.isoformat())
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()

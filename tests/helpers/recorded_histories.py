@@ -270,16 +270,3 @@ def scenarios() -> list[str]:
 
 def reason_of(body: Any) -> str:
     return str(body.get("reason", "")) if isinstance(body, dict) and body.get("kind") == "Status" else ""
-
-
-def difference(recorded: History, seen: History) -> dict[tuple[str, str], tuple[list[Step], list[Step]]]:
-    """What is not the same: stream and object -> recorded and seen steps."""
-    ours, theirs = seen.steps(), recorded.steps()
-    found = {
-        key: (theirs.get(key, []), ours.get(key, []))
-        for key in {*ours, *theirs}
-        if ours.get(key) != theirs.get(key)
-    }
-    if recorded.answers() != seen.answers():
-        found["http", ""] = (recorded.answers(), seen.answers())
-    return found

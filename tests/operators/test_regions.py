@@ -13,6 +13,7 @@ from uuid import UUID
 
 import pytest
 
+from helpers.dag_runs import dag_run
 from nighttrain.operators.common import task_context
 from nighttrain.operators.maintenance import _OwnTasks
 from nighttrain.providers.airflow_regions import as_parameters, region_of
@@ -25,8 +26,11 @@ REPLACED = UUID("019b0f5e-9d02-7f40-8a11-0d7a8f1c2b3e")
 
 def context(ti: dict[str, Any], **more: Any) -> Any:
     known = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 1, "max_tries": 0}
-    dag_run = SimpleNamespace(start_date=datetime(2026, 1, 1, tzinfo=UTC))
-    return {"ti": SimpleNamespace(**(known | ti)), "dag_run": dag_run, **more}
+    return {
+        "ti": SimpleNamespace(**(known | ti)),
+        "dag_run": dag_run(datetime(2026, 1, 1, tzinfo=UTC)),
+        **more,
+    }
 
 
 def looped(index: int, region_id: UUID = LOOP, **ti: Any) -> Any:

@@ -206,7 +206,7 @@ async def test_an_attempt_being_deleted_is_waited_for(
     assert await running_pods(client, first) == []
     with pytest.raises(errors.ObjectNotFoundError):
         await client.get(JOBS, NAMESPACE, first.name)
-    await lifecycle.cancel(client, second, grace_period_seconds=0)
+    await lifecycle.cancel(client, second)
 
 
 WORKER = """
