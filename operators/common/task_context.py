@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-    from nighttrain.providers.tracking.runs import Lineage, RunKey
+    from nighttrain.providers.tracking.runs import Lineage
 
 
 def workload_identity(context: Context) -> WorkloadIdentity:
@@ -33,14 +33,6 @@ def workload_identity(context: Context) -> WorkloadIdentity:
         map_index=_map_index(ti),
         region=_region(context),
     )
-
-
-def run_key(context: Context, *, task: bool = True) -> RunKey:
-    """The key of this task's MLflow run, or of its DAG run's parent run."""
-    from nighttrain.providers.tracking.runs import RunKey
-
-    key = RunKey(**asdict(workload_identity(context)))
-    return key if task else key.parent
 
 
 def epoch(context: Context) -> str:
