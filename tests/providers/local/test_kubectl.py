@@ -71,6 +71,7 @@ def test_logs(kubectl: Kubectl) -> None:
 
 
 def test_create_what_has_a_command_of_its_own(kubectl: Kubectl) -> None:
+    assert "does not read protobuf" in kubectl.refused("create", "namespace", "another")
     command = ("create", "configmap", "settings", "--from-literal=a=b")
     refused = kubectl.refused(*command)
     assert "write the object with --dry-run=client -o yaml and send it with kubectl apply -f -" in refused
