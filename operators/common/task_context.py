@@ -12,11 +12,12 @@ from nighttrain.providers.airflow_regions import region_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from airflow.sdk import Context
 
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-    from nighttrain.providers.tracking.runs import Lineage, RunKey
+    from nighttrain.providers.tracking.runs import Lineage
 
 
 def workload_identity(context: Context) -> WorkloadIdentity:
@@ -34,14 +35,6 @@ def workload_identity(context: Context) -> WorkloadIdentity:
     )
 
 
-def run_key(context: Context, *, task: bool = True) -> RunKey:
-    """The key of this task's MLflow run, or of its DAG run's parent run."""
-    from nighttrain.providers.tracking.runs import RunKey
-
-    key = RunKey(**asdict(workload_identity(context)))
-    return key if task else key.parent
-
-
 def epoch(context: Context) -> str:
     """Changes when somebody clears the task or makes its DAG run anew, stays over automatic retries.
 
@@ -49,7 +42,7 @@ def epoch(context: Context) -> str:
     after its end, or deleted and made again, another start. So a retry after a crash (same epoch) takes over
     what is there, and whoever asks anew (a later epoch) starts anew. Later epochs compare greater.
     """
-    start = getattr(context["dag_run"], "start_date", None)
+    start = context["dag_run"].start_date
     begun = start.astimezone(UTC).isoformat(timespec="microseconds") if start is not None else ""
     return f"{begun}/{context['ti'].max_tries:06d}"
 
@@ -63,8 +56,8 @@ def lineage(context: Context, **known: Any) -> Lineage:
         **asdict(workload_identity(context)),
         try_number=context["ti"].try_number,
         commit=commit(context),
-        data_interval_start=_iso(getattr(dag_run, "data_interval_start", None)),
-        data_interval_end=_iso(getattr(dag_run, "data_interval_end", None)),
+        data_interval_start=_iso(dag_run.data_interval_start),
+        data_interval_end=_iso(dag_run.data_interval_end),
         **known,
     )
 
@@ -114,5 +107,5 @@ def _region(context: Context) -> str:
     return region_of(ti)
 
 
-def _iso(moment: Any) -> str | None:
-    return None if moment is None else str(moment.isoformat())
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()

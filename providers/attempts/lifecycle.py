@@ -7,7 +7,6 @@ special to a kind is in :mod:`~nighttrain.providers.kubernetes.job.kinds`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import uuid
 from dataclasses import replace
@@ -211,22 +210,15 @@ async def observe(client: ClusterClient, workload: Workload) -> Observation:
     return read(obj, pods, events, queue=queue)
 
 
-async def cancel(
-    client: ClusterClient, workload: Workload, *, grace_period_seconds: int | None = None
-) -> None:
+async def cancel(client: ClusterClient, workload: Workload) -> None:
     """Delete the workload and wait until nothing of it runs. One that is gone already is fine.
 
     A pod on a node that does not answer is not waited for: it is deleted, and no one can see it end.
 
-    :param grace_period_seconds: between SIGTERM and SIGKILL; the pod's own if not given
     :raises WorkloadConflictError: it still terminates after a quarter of an hour
     :raises ClusterError: the cluster refused or cannot be asked
     """
     await _delete_object(client, workload)
-    if grace_period_seconds is not None:
-        # An owner's deletion hands no grace period down to its pods.
-        for pod in await list_pods(client, workload):
-            await _delete_pod(client, workload, pod, grace_period_seconds)
     try:
         await until_gone(client, workload, with_object=True)
     except LostNodeError as error:
@@ -439,10 +431,3 @@ async def _fence(client: ClusterClient, workload: Workload, obj: Json) -> bool:
             continue
         return True
     return False
-
-
-async def _delete_pod(client: ClusterClient, workload: Workload, pod: Json, grace: int) -> None:
-    with contextlib.suppress(ObjectNotFoundError, ObjectConflictError):
-        await client.delete(
-            PODS, workload.namespace, name_of(pod), uid=uid_of(pod), grace_period_seconds=grace
-        )

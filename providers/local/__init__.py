@@ -2,4 +2,4 @@
 
 from nighttrain.providers.public_names import require
 
-require("jsonpatch", "jsonschema", "psutil", "rich", "starlette", "uvicorn", "yaml", extra="local")
+require("jsonpatch", "jsonschema", "rich", "starlette", "uvicorn", "yaml", extra="local")

@@ -158,6 +158,7 @@ def test_only_one_way_to_say_what_happens_to_dependents(space: Space) -> None:
     space.get("configmaps", "one")
 
 
+@pytest.mark.not_embedded("deletion of collections")
 def test_a_collection_is_deleted_by_selector(space: Space) -> None:
     """API Reference, Delete Collection: labelSelector."""
     for name, colour in (("one", "red"), ("two", "red"), ("three", "blue")):

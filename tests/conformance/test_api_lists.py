@@ -246,6 +246,7 @@ def test_a_client_may_accept_a_table_or_the_objects(space: Space) -> None:
     assert space.cluster.http.get(space.path("pods"), headers={"Accept": accept}).json()["kind"] == "Table"
 
 
+@pytest.mark.not_embedded("answers with metadata alone")
 def test_a_list_of_metadata(colours: Space) -> None:
     """API Concepts, Metadata-only fetches: PartialObjectMetadataList."""
     accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"

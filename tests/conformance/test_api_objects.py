@@ -219,6 +219,7 @@ def test_creation_time_cannot_be_changed(space: Space) -> None:
     assert patched["metadata"]["creationTimestamp"] == created["metadata"]["creationTimestamp"]
 
 
+@pytest.mark.not_embedded("minReadySeconds")
 def test_generation_counts_changes_of_the_spec_only(space: Space) -> None:
     """API Conventions, Metadata: generation is a sequence number of the desired state."""
     created = space.create("deployments", deployment("one"))
@@ -371,6 +372,7 @@ def test_an_unknown_dry_run_is_refused_and_does_nothing(space: Space) -> None:
     refusal(space.try_get("configmaps", "one"), 404, "NotFound")
 
 
+@pytest.mark.not_embedded("answers with metadata alone")
 def test_only_the_metadata_of_an_object(space: Space) -> None:
     """API Concepts, Metadata-only fetches: PartialObjectMetadata."""
     created = space.create("configmaps", config_map("one", {"a": "b"}, labels={"x": "y"}))

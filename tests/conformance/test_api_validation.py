@@ -336,6 +336,7 @@ def test_a_rolling_update_must_be_able_to_move(space: Space) -> None:
     assert found == {"spec.strategy.rollingUpdate.maxUnavailable"}
 
 
+@pytest.mark.not_embedded("minReadySeconds")
 def test_a_progress_deadline_is_longer_than_getting_ready(space: Space) -> None:
     """Deployments, Progress Deadline Seconds: must be greater than minReadySeconds."""
     found = refused(space, "deployments", deployment(minReadySeconds=10, progressDeadlineSeconds=10))

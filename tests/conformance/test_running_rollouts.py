@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from helpers.conformance_client import STRATEGIC_PATCH
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def revisions(space: Space) -> set[str]:
     return {each["metadata"]["annotations"][REVISION] for each in space.list("replicasets")}
 
 
+@pytest.mark.not_embedded("minReadySeconds")
 def test_a_pod_is_available_after_it_was_ready_for_a_while(space: Space) -> None:
     """Deployments, Min Ready Seconds: ready without crashing for that long."""
     deploy(space, minReadySeconds=6)
@@ -57,6 +60,7 @@ def test_a_pod_is_available_after_it_was_ready_for_a_while(space: Space) -> None
     assert time.monotonic() - began > 3
 
 
+@pytest.mark.not_embedded("minReadySeconds")
 def test_the_old_pod_stays_until_the_new_one_is_available(space: Space) -> None:
     """Deployments, Min Ready Seconds: a rollout goes on only when new pods are available."""
     deploy(space)

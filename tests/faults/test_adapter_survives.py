@@ -11,6 +11,7 @@ import pytest
 
 from helpers.container_code import lasts_until
 from helpers.polling import until
+from helpers.random_faults import random_plan
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.errors import ObjectConflictError
 from nighttrain.providers.kubernetes.api.client import JOBS, ClusterClient
@@ -21,7 +22,7 @@ from nighttrain.providers.kubernetes.outcome.outcome import (
 )
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
-from nighttrain.providers.local.cluster.faults.faults import Fault, FaultPlan
+from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ async def test_a_wait_outlives_the_server_and_tells_that_the_node_was_lost(
 async def test_random_faults_change_no_outcome(
     cluster: EmbeddedCluster, client: ClusterClient, identity: WorkloadIdentity, seed: int
 ) -> None:
-    plan = FaultPlan.random(seed, 8, within=4)
+    plan = random_plan(seed, 8, within=4)
     cluster.faults.add(*plan.pending)
     job = await submit(client, "print('trained')", identity)
     assert await wait(client, job) is OutcomeKind.SUCCEEDED, cluster.faults.hits

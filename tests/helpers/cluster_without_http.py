@@ -19,7 +19,7 @@ from nighttrain.providers.local.cluster.machine.network import ClusterNetwork
 from nighttrain.providers.local.cluster.node.kubelet import Kubelet
 from nighttrain.providers.local.cluster.rules.admission import Admission
 from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, NAMESPACES, PODS, ResourceType
-from nighttrain.providers.local.cluster.store.store import DELETED, Store
+from nighttrain.providers.local.cluster.store.store import EventType, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,7 +190,7 @@ def job_steps(changes: list[tuple[str, Object]]) -> list[tuple[Any, ...]]:
             (each["type"], each["status"], each.get("reason"), _nameless(each.get("message") or ""))
             for each in conditions
         )
-        step = ("DELETED",) if type_ == DELETED else step
+        step = ("DELETED",) if type_ == EventType.DELETED else step
         if step and (not steps or steps[-1] != step):
             steps.append(step)
     return steps
@@ -229,7 +229,7 @@ def pod_steps(changes: list[tuple[str, Object]]) -> list[list[tuple[Any, ...]]]:
             each["type"]: (each["status"], each.get("reason")) for each in status.get("conditions") or []
         }
         step: tuple[Any, ...] = (status.get("phase"), states, tuple(sorted(known.items())))
-        if type_ == DELETED:
+        if type_ == EventType.DELETED:
             step = ("DELETED", states, ())
         steps = pods.setdefault(obj["metadata"]["uid"], [])
         if not steps or steps[-1] != step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from helpers.subresources import below, status_of
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, PODS, SERVICES
 
 if TYPE_CHECKING:
@@ -37,14 +38,12 @@ class Player:
         there = dict.fromkeys(("replicas", "updatedReplicas"), count)
         good = dict.fromkeys(("readyReplicas", "availableReplicas"), count if ready is None else ready)
         status = {"observedGeneration": found["metadata"]["generation"], **there, **good}
-        await self.client.patch(
-            DEPLOYMENTS, NAMESPACE, f"delay-v{version}", {"status": status}, subresource="status"
-        )
+        await self.client.patch(status_of(DEPLOYMENTS), NAMESPACE, f"delay-v{version}", {"status": status})
 
     async def scale(self, version: str, replicas: int) -> None:
         """As an autoscaler or ``kubectl scale`` does, and the pods follow."""
         await self.client.patch(
-            DEPLOYMENTS, NAMESPACE, f"delay-v{version}", {"spec": {"replicas": replicas}}, subresource="scale"
+            below(DEPLOYMENTS, "scale"), NAMESPACE, f"delay-v{version}", {"spec": {"replicas": replicas}}
         )
         await self.make_ready(version)
 
@@ -61,7 +60,7 @@ class Player:
         await self.client.create(PODS, NAMESPACE, body)
         entry = container | {"state": state, "ready": False, "restartCount": 0, "imageID": ""}
         status = {"phase": "Running", "containerStatuses": [entry]}
-        await self.client.patch(PODS, NAMESPACE, name, {"status": status}, subresource="status")
+        await self.client.patch(status_of(PODS), NAMESPACE, name, {"status": status})
 
     async def versions(self) -> set[str]:
         found = await self.client.list(DEPLOYMENTS, NAMESPACE)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from helpers.airflow_connections import connect_mlflow
+from helpers.dag_runs import dag_run
 from helpers.mlflow_server import unique
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.local.cluster.store.resources import JOBS
@@ -29,7 +30,7 @@ class Task:
         )
         self.ti.xcom_push = lambda key, value: self.xcoms.update({key: json.dumps(value)})
         self.ti.xcom_pull = lambda key, **_: json.loads(self.xcoms[key])
-        self.context: Any = {"ti": self.ti, "dag_run": SimpleNamespace(start_date=datetime.now(UTC))}
+        self.context: Any = {"ti": self.ti, "dag_run": dag_run(datetime.now(UTC))}
         self.operator = TrainingJobOperator(
             task_id="train", image="py", **{"cmds": ["python", "-S", "-c", code], **options}
         )

@@ -13,6 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from kubernetes.client import V1EnvVar
 
 from helpers.airflow_connections import connect_mlflow
+from helpers.dag_runs import dag_run
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
 from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
@@ -49,7 +50,7 @@ def context() -> Any:
     ti = SimpleNamespace(
         dag_id="nightly", run_id="r", task_id="task", map_index=-1, try_number=1, max_tries=0
     )
-    return {"ti": ti, "dag_run": SimpleNamespace(start_date=datetime(2013, 1, 1, tzinfo=UTC))}
+    return {"ti": ti, "dag_run": dag_run()}
 
 
 def tracked(native: bool, **fields: Any) -> Any:

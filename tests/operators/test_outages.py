@@ -12,6 +12,7 @@ import pytest
 import stamina
 
 from helpers.airflow_connections import connect_kubernetes, connect_mlflow
+from helpers.dag_runs import dag_run
 from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators.common import cluster_outages
 from nighttrain.operators.common.cluster_outages import PAUSE_SECONDS, waiting_out
@@ -101,7 +102,7 @@ def test_a_training_starts_and_settles_once_through_an_outage(
     away = Fault.answer(503, verb=verb, resource="jobs", count=12)
     cluster.faults.add(away)
     with stamina.set_testing(True, attempts=5, cap=True):
-        result = task.execute({"ti": ti, "dag_run": SimpleNamespace(start_date=datetime.now(UTC))})  # type: ignore[typeddict-item]
+        result = task.execute({"ti": ti, "dag_run": dag_run(datetime.now(UTC))})  # type: ignore[typeddict-item]
     assert cluster.faults.struck(away) == 12
     assert result is not None
     assert result["attempt"] == 1

@@ -6,6 +6,7 @@ outside of them. Real loops run in tests/pipeline/test_task_loops.py.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -13,20 +14,29 @@ from uuid import UUID
 
 import pytest
 
+from helpers.dag_runs import dag_run
 from nighttrain.operators.common import task_context
 from nighttrain.operators.maintenance import _OwnTasks
 from nighttrain.providers.airflow_regions import as_parameters, region_of
 from nighttrain.providers.attempts.reaper import TaskState
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
+from nighttrain.providers.tracking.runs import RunKey
 
 LOOP = UUID("019b0f5e-0a84-7c6c-a3a5-3a6b30d5a1d0")
 REPLACED = UUID("019b0f5e-9d02-7f40-8a11-0d7a8f1c2b3e")
 
 
+def run_key(context: Any) -> RunKey:
+    return RunKey(**asdict(task_context.workload_identity(context)))
+
+
 def context(ti: dict[str, Any], **more: Any) -> Any:
     known = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 1, "max_tries": 0}
-    dag_run = SimpleNamespace(start_date=datetime(2026, 1, 1, tzinfo=UTC))
-    return {"ti": SimpleNamespace(**(known | ti)), "dag_run": dag_run, **more}
+    return {
+        "ti": SimpleNamespace(**(known | ti)),
+        "dag_run": dag_run(datetime(2026, 1, 1, tzinfo=UTC)),
+        **more,
+    }
 
 
 def looped(index: int, region_id: UUID = LOOP, **ti: Any) -> Any:
@@ -44,7 +54,7 @@ OUTSIDE = [
 def test_a_task_outside_of_loops_is_named_as_before(task: Any) -> None:
     identity = task_context.workload_identity(task)
     assert identity == WorkloadIdentity(orchestrator="airflow", dag_id="d", run_id="r", task_id="t")
-    assert task_context.run_key(task).value == "airflow/d/r/t"
+    assert run_key(task).value == "airflow/d/r/t"
     assert "nighttrain.region" not in task_context.lineage(task).tags()
 
 
@@ -53,7 +63,7 @@ def test_a_mapped_task_outside_of_loops_is_named_as_before() -> None:
     before = task_context.workload_identity(context({"map_index": 2}))
     now = context({"map_index": 2, "region_id": LOOP, "region_index": 2})
     assert task_context.workload_identity(now) == before
-    assert task_context.run_key(now).value == "airflow/d/r/t/2"
+    assert run_key(now).value == "airflow/d/r/t/2"
 
 
 def test_every_iteration_has_an_identity_a_run_and_a_lineage_of_its_own() -> None:
@@ -65,8 +75,8 @@ def test_every_iteration_has_an_identity_a_run_and_a_lineage_of_its_own() -> Non
         context({}),
     ]
     assert len({task_context.workload_identity(task).key for task in tasks}) == len(tasks)
-    assert len({task_context.run_key(task).value for task in tasks}) == len(tasks)
-    assert len({task_context.run_key(task, task=False).value for task in tasks}) == 1, "one parent"
+    assert len({run_key(task).value for task in tasks}) == len(tasks)
+    assert len({run_key(task).parent.value for task in tasks}) == 1, "one parent"
     assert task_context.lineage(tasks[1]).tags()["nighttrain.region"] == f"{LOOP}:1"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
 from helpers.airflow_connections import connect_kubernetes, connect_mlflow
+from helpers.dag_runs import dag_run
 from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators.training import TrainingJobOperator
 from nighttrain.providers.attempts.history import history_of
@@ -35,7 +35,7 @@ def context(
         dag_id=unique("nightly"), run_id="r", task_id="train", map_index=-1, try_number=1, max_tries=0
     )
     ti.xcom_push = lambda key, value: json.dumps(value)
-    return {"ti": ti, "dag_run": SimpleNamespace(start_date=datetime(2013, 1, 1, tzinfo=UTC))}
+    return {"ti": ti, "dag_run": dag_run()}
 
 
 def train(context: dict[str, Any], code: int, skip: Any) -> None:

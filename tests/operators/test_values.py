@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import mask_secret
 
 from helpers.airflow_connections import connect_kubernetes, connect_mlflow
+from helpers.dag_runs import dag_run
 from helpers.lineage_keys import LINEAGE_KEYS, RUN_KEYS
 from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import ModelGateOperator, RegisterModelOperator
@@ -53,8 +54,7 @@ class Airflow:
         )
         ti.xcom_push = self.push
         now = datetime.now(UTC)
-        dag_run = SimpleNamespace(start_date=now, data_interval_start=now, data_interval_end=now)
-        context: Any = {"ti": ti, "dag_run": dag_run}
+        context: Any = {"ti": ti, "dag_run": dag_run(now, now)}
         return json.loads(json.dumps(task.execute(context), allow_nan=False))
 
     def push(self, key: str, value: Any) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from helpers.airflow_connections import connect_kubernetes, connect_mlflow
+from helpers.dag_runs import dag_run
 from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators.common import workload_notes
 from nighttrain.operators.training import TrainingJobOperator
@@ -116,7 +116,7 @@ def test_a_job_that_never_started_is_not_told_as_lost(
     store = Store()
     asked: Any = {
         "ti": ti,
-        "dag_run": SimpleNamespace(start_date=datetime(2013, 1, 1, tzinfo=UTC)),
+        "dag_run": dag_run(),
         "task_state_store": store,
     }
     with EmbeddedCluster(images={"py": sys.executable}) as cluster:

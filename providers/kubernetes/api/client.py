@@ -132,16 +132,13 @@ class ClusterClient:
         call = Call(asked, "POST", resource.path(namespace), query, body, safe_to_repeat=name is not None)
         return await self._transport.answer(call)
 
-    async def get(
-        self, resource: Resource, namespace: str | None, name: str, *, subresource: str | None = None
-    ) -> dict[str, Any]:
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> dict[str, Any]:
         """Read an object.
 
         :raises ObjectNotFoundError: there is none of that name
         """
-        asked = self._asked("get", resource, namespace, name, subresource)
-        path = resource.path(namespace, name, subresource)
-        return await self._transport.answer(Call(asked, "GET", path))
+        asked = self._asked("get", resource, namespace, name)
+        return await self._transport.answer(Call(asked, "GET", resource.path(namespace, name)))
 
     async def list(
         self,
@@ -231,13 +228,11 @@ class ClusterClient:
         namespace: str | None,
         name: str,
         body: Any,
-        *,
-        subresource: str | None = None,
     ) -> dict[str, Any]:
         """Change part of an object, by a merge patch: that is safe to repeat."""
         query = {"fieldValidation": "Strict", "fieldManager": "nighttrain"}
-        asked = self._asked("patch", resource, namespace, name, subresource)
-        path = resource.path(namespace, name, subresource)
+        asked = self._asked("patch", resource, namespace, name)
+        path = resource.path(namespace, name)
         return await self._transport.answer(Call(asked, "PATCH", path, query, body, MERGE_PATCH))
 
     async def delete(
@@ -249,7 +244,6 @@ class ClusterClient:
         uid: str | None = None,
         resource_version: str | None = None,
         propagation: str = "Foreground",
-        grace_period_seconds: int | None = None,
     ) -> None:
         """Ask for an object's deletion; it may take its time to go.
 
@@ -266,8 +260,6 @@ class ClusterClient:
         preconditions = {"uid": uid, "resourceVersion": resource_version}
         if any(preconditions.values()):
             body["preconditions"] = {name: value for name, value in preconditions.items() if value}
-        if grace_period_seconds is not None:
-            body["gracePeriodSeconds"] = grace_period_seconds
         asked = self._asked("delete", resource, namespace, name)
         await self._transport.answer(Call(asked, "DELETE", resource.path(namespace, name), body=body))
 

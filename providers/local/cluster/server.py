@@ -35,7 +35,7 @@ from nighttrain.providers.local.cluster.node.state import (
     end_lost_pods,
     readdress_services,
 )
-from nighttrain.providers.local.cluster.rules.admission import Addresses, Admission
+from nighttrain.providers.local.cluster.rules.admission import Admission
 from nighttrain.providers.local.cluster.store.store import Store
 
 if TYPE_CHECKING:
@@ -307,7 +307,8 @@ class EmbeddedCluster:
         admission = Admission(services, quotas=self._quotas)
         store = self.store = admission.store = Store(admit=admission.admit, release=admission.release)
         if self._file is not None:
-            _restore(store, self._file, services)
+            self._file.load(store)
+            readdress_services(store, services)
             if network is not None:
                 self._file.keep(block=str(network.block))
             self._file.keep(token=self.token, port=str(self.port))
@@ -387,13 +388,6 @@ class EmbeddedCluster:
         # First what feeds the open streams, so that they end by themselves; then the connections.
         await stack.aclose()
         await server.shutdown(sockets=[self._socket] if self._socket else None)
-
-
-def _restore(store: Store, file: StateFile, services: Addresses) -> None:
-    """Everything that was, but for what ran."""
-
-    file.load(store)
-    readdress_services(store, services)
 
 
 def _listen(port: int) -> socket.socket:

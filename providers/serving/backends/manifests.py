@@ -21,7 +21,6 @@ from nighttrain.providers.serving.spec import (
     MANAGED_BY,
     MANAGED_BY_LABEL,
     MODEL_ANNOTATION,
-    PREVIOUS_ANNOTATION,
     STABLE_ANNOTATION,
     SWITCHED_ANNOTATION,
     TEMPLATE_ANNOTATION,
@@ -95,7 +94,7 @@ def build_deployment(spec: ServingSpec, replicas: int = 1) -> Json:
     }
 
 
-def build_service(deployment: Json, previous: str | None = None) -> Json:
+def build_service(deployment: Json) -> Json:
     """The endpoint of a version's Deployment: made when the first version is ready, switched ever after."""
     metadata = deployment["metadata"]
     labels = {key: metadata["labels"][key] for key in (ENDPOINT_LABEL, VERSION_LABEL)}
@@ -111,7 +110,6 @@ def build_service(deployment: Json, previous: str | None = None) -> Json:
                 MODEL_ANNOTATION: metadata["annotations"][MODEL_ANNOTATION],
                 STABLE_ANNOTATION: labels[VERSION_LABEL],
                 SWITCHED_ANNOTATION: now(),
-                **({PREVIOUS_ANNOTATION: previous} if previous else {}),
             },
         },
         "spec": {

@@ -26,6 +26,7 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
+from helpers.dag_runs import dag_run
 from helpers.faulty_flows.call_faults import ASK, Schedule, current
 from helpers.faulty_flows.interference import Interference, TaskIsOver, TimingOut
 from nighttrain.sensors import triggers
@@ -187,8 +188,7 @@ class Task:
             try_number=number,
             max_tries=self.max_tries,
         )
-        dag_run = SimpleNamespace(start_date=airflow.begun, data_interval_start=None, data_interval_end=None)
-        return {"ti": ti, "dag_run": dag_run}
+        return {"ti": ti, "dag_run": dag_run(airflow.begun)}
 
     def _try(self, context: dict[str, Any]) -> tuple[str, Any]:
         method, kwargs = "", None

@@ -1,19 +1,23 @@
-"""What a real cluster did, replayed."""
+"""What a real cluster did, replayed; and identities of tasks."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from helpers import RECORDINGS
+from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
+_numbers = count()
 
 # The second one's are not replayed on the embedded cluster.
 FOLDERS = (RECORDINGS, Path(__file__).parent / "recordings")
@@ -72,3 +76,10 @@ class Recordings:
 @pytest.fixture(scope="session")
 def recordings() -> Recordings:
     return Recordings()
+
+
+@pytest.fixture
+def identity() -> WorkloadIdentity:
+    """A task's in a DAG run of its own."""
+    run = f"run-{next(_numbers)}"
+    return WorkloadIdentity(orchestrator="airflow", dag_id="nightly", run_id=run, task_id="train")

@@ -61,22 +61,21 @@ async def test_create_sends_strict_validation_and_the_token() -> None:
 async def test_requests_are_what_the_api_expects() -> None:
     async with talking_to(Answer(200, {})) as (client, server):
         await client.create(JOBS, "n", JOB, dry_run=True)
-        await client.get(PODS, "n", "a/b", subresource="status")
+        await client.get(PODS, "n", "a/b")
         await client.list(PODS, None, label_selector="a=b", field_selector="metadata.name=x", limit=5)
         await client.replace(CONFIGMAPS, "n", "c", {"metadata": {}})
         await client.patch(JOBS, "n", "j", {})
-        await client.delete(JOBS, "n", "j", uid="u", grace_period_seconds=3)
+        await client.delete(JOBS, "n", "j", uid="u")
         await client.get(NAMESPACES, None, "n")
         dry, got, listed, put, patched, deleted, namespace = server.requests
     assert dry.query["dryRun"] == "All"
-    assert got.path in ("/api/v1/namespaces/n/pods/a/b/status", "/api/v1/namespaces/n/pods/a%2Fb/status")
+    assert got.path in ("/api/v1/namespaces/n/pods/a/b", "/api/v1/namespaces/n/pods/a%2Fb")
     assert listed.path == "/api/v1/pods"
     assert listed.query == {"labelSelector": "a=b", "fieldSelector": "metadata.name=x", "limit": "5"}
     assert (put.method, put.query) == ("PUT", {"fieldValidation": "Strict"})
     assert patched.headers["Content-Type"] == "application/merge-patch+json"
     assert patched.query["fieldManager"] == "nighttrain"
     assert deleted.body["preconditions"] == {"uid": "u"}
-    assert deleted.body["gracePeriodSeconds"] == 3
     assert namespace.path == "/api/v1/namespaces/n"
 
 

@@ -17,6 +17,7 @@ import stamina
 
 from helpers.polling import until_async
 from helpers.server_proxy import ServerProxy
+from helpers.subresources import status_of
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import end_workload, wait_for_end
 from nighttrain.providers.errors import ObjectExistsError
@@ -97,7 +98,7 @@ async def complete(admin: ClusterClient, job: Workload) -> None:
     conditions = [{"type": kind, "status": "True"} for kind in ("SuccessCriteriaMet", "Complete")]
     now = "2026-11-24T00:00:00Z"
     status = {"conditions": conditions, "succeeded": 1, "startTime": now, "completionTime": now}
-    await admin.patch(JOBS, NAMESPACE, job.name, {"status": status}, subresource="status")
+    await admin.patch(status_of(JOBS), NAMESPACE, job.name, {"status": status})
 
 
 async def new_pod(admin: ClusterClient, job: Workload) -> dict[str, Any]:
@@ -191,7 +192,7 @@ async def test_a_job_deleted_while_the_watch_was_down_is_missed_by_the_next_list
         cluster.faults.add(*down)
         for fault in down:
             assert await asyncio.to_thread(cluster.faults.wait_for, fault)
-        await admin.delete(PODS, NAMESPACE, pod["metadata"]["name"], grace_period_seconds=0)
+        await admin.delete(PODS, NAMESPACE, pod["metadata"]["name"])
         await admin.delete(JOBS, NAMESPACE, job.name, propagation="Background")
         assert not view.gone
         await asyncio.to_thread(cluster.call, lambda store: store.compact())
@@ -364,7 +365,7 @@ async def reserve(admin: ClusterClient, job: Workload, status: str, reason: str,
     now = "2026-11-26T02:00:00Z"
     condition = {"type": "QuotaReserved", "status": status, "reason": reason, "message": message}
     body = {"status": {"conditions": [{**condition, "lastTransitionTime": now}]}}
-    await admin.patch(KUEUE, NAMESPACE, f"job-{job.name}", body, subresource="status")
+    await admin.patch(status_of(KUEUE), NAMESPACE, f"job-{job.name}", body)
 
 
 @pytest.mark.parametrize("fails", [True, False])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.server_proxy import ServerProxy
+from helpers.subresources import status_of
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.errors import ConfigurationError, ObjectExistsError, ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.client import PODS, ClusterClient, ClusterConfig
@@ -156,7 +157,7 @@ class Operator:
                 name = event.object["metadata"]["labels"][LABEL]
                 with contextlib.suppress(ObjectNotFoundError):
                     body = {"status": {"state": phase}}
-                    await self._client.patch(TRAININGS, NAMESPACE, name, body, subresource="status")
+                    await self._client.patch(status_of(TRAININGS), NAMESPACE, name, body)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers.subresources import status_of
 from nighttrain.providers.attempts import lifecycle, reaper
 from nighttrain.providers.attempts.reaper import TaskState
 from nighttrain.providers.kubernetes.api.client import JOBS, PODS, ClusterClient, ClusterConfig
@@ -179,7 +180,7 @@ async def ended_pod(client: ClusterClient, its: Workload, code: int) -> None:
     container = {"ready": False, "restartCount": 0, "image": "i", "imageID": ""}
     status = pod(code)["status"]
     status["containerStatuses"][0] |= container
-    await client.patch(PODS, NAMESPACE, f"{its.name}-p", {"status": status}, subresource="status")
+    await client.patch(status_of(PODS), NAMESPACE, f"{its.name}-p", {"status": status})
 
 
 class Over:

@@ -143,7 +143,7 @@ def test_a_job_with_everything(level: str) -> None:
 
 def test_a_deployment_and_its_service() -> None:
     made = build_deployment(serving())
-    service = build_service(made, previous="1")
+    service = build_service(made)
     assert plain(made, "V1Deployment", "deployment") == made
     assert plain(service, "V1Service", "service") == service
     spec, template = made["spec"], made["spec"]["template"]

@@ -28,6 +28,7 @@ from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.local.cluster.store.resources import PODS as STORED_PODS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -147,6 +148,10 @@ class World:
         }
         with httpx.Client(base_url=self._api.url, headers=headers, trust_env=False) as client:
             client.patch(f"{path}/status", json={"status": body}).raise_for_status()
+
+    def force_delete(self, pod: str) -> None:
+        """As ``kubectl delete pod --force`` does."""
+        self._api.call(lambda store: store.delete(STORED_PODS, NAMESPACE, pod, grace_period_seconds=0))
 
     async def job(self) -> Workload:
         made = await self.admin.create(
@@ -321,7 +326,7 @@ async def test_without_the_right_to_delete_pods_the_job_goes_and_the_right_is_na
         waiting = asyncio.create_task(lifecycle.wait(client, job, timeouts=Timeouts(0.2)))
         async with asyncio.timeout(30):
             await until_async(lambda: "jobs" in made.deletions)
-            await made.admin.delete(PODS, NAMESPACE, f"{job.name}-p", grace_period_seconds=0)
+            await asyncio.to_thread(made.force_delete, f"{job.name}-p")
             # There is no garbage collector here.
             await made.admin.patch(JOBS, NAMESPACE, job.name, {"metadata": {"finalizers": None}})
             outcome = await waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ def make(running: EmbeddedCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 
     def new() -> Kubectl:
         name = f"k{next(count)}"
-        Kubectl(running, cache, "default")("create", "namespace", name)
+        made = json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        Kubectl(running, cache, "default")("create", "-f", "-", stdin=made)
         return Kubectl(running, cache, name)
 
     return new

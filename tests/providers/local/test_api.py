@@ -267,14 +267,6 @@ def test_deleting_a_job_orphans_unless_told_otherwise(http: httpx.Client, space:
     assert wrong.status_code == 422
 
 
-def test_a_collection_is_deleted_by_selector(http: httpx.Client, space: str) -> None:
-    base = f"/api/v1/namespaces/{space}/configmaps"
-    for name, label in (("a", "x"), ("b", "x"), ("c", "y")):
-        http.post(base, json={"metadata": {"name": name, "labels": {"l": label}}})
-    assert http.delete(f"{base}?labelSelector=l%3Dx").json()["kind"] == "ConfigMapList"
-    assert [each["metadata"]["name"] for each in http.get(base).json()["items"]] == ["c"]
-
-
 def test_a_deleted_namespace_takes_everything_along(http: httpx.Client, space: str) -> None:
     http.post(f"/api/v1/namespaces/{space}/pods", json=pod())
     http.post(f"/api/v1/namespaces/{space}/configmaps", json={"metadata": {"name": "a"}})
@@ -400,7 +392,7 @@ def test_bookmarks_tell_idle_watchers_where_they_stand(
     assert int(bookmark["object"]["metadata"]["resourceVersion"]) >= int(version)
 
 
-def test_tables_and_bare_metadata(http: httpx.Client, space: str) -> None:
+def test_pods_as_a_table(http: httpx.Client, space: str) -> None:
     base = f"/api/v1/namespaces/{space}/pods"
     http.post(base, json=pod())
     table = http.get(
@@ -409,9 +401,6 @@ def test_tables_and_bare_metadata(http: httpx.Client, space: str) -> None:
     names = [each["name"] for each in table.json()["columnDefinitions"]]
     row = dict(zip(names, table.json()["rows"][0]["cells"], strict=True))
     assert (row["Name"], row["Ready"], row["Status"], row["Restarts"]) == ("p", "0/1", "Pending", "0")
-    accept = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,application/json"
-    bare = http.get(base, headers={"Accept": accept}).json()
-    assert set(bare["items"][0]) == {"kind", "apiVersion", "metadata"}
 
 
 # What is not done.
@@ -428,11 +417,29 @@ def test_interactive_requests_are_refused_with_a_sentence(
         assert "embedded cluster" in refused.json()["message"]
 
 
-def test_protobuf_is_refused_with_a_way_out(http: httpx.Client) -> None:
+@pytest.mark.parametrize("kind", ["namespaces", "namespaces/default/configmaps"])
+def test_protobuf_is_refused_with_a_way_out(http: httpx.Client, kind: str) -> None:
     headers = {"Content-Type": "application/vnd.kubernetes.protobuf"}
-    refused = http.post("/api/v1/namespaces/default/configmaps", content=b"k8s\0", headers=headers)
-    assert refused.status_code == 415
+    refused = http.post(f"/api/v1/{kind}", content=b"k8s\0", headers=headers)
+    assert (refused.status_code, refused.json()["reason"]) == (415, "UnsupportedMediaType")
     assert "JSON" in refused.json()["message"]
+
+
+def test_metadata_alone_is_no_form_of_an_answer(http: httpx.Client) -> None:
+    alone = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+    refused = http.get("/api/v1/namespaces", headers={"Accept": alone})
+    assert (refused.status_code, refused.json()["reason"]) == (406, "NotAcceptable")
+    # A client that takes whole objects too gets those.
+    whole = http.get("/api/v1/namespaces", headers={"Accept": f"{alone},application/json"}).json()
+    assert whole["kind"] == "NamespaceList"
+
+
+def test_a_collection_is_not_deleted_at_once(http: httpx.Client, space: str) -> None:
+    base = f"/api/v1/namespaces/{space}/configmaps"
+    http.post(base, json={"metadata": {"name": "a"}}).raise_for_status()
+    refused = http.delete(base)
+    assert (refused.status_code, refused.json()["reason"]) == (405, "MethodNotAllowed")
+    assert [each["metadata"]["name"] for each in http.get(base).json()["items"]] == ["a"]
 
 
 def test_malformed_json_is_400(http: httpx.Client) -> None:

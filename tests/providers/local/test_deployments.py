@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.cluster_without_http import IMAGE, PYTHON, Running, condition
 from nighttrain.providers.local.cluster.controllers.deployment_controller import template_hash
+from nighttrain.providers.local.cluster.store.lifecycle import Propagation
 from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, EVENTS, PODS, REPLICASETS
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ async def test_a_lost_pod_is_replaced(tmp_path: Path) -> None:
 
 
 async def test_deletion_takes_everything_along(tmp_path: Path) -> None:
-    for propagation in ("Background", "Foreground"):
+    for propagation in (Propagation.BACKGROUND, Propagation.FOREGROUND):
         async with Running(tmp_path / propagation) as cluster:
             cluster.store.create(DEPLOYMENTS, deployment())
             await cluster.until(DEPLOYMENTS, "web", complete)
@@ -213,7 +214,7 @@ async def test_orphans_stay(tmp_path: Path) -> None:
         cluster.store.create(DEPLOYMENTS, deployment(replicas=1))
         await cluster.until(DEPLOYMENTS, "web", complete)
         [replica_set] = cluster.store.list(REPLICASETS)[0]
-        cluster.store.delete(DEPLOYMENTS, "default", "web", propagation="Orphan")
+        cluster.store.delete(DEPLOYMENTS, "default", "web", propagation=Propagation.ORPHAN)
         await cluster.gone(DEPLOYMENTS, "web")
         left = cluster.store.get(REPLICASETS, "default", replica_set["metadata"]["name"])
         assert "ownerReferences" not in left["metadata"]

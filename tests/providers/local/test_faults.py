@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from helpers.random_faults import random_plan
 from nighttrain.providers.local.cluster.faults.faults import Call, Effect, Fault, FaultPlan
 from nighttrain.providers.local.cluster.faults.layer import call_of
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
@@ -220,7 +221,7 @@ def test_calls_are_told_apart_by_method_and_path() -> None:
 
 
 def test_a_seed_makes_one_plan() -> None:
-    plans = [FaultPlan.random(seed, 40).pending for seed in (1, 1, 2)]
+    plans = [random_plan(seed, 40).pending for seed in (1, 1, 2)]
     assert plans[0] == plans[1] != plans[2]
     # A fault's repr is the expression that makes it: a failing plan can be pasted into a test.
     assert [eval(repr(fault)) for fault in plans[0]] == plans[0]  # noqa: S307

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from helpers.malformed_requests import KINDS, SPACE, Kind, Strike, generated, request, strike
+from helpers.honest_objects import KINDS, SPACE, Kind
+from helpers.malformed_requests import Strike, generated, request, strike
 from nighttrain.providers.local.cluster.controllers.pace import BackOff
 from nighttrain.providers.local.cluster.machine.janitor import marked_processes
 from nighttrain.providers.local.cluster.server import EmbeddedCluster

@@ -17,6 +17,7 @@ from helpers.cluster_without_http import (
     pod_steps,
     reasons,
 )
+from nighttrain.providers.local.cluster.store.lifecycle import Propagation
 from nighttrain.providers.local.cluster.store.resources import EVENTS, JOBS, PODS
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ async def test_deleted_job_as_recorded(propagation: str, tmp_path: Path) -> None
             log += piece
             if b"ready" in log:
                 break
-        cluster.store.delete(JOBS, "default", name, propagation=propagation.capitalize())
+        cluster.store.delete(JOBS, "default", name, propagation=Propagation(propagation.capitalize()))
         await cluster.gone(JOBS, name)
         await cluster.gone(PODS, pod["metadata"]["name"])
         assert job_steps(cluster.history(JOBS)) == job_steps(recording.changes("jobs"))

@@ -71,6 +71,7 @@ def test_logs(kubectl: Kubectl) -> None:
 
 
 def test_create_what_has_a_command_of_its_own(kubectl: Kubectl) -> None:
+    assert "does not read protobuf" in kubectl.refused("create", "namespace", "another")
     command = ("create", "configmap", "settings", "--from-literal=a=b")
     refused = kubectl.refused(*command)
     assert "write the object with --dry-run=client -o yaml and send it with kubectl apply -f -" in refused
@@ -81,10 +82,6 @@ def test_create_what_has_a_command_of_its_own(kubectl: Kubectl) -> None:
     assert kubectl("get", "service", "web", "-o", "jsonpath={.spec.ports[0].targetPort}") == "8080"
     kubectl("run", "two", f"--image={IMAGE}", "--restart=Never", "--command", "--", "python3", "-c", "pass")
     kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/two", "--timeout=30s")
-
-
-def test_create_refuses_what_is_there(kubectl: Kubectl) -> None:
-    assert "already exists" in kubectl.refused("create", "namespace", "default")
 
 
 def test_apply_says_what_it_did(kubectl: Kubectl) -> None:

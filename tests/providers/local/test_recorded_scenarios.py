@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from helpers.recording_replay import Replay, replay_all, scenarios
+from helpers.recorded_histories import scenarios
+from helpers.recording_replay import Replay, replay_all
 
 pytestmark = pytest.mark.slow
 

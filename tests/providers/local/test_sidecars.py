@@ -11,7 +11,7 @@ from nighttrain.providers.local.cluster.http.eviction import evict
 from nighttrain.providers.local.cluster.http.routing import Target
 from nighttrain.providers.local.cluster.machine.janitor import marked_processes
 from nighttrain.providers.local.cluster.store.resources import PODS
-from nighttrain.providers.local.cluster.store.store import DELETED
+from nighttrain.providers.local.cluster.store.store import EventType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,7 @@ async def test_a_sidecar_ends_with_its_deleted_pod(tmp_path: Path, end: Any) -> 
         await cluster.gone(PODS, "gone")
         assert not marked_processes(cluster.kubelet.cluster_id)
         type_, last = cluster.history(PODS)[-1]
-        assert (type_, last["status"]["phase"], ends(last)) == (DELETED, "Failed", ENDED)
+        assert (type_, last["status"]["phase"], ends(last)) == (EventType.DELETED, "Failed", ENDED)
         # Running, then the end of everything at once: no status of a sidecar that comes back.
         states = [step[1] for step in pod_steps(cluster.history(PODS))[0]]
         whole = [tuple((each[1], each[3], each[6]) for each in step) for step in states]

@@ -10,6 +10,7 @@ import pytest
 
 from nighttrain.providers.local.cluster.store import history, watching
 from nighttrain.providers.local.cluster.store.errors import ApiError
+from nighttrain.providers.local.cluster.store.lifecycle import Propagation
 from nighttrain.providers.local.cluster.store.resources import CONFIGMAPS, DEPLOYMENTS, JOBS, NAMESPACES, PODS
 from nighttrain.providers.local.cluster.store.selection import FieldSelector, LabelSelector
 from nighttrain.providers.local.cluster.store.store import Store, copy_object
@@ -197,9 +198,12 @@ def test_finalizers_removed_first_leave_the_pod_to_its_kubelet(store: Store) -> 
 
 
 @pytest.mark.parametrize(
-    ("propagation", "finalizer"), [("Foreground", "foregroundDeletion"), ("Orphan", "orphan")]
+    ("propagation", "finalizer"),
+    [(Propagation.FOREGROUND, "foregroundDeletion"), (Propagation.ORPHAN, "orphan")],
 )
-def test_propagation_waits_for_the_garbage_collector(store: Store, propagation: str, finalizer: str) -> None:
+def test_propagation_waits_for_the_garbage_collector(
+    store: Store, propagation: Propagation, finalizer: str
+) -> None:
     store.create(JOBS, {"metadata": {"name": "j"}, "spec": {}})
     marked = store.delete(JOBS, "default", "j", propagation=propagation)["metadata"]
     assert marked["finalizers"] == [finalizer]

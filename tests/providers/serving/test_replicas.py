@@ -11,6 +11,7 @@ import pytest
 
 from helpers.played_controllers import NAMESPACE, Player
 from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
+from helpers.subresources import status_of
 from nighttrain.providers.errors import ClusterForbiddenError, RolloutFailedError
 from nighttrain.providers.kubernetes.api.client import ClusterClient
 from nighttrain.providers.kubernetes.api.connection import ClusterConfig
@@ -136,7 +137,7 @@ async def test_a_pod_of_an_older_form_is_no_answer_of_this_one(
     """As when the answer to the update was lost: the new form is there, its pods are not."""
     await serve(rollout, player, serving_spec("1", replicas=2))
     state = {"replicas": 3, "updatedReplicas": 1, "readyReplicas": 2, "availableReplicas": 2}
-    await player.client.patch(DEPLOYMENTS, NAMESPACE, "delay-v1", {"status": state}, subresource="status")
+    await player.client.patch(status_of(DEPLOYMENTS), NAMESPACE, "delay-v1", {"status": state})
     assert await rollout.start(serving_spec("1", replicas=2))
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from helpers.polling import until_async
 from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
+from helpers.subresources import status_of
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
@@ -200,7 +201,7 @@ class Player:
                 continue
             fields = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
             state = {"observedGeneration": found["metadata"]["generation"], **dict.fromkeys(fields, count)}
-            await self.admin.patch(DEPLOYMENTS, NAMESPACE, name, {"status": state}, subresource="status")
+            await self.admin.patch(status_of(DEPLOYMENTS), NAMESPACE, name, {"status": state})
 
 
 async def rollouts(client: ClusterClient, admin: ClusterClient, make: Make) -> None:

@@ -17,7 +17,7 @@ from nighttrain.providers.local.cluster.controllers.reconcile import (
 )
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import DEPLOYMENTS, REPLICASETS, ResourceType
-from nighttrain.providers.local.cluster.store.store import Object, copy_object, timestamp
+from nighttrain.providers.local.cluster.store.store import EventType, Object, copy_object, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,7 +41,7 @@ class DeploymentController(Controller):
         super().__init__(loop)
         self._recorder = EventRecorder(loop.store, "deployment-controller")
 
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+    def changed(self, type_: EventType, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
         if resource is DEPLOYMENTS:
             self.enqueue(metadata["namespace"], metadata["name"])
@@ -89,8 +89,6 @@ class DeploymentController(Controller):
             "spec": {"replicas": replicas, "selector": selector, "template": template},
             "status": {"replicas": 0},
         }
-        if spec.get("minReadySeconds"):
-            body["spec"]["minReadySeconds"] = spec["minReadySeconds"]
         created = self.store.create(REPLICASETS, body)
         self._say_scaled(deployment, created, 0, replicas)
         why = f'Created new replica set "{created["metadata"]["name"]}"'

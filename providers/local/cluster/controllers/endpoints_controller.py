@@ -12,7 +12,7 @@ from nighttrain.providers.local.cluster.controllers.reconcile import (
 from nighttrain.providers.local.cluster.kinds.pods import has_ended, is_active, is_ready
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import ENDPOINTSLICES, PODS, SERVICES, ResourceType
-from nighttrain.providers.local.cluster.store.store import DELETED, Object
+from nighttrain.providers.local.cluster.store.store import EventType, Object
 
 if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.machine.network import Address, ClusterNetwork
@@ -30,7 +30,7 @@ class EndpointsController(Controller):
         self._served: dict[tuple[str, str], set[Address]] = {}
         self._members: dict[tuple[str, str], set[str]] = {}
 
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+    def changed(self, type_: EventType, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
         if resource is SERVICES:
             self.enqueue(metadata["namespace"], metadata["name"])
@@ -41,7 +41,7 @@ class EndpointsController(Controller):
                 members = self._members.get((metadata["namespace"], name), ())
                 if _selects(service, obj) or metadata["uid"] in members:
                     self.enqueue(metadata["namespace"], name)
-        elif resource is ENDPOINTSLICES and type_ == DELETED:
+        elif resource is ENDPOINTSLICES and type_ is EventType.DELETED:
             name = (metadata.get("labels") or {}).get("kubernetes.io/service-name")
             if name and metadata["labels"].get("endpointslice.kubernetes.io/managed-by") == _MANAGED_BY:
                 self.enqueue(metadata["namespace"], name)

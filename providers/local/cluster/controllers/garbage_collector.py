@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from nighttrain.providers.local.cluster.controllers.reconcile import Controller, ReconcileLoop
-from nighttrain.providers.local.cluster.store.lifecycle import FOREGROUND_FINALIZER, ORPHAN_FINALIZER
-from nighttrain.providers.local.cluster.store.resources import ResourceTable, ResourceType
-from nighttrain.providers.local.cluster.store.store import DELETED, Object
+import enum
 
-# What a key's first half says is to be done with the object named by the second.
-_GONE, _FINALIZE, _CHECK = "gone", "finalize", "check"
+from nighttrain.providers.local.cluster.controllers.reconcile import Controller, ReconcileLoop
+from nighttrain.providers.local.cluster.store.lifecycle import (
+    FOREGROUND_FINALIZER,
+    ORPHAN_FINALIZER,
+    Propagation,
+)
+from nighttrain.providers.local.cluster.store.resources import ResourceTable, ResourceType
+from nighttrain.providers.local.cluster.store.store import EventType, Object
+
+
+class _Task(enum.StrEnum):
+    """What a key's first half says is to be done with the object named by the second."""
+
+    GONE = enum.auto()
+    FINALIZE = enum.auto()
+    CHECK = enum.auto()
 
 
 class GarbageCollector(Controller):
@@ -19,20 +30,20 @@ class GarbageCollector(Controller):
         self._table = ResourceTable(resources)
         self._resources = {resource.qualified: resource for resource in resources}
 
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+    def changed(self, type_: EventType, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
-        if type_ == DELETED:
-            self.enqueue(_GONE, metadata["uid"])
+        if type_ is EventType.DELETED:
+            self.enqueue(_Task.GONE, metadata["uid"])
             for reference in metadata.get("ownerReferences") or []:
                 self._look_at_owner(obj, reference)
         elif "deletionTimestamp" in metadata:
             if {FOREGROUND_FINALIZER, ORPHAN_FINALIZER} & set(metadata.get("finalizers") or []):
-                self.enqueue(_FINALIZE, _path(resource, obj))
+                self.enqueue(_Task.FINALIZE, _path(resource, obj))
         elif metadata.get("ownerReferences"):
-            self.enqueue(_CHECK, _path(resource, obj))
+            self.enqueue(_Task.CHECK, _path(resource, obj))
 
     def reconcile(self, namespace: str, name: str) -> None:
-        if namespace == _GONE:
+        if namespace == _Task.GONE:
             for dependent in self._loop.dependents(name):
                 self._collect(dependent)
             return
@@ -40,7 +51,7 @@ class GarbageCollector(Controller):
         if found is None:
             return
         resource, obj = found
-        if namespace == _FINALIZE:
+        if namespace == _Task.FINALIZE:
             self._finalize(resource, obj)
         else:
             self._collect(obj)
@@ -71,7 +82,7 @@ class GarbageCollector(Controller):
                 kind = self._table.by_kind(dependent["apiVersion"], dependent["kind"])
                 if kind is not None and "deletionTimestamp" not in metadata:
                     nested = bool(self._loop.dependents(metadata["uid"]))
-                    propagation = "Foreground" if nested else "Background"
+                    propagation = Propagation.FOREGROUND if nested else Propagation.BACKGROUND
                     self.store.delete(
                         kind, metadata.get("namespace"), metadata["name"], propagation=propagation
                     )
@@ -111,7 +122,7 @@ class GarbageCollector(Controller):
         owner = self._owner(obj, reference)
         resource = self._table.by_kind(reference["apiVersion"], reference["kind"])
         if owner is not None and resource is not None and "deletionTimestamp" in owner["metadata"]:
-            self.enqueue(_FINALIZE, _path(resource, owner))
+            self.enqueue(_Task.FINALIZE, _path(resource, owner))
 
     def _owner(self, obj: Object, reference: Object) -> Object | None:
         """The owner, if it is the very one meant and exists; one of an unknown kind counts as there."""

@@ -12,7 +12,7 @@ from nighttrain.providers.local.cluster.controllers.reconcile import (
     Controller,
     ReconcileLoop,
     controller_of,
-    owner_reference,
+    new_pod,
 )
 from nighttrain.providers.local.cluster.kinds import job_indexes, job_policy
 from nighttrain.providers.local.cluster.kinds.pods import (
@@ -25,8 +25,9 @@ from nighttrain.providers.local.cluster.kinds.pods import (
 )
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
+from nighttrain.providers.local.cluster.store.lifecycle import Propagation
 from nighttrain.providers.local.cluster.store.resources import JOBS, PODS, ResourceType
-from nighttrain.providers.local.cluster.store.store import DELETED, Object, copy_object, timestamp
+from nighttrain.providers.local.cluster.store.store import EventType, Object, copy_object, timestamp
 
 FINALIZER = "batch.kubernetes.io/job-tracking"
 
@@ -67,14 +68,14 @@ class JobController(Controller):
         self._recorder = EventRecorder(loop.store, "job-controller")
         self._failures: dict[str, Failures] = {}
 
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+    def changed(self, type_: EventType, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
         if resource is JOBS:
             told = self._generations.get(metadata["uid"]) == metadata["generation"]
             self._generations[metadata["uid"]] = metadata["generation"]
             # A new Job and another spec are looked at once; other news, as those of pods, come in swarms.
             self.enqueue_after(metadata["namespace"], metadata["name"], self._gather if told else 0.0)
-            if type_ == DELETED:
+            if type_ is EventType.DELETED:
                 self._failures.pop(metadata["uid"], None)
                 self._generations.pop(metadata["uid"], None)
                 for pod in self.owned(obj, PODS):
@@ -83,7 +84,7 @@ class JobController(Controller):
             owner = controller_of(obj)
             if owner is not None and owner["kind"] == "Job":
                 self.enqueue_after(metadata["namespace"], owner["name"], self._gather)
-                if type_ != DELETED and FINALIZER in (metadata.get("finalizers") or []):
+                if type_ is not EventType.DELETED and FINALIZER in (metadata.get("finalizers") or []):
                     job = self.store.find(JOBS, metadata["namespace"], owner["name"])
                     if job is None or job["metadata"]["uid"] != owner["uid"]:
                         self._release(obj)
@@ -321,31 +322,14 @@ class JobController(Controller):
         return (since + wait - self.store.clock()).total_seconds()
 
     def _create(self, job: Object, index: int | None) -> None:
-        metadata = job["metadata"]
-        template = copy_object(job["spec"]["template"])
-        meta = template.get("metadata") or {}
-        labels = {
-            "batch.kubernetes.io/controller-uid": metadata["uid"],
-            "batch.kubernetes.io/job-name": metadata["name"],
-            "controller-uid": metadata["uid"],
-            "job-name": metadata["name"],
-            **(meta.get("labels") or {}),
-        }
-        pod: Object = {
-            "metadata": {
-                "generateName": f"{metadata['name']}-",
-                "namespace": metadata["namespace"],
-                "labels": labels,
-                "annotations": dict(meta.get("annotations") or {}),
-                "ownerReferences": [owner_reference(job)],
-                "finalizers": [FINALIZER, *(meta.get("finalizers") or [])],
-            },
-            "spec": template["spec"],
-        }
+        pod, uid, name = new_pod(job), job["metadata"]["uid"], job["metadata"]["name"]
+        own = {"controller-uid": uid, "job-name": name}
+        own |= {f"batch.kubernetes.io/{key}": value for key, value in own.items()}
+        pod["metadata"]["labels"] = {**own, **pod["metadata"]["labels"]}
+        more = (job["spec"]["template"].get("metadata") or {}).get("finalizers") or []
+        pod["metadata"]["finalizers"] = [FINALIZER, *more]
         if index is not None:
             job_indexes.mark(job, pod, index)
-        if not pod["metadata"]["annotations"]:
-            del pod["metadata"]["annotations"]
         try:
             created = self.store.create(PODS, pod)
         except ApiError as error:
@@ -408,7 +392,9 @@ class JobController(Controller):
         if left > 0:
             self.enqueue_after(metadata["namespace"], metadata["name"], left)
         else:
-            self.store.delete(JOBS, metadata["namespace"], metadata["name"], propagation="Foreground")
+            self.store.delete(
+                JOBS, metadata["namespace"], metadata["name"], propagation=Propagation.FOREGROUND
+            )
 
     # Status
 

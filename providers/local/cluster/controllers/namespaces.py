@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.resources import NAMESPACES, SERVICEACCOUNTS
-from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store
+from nighttrain.providers.local.cluster.store.store import EventType, Object, Store
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -62,9 +62,9 @@ class NamespaceController:
             async for type_, namespace in watcher:
                 self._see(type_, namespace)
 
-    def _see(self, type_: str, namespace: Object) -> None:
+    def _see(self, type_: EventType, namespace: Object) -> None:
         metadata = namespace["metadata"]
-        if type_ == DELETED:
+        if type_ is EventType.DELETED:
             self._emptied.discard(metadata["uid"])
         elif "deletionTimestamp" not in metadata:
             _furnish(self._store, metadata["name"])

@@ -12,7 +12,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.store.errors import ApiError
-from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, Watcher
+from nighttrain.providers.local.cluster.store.store import EventType, Object, Store, Watcher, copy_object
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,7 +43,7 @@ class Controller:
         self._loop = loop
         self.store = loop.store
 
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+    def changed(self, type_: EventType, resource: ResourceType, obj: Object) -> None:
         """Something happened: call :meth:`enqueue` for every object to look at."""
         raise NotImplementedError
 
@@ -84,6 +84,21 @@ def owner_reference(owner: Object) -> Object:
         "controller": True,
         "blockOwnerDeletion": True,
     }
+
+
+def new_pod(owner: Object) -> Object:
+    """A pod as the owner's template describes it."""
+    metadata, template = owner["metadata"], copy_object(owner["spec"]["template"])
+    given = template.get("metadata") or {}
+    made = {
+        "generateName": f"{metadata['name']}-",
+        "namespace": metadata["namespace"],
+        "labels": given.get("labels") or {},
+        "ownerReferences": [owner_reference(owner)],
+    }
+    if given.get("annotations"):
+        made["annotations"] = given["annotations"]
+    return {"metadata": made, "spec": template["spec"]}
 
 
 class ReconcileLoop:
@@ -181,11 +196,11 @@ class ReconcileLoop:
             for type_, record in watcher.drain():
                 self._apply(resource, type_, record.object)
 
-    def _apply(self, resource: ResourceType, type_: str, obj: Object) -> None:
+    def _apply(self, resource: ResourceType, type_: EventType, obj: Object) -> None:
         metadata = obj["metadata"]
         entry = (resource, metadata.get("namespace", ""), metadata["name"])
         for reference in metadata.get("ownerReferences") or []:
-            if type_ == DELETED:
+            if type_ is EventType.DELETED:
                 self._dependents[reference["uid"]].pop(entry, None)
                 if not self._dependents[reference["uid"]]:
                     del self._dependents[reference["uid"]]

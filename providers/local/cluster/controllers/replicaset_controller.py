@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.controllers.reconcile import (
     PODS_AT_A_TIME,
     Controller,
     ReconcileLoop,
     controller_of,
-    owner_reference,
+    new_pod,
 )
-from nighttrain.providers.local.cluster.kinds.pods import is_active, is_terminating, ready_since
+from nighttrain.providers.local.cluster.kinds.pods import is_active, is_ready, is_terminating
 from nighttrain.providers.local.cluster.store.errors import ApiError
 from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.resources import PODS, REPLICASETS, ResourceType
-from nighttrain.providers.local.cluster.store.store import Object, copy_object
+
+if TYPE_CHECKING:
+    from nighttrain.providers.local.cluster.store.store import EventType, Object
 
 
 class ReplicaSetController(Controller):
@@ -25,7 +27,7 @@ class ReplicaSetController(Controller):
         super().__init__(loop)
         self._recorder = EventRecorder(loop.store, "replicaset-controller")
 
-    def changed(self, type_: str, resource: ResourceType, obj: Object) -> None:
+    def changed(self, type_: EventType, resource: ResourceType, obj: Object) -> None:
         metadata = obj["metadata"]
         if resource is REPLICASETS:
             self.enqueue(metadata["namespace"], metadata["name"])
@@ -54,20 +56,7 @@ class ReplicaSetController(Controller):
                 self._recorder.normal(replica_set, "SuccessfulDelete", f"Deleted pod: {metadata['name']}")
 
     def _create(self, replica_set: Object) -> None:
-        metadata = replica_set["metadata"]
-        template = copy_object(replica_set["spec"]["template"])
-        meta = template.get("metadata") or {}
-        pod: Object = {
-            "metadata": {
-                "generateName": f"{metadata['name']}-",
-                "namespace": metadata["namespace"],
-                "labels": meta.get("labels") or {},
-                "ownerReferences": [owner_reference(replica_set)],
-            },
-            "spec": template["spec"],
-        }
-        if meta.get("annotations"):
-            pod["metadata"]["annotations"] = meta["annotations"]
+        pod = new_pod(replica_set)
         try:
             created = self.store.create(PODS, pod)
         except ApiError as error:
@@ -79,20 +68,12 @@ class ReplicaSetController(Controller):
         metadata = replica_set["metadata"]
         pods = self.owned(replica_set, PODS)
         active = [pod for pod in pods if is_active(pod)]
-        ready = [pod for pod in active if ready_since(pod) is not None]
-        minimum = replica_set["spec"].get("minReadySeconds") or 0
-        available = 0
-        for pod in ready:
-            left = minimum - self._seconds_since(ready_since(pod)) if minimum else 0.0
-            if left <= 0:
-                available += 1
-            else:
-                self.enqueue_after(metadata["namespace"], metadata["name"], left)
+        ready = [pod for pod in active if is_ready(pod)]
         counts = {
             "replicas": len(active),
             "fullyLabeledReplicas": len(active),
             "readyReplicas": len(ready),
-            "availableReplicas": available,
+            "availableReplicas": len(ready),
         }
         status = {key: count for key, count in counts.items() if count or key == "replicas"}
         status["terminatingReplicas"] = sum(is_terminating(pod) for pod in pods)
@@ -103,16 +84,11 @@ class ReplicaSetController(Controller):
 
         self.store.mutate(REPLICASETS, metadata["namespace"], metadata["name"], write)
 
-    def _seconds_since(self, moment: str | None) -> float:
-        if moment is None:
-            return 0.0
-        return (self.store.clock() - datetime.fromisoformat(moment)).total_seconds()
-
 
 def _worth(pod: Object) -> tuple[bool, bool, int]:
     """The worth of a pod: those without a node go first, then those not ready, then the youngest."""
     return (
         bool(pod["spec"].get("nodeName")),
-        ready_since(pod) is not None,
+        is_ready(pod),
         -int(pod["metadata"]["resourceVersion"]),
     )

@@ -13,7 +13,7 @@ from nighttrain.providers.local.cluster.store.events import EventRecorder
 from nighttrain.providers.local.cluster.store.following import follow
 from nighttrain.providers.local.cluster.store.quantities import quantity
 from nighttrain.providers.local.cluster.store.resources import NODES, PERSISTENTVOLUMECLAIMS, PODS
-from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, timestamp
+from nighttrain.providers.local.cluster.store.store import EventType, Object, Store, timestamp
 
 Amounts = dict[str, Decimal]
 
@@ -50,8 +50,8 @@ class Scheduler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _pod_changed(self, type_: str, pod: Object) -> None:
-        if type_ == DELETED or has_ended(pod):
+    def _pod_changed(self, type_: EventType, pod: Object) -> None:
+        if type_ is EventType.DELETED or has_ended(pod):
             self._release(pod["metadata"]["uid"])
         elif pod["spec"].get("nodeName"):
             self._account(pod)
@@ -91,10 +91,10 @@ class Scheduler:
         if any(used.values()):
             self._retry()
 
-    def _node_changed(self, type_: str, node: Object) -> None:
+    def _node_changed(self, type_: EventType, node: Object) -> None:
         """Labels of the node may let in who had to wait."""
         labels = node["metadata"].get("labels") or {}
-        if type_ != DELETED and labels != self._labels:
+        if type_ is not EventType.DELETED and labels != self._labels:
             self._labels = labels
             self._retry()
 

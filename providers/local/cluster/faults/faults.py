@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import random
 import threading
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -16,9 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
-
-# A planned stall of a random plan: long enough to be seen, short enough for a test that really waits.
-_RANDOM_STALL_SECONDS = 0.2
 
 
 class Effect(enum.Enum):
@@ -182,24 +178,6 @@ class FaultPlan:
         self._armed = [_Armed(fault) for fault in self.faults]
         self._struck = threading.Condition()
 
-    @classmethod
-    def random(
-        cls,
-        seed: int,
-        number: int = 6,
-        *,
-        within: int = 20,
-        verbs: tuple[str, ...] = ("get", "list", "create", "patch", "delete", "watch"),
-        resource: str = "",
-    ) -> FaultPlan:
-        """Transient faults that a careful client survives; the same seed makes the same plan.
-
-        :param number: how many
-        :param within: each strikes one of the first so many calls of its verb
-        """
-        chance = random.Random(seed)
-        return cls([_random_fault(chance, chance.choice(verbs), within, resource) for _ in range(number)])
-
     def add(self, *faults: Fault) -> None:
         """Arm faults; their calls are counted from now on."""
         with self._struck:
@@ -244,28 +222,3 @@ class FaultPlan:
                     self._struck.notify_all()
                     return armed.fault
         return None
-
-
-def _random_fault(chance: random.Random, verb: str, within: int, resource: str) -> Fault:
-    aim: dict[str, Any] = {"verb": verb, "resource": resource, "nth": chance.randint(1, within)}
-    if verb == "watch":
-        after = chance.randint(0, 3)
-        return chance.choice(
-            (
-                Fault.cut(after=after, **aim),
-                Fault.cut(after=after, torn=True, **aim),
-                Fault.expire(after=after, **aim),
-                Fault.answer(503, **aim),
-                Fault.compact(**aim),
-            )
-        )
-    return chance.choice(
-        (
-            Fault.answer(429, retry_after=1, **aim),
-            Fault.answer(500, **aim),
-            Fault.answer(503, **aim),
-            Fault.drop_reply(**aim),
-            Fault.reset(**aim),
-            Fault.stall(_RANDOM_STALL_SECONDS, **aim),
-        )
-    )

@@ -187,12 +187,9 @@ class Api:
         store = self._store
         query = dict(request.query_params)
         content_type = request.headers.get("content-type", "")
-        if verb in ("delete", "deletecollection"):
+        if verb == "delete":
             options = writing.read_body(raw, content_type) if raw.strip() else None
-            if verb == "delete":
-                return writing.delete(store, target, options, query)
-            asked = ListParameters.read(query, target.resource)
-            return writing.delete_collection(store, target, asked, options, query)
+            return writing.delete(store, target, options, query)
         if verb == "patch" and content_type.startswith(APPLY_PATCH):
             raise errors.unsupported_media_type(APPLY_REFUSED)
         if verb == "patch" and not content_type.split(";")[0].endswith("+json"):
@@ -259,10 +256,10 @@ def _verb(method: str, target: Target, *, watch: bool) -> str:
         verb = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}.get(method, "")
         verb = "watch" if verb == "get" and watch else verb
     else:
-        verb = {"GET": "list", "POST": "create", "DELETE": "deletecollection"}.get(method, "")
+        verb = {"GET": "list", "POST": "create"}.get(method, "")
         verb = "watch" if verb == "list" and watch else verb
         everywhere = target.resource.namespaced and not target.namespace
-        if verb not in target.resource.verbs or (everywhere and verb in ("create", "deletecollection")):
+        if verb not in target.resource.verbs or (everywhere and verb == "create"):
             verb = ""
     if not verb:
         raise errors.method_not_allowed()

@@ -9,7 +9,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.store import errors
-from nighttrain.providers.local.cluster.store.store import Object, Record, Store, Watcher, encode
+from nighttrain.providers.local.cluster.store.store import EventType, Object, Record, Store, Watcher, encode
 from nighttrain.providers.local.cluster.tables import tables
 
 if TYPE_CHECKING:
@@ -28,36 +28,33 @@ _BOOKMARK_SECONDS = 60.0
 
 
 class Form:
-    """The representation a client accepts: whole objects, their metadata, or a table."""
+    """The representation a client accepts: whole objects, or rows of a table."""
 
     def __init__(self, accept: str, query: Mapping[str, str]) -> None:
-        # The first alternative that is served wins, as the header orders them.
-        compact = accept.replace(" ", "")
-        self.kind = ""
-        for alternative in compact.split(","):
-            if "as=Table" in alternative and "g=meta.k8s.io" in alternative:
-                self.kind = "Table"
-            elif "as=PartialObjectMetadata" in alternative:
-                self.kind = "PartialObjectMetadata"
-            if self.kind or alternative.startswith(("application/json", "*/*")):
-                break
-        if not _acceptable(compact):
-            message = "only the following media types are accepted: application/json"
-            raise errors.ApiError(406, "NotAcceptable", message, {})
+        self.is_table = _wants_table(accept)
         self.include = query.get("includeObject") or "Metadata"
 
     def one(self, store: Store, resource: ResourceType, obj: Object, *, headers: bool = True) -> Object:
-        if self.kind == "Table":
-            about = {"resourceVersion": obj["metadata"].get("resourceVersion", "")}
-            return tables.table(
-                resource, (obj,), about, now=store.clock(), headers=headers, include=self.include
-            )
-        return tables.metadata_only(obj) if self.kind else obj
+        """A table with the object as its only row."""
+        about = {"resourceVersion": obj["metadata"].get("resourceVersion", "")}
+        return tables.table(resource, (obj,), about, now=store.clock(), headers=headers, include=self.include)
 
 
-def _acceptable(accept: str) -> bool:
-    types = {alternative.split(";")[0] for alternative in accept.split(",")}
-    return not types.isdisjoint(("", "*/*", "application/*", "application/json"))
+def _wants_table(accept: str) -> bool:
+    """The first alternative that is served wins, as the header orders them.
+
+    :raises ApiError: 406 when none is
+    """
+    for alternative in accept.replace(" ", "").split(","):
+        media, *details = alternative.split(";")
+        form = next((each for each in details if each.startswith("as=")), "")
+        if media in ("", "*/*", "application/*", "application/json"):
+            if form == "as=Table" and "g=meta.k8s.io" in details:
+                return True
+            if not form:
+                return False
+    message = "only the following media types are accepted: application/json"
+    raise errors.ApiError(406, "NotAcceptable", message, {})
 
 
 def get(store: Store, target: Target, form: Form) -> bytes:
@@ -69,7 +66,7 @@ def get(store: Store, target: Target, form: Form) -> bytes:
     if record is None:
         raise errors.not_found(target.resource, target.name)
     record = record.of_version(target.resource.api_version)
-    return encode(form.one(store, target.resource, record.object)) if form.kind else record.encoded
+    return encode(form.one(store, target.resource, record.object)) if form.is_table else record.encoded
 
 
 def list_objects(store: Store, target: Target, asked: ListParameters, form: Form) -> bytes:
@@ -118,14 +115,10 @@ def _render(
     store: Store, resource: ResourceType, records: list[Record], metadata: dict[str, Any], form: Form
 ) -> bytes:
     found = [record.of_version(resource.api_version) for record in records]
-    if form.kind == "Table":
+    if form.is_table:
         objects = (record.object for record in found)
         rendered = tables.table(resource, objects, metadata, now=store.clock(), include=form.include)
         return encode(rendered)
-    if form.kind:
-        items = [tables.metadata_only(record.object) for record in found]
-        head = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata}
-        return encode({**head, "items": items})
     head = {"kind": resource.list_kind, "apiVersion": resource.api_version, "metadata": metadata}
     if resource.custom is not None:
         items_json = [record.encoded for record in found]
@@ -195,7 +188,7 @@ class WatchStream:
     async def lines(self) -> AsyncIterator[bytes]:
         """JSON lines until the time is up, the server stops, or the client falls too far behind."""
         if self._refusal is not None or self._watcher is None:
-            yield _line("ERROR", encode(self._refusal.status() if self._refusal else {}))
+            yield _line(EventType.ERROR, encode(self._refusal.status() if self._refusal else {}))
             return
         seconds = self._asked.timeout_seconds
         deadline = _now() + (seconds if seconds else _WATCH_SECONDS * random.uniform(1, 2))
@@ -205,7 +198,7 @@ class WatchStream:
             async for piece in self._follow(self._watcher, deadline):
                 yield piece
         except errors.ApiError as error:
-            yield _line("ERROR", encode(error.status()))
+            yield _line(EventType.ERROR, encode(error.status()))
         finally:
             self._watcher.close()
 
@@ -229,7 +222,7 @@ class WatchStream:
 
     def _body(self, record: Record) -> bytes:
         record = record.of_version(self._resource.api_version)
-        if not self._form.kind:
+        if not self._form.is_table:
             return record.encoded
         shown = self._form.one(self._store, self._resource, record.object, headers=self._first_table)
         self._first_table = False
@@ -239,10 +232,10 @@ class WatchStream:
         # With nothing pending, the watcher has seen everything: it stands where the store does.
         metadata: dict[str, Any] = {"resourceVersion": str(self._store.revision), "creationTimestamp": None}
         body = {"kind": self._resource.kind, "apiVersion": self._resource.api_version, "metadata": metadata}
-        return _line("BOOKMARK", encode(body))
+        return _line(EventType.BOOKMARK, encode(body))
 
 
-def _line(type_: str, body: bytes) -> bytes:
+def _line(type_: EventType, body: bytes) -> bytes:
     return b'{"type":"' + type_.encode() + b'","object":' + body + b"}\n"
 
 

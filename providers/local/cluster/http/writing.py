@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.local.cluster.http import bodies, parameters, protobuf
+from nighttrain.providers.local.cluster.http import bodies, parameters
 from nighttrain.providers.local.cluster.http.eviction import evict as evict_pod
 from nighttrain.providers.local.cluster.http.patches import apply_patch, check_patch_type
 from nighttrain.providers.local.cluster.kinds.decoding import (
@@ -16,16 +16,20 @@ from nighttrain.providers.local.cluster.kinds.decoding import (
 )
 from nighttrain.providers.local.cluster.rules.dependents import disown
 from nighttrain.providers.local.cluster.store import errors
+from nighttrain.providers.local.cluster.store.lifecycle import Propagation
 from nighttrain.providers.local.cluster.store.store import Object, Store, copy_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nighttrain.providers.local.cluster.http.parameters import ListParameters
     from nighttrain.providers.local.cluster.http.routing import Target
     from nighttrain.providers.local.cluster.store.resources import ResourceType
 
-_PROPAGATIONS = ("Background", "Foreground", "Orphan")
+_PROTOBUF = "application/vnd.kubernetes.protobuf"
+_NO_PROTOBUF = (
+    "the embedded cluster does not read protobuf: send JSON (with kubectl, write the object with "
+    "--dry-run=client -o yaml and send it with kubectl apply -f -)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,8 @@ class Written:
 def read_body(raw: bytes, content_type: str) -> Any:
     """:raises ApiError: 400 when it does not parse, 415 for a media type that is not read"""
     media = content_type.split(";")[0].strip()
-    if media == protobuf.MEDIA_TYPE:
-        return protobuf.read(raw)
+    if media == _PROTOBUF:
+        raise errors.unsupported_media_type(_NO_PROTOBUF)
     if media not in ("", "application/json", "*/*") and not media.endswith("+json"):
         raise errors.unsupported_media_type(
             "the body of the request was in an unknown format - accepted media types include: "
@@ -157,7 +161,7 @@ def delete(store: Store, target: Target, body: Any, query: Mapping[str, str]) ->
     found = store.get(resource, target.namespace, target.name)
     uid = found["metadata"]["uid"]
     propagation, dry_run = _propagation(resource, options, query), _dry_run(options, query)
-    if resource.custom is not None and propagation == "Orphan" and not dry_run:
+    if resource.custom is not None and propagation is Propagation.ORPHAN and not dry_run:
         disown(store, found)
     last = store.delete(
         resource,
@@ -174,33 +178,6 @@ def delete(store: Store, target: Target, body: Any, query: Mapping[str, str]) ->
     if lingers or resource.graceful:
         return Written(200, {**last, "apiVersion": resource.api_version})
     return Written(200, _success(resource, target.name, uid))
-
-
-def delete_collection(
-    store: Store, target: Target, asked: ListParameters, body: Any, query: Mapping[str, str]
-) -> Written:
-    """Deletes what the selectors match, and answers with it."""
-    resource = target.resource
-    options = delete_options(body)
-    found, revision = store.list(resource, target.namespace, labels=asked.labels, fields=asked.fields)
-    deleted = [
-        store.delete(
-            resource,
-            target.namespace,
-            obj["metadata"]["name"],
-            grace_period_seconds=_grace(options, query),
-            propagation=_propagation(resource, options, query),
-            dry_run=_dry_run(options, query),
-        )
-        for obj in found
-    ]
-    body = {
-        "kind": resource.list_kind,
-        "apiVersion": resource.api_version,
-        "metadata": {"resourceVersion": str(revision)},
-        "items": deleted,
-    }
-    return Written(200, body)
 
 
 def evict(store: Store, target: Target, body: Any, query: Mapping[str, str]) -> Written:
@@ -225,15 +202,15 @@ def _grace(options: Object, query: Mapping[str, str]) -> int | None:
     return parameters.number(query, "gracePeriodSeconds") if value is None else value
 
 
-def _propagation(resource: ResourceType, options: Object, query: Mapping[str, str]) -> str:
+def _propagation(resource: ResourceType, options: Object, query: Mapping[str, str]) -> Propagation:
     asked = options.get("propagationPolicy") or query.get("propagationPolicy")
-    # For compatibility with its first clients, a Job leaves its pods behind unless told otherwise.
-    default = "Orphan" if resource.kind == "Job" else "Background"
-    value = asked or default
-    if value not in _PROPAGATIONS:
-        cause = errors.unsupported_value("propagationPolicy", value, _PROPAGATIONS)
+    if not asked:
+        # For compatibility with its first clients, a Job leaves its pods behind unless told otherwise.
+        return Propagation.ORPHAN if resource.kind == "Job" else Propagation.BACKGROUND
+    if asked not in list(Propagation):
+        cause = errors.unsupported_value("propagationPolicy", asked, list(Propagation))
         raise errors.invalid_options("DeleteOptions", cause)
-    return str(value)
+    return Propagation(asked)
 
 
 def _dry_run(options: Object, query: Mapping[str, str]) -> bool:

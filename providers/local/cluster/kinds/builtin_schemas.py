@@ -13,14 +13,8 @@ PATH = Path(__file__).with_name("schemas.json.gz")
 
 
 @functools.cache
-def definitions() -> dict[str, Schema]:
-    """Type name -> schema. References (``$ref``) are names of other types."""
-    found: dict[str, Schema] = json.loads(gzip.decompress(PATH.read_bytes()))
-    return found
-
-
-@functools.cache
 def _linked() -> dict[str, Schema]:
+    """Type name -> schema."""
     linked: dict[str, Schema] = json.loads(gzip.decompress(PATH.read_bytes()))
     for schema in linked.values():
         properties = schema["properties"]

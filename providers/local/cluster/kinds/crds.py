@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nighttrain.providers.local.cluster.kinds.crd_definitions import storage_version
-from nighttrain.providers.local.cluster.kinds.schemas import Schema, complete, prune, validate
+from nighttrain.providers.local.cluster.kinds.schemas import Schema, broken_rules
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.lifecycle import CLEANUP_FINALIZER
 from nighttrain.providers.local.cluster.store.resources import (
@@ -21,7 +21,7 @@ _ACCEPTED = (
     ("Established", "InitialNamesAccepted", "the initial names have been accepted"),
 )
 # The order in which a real API server lists the verbs of a custom resource.
-_VERBS = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
+_VERBS = ("delete", "get", "list", "patch", "create", "update", "watch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,12 @@ class CustomVersion:
     list_kind: str = ""
     terminating: bool = False
 
-    def decode(self, body: Object) -> list[str]:
-        """Prune and complete the object in place, but for its metadata; the paths of unknown fields."""
-        unknown = prune(self.schema, body, root=True)
-        complete(self.schema, body)
-        return unknown
-
     def check(self, resource: ResourceType, new: Object, old: Object | None) -> None:
         """:raises ApiError: 422 with every cause; 405 for a new object while the definition goes"""
         if old is None and self.terminating:
             why = "create not allowed while custom resource definition is terminating"
             raise errors.method_not_allowed(why)
-        causes = validate(self.schema, new)
+        causes = broken_rules(self.schema, new, custom=True)
         if causes:
             raise errors.invalid(resource, new["metadata"].get("name", ""), causes)
 

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.local.cluster.kinds.builtin_schemas import schema_of
-from nighttrain.providers.local.cluster.kinds.schemas import Schema, WrongTypeError, fit
+from nighttrain.providers.local.cluster.kinds.schemas import Schema, WrongTypeError, complete, fit
 from nighttrain.providers.local.cluster.store import errors
 from nighttrain.providers.local.cluster.store.objects import copy_object
 
@@ -41,13 +41,21 @@ def parse_json(raw: bytes) -> Any:
 def decode(resource: ResourceType, body: Any) -> tuple[dict[str, Any], list[str]]:
     """The object without nulls and unknown fields, and the unknown fields' paths.
 
-    :raises ApiError: 400 when a value has the wrong type
+    :raises ApiError: 400 when a value has the wrong type; 422 where a definition says which is right
     """
     refusal = cannot_be_handled(resource)
     if resource.custom is None:
         return _fitted(schema_of(resource.kind), body, refusal)
     obj, unknown = _fitted(_custom(), body, refusal)
-    return obj, unknown + resource.custom.decode(obj)
+    schema = resource.custom.schema
+    try:
+        unknown += fit({**schema, "x-kubernetes-embedded-resource": True}, obj, custom=True)
+    except WrongTypeError as error:
+        why = f"Invalid value: {error.field} in body {error.why}"
+        cause = errors.Cause("FieldValueTypeInvalid", why, error.field)
+        raise errors.invalid(resource, str(obj.get("metadata", {}).get("name", "")), [cause]) from None
+    complete(schema, obj)
+    return obj, unknown
 
 
 def decode_part(type_: str, body: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def mark(job: Object, pod: Object, index: int) -> None:
     """Give a new pod its index: annotation, label, host name and JOB_COMPLETION_INDEX."""
     metadata, spec = pod["metadata"], pod["spec"]
     metadata["generateName"] = f"{job['metadata']['name']}-{index}-"
-    metadata["annotations"][INDEX] = str(index)
+    metadata.setdefault("annotations", {})[INDEX] = str(index)
     metadata["labels"][INDEX] = str(index)
     spec["hostname"] = f"{job['metadata']['name']}-{index}"
     field = {"apiVersion": "v1", "fieldPath": f"metadata.labels['{INDEX}']"}

@@ -31,7 +31,7 @@ from nighttrain.providers.local.cluster.store.resources import (
     PODS,
     SECRETS,
 )
-from nighttrain.providers.local.cluster.store.store import DELETED, Object, Store, timestamp
+from nighttrain.providers.local.cluster.store.store import EventType, Object, Store, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -166,10 +166,10 @@ class Kubelet:
         for uid in set(self._workers) - present:
             self._gone(uid)
 
-    def _pod_changed(self, type_: str, pod: Object) -> None:
+    def _pod_changed(self, type_: EventType, pod: Object) -> None:
         uid = pod["metadata"]["uid"]
         worker = self._workers.get(uid)
-        if type_ == DELETED:
+        if type_ is EventType.DELETED:
             self._gone(uid)
         elif worker is not None:
             worker.update(pod)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.local.cluster.kinds.pods import has_ended
 from nighttrain.providers.local.cluster.store.objects import Object, timestamp
 from nighttrain.providers.local.cluster.store.resources import BUILT_IN, PODS, SERVICES, ResourceType
-from nighttrain.providers.local.cluster.store.watching import DELETED, Change, Record
+from nighttrain.providers.local.cluster.store.watching import Change, EventType, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,7 +171,7 @@ class StateFile:
             id_ = self._known[resource] = _id(resource)
             described = json.dumps({field: getattr(resource, field) for field in _IDENTITY})
             self._db.execute("INSERT OR REPLACE INTO kinds VALUES (?, ?)", (id_, described))
-        if change.type == DELETED:
+        if change.type is EventType.DELETED:
             self._db.execute(
                 "DELETE FROM objects WHERE kind = ? AND namespace = ? AND name = ?",
                 (id_, change.namespace, name),

@@ -147,9 +147,9 @@ def _job(job: Object, old: Object | None) -> list[Cause]:
 def _deployment(deployment: Object, old: Object | None) -> list[Cause]:
     causes = _replicated(deployment, old)
     spec = deployment["spec"]
-    if spec["progressDeadlineSeconds"] <= spec.get("minReadySeconds", 0):
+    if not spec["progressDeadlineSeconds"]:
         why = "must be greater than minReadySeconds"
-        causes.append(invalid_value("spec.progressDeadlineSeconds", spec["progressDeadlineSeconds"], why))
+        causes.append(invalid_value("spec.progressDeadlineSeconds", 0, why))
     if spec.get("paused"):
         causes.append(forbidden_value("spec.paused", "the embedded cluster does not serve it"))
     strategy = spec["strategy"]
@@ -166,6 +166,8 @@ def _replicated(obj: Object, old: Object | None) -> list[Cause]:
     selector, template = spec.get("selector") or {}, spec["template"]
     labels = (template.get("metadata") or {}).get("labels") or {}
     causes = validate_labels(labels, "spec.template.labels")
+    if spec.get("minReadySeconds"):
+        causes.append(forbidden_value("spec.minReadySeconds", "the embedded cluster does not serve it"))
     if spec.get("selector") is not None and not any(selector.values()):
         why = f"empty selector is invalid for {obj.get('kind', '').lower()}"
         causes.append(invalid_value("spec.selector", selector, why))

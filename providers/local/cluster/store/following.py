@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nighttrain.providers.local.cluster.store.resources import ResourceType
-    from nighttrain.providers.local.cluster.store.store import Object, Store
+    from nighttrain.providers.local.cluster.store.store import EventType, Object, Store
 
 
 async def follow(
     store: Store,
     resource: ResourceType,
-    seen: Callable[[str, Object], None],
+    seen: Callable[[EventType, Object], None],
     relisted: Callable[[], None] = lambda: None,
 ) -> None:
     """Tell of what is there, then of every change, for ever.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.local.cluster.store.resources import (
@@ -13,6 +14,15 @@ from nighttrain.providers.local.cluster.store.resources import (
 
 if TYPE_CHECKING:
     from nighttrain.providers.local.cluster.store.objects import Object
+
+
+class Propagation(enum.StrEnum):
+    """What becomes of an object's dependents when it is deleted."""
+
+    BACKGROUND = "Background"
+    FOREGROUND = "Foreground"
+    ORPHAN = "Orphan"
+
 
 FOREGROUND_FINALIZER = "foregroundDeletion"
 ORPHAN_FINALIZER = "orphan"
@@ -40,7 +50,7 @@ def must_linger(resource: ResourceType, obj: Object) -> bool:
     return resource is NAMESPACES and bool(obj.get("spec", {}).get("finalizers"))
 
 
-def finalizers(metadata: Object, propagation: str, resource: ResourceType) -> list[str]:
+def finalizers(metadata: Object, propagation: Propagation, resource: ResourceType) -> list[str]:
     found = [
         each
         for each in metadata.get("finalizers") or []
@@ -51,9 +61,9 @@ def finalizers(metadata: Object, propagation: str, resource: ResourceType) -> li
     # What belongs to a custom object goes with it at once: see rules/dependents.py.
     if resource in (PODS, NAMESPACES) or resource.custom is not None:
         return found
-    if propagation == "Foreground":
+    if propagation is Propagation.FOREGROUND:
         found.append(FOREGROUND_FINALIZER)
-    elif propagation == "Orphan":
+    elif propagation is Propagation.ORPHAN:
         found.append(ORPHAN_FINALIZER)
     return found
 

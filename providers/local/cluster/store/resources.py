@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+VERBS = ("create", "delete", "get", "list", "patch", "update", "watch")
 SUBRESOURCE_VERBS = ("get", "patch", "update")
 
 
@@ -21,10 +21,6 @@ class Custom(Protocol):
 
     @property
     def list_kind(self) -> str: ...
-
-    def decode(self, body: dict[str, Any]) -> list[str]:
-        """Prune and complete the object in place, but for its metadata; the paths of unknown fields."""
-        ...
 
     def check(self, resource: ResourceType, new: dict[str, Any], old: dict[str, Any] | None) -> None:
         """:raises ApiError: the object breaks its schema, or no new one is taken any more"""
@@ -102,9 +98,7 @@ def _kind(
 
 
 _ALL = ("all",)
-# Nobody empties a whole cluster by mistake.
-_NOT_ALL_AT_ONCE = tuple(verb for verb in VERBS if verb != "deletecollection")
-NAMESPACES = _kind("", "Namespace", "status", short=("ns",), namespaced=False, verbs=_NOT_ALL_AT_ONCE)
+NAMESPACES = _kind("", "Namespace", "status", short=("ns",), namespaced=False)
 NODES = _kind("", "Node", "status", short=("no",), namespaced=False)
 PODS = _kind(
     *("", "Pod", "eviction", "log", "status"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -51,24 +52,33 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 }
 
 
+class Operator(enum.StrEnum):
+    """What a label selector asks of a key; the values are the words of ``matchExpressions``."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    ABSENT = "DoesNotExist"
+
+
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """``key operator values``; operators: in, notin, exists, absent."""
+    """``key operator values``."""
 
     key: str
-    operator: str
+    operator: Operator
     values: tuple[str, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         value = labels.get(self.key)
         match self.operator:
-            case "in":
+            case Operator.IN:
                 return value is not None and value in self.values
-            case "notin":
+            case Operator.NOT_IN:
                 return value is None or value not in self.values
-            case "exists":
+            case Operator.EXISTS:
                 return value is not None
-            case _:
+            case Operator.ABSENT:
                 return value is None
 
 
@@ -87,20 +97,20 @@ class LabelSelector:
     @classmethod
     def equal(cls, labels: Mapping[str, str]) -> LabelSelector:
         """``labels`` as they are in ``matchLabels`` or in a Service's selector."""
-        return cls(tuple(Requirement(key, "in", (value,)) for key, value in labels.items()))
+        return cls(tuple(Requirement(key, Operator.IN, (value,)) for key, value in labels.items()))
 
     @classmethod
     def from_object(cls, selector: Mapping[str, Any] | None) -> LabelSelector:
         """The ``matchLabels`` + ``matchExpressions`` form of Jobs, ReplicaSets and Deployments."""
         if not selector:
             return cls()
-        operators = {"In": "in", "NotIn": "notin", "Exists": "exists", "DoesNotExist": "absent"}
         found = list(cls.equal(selector.get("matchLabels") or {}).requirements)
         for item in selector.get("matchExpressions") or []:
-            operator = operators.get(str(item.get("operator")))
-            if operator is None:
-                raise bad_request(f'"{item.get("operator")}" is not a valid label selector operator')
-            found.append(Requirement(str(item["key"]), operator, tuple(item.get("values") or ())))
+            operator = item.get("operator")
+            if operator not in list(Operator):
+                raise bad_request(f'"{operator}" is not a valid label selector operator')
+            values = tuple(item.get("values") or ())
+            found.append(Requirement(str(item["key"]), Operator(operator), values))
         return cls(tuple(found))
 
     @classmethod
@@ -127,23 +137,27 @@ def _requirement(tokens: list[str], position: int) -> tuple[Requirement, int]:
         return tokens[index] if index < len(tokens) else ""
 
     if at(position) == "!":
-        return Requirement(_key(at(position + 1)), "absent"), position + 2
+        return Requirement(_key(at(position + 1)), Operator.ABSENT), position + 2
     key = _key(at(position))
     operator = at(position + 1)
     if operator in ("", ","):
-        return Requirement(key, "exists"), position + 1
+        return Requirement(key, Operator.EXISTS), position + 1
     if operator in ("=", "==", "!="):
         value = at(position + 2)
         end = position + 3
         if value in ("", ","):
             value, end = "", position + 2
-        return Requirement(key, "notin" if operator == "!=" else "in", (value,)), end
+        asked = Operator.NOT_IN if operator == "!=" else Operator.IN
+        return Requirement(key, asked, (value,)), end
     if operator in ("in", "notin"):
-        return _set_requirement(key, operator, tokens, position + 2)
+        asked = Operator.IN if operator == "in" else Operator.NOT_IN
+        return _set_requirement(key, asked, tokens, position + 2)
     raise _unexpected(operator, _EXPECTED)
 
 
-def _set_requirement(key: str, operator: str, tokens: list[str], position: int) -> tuple[Requirement, int]:
+def _set_requirement(
+    key: str, operator: Operator, tokens: list[str], position: int
+) -> tuple[Requirement, int]:
     if position >= len(tokens) or tokens[position] != "(":
         found = tokens[position] if position < len(tokens) else ""
         raise bad_request(f"unable to parse requirement: found '{found}' expected: '('")

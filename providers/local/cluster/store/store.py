@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 from nighttrain.providers.local.cluster.store import errors, lifecycle
 from nighttrain.providers.local.cluster.store.history import History
+from nighttrain.providers.local.cluster.store.lifecycle import Propagation
 from nighttrain.providers.local.cluster.store.objects import (
     Key,
     Object,
@@ -33,10 +34,8 @@ from nighttrain.providers.local.cluster.store.resources import (
     ResourceType,
 )
 from nighttrain.providers.local.cluster.store.watching import (
-    ADDED,
-    DELETED,
-    MODIFIED,
     Change,
+    EventType,
     Record,
     Watcher,
 )
@@ -49,11 +48,9 @@ if TYPE_CHECKING:
 
 # What the kubelet, the controllers and the API need to speak with a store.
 __all__ = [
-    "ADDED",
-    "DELETED",
-    "MODIFIED",
     "Admission",
     "Change",
+    "EventType",
     "Key",
     "Object",
     "Record",
@@ -210,7 +207,7 @@ class Store:
             raise errors.already_exists(resource, metadata["name"])
         if dry_run:
             return new
-        return self._commit(resource, ADDED, None, new)
+        return self._commit(resource, EventType.ADDED, None, new)
 
     def update(
         self, resource: ResourceType, obj: Object, *, status: bool = False, dry_run: bool = False
@@ -260,14 +257,14 @@ class Store:
         name: str,
         *,
         grace_period_seconds: int | None = None,
-        propagation: str = "Background",
+        propagation: Propagation = Propagation.BACKGROUND,
         preconditions_uid: str | None = None,
         preconditions_rv: str | None = None,
         dry_run: bool = False,
     ) -> Object:
         """Delete, or begin to: a pod waits for its kubelet, an object with finalizers for their owners.
 
-        :param propagation: ``Background``, ``Foreground`` or ``Orphan``; the garbage collector does the rest
+        :param propagation: what becomes of its dependents; the garbage collector sees to it
         :return: the object as it was last stored; it is gone unless :meth:`find` still finds it
         :raises ApiError: 404; 409 when a precondition does not hold
         """
@@ -409,7 +406,7 @@ class Store:
         if lifecycle.is_finished(resource, new):
             # The DELETED event shows the object as it was, with the finalizer that has just gone.
             return self._drop(resource, record)
-        return self._commit(resource, MODIFIED, record, new)
+        return self._commit(resource, EventType.MODIFIED, record, new)
 
     def _mark(self, resource: ResourceType, record: Record, grace: int, finalizers: Strings) -> Record:
         """Set or shorten the deletion timestamp."""
@@ -432,10 +429,10 @@ class Store:
             new["status"] = lifecycle.terminating(resource, old.get("status") or {}, now)
         if new == old:
             return record
-        self._commit(resource, MODIFIED, record, new)
+        self._commit(resource, EventType.MODIFIED, record, new)
         return cast("Record", self.record(resource, metadata.get("namespace"), metadata["name"]))
 
-    def _commit(self, resource: ResourceType, type_: str, before: Record | None, new: Object) -> Object:
+    def _commit(self, resource: ResourceType, type_: EventType, before: Record | None, new: Object) -> Object:
         self.revision += 1
         new["metadata"] = {**new["metadata"], "resourceVersion": str(self.revision)}
         record = Record(new, self.revision)
@@ -454,7 +451,7 @@ class Store:
         if not records:
             del self._objects[resource][space]
         last = Record(at_revision(record.object, self.revision), self.revision)
-        self._publish(resource, Change(self.revision, DELETED, space, record, last))
+        self._publish(resource, Change(self.revision, EventType.DELETED, space, record, last))
         if self._release is not None:
             self._release(resource, record.object)
         return last.object

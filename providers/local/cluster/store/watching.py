@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -14,7 +15,16 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.local.cluster.store.selection import FieldSelector, LabelSelector
 
-ADDED, MODIFIED, DELETED = "ADDED", "MODIFIED", "DELETED"
+
+class EventType(enum.StrEnum):
+    """What a watch tells of an object. A history has the first three."""
+
+    ADDED = "ADDED"
+    MODIFIED = "MODIFIED"
+    DELETED = "DELETED"
+    BOOKMARK = "BOOKMARK"
+    ERROR = "ERROR"
+
 
 WATCHER_LIMIT = 16384
 """Events one watcher may lag behind: twice the history, so that replaying all of it cannot overflow a watcher
@@ -48,7 +58,7 @@ class Change(NamedTuple):
     """One entry of the history. ``before`` is None for a creation; ``after`` is never None."""
 
     revision: int
-    type: str
+    type: EventType
     namespace: str
     before: Record | None
     after: Record
@@ -70,7 +80,7 @@ class Watcher:
         self._unsubscribe = unsubscribe
         self._namespace = namespace or None
         self._selectors = tuple(selector for selector in (labels, fields) if selector is not None)
-        self._pending: deque[tuple[str, Record]] = deque()
+        self._pending: deque[tuple[EventType, Record]] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._failure: errors.ApiError | None = None
         self._closed = False
@@ -78,7 +88,7 @@ class Watcher:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> tuple[str, Object]:
+    async def __anext__(self) -> tuple[EventType, Object]:
         type_, record = await self.next_record()
         return type_, record.object
 
@@ -105,7 +115,7 @@ class Watcher:
     def closed(self) -> bool:
         return self._closed
 
-    async def next_record(self) -> tuple[str, Record]:
+    async def next_record(self) -> tuple[EventType, Record]:
         """The next event with its shared record, whose JSON is encoded once for every watcher.
 
         :raises StopAsyncIteration: after :meth:`close`
@@ -116,7 +126,7 @@ class Watcher:
                 raise StopAsyncIteration
         return self._pending.popleft()
 
-    def drain(self) -> list[tuple[str, Record]]:
+    def drain(self) -> list[tuple[EventType, Record]]:
         """Everything that is pending, without waiting."""
         found = list(self._pending)
         self._pending.clear()
@@ -144,9 +154,9 @@ class Watcher:
     def show(self, record: Record) -> None:
         """An object that was there before the watch began."""
         if self._matches(record):
-            self._push((ADDED, record))
+            self._push((EventType.ADDED, record))
 
-    def _push(self, event: tuple[str, Record]) -> None:
+    def _push(self, event: tuple[EventType, Record]) -> None:
         if self._failure is not None:
             return
         if len(self._pending) >= WATCHER_LIMIT:
@@ -164,16 +174,19 @@ class Watcher:
     def _matches(self, record: Record) -> bool:
         return all(selector.matches(record.object) for selector in self._selectors)
 
-    def _selected(self, change: Change) -> tuple[str, Record] | None:
+    def _selected(self, change: Change) -> tuple[EventType, Record] | None:
         """The change as somebody sees it who only sees matching objects."""
         was = change.before is not None and self._matches(change.before)
-        now = change.type != DELETED and self._matches(change.after)
+        now = change.type is not EventType.DELETED and self._matches(change.after)
         if now:
-            return (MODIFIED if was else ADDED, change.after)
+            return (EventType.MODIFIED if was else EventType.ADDED, change.after)
         if not was:
             return None
-        if change.type == DELETED:
-            return (DELETED, change.after)
+        if change.type is EventType.DELETED:
+            return (EventType.DELETED, change.after)
         # The watcher gets the object as it last knew it, at the revision of the change that took it away.
         assert change.before is not None  # noqa: S101 - "was" says so
-        return (DELETED, Record(at_revision(change.before.object, change.revision), change.revision))
+        return (
+            EventType.DELETED,
+            Record(at_revision(change.before.object, change.revision), change.revision),
+        )

@@ -16,9 +16,8 @@ def ready(pod: Object, _now: datetime) -> str:
     """Containers that are ready, of those that stay: sidecars count, other init containers do not."""
     sidecars = _sidecars(pod)
     total = len(pod["spec"].get("containers") or ()) + len(sidecars)
-    found, initializing = _read_inits(pod)
-    count = sum(1 for each in found if each.get("ready"))
-    if not initializing or _holds(pod, "Initialized"):
+    count = sum(1 for each in _inits(pod) if each.get("name") in sidecars and each.get("ready"))
+    if not _initializing(pod) or _holds(pod, "Initialized"):
         count += sum(1 for each in _mains(pod) if _runs(each))
     return f"{count}/{total}"
 
@@ -28,7 +27,7 @@ def status(pod: Object, _now: datetime) -> str:
     current = pod.get("status") or {}
     phase = current.get("phase", "Unknown")
     reason = str(current.get("reason") or phase)
-    _started, initializing = _read_inits(pod)
+    initializing = _initializing(pod)
     reason = initializing or reason
     if not initializing or _holds(pod, "Initialized"):
         mains = _mains(pod)
@@ -47,10 +46,9 @@ def status(pod: Object, _now: datetime) -> str:
 
 def restarts(pod: Object, now: datetime) -> str:
     """While the pod initializes those of its init containers, later those of what stays."""
-    _started, initializing = _read_inits(pod)
     sidecars = _sidecars(pod)
     counted = list(_inits(pod))
-    if not initializing or _holds(pod, "Initialized"):
+    if not _initializing(pod) or _holds(pod, "Initialized"):
         counted = [each for each in counted if each.get("name") in sidecars] + _mains(pod)
     count = sum(each.get("restartCount", 0) for each in counted)
     ends = [((each.get("lastState") or {}).get("terminated") or {}).get("finishedAt") for each in counted]
@@ -62,22 +60,20 @@ def ip(pod: Object, _now: datetime) -> str:
     return str((pod.get("status") or {}).get("podIP") or "<none>")
 
 
-def _read_inits(pod: Object) -> tuple[list[Object], str]:
-    """The sidecars that have started, and what the first container that holds up the rest is at, if any."""
+def _initializing(pod: Object) -> str:
+    """What the first init container that holds up the rest is at; empty if none does."""
     sidecars = _sidecars(pod)
-    started: list[Object] = []
     for index, each in enumerate(_inits(pod)):
         state = each.get("state") or {}
         terminated, waiting = state.get("terminated"), (state.get("waiting") or {}).get("reason")
         if terminated and terminated.get("exitCode") == 0:
             continue
         if each.get("name") in sidecars and each.get("started"):
-            started.append(each)
             continue
         if terminated or (waiting and waiting != "PodInitializing"):
-            return started, f"Init:{_why(state)}"
-        return started, f"Init:{index}/{len(pod['spec'].get('initContainers') or ())}"
-    return started, ""
+            return f"Init:{_why(state)}"
+        return f"Init:{index}/{len(pod['spec'].get('initContainers') or ())}"
+    return ""
 
 
 def _why(state: Object) -> str:

@@ -57,7 +57,7 @@ def table(
         if include == "Object":
             row["object"] = obj
         elif include == "Metadata":
-            row["object"] = metadata_only(obj)
+            row["object"] = _metadata_only(obj)
         rows.append(row)
     return {
         "kind": "Table",
@@ -68,7 +68,7 @@ def table(
     }
 
 
-def metadata_only(obj: Object) -> Object:
+def _metadata_only(obj: Object) -> Object:
     return {
         "kind": "PartialObjectMetadata",
         "apiVersion": "meta.k8s.io/v1",
