@@ -12,7 +12,9 @@ __all__ = [
     "WorkloadSpec",
     "airline_delay_definitions",
     "model_gate_check",
+    "promotion_job",
     "registered_model_sensor",
+    "rollback_job",
     "training_asset",
 ]
 
@@ -21,6 +23,7 @@ require("dagster", extra="dagster")
 if TYPE_CHECKING:
     from nighttrain.assets.flights import airline_delay_definitions
     from nighttrain.assets.gates import model_gate_check
+    from nighttrain.assets.promotion import promotion_job, rollback_job
     from nighttrain.assets.registry import registered_model_sensor
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
     from nighttrain.assets.training import training_asset
@@ -34,6 +37,8 @@ else:
             "WorkloadSpec": "nighttrain.providers.kubernetes.job.spec",
             "airline_delay_definitions": "nighttrain.assets.flights",
             "model_gate_check": "nighttrain.assets.gates",
+            "promotion_job": "nighttrain.assets.promotion",
+            "rollback_job": "nighttrain.assets.promotion",
             "registered_model_sensor": "nighttrain.assets.registry",
             "training_asset": "nighttrain.assets.training",
         },

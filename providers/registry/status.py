@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nighttrain.providers.registry.gates.evaluation import SUMMARY_TAG, VERDICT_TAG
 from nighttrain.providers.registry.history.changes import Changes
 from nighttrain.providers.registry.history.state import read_state
 from nighttrain.providers.registry.versions import ACTIVE_STAGES
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from nighttrain.providers.registry.history.state import State
     from nighttrain.providers.registry.models import ModelRegistry
 
-VERDICT_TAG = f"{PREFIX}gate.verdict"
-SUMMARY_TAG = f"{PREFIX}gate.summary"
 SERVING_TAG = f"{PREFIX}serving"
 
 LAST_VERDICTS = 3

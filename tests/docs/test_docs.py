@@ -29,6 +29,7 @@ OPERATORS = [
     "nighttrain.operators.training.EvaluateModelOperator",
     "nighttrain.operators.registry.RegisterModelOperator",
     "nighttrain.operators.registry.ModelGateOperator",
+    "nighttrain.operators.registry.approval.ApproveModelOperator",
     "nighttrain.operators.registry.PromoteModelOperator",
     "nighttrain.operators.serving.RolloutModelOperator",
     "nighttrain.operators.serving.RollbackModelOperator",
@@ -319,7 +320,7 @@ def test_the_definitions_in_the_documents_load_in_dagster(monkeypatch: pytest.Mo
     import dagster as dg
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    (block,) = code_blocks(ROOT / "docs" / "how-to" / "dagster.md", "python")
+    block, *_ = code_blocks(ROOT / "docs" / "how-to" / "dagster.md", "python")
     names: dict[str, Any] = {}
     exec(block, names)  # noqa: S102
     dg.Definitions.validate_loadable(names["defs"])

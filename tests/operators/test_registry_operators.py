@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from helpers.airflow_connections import connect_mlflow
 from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
 from nighttrain.providers.errors import ConfigurationError, GateInconclusiveError, GateRejectedError
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
-
-
-@pytest.fixture
-def context(mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch) -> Any:
-    connect_mlflow(monkeypatch, mlflow_server.uri)
-    ti = SimpleNamespace(dag_id="nightly", run_id="r", task_id="t", map_index=-1, xcoms={})
-    ti.xcom_push = lambda key, value: ti.xcoms.update({key: json.loads(json.dumps(value))})
-    return {"ti": ti}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from nighttrain.providers.registry.gates.recorded import NAMED_ALIAS, NAMED_VERS
 from nighttrain.providers.registry.gates.rules.requirements import check_dotted_path
 from nighttrain.providers.registry.versions import check_alias, check_version
 from nighttrain.providers.tracking.measured import to_json
+from nighttrain.providers.tracking.tags import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from nighttrain.providers.registry.gates.verdicts import Verdict
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.registry.versions import ModelVersion
+
+VERDICT_TAG = f"{PREFIX}gate.verdict"
+SUMMARY_TAG = f"{PREFIX}gate.summary"
+EVALUATION_RUN_TAG = f"{PREFIX}gate.evaluation_run"
 
 # What the scoring code finds in its environment; models are pinned: models:/name/version.
 CANDIDATE_VARIABLE = "CANDIDATE_MODEL_URI"
@@ -144,8 +149,8 @@ def group_measurements(metrics: Mapping[str, object]) -> dict[str, dict[str, flo
 def verdict_tags(verdict: Verdict, *, evaluation_run: str, actor: str) -> dict[str, str]:
     """The tags that a judged version carries."""
     return {
-        "nighttrain.gate.verdict": verdict.kind.value,
-        "nighttrain.gate.summary": verdict.summary(),
-        "nighttrain.gate.evaluation_run": evaluation_run,
+        VERDICT_TAG: verdict.kind.value,
+        SUMMARY_TAG: verdict.summary(),
+        EVALUATION_RUN_TAG: evaluation_run,
         "nighttrain.gate.by": actor,
     }
