@@ -202,7 +202,9 @@ def test_hostile_names_of_slices_are_refused(place: str, name: str) -> None:
     assert str(caught.value).isascii() or "…" in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["<b>AA</b>", "A|A", "`x`", "' or '1'='1", "../x", "é"])
+@pytest.mark.parametrize(
+    "value", ["<b>AA</b>", "A|A", "`x`", "' or '1'='1", "../x", "é", "*", "=", "x" * 200]
+)
 def test_a_slice_with_an_odd_name_is_judged_and_stays_in_its_cell(value: str) -> None:
     content = {"candidate": {"carrier": {value: {"mae": 9, "rows": 500}}}}
     recorded = Recorded(read_slices(json.dumps(content).encode()), has_champion=True)
