@@ -31,8 +31,8 @@ HELD_OUT_DAYS = 14
 
 SLICED_BY = ("carrier", "origin")
 
-# Rows predicted one by one, as an endpoint does it: enough for a 95th percentile, and half a second.
-TIMED_ROWS = 60
+# Rows predicted one by one, as an endpoint does it: enough for a 95th percentile, and less than a second.
+TIMED_ROWS = 40
 
 
 def parser() -> argparse.ArgumentParser:

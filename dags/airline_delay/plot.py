@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Losses = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
 
-# Beyond an hour a difference is one of a handful of flights, and would flatten all others.
+# Beyond half an hour a difference is one of a handful of flights, and would flatten all others.
 SHOWN_MINUTES = 30
 
 

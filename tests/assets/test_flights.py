@@ -138,7 +138,7 @@ def test_a_worse_night_stops_at_the_gate(
     seen = {name: entry.value for name, entry in evaluation.metadata.items()}
     assert seen["verdict"] == "rejected"
     assert (seen["candidate_version"], seen["champion_version"]) == ("2", "1")
-    assert "mae <= champion.mae" in seen["evidence"]
+    assert "mae &lt;= champion.mae" in seen["evidence"]
     by_rule = {item["rule"]: item for item in seen["measurements"]}
     worse = by_rule["mae <= champion.mae"]
     assert worse["verdict"] == "rejected"

@@ -17,7 +17,7 @@ from helpers.mlflow_server import MLflowServer, unique
 from nighttrain.dags.nightly_retraining import dag
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.registry.gates import judge_recorded, parse_rules
-from nighttrain.providers.registry.gates.evaluation import group_measurements
+from nighttrain.providers.registry.gates.evaluation import PLOT_FILE, group_measurements
 from nighttrain.providers.registry.gates.gathering import gather
 from nighttrain.providers.registry.gates.verdicts import Verdict, VerdictKind
 from nighttrain.providers.registry.models import ModelRegistry
@@ -212,13 +212,12 @@ def test_every_sort_of_rule_finds_what_the_shipped_code_leaves(flights: Flights,
 
 def test_the_picture_is_where_the_tasks_link_points_to(flights: Flights, evaluations: Any) -> None:
     run = evaluations["better"]["run_id"]
-    listed = flights.server.call("GET", "artifacts/list", run_id=run, path="nighttrain")["files"]
-    names = {entry["path"] for entry in listed}
+    http = flights.server.http
+    listed = http.get("/api/2.0/mlflow/artifacts/list", params={"run_id": run, "path": "nighttrain"}).json()
+    names = {entry["path"] for entry in listed["files"]}
     assert names == {
         f"nighttrain/{name}"
         for name in ("slices.json", "paired_losses.json", "checks.json", "evaluation.png")
     }
-    answer = flights.server.http.get(
-        "/get-artifact", params={"run_id": run, "path": "nighttrain/evaluation.png"}
-    )
+    answer = http.get("/get-artifact", params={"run_id": run, "path": PLOT_FILE})
     assert answer.content.startswith(b"\x89PNG")

@@ -13,7 +13,8 @@ MAX_CELL = 1_000
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "@": "&#64;"}
 _SPECIAL = re.compile(r"[&<>|@\\`*_\[\]~#!$]")
-# Addresses become links by themselves where a renderer looks for them.
+# By GitHub's rules an address becomes a link by itself if it has a scheme, a www. or an @. A bare name with a
+# dot does not: every metric has one.
 _AUTOLINK = re.compile(r"(?i)(https?|ftp|mailto|javascript|data)(:)|(\bwww)(\.)")
 
 

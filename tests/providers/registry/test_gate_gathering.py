@@ -181,7 +181,7 @@ def test_the_bytes_of_the_artifact_are_those_that_mlflow_lists(night: Night) -> 
 @pytest.mark.parametrize(
     ("params", "kind", "said"),
     [
-        ({"data_until": "2013-07-15T12:00:00+00:00"}, ACCEPTED, "the data are 1 days old"),
+        ({"data_until": "2013-07-15T12:00:00+00:00"}, ACCEPTED, "the data are 1 day old"),
         ({"data_until": "2013-07-14T04:00:00-04:00"}, REJECTED, "the data are 2.167 days old"),
         ({"data_until": "2013-07-15"}, INCONCLUSIVE, "'2013-07-15' is no moment with a time zone"),
         ({"data_until": "yesterday"}, INCONCLUSIVE, "'yesterday' is no moment"),

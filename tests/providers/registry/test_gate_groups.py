@@ -225,9 +225,9 @@ def test_a_slice_that_only_the_champion_has_is_no_data() -> None:
 @pytest.mark.parametrize(
     ("age", "kind", "sentence"),
     [
-        (86_400.0, ACCEPTED, "the data are 1 days old, at most 2 days are allowed"),
+        (86_400.0, ACCEPTED, "the data are 1 day old, at most 2 days are allowed"),
         (3 * 86_400.0, REJECTED, "the data are 3 days old, more than the 2 days that are allowed"),
-        (-60.0, INCONCLUSIVE, "the data are said to end 1 minutes from now: that is no age"),
+        (-60.0, INCONCLUSIVE, "the data are said to end 1 minute from now: that is no age"),
     ],
 )
 def test_the_age_of_the_data(age: float, kind: VerdictKind, sentence: str) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_NAME = 250
 """MLflow's limit for the name of a metric."""
 
+MAX_ADDRESS = MAX_NAME + 2 * 200 + 3
+"""With a dimension and a slice, whose names in a file have at most 200 characters."""
+
 _METRIC = re.compile(r"""[^\s<>=*+()\[\]{}|`'"\\&,;\x00-\x1f\x7f]+""")
 _SLICE = re.compile(r"\[(?P<dimension>[^\[\]=]+)=(?P<value>[^\[\]]+)\]")
 _GROUP = re.compile(r"[A-Za-z][\w\-]*|version:[1-9]\d{0,18}|alias:[A-Za-z0-9_\-]{1,255}", re.ASCII)
@@ -192,10 +195,14 @@ def check_metric(metric: object) -> None:
         "give the metric's name, without blanks, quotes and < > = * + ( ) [ ] { } | & , ; one "
         "slice of it is written mae[carrier=AA]"
     )
-    if not isinstance(metric, str) or len(metric) > MAX_NAME:
+    if not isinstance(metric, str) or len(metric) > MAX_ADDRESS:
         raise ConfigurationError("metric", metric, fix)
     name, bracket, rest = metric.partition("[")
-    if not _METRIC.fullmatch(name) or (bracket and not _SLICE.fullmatch(bracket + rest)):
+    if (
+        len(name) > MAX_NAME
+        or not _METRIC.fullmatch(name)
+        or (bracket and not _SLICE.fullmatch(bracket + rest))
+    ):
         raise ConfigurationError("metric", metric, fix)
     if not metric.isprintable():
         raise ConfigurationError("metric", metric, "use printable characters only")

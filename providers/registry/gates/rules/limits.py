@@ -143,5 +143,5 @@ def counts_samples(metric: str) -> bool:
 def _span(seconds: float) -> str:
     for unit, name in ((_DAY, "days"), (3600.0, "hours"), (60.0, "minutes")):
         if seconds >= unit:
-            return f"{seconds / unit:,.4g} {name}"
+            return f"{seconds / unit:,.4g} {name if seconds > unit else name[:-1]}"
     return f"{seconds:.4g} seconds"

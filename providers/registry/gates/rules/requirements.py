@@ -116,7 +116,10 @@ class CustomCheck(Rule):
         result = recorded.checks.get(self.path)
         if result is None:
             why = recorded.why_missing(Source.CHECKS)
-            return self.inconclusive(f"{self.path} left no result in the evaluation's run{why}")
+            known = ", ".join(sorted(recorded.checks)[:8]) or "none"
+            return self.inconclusive(
+                f"{self.path} left no result in the evaluation's run (found: {known}){why}"
+            )
         said = f": {result.sentence}" if result.sentence else ""
         sentence = f"{self.path} says {result.verdict.value}{said}"
         return _found(self, result.verdict, sentence, result.sentence)
