@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.public_names import public_names, require
 
 __all__ = [
+    "DeleteModelVersionOperator",
     "EvaluateModelOperator",
+    "GetModelVersionOperator",
     "ModelGateOperator",
     "PromoteModelOperator",
     "ReapWorkloadsOperator",
     "RegisterModelOperator",
     "RollbackModelOperator",
     "RolloutModelOperator",
+    "SelectBestModelOperator",
+    "SetModelVersionTagsOperator",
     "TrainingJobOperator",
     "WorkloadOperator",
     "train_task",
@@ -23,7 +27,15 @@ require("airflow.sdk", extra="airflow")
 
 if TYPE_CHECKING:
     from nighttrain.operators.maintenance import ReapWorkloadsOperator
-    from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
+    from nighttrain.operators.registry import (
+        DeleteModelVersionOperator,
+        GetModelVersionOperator,
+        ModelGateOperator,
+        PromoteModelOperator,
+        RegisterModelOperator,
+        SelectBestModelOperator,
+        SetModelVersionTagsOperator,
+    )
     from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
     from nighttrain.operators.train_function import train_task
     from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
@@ -32,13 +44,17 @@ else:
     __getattr__, __dir__ = public_names(
         __name__,
         {
+            "DeleteModelVersionOperator": "nighttrain.operators.registry",
             "EvaluateModelOperator": "nighttrain.operators.training",
+            "GetModelVersionOperator": "nighttrain.operators.registry",
             "ModelGateOperator": "nighttrain.operators.registry",
             "PromoteModelOperator": "nighttrain.operators.registry",
             "ReapWorkloadsOperator": "nighttrain.operators.maintenance",
             "RegisterModelOperator": "nighttrain.operators.registry",
             "RollbackModelOperator": "nighttrain.operators.serving",
             "RolloutModelOperator": "nighttrain.operators.serving",
+            "SelectBestModelOperator": "nighttrain.operators.registry",
+            "SetModelVersionTagsOperator": "nighttrain.operators.registry",
             "TrainingJobOperator": "nighttrain.operators.training",
             "WorkloadOperator": "nighttrain.operators.workload",
             "train_task": "nighttrain.operators.train_function",

@@ -362,6 +362,9 @@ class WorkloadOperator(WorkloadParameters):
             "image_id": outcome.image_id,
             **run_sync(self._collect(attempt, facts)),
         }
+        map_index = task_context.workload_identity(context).map_index
+        if map_index >= 0:  # skipped ones leave no result: the place in a list of results says less
+            result["map_index"] = map_index
         context["ti"].xcom_push(key="return_value", value=result)
         run_sync(attempt.mark_consumed(outcome))
         return result

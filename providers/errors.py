@@ -35,6 +35,7 @@ NighttrainError
 │   ├── ModelVersionNotFoundError   no such version, alias or stage holder
 │   ├── RunWithoutModelError        the run logged no READY model
 │   │   └── RunInTrashError         it is in MLflow's trash, its model with it: restoring it mends this
+│   ├── NothingToSelectError        none of several trainings has a number to compare
 │   └── ArtifactDigestMismatchError the artifact is not the one that was registered
 ├── GateError
 │   ├── GateRejectedError           the verdict is "rejected" and the gate was told to fail on it
@@ -305,6 +306,10 @@ class RunInTrashError(RunWithoutModelError):
     """
 
 
+class NothingToSelectError(RegistryError):
+    """None of several trainings has a number for the metric that they are compared by."""
+
+
 class ArtifactDigestMismatchError(RegistryError):
     """The artifact's sha256 manifest differs from the one recorded at registration."""
 
@@ -351,6 +356,7 @@ PERMANENT: tuple[type[NighttrainError], ...] = (
     ArtifactDigestMismatchError,
     ConfigurationError,
     GateError,
+    NothingToSelectError,
     ObjectInvalidError,
     RunWithoutModelError,
     TrackingMisconfiguredError,

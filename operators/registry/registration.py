@@ -78,10 +78,10 @@ class RegisterModelOperator(RegistryOperator):
         }
 
     def _checked_texts(self) -> tuple[dict[str, str], str]:
-        from nighttrain.providers.tracking.names import check_description, read_tags
+        from nighttrain.providers.tracking.names import check_description
 
         description = check_description(self.description or "")
-        tags = read_tags(_texts("tags", self.tags))
+        tags = checked_tags(self.tags)
         secretless = task_context.without_secrets({**tags, "": description})
         return secretless, secretless.pop("")
 
@@ -104,6 +104,13 @@ class RegisterModelOperator(RegistryOperator):
             )
             await refreshed_if_possible(registry, version.name, version.version)
             return version
+
+
+def checked_tags(tags: Any) -> dict[str, str]:
+    """Tags that a person gave, as text. :raises ConfigurationError: one that MLflow does not take"""
+    from nighttrain.providers.tracking.names import read_tags
+
+    return read_tags(_texts("tags", tags))
 
 
 def _texts(field: str, given: Any) -> Any:

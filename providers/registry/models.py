@@ -124,6 +124,18 @@ class ModelRegistry:
         await self.get_model(name)
         raise ModelVersionNotFoundError(f"no version of {name!r} is in stage {stage}")
 
+    async def newest_version(self, name: str) -> ModelVersion:
+        """The version with the highest number.
+
+        :raises ModelVersionNotFoundError: the model has none
+        :raises ModelNotFoundError: no such model
+        """
+        model = await self.get_model(name)
+        newest = max((int(version.version) for version in model.latest_versions), default=None)
+        if newest is None:
+            raise ModelVersionNotFoundError(f"{name!r} has no version yet")
+        return await self.get_version(name, newest)
+
     async def versions(
         self,
         name: str,
