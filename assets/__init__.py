@@ -11,6 +11,7 @@ __all__ = [
     "MLflowResource",
     "WorkloadSpec",
     "airline_delay_definitions",
+    "best_training_asset",
     "model_gate_check",
     "registered_model_sensor",
     "training_asset",
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from nighttrain.assets.gates import model_gate_check
     from nighttrain.assets.registry import registered_model_sensor
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
+    from nighttrain.assets.selection import best_training_asset
     from nighttrain.assets.training import training_asset
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 else:
@@ -33,6 +35,7 @@ else:
             "MLflowResource": "nighttrain.assets.resources",
             "WorkloadSpec": "nighttrain.providers.kubernetes.job.spec",
             "airline_delay_definitions": "nighttrain.assets.flights",
+            "best_training_asset": "nighttrain.assets.selection",
             "model_gate_check": "nighttrain.assets.gates",
             "registered_model_sensor": "nighttrain.assets.registry",
             "training_asset": "nighttrain.assets.training",

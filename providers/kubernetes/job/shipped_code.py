@@ -57,11 +57,11 @@ def {main}():
     arguments = pathlib.Path(__file__).with_name("{arguments}").read_text("utf-8")
     run_id = os.environ.get("MLFLOW_RUN_ID")  # MLflow forgets it at the first start_run()
     returned = {name}(**json.loads(arguments))
-    try:
-        from {returned} import report
-    except ImportError:
-        return  # by hand, with these two files only
-    report(returned, run_id)
+    report = pathlib.Path(__file__).with_name("{returned}")
+    if report.exists():  # by hand it need not be there
+        scope = {{"__name__": "{returned}"}}
+        exec(compile(report.read_text("utf-8"), str(report), "exec"), scope)
+        scope["report"](returned, run_id)
 
 
 if __name__ == "__main__":
@@ -119,9 +119,8 @@ def source_of(function: Callable[..., Any]) -> str:
     source, definition = _definition(checked)
     _check_names(checked, definition)
     head = _HEAD.format(source=SOURCE_FILE, arguments=ARGUMENTS_FILE)
-    returned = RETURNED_FILE.removesuffix(".py")
-    tail = _TAIL.format(main=_MAIN, arguments=ARGUMENTS_FILE, name=definition.name, returned=returned)
-    return head + source + tail
+    parts = {"main": _MAIN, "arguments": ARGUMENTS_FILE, "returned": RETURNED_FILE}
+    return head + source + _TAIL.format(name=definition.name, **parts)
 
 
 def _in_container(name: str) -> str:

@@ -151,7 +151,7 @@ def _head(who: str, facts: VersionFacts) -> str:
 
 
 def _cell(value: Measured) -> str:
-    return text(value.shown) if isinstance(value, NoNumber) else show_number(value)
+    return value.shown if isinstance(value, NoNumber) else show_number(value)
 
 
 def _origin(facts: VersionFacts) -> list[str]:

@@ -23,7 +23,7 @@ def text(value: object, limit: int = 200) -> str:
 
     :param limit: characters of ``value`` that are shown
     """
-    plain = _INVISIBLE.sub(" ", clip(str(value), limit)).strip()
+    plain = clip(_INVISIBLE.sub(" ", str(value)).strip(), limit)
     # Some renderers make links of bare addresses.
     plain = _ADDRESS.sub(lambda found: f"{found[0][:-1]}\0{ord(found[0][-1])};", plain)
     escaped = plain.translate(_ENTITIES).replace("\0", "&#")
