@@ -1,4 +1,4 @@
-"""What a shipped function returns: a dict of numbers becomes metrics; nothing that it returns fails a training."""
+"""What a shipped function returns: numbers become metrics, and nothing that it returns fails a training."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_an_mlflow_that_refuses_fails_no_training_and_credentials_come_from_mlfl
     asked: list[tuple[str | None, str | None, dict[str, Any]]] = []
 
     class Refusing(QuietHandler):
-        def do_POST(self) -> None:
+        def do_POST(self) -> None:  # noqa: N802
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             asked.append((self.headers["authorization"], self.headers["x-mlflow-workspace"], body))
             self.send_response(403)

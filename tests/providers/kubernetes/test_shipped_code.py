@@ -40,10 +40,9 @@ def test_the_shipped_files_run_by_hand_with_their_arguments(tmp_path: Path) -> N
     assert files["train.py"].splitlines()[0] == "from __future__ import annotations"
     done = run(files, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "trained",
-        "[nighttrain] returned metrics: what the function returned is a str, not a dict of numbers: no metrics",
-    ]
+    first, last = done.stdout.splitlines()
+    assert first == "trained"
+    assert last.endswith("what the function returned is a str, not a dict of numbers: no metrics")
     assert json.loads((tmp_path / "result.json").read_text("utf-8")) == {
         "rate": 0.25,
         "names": ["ä", 'quote"', "b"],
