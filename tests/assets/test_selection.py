@@ -36,9 +36,8 @@ def test_the_best_of_the_partitions_of_a_training(
     best = best_training_asset(name="best", trainings=[training], metric="train.mae")
     for rate in ("3.5", "2.0", "inf"):
         assert dg.materialize([training], instance=instance, resources=resources, partition_key=rate).success
-    (made,) = dg.materialize(
-        [best, training], selection=[best], instance=instance
-    ).asset_materializations_for_node("best")
+    picked = dg.materialize([best, training], selection=[best], instance=instance, resources=resources)
+    (made,) = picked.asset_materializations_for_node("best")
     seen = {name: entry.value for name, entry in made.metadata.items()}
     assert (seen["model_name"], seen["version"], seen["value"]) == (model, "2", 2.0)
     assert made.tags is not None
@@ -66,6 +65,7 @@ def test_the_best_of_several_assets_of_one_night_and_none_yet(
         return dg.materialize(
             [best, *trainings],
             selection=[best],
+            resources=resources,
             instance=instance,
             partition_key=night,
             raise_on_error=False,
@@ -76,10 +76,11 @@ def test_the_best_of_several_assets_of_one_night_and_none_yet(
     assert seen["model_name"].startswith("first-")
     assert [each["index"] for each in seen["ties"]] == [0, 1]
     assert [each["index"] for each in seen["missing"]] == [2]
-    with instance.__class__.ephemeral() as empty:
+    with dg.DagsterInstance.ephemeral() as empty:
         result = dg.materialize(
             [best, *trainings],
             selection=[best],
+            resources=resources,
             instance=empty,
             partition_key="2026-11-25",
             raise_on_error=False,

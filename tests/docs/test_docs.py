@@ -191,6 +191,11 @@ TAG_PREFIXES = tuple(
         "superseded_by",
         "run_number",
         "run_key",
+        "night",
+        "dag_run",
+        "job",
+        "artifact",
+        "serving",
     )
 )
 

@@ -1,4 +1,4 @@
-"""What a training leaves in MLflow for people: a name, its data, its numbers; on a real cluster and MLflow."""
+"""What a training leaves in MLflow for people: a name, its data, its numbers, a version that leads back."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Night:
 
     def tags(self, version: str) -> dict[str, str]:
         found = self.server.versions(self.model)[int(version) - 1]
-        return {tag["key"]: tag["value"] for tag in found["tags"]}
+        return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
 
     def holders(self) -> tuple[str, list[str]]:
         """Who holds the alias champion, and who the stage Production."""
