@@ -11,6 +11,7 @@ __all__ = [
     "MLflowResource",
     "WorkloadSpec",
     "airline_delay_definitions",
+    "best_training_asset",
     "model_gate_check",
     "promotion_job",
     "registered_model_sensor",
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from nighttrain.assets.promotion import promotion_job, rollback_job
     from nighttrain.assets.registry import registered_model_sensor
     from nighttrain.assets.resources import KubernetesResource, MLflowResource
+    from nighttrain.assets.selection import best_training_asset
     from nighttrain.assets.training import training_asset
     from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 else:
@@ -36,6 +38,7 @@ else:
             "MLflowResource": "nighttrain.assets.resources",
             "WorkloadSpec": "nighttrain.providers.kubernetes.job.spec",
             "airline_delay_definitions": "nighttrain.assets.flights",
+            "best_training_asset": "nighttrain.assets.selection",
             "model_gate_check": "nighttrain.assets.gates",
             "promotion_job": "nighttrain.assets.promotion",
             "rollback_job": "nighttrain.assets.promotion",

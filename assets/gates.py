@@ -35,6 +35,7 @@ from nighttrain.providers.registry.gates.evaluation import (
 from nighttrain.providers.registry.gates.gathering import gather
 from nighttrain.providers.registry.gates.verdicts import Verdict
 from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.version_page import refreshed_if_possible
 from nighttrain.providers.registry.versions import check_alias, check_name
 
 
@@ -182,8 +183,10 @@ async def _record(
     actor: str,
 ) -> None:
     async with mlflow.client() as client:
+        registry = ModelRegistry(client)
         tags = verdict_tags(verdict, evaluation_run=finished.started.run_id, actor=actor)
-        await ModelRegistry(client).set_tags(model_name, version, tags)
+        await registry.set_tags(model_name, version, tags)
+        await refreshed_if_possible(registry, model_name, version)
 
 
 def _result(

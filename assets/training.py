@@ -16,17 +16,20 @@ from nighttrain.assets.workload import (
     asset_step,
     consume,
     params_for,
-    run_of,
     run_workload,
     spec_for,
+    trained_run,
 )
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import RegistryError, RunInTrashError
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.registry.lineage import lineage_of
 from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.version_page import refreshed_if_possible
 from nighttrain.providers.registry.versions import ModelVersion, check_name
+from nighttrain.providers.tracking.measured import final_metrics
 from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
-from nighttrain.providers.tracking.runs import Run, inherited
+from nighttrain.providers.tracking.runs import Run
 
 
 def training_asset(
@@ -47,7 +50,8 @@ def training_asset(
     """An asset whose materialization trains a model and registers it.
 
     Needs the resources ``kubernetes`` (:class:`KubernetesResource`) and ``mlflow`` (:class:`MLflowResource`).
-    The materialization's metadata hold the run, the version, the artifact's digest, the Job and the image.
+    The materialization's metadata hold the run and its last metrics, the version, the artifact's digest, the
+    Job and the image.
 
     A step retry, and a re-execution of a run that died, adopt the workload that is there: one Job, one MLflow
     run, one version. A re-execution of a materialization that is stored trains anew, as asked.
@@ -91,7 +95,8 @@ def training_asset(
             fail_if_over_quota=fail_if_over_quota,
         )
         try:
-            version = run_sync(_register(mlflow, model_name, step, run_of(finished)))
+            run = trained_run(finished)
+            version = run_sync(_register(mlflow, model_name, step, run))
         except RunInTrashError as error:
             raise RunInTrashError(
                 f"{error}; then re-execute the run: it takes over what has been trained"
@@ -101,7 +106,7 @@ def training_asset(
             consume(finished)
             raise
         yield dg.MaterializeResult(
-            metadata=_metadata(mlflow, version, finished), data_version=dg.DataVersion(version.version)
+            metadata=_metadata(mlflow, version, finished, run), data_version=dg.DataVersion(version.version)
         )
         # Dagster comes back for more once the materialization is stored: a crash before finds the attempt.
         consume(finished)
@@ -112,15 +117,20 @@ def training_asset(
 async def _register(mlflow: MLflowResource, model_name: str, step: Step, run: Run) -> ModelVersion:
     async with mlflow.client() as client:
         of = f", partition {step.partition_key}," if step.partition_key else ""
-        return await ModelRegistry(client).register(
+        registry = ModelRegistry(client)
+        version = await registry.register(
             model_name,
             run_id=run.run_id,
-            tags=inherited(run.tags),
+            lineage=lineage_of(run),
             description=fit(f"Trained by Dagster: {step.name}{of} in run {step.run_id}", MAX_DESCRIPTION),
         )
+        await refreshed_if_possible(registry, version.name, version.version)
+        return version
 
 
-def _metadata(mlflow: MLflowResource, version: ModelVersion, finished: FinishedWorkload) -> dict[str, Any]:
+def _metadata(
+    mlflow: MLflowResource, version: ModelVersion, finished: FinishedWorkload, run: Run
+) -> dict[str, Any]:
     started = finished.started
     return {
         "model_name": version.name,
@@ -134,4 +144,5 @@ def _metadata(mlflow: MLflowResource, version: ModelVersion, finished: FinishedW
         "attempt": started.workload.attempt,
         "image": finished.outcome.image or "",
         "image_digest": finished.outcome.image_id or "",
+        "metrics": dg.MetadataValue.json(final_metrics(run.metrics)),
     }

@@ -145,6 +145,12 @@ def run_of(finished: FinishedWorkload) -> Run:
         ) from error
 
 
+def trained_run(finished: FinishedWorkload) -> Run:
+    """As :func:`run_of`, of a training: what it read is recorded as the run's inputs."""
+    run_sync(finished.attempt.trained_run())
+    return run_of(finished)
+
+
 def consume(finished: FinishedWorkload) -> None:
     """The result is stored: the attempt is over."""
     run_sync(finished.attempt.mark_consumed(finished.outcome))
@@ -209,7 +215,7 @@ def _tracked(
     params: Mapping[str, str],
 ) -> TrackedWorkload:
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-    from nighttrain.providers.tracking.names import fit_run_name
+    from nighttrain.providers.tracking.nights import night_of, run_name
     from nighttrain.providers.tracking.runs import Lineage
 
     identity = WorkloadIdentity(
@@ -225,7 +231,7 @@ def _tracked(
         # A re-execution is another run of Dagster's: what the run before left behind is its own.
         adopts_earlier_epochs=True,
         experiment_name=experiment_name,
-        run_name=fit_run_name(step.name),
+        run_name=run_name(step.name, night=night_of(step.interval[0], params) or step.partition_key),
         params=params,
         lineage=partial(
             Lineage,

@@ -86,6 +86,7 @@ with DAG(
         arguments=["--as-of", NIGHT],
         container_resources=RESOURCES,
         experiment_name=MODEL,
+        run_name=f"evaluate {NIGHT}",
     )
     gate = ModelGateOperator(
         task_id="gate",

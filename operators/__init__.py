@@ -8,13 +8,17 @@ from nighttrain.providers.public_names import public_names, require
 
 __all__ = [
     "ApproveModelOperator",
+    "DeleteModelVersionOperator",
     "EvaluateModelOperator",
+    "GetModelVersionOperator",
     "ModelGateOperator",
     "PromoteModelOperator",
     "ReapWorkloadsOperator",
     "RegisterModelOperator",
     "RollbackModelOperator",
     "RolloutModelOperator",
+    "SelectBestModelOperator",
+    "SetModelVersionTagsOperator",
     "TrainingJobOperator",
     "WorkloadOperator",
     "train_task",
@@ -24,7 +28,15 @@ require("airflow.sdk", extra="airflow")
 
 if TYPE_CHECKING:
     from nighttrain.operators.maintenance import ReapWorkloadsOperator
-    from nighttrain.operators.registry import ModelGateOperator, PromoteModelOperator, RegisterModelOperator
+    from nighttrain.operators.registry import (
+        DeleteModelVersionOperator,
+        GetModelVersionOperator,
+        ModelGateOperator,
+        PromoteModelOperator,
+        RegisterModelOperator,
+        SelectBestModelOperator,
+        SetModelVersionTagsOperator,
+    )
     from nighttrain.operators.registry.approval import ApproveModelOperator
     from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
     from nighttrain.operators.train_function import train_task
@@ -35,13 +47,17 @@ else:
         __name__,
         {
             "ApproveModelOperator": "nighttrain.operators.registry.approval",
+            "DeleteModelVersionOperator": "nighttrain.operators.registry",
             "EvaluateModelOperator": "nighttrain.operators.training",
+            "GetModelVersionOperator": "nighttrain.operators.registry",
             "ModelGateOperator": "nighttrain.operators.registry",
             "PromoteModelOperator": "nighttrain.operators.registry",
             "ReapWorkloadsOperator": "nighttrain.operators.maintenance",
             "RegisterModelOperator": "nighttrain.operators.registry",
             "RollbackModelOperator": "nighttrain.operators.serving",
             "RolloutModelOperator": "nighttrain.operators.serving",
+            "SelectBestModelOperator": "nighttrain.operators.registry",
+            "SetModelVersionTagsOperator": "nighttrain.operators.registry",
             "TrainingJobOperator": "nighttrain.operators.training",
             "WorkloadOperator": "nighttrain.operators.workload",
             "train_task": "nighttrain.operators.train_function",

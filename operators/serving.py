@@ -12,7 +12,7 @@ from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
 from nighttrain.operators.registry.promotion import held
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
+from nighttrain.providers.errors import ConfigurationError, NighttrainError, RolloutFailedError
 from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.common.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
@@ -26,7 +26,7 @@ from nighttrain.sensors.common.templating import TextTemplates
 from nighttrain.sensors.common.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from airflow.sdk import BaseOperatorLink, Context
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.serving.backends.base import EndpointStatus
     from nighttrain.providers.serving.spec import ServingSpec
+    from nighttrain.sensors.common.connections import MLflowConnection
 
 PINNED_KEY = "nighttrain_pinned"
 DEPLOYED_BY = "nighttrain.dev/deployed-by"
@@ -251,6 +252,7 @@ class RolloutModelOperator(TextTemplates):
             status.url,
             status.previous_version or "none",
         )
+        tell_registry(self._mlflow, self.model_name, status, task_context.actor(context), self.log.warning)
         return _served(status)
 
     async def _finish(self, context: Context, pinned: Mapping[str, str], *, wait: bool) -> EndpointStatus:
@@ -410,6 +412,7 @@ class RollbackModelOperator(TextTemplates):
             version=self._mlflow.version_url(model_name, status.stable_version),
             endpoint=status.cluster_ip_url or status.url,
         )
+        tell_registry(self._mlflow, model_name, status, task_context.actor(context), self.log.warning)
         return _served(status)
 
     def _say(self, change: Change) -> None:
@@ -443,6 +446,38 @@ class RollbackModelOperator(TextTemplates):
                     dag_run=task_context.dag_run(context),
                 ),
             )
+
+
+def tell_registry(
+    mlflow: MLflowConnection,
+    model_name: str,
+    status: EndpointStatus,
+    actor: str,
+    warn: Callable[..., object],
+) -> None:
+    """Say on the versions' pages in MLflow which one the endpoint serves now.
+
+    The endpoint has switched by then: whatever MLflow says fails nothing. The next rollout tells it again.
+    """
+    from nighttrain.providers.registry.version_page import record_serving
+
+    async def tell() -> None:
+        async with open_registry(mlflow) as registry:
+            await record_serving(
+                registry,
+                model_name,
+                status.stable_version,
+                f"{status.namespace}/{status.endpoint}",
+                url=status.url,
+                by=actor,
+                previous=status.previous_version,
+            )
+
+    try:
+        run_sync(tell())
+    except NighttrainError as error:
+        served = f"{status.endpoint} serves version {status.stable_version}"
+        warn("MLflow does not say yet that %s: %s", served, error)
 
 
 def _served(status: EndpointStatus) -> dict[str, Any]:

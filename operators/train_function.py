@@ -58,6 +58,9 @@ class _TrainDecoratedOperator(DecoratedOperator, TrainingJobOperator):
             return super()._prepare(context)
         return Prepared(params=self._recorded(self._scalars()))
 
+    def _given_parameters(self) -> Mapping[str, Any]:
+        return super()._given_parameters() if self.parameters is not None else self._scalars()
+
     def _scalars(self) -> dict[str, Any]:
         """The arguments to compare runs by, also those that were left at their defaults."""
         args, kwargs = self._arguments()

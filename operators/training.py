@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nighttrain.operators.common import task_context
@@ -19,7 +20,7 @@ from nighttrain.sensors.common.connections import get_mlflow
 from nighttrain.sensors.common.failures import failing_clearly
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     from airflow.sdk import BaseOperatorLink, Context
 
@@ -34,7 +35,8 @@ class TrainingJobOperator(WorkloadOperator):
     The container finds ``MLFLOW_TRACKING_URI``, ``MLFLOW_RUN_ID`` and ``MLFLOW_EXPERIMENT_ID`` in its
     environment, so plain ``mlflow.start_run()`` and ``mlflow.<flavour>.log_model(...)`` write to the task's
     run. Returns ``{"run_id", "experiment_id", "parent_run_id", "job", "attempt", "image", "image_id",
-    "models"}``; ``models`` lists what the run logged: ``[{"model_id", "name", "status"}]``.
+    "models", "metrics"}``; ``models`` lists what the run logged: ``[{"model_id", "name", "status"}]``, and
+    ``metrics`` has the last value of each of its metrics.
 
     Takes every parameter of :class:`WorkloadOperator`, and:
 
@@ -59,8 +61,17 @@ class TrainingJobOperator(WorkloadOperator):
         return task_context.without_secrets(read_params(parameters))
 
     async def _collect(self, attempt: Attempt, facts: dict[str, Any]) -> dict[str, Any]:
+        from nighttrain.providers.tracking.measured import final_metrics
+
+        run = await attempt.trained_run()
         models = await attempt.logged_models()
-        return {"models": [{"model_id": m.model_id, "name": m.name, "status": m.status} for m in models]}
+        return {
+            "models": [{"model_id": m.model_id, "name": m.name, "status": m.status} for m in models],
+            "metrics": final_metrics(run.metrics if run else {}),
+        }
+
+    def _given_parameters(self) -> Mapping[str, Any]:
+        return self.parameters if isinstance(self.parameters, Mapping) else {}
 
 
 class EvaluateModelOperator(WorkloadOperator):
@@ -70,8 +81,8 @@ class EvaluateModelOperator(WorkloadOperator):
     environment, both pinned to a version, and logs metrics named ``candidate.<metric>`` and
     ``champion.<metric>`` to its run. Returns what :class:`TrainingJobOperator` returns, with ``model_name``,
     ``version``, ``champion_version``, ``compared_versions`` and ``measurements``: ``{"candidate": {...},
-    "champion": {...}}`` in the place of ``models``; any other prefix (``baseline.<metric>``) becomes a group
-    of its own.
+    "champion": {...}}`` in the place of ``models`` and ``metrics``; any other prefix (``baseline.<metric>``)
+    becomes a group of its own.
 
     Takes every parameter of :class:`WorkloadOperator`, and:
 

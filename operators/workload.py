@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -184,7 +184,7 @@ class WorkloadOperator(WorkloadParameters):
     def _tracked(self, context: Context, prepared: Prepared) -> TrackedWorkload:
         from nighttrain.providers.attempts.tracked_workload import TrackedWorkload
         from nighttrain.providers.kubernetes.job.plain_secrets import check_no_known_secret
-        from nighttrain.providers.tracking.names import check_run_name, fit_run_name
+        from nighttrain.providers.tracking.names import check_run_name
 
         mlflow = get_mlflow(self.mlflow_conn_id)
         cluster = get_cluster(self.kubernetes_conn_id)
@@ -200,11 +200,28 @@ class WorkloadOperator(WorkloadParameters):
             identity=task_context.workload_identity(context),
             epoch=task_context.epoch(context),
             experiment_name=self.experiment_name or ti.dag_id,
-            run_name=check_run_name(self.run_name) if self.run_name else fit_run_name(ti.task_id),
+            run_name=check_run_name(self.run_name) if self.run_name else self._derived_run_name(context),
             params=prepared.params,
             lineage=partial(task_context.lineage, context),
             replace_on_lost_node=self.replace_on_lost_node,
         )
+
+    def _derived_run_name(self, context: Context) -> str:
+        """By the night that the task is about; of a run without one, the day for which it was asked."""
+        from nighttrain.providers.tracking.nights import night_of, run_name
+
+        lineage = task_context.lineage(context)
+        night = night_of(lineage.data_interval_start, self._given_parameters())
+        return run_name(
+            context["ti"].task_id,
+            night=night or night_of(task_context.asked_at(context)),
+            map_index=-1 if lineage.map_index is None else lineage.map_index,
+            region=lineage.region or "",
+        )
+
+    def _given_parameters(self) -> Mapping[str, Any]:
+        """The run's parameters as the task has them in every process that goes on with it."""
+        return {}
 
     def _defer(self, underway: _Underway) -> None:
         from nighttrain.sensors.triggers import WorkloadTrigger
@@ -346,6 +363,9 @@ class WorkloadOperator(WorkloadParameters):
             "image_id": outcome.image_id,
             **run_sync(self._collect(attempt, facts)),
         }
+        map_index = task_context.workload_identity(context).map_index
+        if map_index >= 0:  # skipped ones leave no result: the place in a list of results says less
+            result["map_index"] = map_index
         context["ti"].xcom_push(key="return_value", value=result)
         run_sync(attempt.mark_consumed(outcome))
         return result

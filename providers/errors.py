@@ -35,6 +35,7 @@ NighttrainError
 │   ├── ModelVersionNotFoundError   no such version, alias or stage holder
 │   ├── RunWithoutModelError        the run logged no READY model
 │   │   └── RunInTrashError         it is in MLflow's trash, its model with it: restoring it mends this
+│   ├── NothingToSelectError        none of several trainings has a number to compare
 │   ├── ArtifactDigestMismatchError the artifact is not the one that was registered
 │   ├── PromotedSinceError          what was to be replaced or undone is not what is there any more
 │   ├── NothingToUndoError          the history has no promotion in effect that leads back there
@@ -309,6 +310,10 @@ class RunInTrashError(RunWithoutModelError):
     """
 
 
+class NothingToSelectError(RegistryError):
+    """None of several trainings has a number for the metric that they are compared by."""
+
+
 class ArtifactDigestMismatchError(RegistryError):
     """The artifact's sha256 manifest differs from the one recorded at registration."""
 
@@ -372,6 +377,7 @@ PERMANENT: tuple[type[NighttrainError], ...] = (
     ConfigurationError,
     GateError,
     NothingToUndoError,
+    NothingToSelectError,
     ObjectInvalidError,
     PromotedSinceError,
     RunWithoutModelError,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
@@ -72,6 +73,11 @@ def commit(context: Context) -> str | None:
     return commit_of_environment()
 
 
+def asked_at(context: Context) -> str | None:
+    """The moment from which the DAG run may run, which also one without a date has; ISO 8601."""
+    return _iso(getattr(context["dag_run"], "run_after", None))
+
+
 def actor(context: Context) -> str:
     """The running task, by name, for ledgers and tags."""
     ti = context["ti"]
@@ -82,6 +88,17 @@ def dag_run(context: Context) -> str:
     """The DAG and its run, by name, for ledgers and tags."""
     ti = context["ti"]
     return f"{ti.dag_id}/{ti.run_id}"
+
+
+def dag_run_url(context: Context) -> str | None:
+    """The DAG run's page, where Airflow's address is configured (``[api] base_url``)."""
+    from airflow.sdk.configuration import conf
+
+    base = conf.get("api", "base_url", fallback="") or ""
+    if not base.startswith(("http://", "https://")):
+        return None
+    ti = context["ti"]
+    return f"{base.rstrip('/')}/dags/{quote(ti.dag_id, safe='')}/runs/{quote(ti.run_id, safe='')}"
 
 
 def without_secrets(params: Mapping[str, str]) -> dict[str, str]:

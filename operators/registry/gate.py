@@ -95,6 +95,8 @@ class ModelGateOperator(RegistryOperator):
         return result
 
     async def _judge_and_record(self, context: Context, evaluation: Mapping[str, Any]) -> Verdict:
+        from nighttrain.providers.registry.version_page import refreshed_if_possible
+
         async with open_registry(self._mlflow) as registry:
             verdict = await self._judge(registry, evaluation)
             self.log.info("%s", verdict.table())
@@ -104,6 +106,7 @@ class ModelGateOperator(RegistryOperator):
                 actor=task_context.actor(context),
             )
             await registry.set_tags(evaluation["model_name"], evaluation["version"], tags)
+            await refreshed_if_possible(registry, evaluation["model_name"], evaluation["version"])
         return verdict
 
     async def _judge(self, registry: ModelRegistry, evaluation: Mapping[str, Any]) -> Verdict:

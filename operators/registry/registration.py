@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 class RegisterModelOperator(RegistryOperator):
     """Registers the model that a run logged as a new version, with its lineage and its artifact's digest.
 
+    The version's tags say the night, the DAG run, the Job and the digest; all of the lineage is in the file
+    ``nighttrain/lineage.json`` of its run. Its description says for people what is known of it.
+
     Running it again for the same run returns the same version. Returns ``{"model_name", "version", "run_id",
     "artifact_digest"}``.
 
     :param model_name: the registered model, made if missing (templated)
     :param run_id: the run that logged the model, usually ``train.output["run_id"]`` (templated)
     :param logged_model_name: the name given to ``log_model``; needed only where a run logged several
-    :param description: the version's description, at most 5,000 characters (templated)
+    :param description: text of your own for the version's description, at most 5,000 characters (templated);
+        a text that a person wrote there stays
     :param tags: tags for the version, beside the lineage (templated); at most 5,000 characters each
     :param mlflow_conn_id: connection of type ``mlflow``
     """
@@ -61,7 +65,7 @@ class RegisterModelOperator(RegistryOperator):
             tags, description = self._checked_texts()
             self._connect()
             try:
-                version = run_sync(self._register(tags, description))
+                version = run_sync(self._register(context, tags, description))
             except RunInTrashError as error:
                 raise RunInTrashError(f"{error}; then clear this task") from error
         self._link(context, version.name, version.version)
@@ -74,26 +78,39 @@ class RegisterModelOperator(RegistryOperator):
         }
 
     def _checked_texts(self) -> tuple[dict[str, str], str]:
-        from nighttrain.providers.tracking.names import check_description, read_tags
+        from nighttrain.providers.tracking.names import check_description
 
         description = check_description(self.description or "")
-        tags = read_tags(_texts("tags", self.tags))
+        tags = checked_tags(self.tags)
         secretless = task_context.without_secrets({**tags, "": description})
         return secretless, secretless.pop("")
 
-    async def _register(self, tags: Mapping[str, str], description: str) -> ModelVersion:
+    async def _register(self, context: Context, tags: Mapping[str, str], description: str) -> ModelVersion:
+        from nighttrain.providers.registry.lineage import DAG_RUN_URL, lineage_of
+        from nighttrain.providers.registry.version_page import refreshed_if_possible
         from nighttrain.providers.tracking.run_tree import RunTree
-        from nighttrain.providers.tracking.runs import inherited
 
         async with open_registry(self._mlflow) as registry:
             run = await RunTree(registry.client).get(self.run_id)
-            return await registry.register(
+            lineage = lineage_of(run)
+            url = task_context.dag_run_url(context)
+            version = await registry.register(
                 self.model_name,
                 run_id=self.run_id,
                 model_name=self.logged_model_name,
-                tags={**inherited(run.tags), **tags},
+                tags=tags,
+                lineage={**lineage, DAG_RUN_URL: url} if lineage and url else lineage,
                 description=description,
             )
+            await refreshed_if_possible(registry, version.name, version.version)
+            return version
+
+
+def checked_tags(tags: Any) -> dict[str, str]:
+    """Tags that a person gave, as text. :raises ConfigurationError: one that MLflow does not take"""
+    from nighttrain.providers.tracking.names import read_tags
+
+    return read_tags(_texts("tags", tags))
 
 
 def _texts(field: str, given: Any) -> Any:

@@ -192,6 +192,24 @@ class Attempt:
                 )
                 return []
 
+    async def trained_run(self) -> Run | None:
+        """The run of a training that has ended, its inputs recorded; ``None`` where it has none any more.
+
+        :raises TrackingUnreachableError: MLflow does not answer; call again later
+        """
+        from nighttrain.providers.tracking.datasets import record_inputs
+
+        if not self.run.run_id:
+            return None
+        async with open_run_tree(self._tracking()) as tree:
+            try:
+                run = await tree.get(self.run.run_id)
+            except TrackingNotFoundError:  # logged_models tells
+                return None
+            if not run.deleted:
+                await record_inputs(tree.client, run)
+        return run
+
     async def logged_run(self) -> Run:
         """The run as MLflow has it now, also in the trash.
 

@@ -256,7 +256,7 @@ class Demo:
             run = self._mlflow("runs/get", run_id=evaluation)["run"]
             metrics = {m["key"]: m["value"] for m in run["data"].get("metrics", [])}
         return Night(
-            night=_night(tags.get("nighttrain.data_interval_end")),
+            night=tags.get("nighttrain.night", "?"),
             run=version["run_id"][:8],
             candidate=_minutes(metrics.get("candidate.mae")),
             champion=_minutes(metrics.get("champion.mae")),

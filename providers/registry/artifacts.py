@@ -64,7 +64,7 @@ class ArtifactManifest:
 
     def tags(self) -> dict[str, str]:
         """The tags of a version that record it."""
-        return {DIGEST_TAG: self.digest, FILES_TAG: str(len(self.files))}
+        return {DIGEST_TAG: self.digest}
 
 
 def manifest_of_directory(path: str | os.PathLike[str]) -> ArtifactManifest:

@@ -5,6 +5,7 @@ Everything here may be repeated: setting what is already set changes nothing, no
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from nighttrain.providers.registry.artifacts import (
     logged_model_manifest,
     run_files_manifest,
 )
+from nighttrain.providers.registry.lineage import split_lineage
 from nighttrain.providers.registry.run_models import find_model
 from nighttrain.providers.registry.versions import (
     ACTIVE_STAGES,
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 REGISTRATION_TAG = f"{PREFIX}registration"
 """A fresh token of each ``register`` call: tells a double that this call made from somebody else's
-version."""
+version. It goes once that is known."""
 
 PAGE = 200
 """Versions for each search call: two hundred nights at once, about 100 kB."""
@@ -133,6 +135,18 @@ class ModelRegistry:
         await self.get_model(name)
         raise ModelVersionNotFoundError(f"no version of {name!r} is in stage {stage}")
 
+    async def newest_version(self, name: str) -> ModelVersion:
+        """The version with the highest number.
+
+        :raises ModelVersionNotFoundError: the model has none
+        :raises ModelNotFoundError: no such model
+        """
+        model = await self.get_model(name)
+        newest = max((int(version.version) for version in model.latest_versions), default=None)
+        if newest is None:
+            raise ModelVersionNotFoundError(f"{name!r} has no version yet")
+        return await self.get_version(name, newest)
+
     async def versions(
         self,
         name: str,
@@ -183,6 +197,7 @@ class ModelRegistry:
         model_id: str | None = None,
         model_name: str | None = None,
         tags: Mapping[str, object] | None = None,
+        lineage: Mapping[str, str] | None = None,
         description: str | None = None,
     ) -> ModelVersion:
         """Make the model that a run logged a version, with the sha256 of its artifact in the version's tags.
@@ -196,6 +211,9 @@ class ModelRegistry:
         then the only one of the runs below it; the version's run is the one that logged it.
 
         :param model_name: which of the run's models, by the name it was logged under or a folder of files
+        :param lineage: where it comes from: a few of these become tags, all of them a file of the run, see
+            :mod:`nighttrain.providers.registry.lineage`
+        :param description: of a version that has none; a text that is there stays
         :raises ConfigurationError: a tag's name or a description that MLflow refuses
         :raises RunWithoutModelError: the run logged no READY model, or several and it is not said which
         """
@@ -204,6 +222,7 @@ class ModelRegistry:
         wanted = clean_tags(tags, limit=MAX_VERSION_TAG)
         model = await self.logged_model(run_id, model_id=model_id, model_name=model_name)
         run_id = model.run_id or run_id
+        wanted = await self._with_lineage(run_id, model, lineage or {}) | wanted
         version = await self._existing(name, run_id, model)
         if version is None:
             manifest = await self._manifest(run_id, model)
@@ -214,7 +233,7 @@ class ModelRegistry:
         changed = {k: v for k, v in wanted.items() if version.tags.get(k) != v}
         if changed:
             await self.set_tags(name, version.version, changed)
-        if description and description != version.description:
+        if description and not version.description:
             await self.set_description(name, version.version, description)
         return await self.get_version(name, version.version)
 
@@ -223,6 +242,15 @@ class ModelRegistry:
     ) -> LoggedModel:
         """The READY model of a run that :meth:`register` would take. :raises RunWithoutModelError: none"""
         return await find_model(self.client, run_id, model_id=model_id, model_name=model_name)
+
+    async def _with_lineage(
+        self, run_id: str, model: LoggedModel, lineage: Mapping[str, str]
+    ) -> dict[str, str]:
+        if not lineage:
+            return {}
+        run = await RunTree(self.client).get(run_id)
+        tags = await split_lineage(self.client, run, model.path, lineage)
+        return clean_tags(tags, limit=MAX_VERSION_TAG)
 
     async def _manifest(self, run_id: str, model: LoggedModel) -> ArtifactManifest:
         if model.path is None:
@@ -276,6 +304,23 @@ class ModelRegistry:
         for key, value in clean_tags(tags, limit=MAX_VERSION_TAG).items():
             body = {"name": name, "version": number, "key": key, "value": value}
             await self._on_version("model-versions/set-tag", body)
+
+    async def delete_tag(self, name: str, version: str | int, key: str) -> None:
+        """Remove a tag of a version; no error when it is not set.
+
+        :raises ModelVersionNotFoundError: no such version
+        """
+        current = await self.get_version(name, version)
+        if key in current.tags:
+            body = {"name": current.name, "version": current.version, "key": key}
+            with contextlib.suppress(TrackingNotFoundError):  # somebody else was faster
+                await self._registry.delete("model-versions/delete-tag", body)
+
+    async def delete_version(self, name: str, version: str | int) -> None:
+        """Delete a version, for good; its run and the model's files stay. No error when there is none."""
+        body = {"name": check_name(name), "version": check_version(version)}
+        with contextlib.suppress(TrackingNotFoundError):
+            await self._registry.delete("model-versions/delete", body)
 
     async def set_description(self, name: str, version: str | int, description: str) -> None:
         """Describe a version. MLflow counts it as an update, so it is written only when it differs."""
@@ -333,6 +378,8 @@ class ModelRegistry:
                 await self._registry.delete(
                     "model-versions/delete", {"name": name, "version": double.version}
                 )
+        if first.tags.get(REGISTRATION_TAG) == token:
+            await self.delete_tag(name, first.version, REGISTRATION_TAG)
         return await self.get_version(name, first.version)
 
 

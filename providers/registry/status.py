@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.registry.gates.evaluation import SUMMARY_TAG, VERDICT_TAG
 from nighttrain.providers.registry.history.changes import Changes
 from nighttrain.providers.registry.history.state import read_state
+from nighttrain.providers.registry.version_page import endpoints_of
 from nighttrain.providers.registry.versions import ACTIVE_STAGES
-from nighttrain.providers.tracking.tags import PREFIX
 
 if TYPE_CHECKING:
     from nighttrain.providers.registry.history.entries import Entry
     from nighttrain.providers.registry.history.ledger import Ledger
     from nighttrain.providers.registry.history.state import State
     from nighttrain.providers.registry.models import ModelRegistry
-
-SERVING_TAG = f"{PREFIX}serving"
 
 LAST_VERDICTS = 3
 """The last nights, at a glance."""
@@ -84,9 +82,9 @@ async def read_status(registry: ModelRegistry, model: str) -> ModelStatus:
             for version in state.holders(stage)
         ),
         serving=tuple(
-            _held(each.tags[SERVING_TAG], each.version, ledger.moved_last(version=each.version))
+            Held(what=endpoint.name, version=each.version, since=endpoint.since, by=endpoint.by)
             for each in state.versions
-            if each.tags.get(SERVING_TAG)
+            for endpoint in endpoints_of(each.tags)
         ),
         verdicts=_verdicts(state),
         waiting=tuple(_waiting(ledger, state)),

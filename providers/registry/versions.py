@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DIGEST_TAG = f"{PREFIX}artifact.sha256"
 FILES_TAG = f"{PREFIX}artifact.files"
+"""How many files there were, on versions that earlier releases registered."""
 
 STAGES = ("None", "Staging", "Production", "Archived")
 ACTIVE_STAGES = ("Staging", "Production")

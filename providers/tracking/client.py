@@ -151,6 +151,23 @@ class MLflowClient:
         """DELETE with a JSON body, decoded."""
         return await self._call("DELETE", path, body=body)
 
+    async def upload(
+        self, method: str, path: str, content: bytes, *, params: Mapping[str, Any] | None = None
+    ) -> None:
+        """Send a file's bytes. The same bytes to the same place again are fine, so it is repeated."""
+
+        async def once() -> None:
+            try:
+                response = await self._open().request(
+                    method, self._url(path), params=_present(params), content=content
+                )
+            except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
+                raise await no_answer_error(self.config, error) from error
+            if not response.is_success:
+                raise refusal_error(self.config, response, path)
+
+        await self.repeating(once)
+
     async def stream(self, path: str, params: Mapping[str, Any] | None = None) -> AsyncIterator[bytes]:
         """The body in pieces, never whole in memory.
 

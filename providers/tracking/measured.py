@@ -19,6 +19,10 @@ _NUMERAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE |
 _WORDS = re.compile(r"(?P<sign>[+-]?)(?:(?P<nan>nan)|inf(?:inity)?)", re.IGNORECASE)
 
 
+SYSTEM_METRICS = "system/"
+"""MLflow's own measurements of the machine begin with it."""
+
+
 class NoNumber(StrEnum):
     """A name for what stands where a number should be; its value is written into JSON."""
 
@@ -87,6 +91,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def final_metrics(metrics: Mapping[str, object]) -> dict[str, float | str]:
+    """A run's metrics as JSON keeps them, without MLflow's own measurements of the machine.
+
+    They may be an XCom: what is no number is a word, see :func:`to_json`.
+    """
+    return {name: to_json(value) for name, value in metrics.items() if not name.startswith(SYSTEM_METRICS)}
 
 
 def _named(number: float) -> Measured:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from nighttrain.providers.errors import TrackingError, TrackingMisconfiguredError
 from nighttrain.providers.tracking.client import MLflowClient
-from nighttrain.providers.tracking.measured import Measured, NoNumber, read
+from nighttrain.providers.tracking.measured import SYSTEM_METRICS, Measured, NoNumber, read
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ PROGRESS_SECONDS = 30.0
 RUNS_IN_ONE_SEARCH = 100
 # What fits into one line of a log page.
 METRICS_IN_ONE_LINE = 8
-# MLflow's own measurements of the machine: a page of its own shows them better.
-SYSTEM_METRICS = "system/"
 
 Latest = dict[str, tuple[int, Measured]]
 
@@ -144,7 +142,7 @@ def _latest(run: Mapping[str, Any]) -> Latest:
     latest = {
         metric["key"]: (int(metric.get("step", 0)), read(metric.get("value")))
         for metric in run.get("data", {}).get("metrics", ())
-        if not metric["key"].startswith(SYSTEM_METRICS)
+        if not metric["key"].startswith(SYSTEM_METRICS)  # a page of its own shows them better
     }
     return {name: entry for name, entry in latest.items() if entry[1] is not NoNumber.MISSING}
 

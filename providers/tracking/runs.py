@@ -72,6 +72,8 @@ class Run:
     end_time: int | None = None
     deleted: bool = False
     """It is in MLflow's trash: it can be read, and takes no writes before it is restored."""
+    datasets: tuple[str, ...] = ()
+    """The names of the data sets that are its inputs."""
 
     @classmethod
     def from_api(cls, run: Mapping[str, Any]) -> Run:
@@ -89,6 +91,7 @@ class Run:
             start_time=int(info["start_time"]) if info.get("start_time") else None,
             end_time=int(info["end_time"]) if info.get("end_time") else None,
             deleted=info.get("lifecycle_stage") == "deleted",
+            datasets=_datasets(run.get("inputs", {})),
         )
 
     @property
@@ -225,6 +228,10 @@ def commit_of_environment() -> str | None:
 def inherited(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags of a run that its model's version takes over: those that say where it comes from."""
     return {name: tags[name] for name in tags if name.startswith(PREFIX) and name not in _OF_THE_RUN}
+
+
+def _datasets(inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(given.get("dataset", {}).get("name", "")) for given in inputs.get("dataset_inputs", ()))
 
 
 def _metrics(answered: Iterable[Mapping[str, Any]]) -> dict[str, float]:

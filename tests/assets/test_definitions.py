@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SPEC = WorkloadSpec(image="localhost/small:1")
-MODULES = ("flights", "gates", "interruptible", "registry", "resources", "training", "workload")
+MODULES = (
+    *("flights", "gates", "interruptible", "registry", "resources", "selection", "training"),
+    "workload",
+)
 
 
 def training() -> dg.AssetsDefinition:

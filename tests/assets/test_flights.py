@@ -112,12 +112,31 @@ def test_one_night_trains_and_mlflow_looks_as_it_does_from_airflow(
     metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
     assert 5 < metrics["train.mae"] < 15
 
-    kept = tags_of(version)
-    assert {key: kept[key] for key in LINEAGE_KEYS} == {key: tags[key] for key in LINEAGE_KEYS}
-    digest = [value for key, value in kept.items() if "sha256" in key or "digest" in key]
-    assert seen["artifact_sha256"] in digest
+    assert run["info"]["run_name"] == "airline_delay 2013-09-04"
+    assert seen["metrics"]["train.mae"] == metrics["train.mae"]
+    (given,) = run["inputs"]["dataset_inputs"]
+    sha256 = params["dataset.sha256"]
+    assert (given["dataset"]["name"], given["dataset"]["digest"]) == (
+        f"{result.dagster_run.job_name} 2013-09-04",
+        sha256[:12],
+    )
+    assert sha256 in given["dataset"]["source"]
+
+    assert tags_of(version) == {
+        "nighttrain.night": "2013-09-04",
+        "nighttrain.dag_run": f"{result.dagster_run.job_name}/{result.run_id}",
+        "nighttrain.job": seen["job"],
+        "nighttrain.artifact.sha256": seen["artifact_sha256"],
+    }
     assert len(seen["artifact_sha256"]) == 64
+    place = {"run_id": seen["run_id"], "path": "nighttrain/lineage.json"}
+    kept = mlflow_server.http.get("/get-artifact", params=place).raise_for_status().json()["lineage"]
+    assert {f"nighttrain.{name}" for name in kept} == LINEAGE_KEYS | {"nighttrain.night"}
+    assert {key: kept[key.removeprefix("nighttrain.")] for key in LINEAGE_KEYS} == {
+        key: tags[key] for key in LINEAGE_KEYS
+    }
     assert "partition 2013-09-04" in version["description"]
+    assert "Night 2013-09-04" in version["description"]
 
 
 def test_a_worse_night_stops_at_the_gate(

@@ -27,10 +27,14 @@ OPERATORS = [
     "nighttrain.operators.workload.WorkloadOperator",
     "nighttrain.operators.training.TrainingJobOperator",
     "nighttrain.operators.training.EvaluateModelOperator",
+    "nighttrain.operators.registry.SelectBestModelOperator",
     "nighttrain.operators.registry.RegisterModelOperator",
     "nighttrain.operators.registry.ModelGateOperator",
     "nighttrain.operators.registry.approval.ApproveModelOperator",
     "nighttrain.operators.registry.PromoteModelOperator",
+    "nighttrain.operators.registry.GetModelVersionOperator",
+    "nighttrain.operators.registry.SetModelVersionTagsOperator",
+    "nighttrain.operators.registry.DeleteModelVersionOperator",
     "nighttrain.operators.serving.RolloutModelOperator",
     "nighttrain.operators.serving.RollbackModelOperator",
     "nighttrain.operators.maintenance.ReapWorkloadsOperator",
@@ -189,6 +193,11 @@ TAG_PREFIXES = tuple(
         "superseded_by",
         "run_number",
         "run_key",
+        "night",
+        "dag_run",
+        "job",
+        "artifact",
+        "serving",
     )
 )
 

@@ -9,7 +9,7 @@ LINEAGE_KEYS = {
     *("nighttrain.outcome", "nighttrain.data_interval_start", "nighttrain.data_interval_end"),
     *("nighttrain.run_key", "nighttrain.commit", "nighttrain.run_number", "nighttrain.cluster"),
 }
-"""Its version takes them over."""
+"""They go into the lineage file of its version."""
 
 RUN_KEYS = {"nighttrain.epoch", "nighttrain.opening"}
 """Of the run alone."""

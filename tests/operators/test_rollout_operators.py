@@ -18,6 +18,7 @@ from airflow.sdk.execution_time.task_runner import _run_execute_callable
 from airflow.triggers.base import TriggerEvent
 
 from helpers.airflow_connections import connect_kubernetes, connect_mlflow
+from helpers.mlflow_proxy import proxy, refused
 from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import PromoteModelOperator
 from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from airflow.sdk import Context
+
+    from helpers.mlflow_proxy import Answer, Asked
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
 
@@ -121,7 +124,7 @@ class Night:
 
     def tags(self, version: str) -> dict[str, str]:
         found = self.server.versions(self.model)[int(version) - 1]
-        return {tag["key"]: tag["value"] for tag in found["tags"]}
+        return {tag["key"]: tag["value"] for tag in found.get("tags", [])}
 
     def holders(self) -> tuple[str, list[str]]:
         """Who holds the alias champion, and who the stage Production."""
@@ -338,6 +341,46 @@ def test_a_rollback_that_fails_moves_neither_alias_nor_stage(night: Night, contr
     with pytest.raises(NothingToRollBackToError):
         RollbackModelOperator(task_id="back", endpoint=night.endpoint).execute(night.context)
     assert (night.holders(), night.tags("1")) == before
+
+
+# What MLflow says of it
+
+
+def serving(night: Night) -> dict[str, str | None]:
+    return {version: night.tags(version).get("nighttrain.serving") for version in ("1", "2")}
+
+
+def test_the_version_that_serves_says_so_and_the_one_before_no_longer(night: Night) -> None:
+    here = f"default/{night.endpoint}"
+    night.rollout("1").execute(night.context)
+    assert serving(night) == {"1": here, "2": None}
+    night.rollout("2").execute(night.context)
+    assert serving(night) == {"1": None, "2": here}
+    described = night.server.versions(night.model)[1]["description"]
+    assert f"**Serves** [{here}](http://{night.endpoint}.default.svc:8080)" in described
+    back = RollbackModelOperator(task_id="back", endpoint=night.endpoint, alias=None, stage=None)
+    back.execute(night.context)
+    assert serving(night) == {"1": here, "2": None}
+
+
+def test_an_mlflow_that_refuses_the_mark_fails_no_rollout_and_the_next_one_makes_up_for_it(
+    night: Night, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(asked: Asked) -> Answer | None:
+        refuses = asked.path.endswith(("model-versions/set-tag", "model-versions/delete-tag"))
+        return refused(403, "PERMISSION_DENIED") if refuses else None
+
+    here = f"default/{night.endpoint}"
+    for version in ("1", "2"):
+        night.rollout(version).execute(night.context)
+    with proxy(mlflow_server.uri, judge) as server:
+        connect_mlflow(monkeypatch, server.uri)
+        back = RollbackModelOperator(task_id="back", endpoint=night.endpoint, alias=None, stage=None)
+        assert back.execute(night.context)["version"] == "1"
+    assert serving(night) == {"1": None, "2": here}
+    connect_mlflow(monkeypatch, mlflow_server.uri)
+    night.rollout("1").execute(night.context)
+    assert serving(night) == {"1": here, "2": None}
 
 
 def nothing_of_the_candidate(night: Night, controllers: Controllers) -> None:

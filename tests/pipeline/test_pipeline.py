@@ -66,10 +66,14 @@ def test_worker_killed_in_mid_training_leaves_one_job_one_run_one_version(pipeli
     assert child["info"]["status"] == "FINISHED"
     (version,) = pipeline.versions("worker-killed")
     assert version["run_id"] == child["info"]["run_id"]
-    lineage = _tags(version)
+    tags = _tags(version)
+    assert tags["nighttrain.job"] == f"default/{job['metadata']['name']}"
+    assert tags["nighttrain.dag_run"] == f"worker_killed/{run_id}"
+    assert len(tags["nighttrain.artifact.sha256"]) == 64
+    lineage = _tags(child)
     assert lineage["nighttrain.job_uid"] == job["metadata"]["uid"]
     assert lineage["nighttrain.run_id"] == run_id
-    assert len(lineage["nighttrain.artifact.sha256"]) == 64
+    assert "/dags/worker_killed/runs/" in version["description"]
     links = pipeline.links("worker_killed", run_id, "train")
     assert links["MLflow run"].endswith(f"/runs/{child['info']['run_id']}")
     assert links["Workload"].endswith(f"/jobs/{job['metadata']['name']}")
@@ -110,10 +114,14 @@ def test_a_function_in_the_dag_file_is_the_training_code(pipeline: Pipeline) -> 
         if _tags(run).get("mlflow.parentRunId")
     }
     assert trained == {
-        (("depth", "3"), ("rate", "0.5")): {"mae": 3.0},
-        (("depth", "3"), ("rate", "1.0")): {"mae": 3.0},
-        (("depth", "3"), ("rate", "2.0")): {"mae": 6.0},
+        (("depth", "3"), ("rate", "0.5")): {"mae": 3.0, "loss": 0.5},
+        (("depth", "3"), ("rate", "1.0")): {"mae": 3.0, "loss": 1.0},
+        (("depth", "3"), ("rate", "2.0")): {"mae": 6.0, "loss": 2.0},
     }
+    # Picked from the mapped ones by what they returned.
+    picked = pipeline.log("train_function", run_id, "pick")
+    assert "loss: run" in picked
+    assert "(index 0) has the least, 1, of 2" in picked
     assert "fitting with 0.5 on ['2013-09-04', '2013-09-05']" in pipeline.log("train_function", run_id, "fit")
     files = {
         each["metadata"]["name"]: each["data"]

@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import symtable
+from importlib.resources import files
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SOURCE_FILE = "train.py"
 ARGUMENTS_FILE = "arguments.json"
+RETURNED_FILE = "nighttrain_returned.py"
+"""Writes the numbers that the function returns into its run."""
 
 # A module has these whoever runs it.
 _OF_EVERY_MODULE = frozenset({"__name__", "__file__", "__doc__"})
@@ -46,12 +49,19 @@ _TAIL = """
 
 def {main}():
     import json
+    import os
     import pathlib
     import sys
 
     sys.stdout.reconfigure(line_buffering=True)  # so that its lines are seen while it runs
     arguments = pathlib.Path(__file__).with_name("{arguments}").read_text("utf-8")
-    {name}(**json.loads(arguments))
+    run_id = os.environ.get("MLFLOW_RUN_ID")  # MLflow forgets it at the first start_run()
+    returned = {name}(**json.loads(arguments))
+    report = pathlib.Path(__file__).with_name("{returned}")
+    if report.exists():  # by hand it need not be there
+        scope = {{"__name__": "{returned}"}}
+        exec(compile(report.read_text("utf-8"), str(report), "exec"), scope)
+        scope["report"](returned, run_id)
 
 
 if __name__ == "__main__":
@@ -71,7 +81,11 @@ def ship(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str,
         text.encode()
     except ValueError as error:  # also what UTF-8 cannot write
         raise ConfigurationError(_called(function), None, f"its arguments are not JSON: {error}") from error
-    return {SOURCE_FILE: source_of(function), ARGUMENTS_FILE: text + "\n"}
+    return {
+        SOURCE_FILE: source_of(function),
+        ARGUMENTS_FILE: text + "\n",
+        RETURNED_FILE: _in_container("returned_metrics.py"),
+    }
 
 
 def bind(
@@ -105,7 +119,12 @@ def source_of(function: Callable[..., Any]) -> str:
     source, definition = _definition(checked)
     _check_names(checked, definition)
     head = _HEAD.format(source=SOURCE_FILE, arguments=ARGUMENTS_FILE)
-    return head + source + _TAIL.format(main=_MAIN, arguments=ARGUMENTS_FILE, name=definition.name)
+    parts = {"main": _MAIN, "arguments": ARGUMENTS_FILE, "returned": RETURNED_FILE}
+    return head + source + _TAIL.format(name=definition.name, **parts)
+
+
+def _in_container(name: str) -> str:
+    return files(f"{__package__}.in_container").joinpath(name).read_text("utf-8")
 
 
 # What kind of function.

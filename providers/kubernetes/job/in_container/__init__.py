@@ -1,0 +1,1 @@
+"""Code that goes along into containers: plain Python, which imports nothing of nighttrain."""
