@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from nighttrain.providers.registry.lineage import (
     NIGHT_TAG,
     lineage_of,
     read_lineage,
+    write_lineage,
 )
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.version_page import (
@@ -32,6 +34,8 @@ from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.runs import Lineage, Run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from helpers.mlflow_proxy import Answer, Asked
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow]
@@ -129,6 +133,20 @@ async def test_where_the_file_cannot_be_written_the_tags_stay(
             assert (await read_lineage(client, version))["nighttrain.image_digest"] == "sha256:abc"
             await refresh_description(registry, trained.name, "1")
             assert "2026-11-25" in (await registry.get_version(trained.name, "1")).description
+
+
+async def test_into_a_store_that_mlflow_does_not_proxy_its_server_writes_the_file(
+    registry: ModelRegistry, mlflow_server: MLflowServer, tmp_path: Path
+) -> None:
+    made = mlflow_server.call(
+        "POST", "experiments/create", name=unique("experiment"), artifact_location=tmp_path.as_uri()
+    )
+    run_id = mlflow_server.run(str(made["experiment_id"]))
+    run = Run.from_api(mlflow_server.call("GET", "runs/get", run_id=run_id)["run"])
+    assert run.artifact_uri.startswith("file:")
+    await write_lineage(registry.client, run, LINEAGE.tags())
+    written = tmp_path / run_id / "artifacts" / LINEAGE_FILE
+    assert json.loads(written.read_text("utf-8"))["lineage"]["image_digest"] == "sha256:abc"
 
 
 async def test_a_model_that_is_all_of_its_runs_files_gets_no_file_into_it(
