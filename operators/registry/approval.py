@@ -80,7 +80,6 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
             subject=subject,
             body=body,
             options=[APPROVE, REJECT],
-            assigned_users=_users(assigned_users),
             response_timeout=response_timeout,
             params={
                 COMMENT: Param("", type="string", description="Why? For the history."),
@@ -88,6 +87,7 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
             },
             **kwargs,
         )
+        self.assigned_users = _users(assigned_users)
         self.verdict = verdict
         self.on_rejected = on_rejected
         self.on_timeout = on_timeout

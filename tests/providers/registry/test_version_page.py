@@ -28,7 +28,7 @@ from nighttrain.providers.registry.version_page import (
     record_serving,
     refresh_description,
 )
-from nighttrain.providers.registry.version_page.serving import SERVING_TAG, SERVING_URL_TAG
+from nighttrain.providers.registry.version_page.serving import SERVING_SINCE_TAG, SERVING_TAG, SERVING_URL_TAG
 from nighttrain.providers.registry.versions import DIGEST_TAG
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.runs import Lineage, Run
@@ -249,13 +249,26 @@ async def test_the_mark_of_an_endpoint_comes_and_goes(registry: ModelRegistry, m
     async def tags() -> dict[str, str]:
         return (await registry.get_version(name, 1)).tags
 
-    for _ in range(2):
-        await mark_serving(registry, name, 1, "ml/delay", url="http://delay.ml.svc:8080")
-    assert await tags() == {SERVING_TAG: "ml/delay", SERVING_URL_TAG: "http://delay.ml.svc:8080"}
-    await mark_serving(registry, name, 1, "test/delay")
+    # Repeated later it serves since the first time, by whoever rolled it out then.
+    for seconds, by in ((1_800_000_000.0, "airflow:deploy/rollout"), (1_800_000_060.0, "somebody else")):
+        await mark_serving(
+            registry,
+            name,
+            1,
+            "ml/delay",
+            url="http://delay.ml.svc:8080",
+            by=by,
+            clock=lambda now=seconds: now,
+        )
+    assert await tags() == {
+        SERVING_TAG: "ml/delay",
+        SERVING_URL_TAG: "http://delay.ml.svc:8080",
+        SERVING_SINCE_TAG: "2027-01-15T08:00:00+00:00 airflow:deploy/rollout",
+    }
+    await mark_serving(registry, name, 1, "test/delay", by="ann", clock=lambda: 1_800_000_120.0)
     assert (await tags())[SERVING_TAG] == "ml/delay, test/delay"
     await mark_withdrawn(registry, name, 1, "ml/delay")
-    assert await tags() == {SERVING_TAG: "test/delay"}
+    assert await tags() == {SERVING_TAG: "test/delay", SERVING_SINCE_TAG: "2027-01-15T08:02:00+00:00 ann"}
     for _ in range(2):
         await mark_serving(registry, name, 1, None)
         await mark_withdrawn(registry, name, 1, "test/delay")
