@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nighttrain.providers.registry.history.changes import Changes
-from nighttrain.providers.registry.history.entries import Kind
+from nighttrain.providers.registry.history.entries import Entry, Kind, Move
 from nighttrain.providers.registry.history.noticing import notice
 from nighttrain.providers.registry.promotion import Author, promote
 
@@ -38,15 +38,30 @@ async def test_a_move_by_hand_becomes_one_entry_however_many_look(
     assert await notice(registry, name, version="1", alias="champion") is None
 
 
+async def test_a_change_that_is_under_way_explains_what_is_seen_and_is_left_to_its_own_process(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = make_model().name
+    history = Changes(registry, name).history
+    moves = (Move("1", alias="champion"),)
+    begun = Entry(number=0, kind=Kind.PROMOTION, model=name, version="1", moves=moves, actor="nightly")
+    await history.append(await history.read(), begun)
+    await registry.set_alias(name, "champion", 1)
+    found = await notice(registry, name, version="1", alias="champion")
+    assert found is not None
+    assert found.actor == "nightly"
+    assert len((await history.read()).entries) == 1
+
+
 async def test_a_stage_that_was_moved_by_hand_is_noticed_also_without_any_history(
     registry: ModelRegistry, make_model: MakeModel
 ) -> None:
     name = make_model().name
     await registry.transition_stage(name, 1, "Production")
-    first = await notice(registry, name, version="1")
+    first = await notice(registry, name, version="1", stage="Production")
     assert first is not None
     assert first.kind is Kind.CARRIED_OVER
     await registry.transition_stage(name, 1, "Staging")
-    second = await notice(registry, name, version="1")
+    second = await notice(registry, name, version="1", stage="Staging")
     assert second is not None
     assert (second.kind, str(second.moves[0])) == (Kind.OUTSIDE, "version 1 -> stage Staging")
