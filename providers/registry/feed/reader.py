@@ -140,6 +140,8 @@ class RegistryReader:
                 anew[version.name].versions[version.version] = KnownVersion.of(version)
                 updates.note(version)
             known |= anew
+            floor = updates.newest - OVERLAP_MS
+            updates.read += sum(v.updated >= floor for each in anew.values() for v in each.versions.values())
         for name, each in known.items():
             each.explained = max(each.explained, _updated_at(models[name]))
         # Only now, and all at once: a poll that failed on its way is as if it had not been.
@@ -156,12 +158,14 @@ class RegistryReader:
 
         def is_enough(version: ModelVersion) -> bool:
             updates.note(version)
+            updates.read += 1
             if settled and version.last_updated == floor:
                 return version.name not in known or known[version.name].has(version)
             return version.last_updated < floor
 
         first_page = FIRST_PAGE if settled else self._first_page
         updates.versions = await self._searches.updated(frozenset(known), is_enough, first_page)
+        updates.read -= 1  # the one that was enough
         return updates
 
 
@@ -170,15 +174,17 @@ class _Updates:
     """What the search for updates brought.
 
     :param newest: MLflow's time of the newest update, of any model
+    :param read: how many updates were recent, of any model
     """
 
     newest: int
+    read: int = 0
     versions: list[ModelVersion] = field(default_factory=list)
 
     @property
     def next_page(self) -> int:
         """How many to ask for at the next poll, which reads these again as long as they are recent."""
-        return min(max(FIRST_PAGE, len(self.versions) + FIRST_PAGE // 2), LARGEST_FIRST_PAGE)
+        return min(max(FIRST_PAGE, self.read + FIRST_PAGE // 2), LARGEST_FIRST_PAGE)
 
     def note(self, version: ModelVersion) -> None:
         self.newest = max(self.newest, version.last_updated)
