@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from nighttrain.providers import webhook_commands
 from nighttrain.providers.airflow_api import AirflowAPI
 from nighttrain.providers.attempts.reaper import Verdict, table
 from nighttrain.providers.attempts.reaper_visit import Visit, visit
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "webhooks":
+            return asyncio.run(webhook_commands.run(options, tracking_from_environment(options.mlflow_uri)))
         found = asyncio.run(reap_workloads(options))
     except NighttrainError as error:
         _warn(str(error))
@@ -109,7 +112,7 @@ def _show(found: Visit, options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nighttrain", description="nighttrain's maintenance commands.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('nighttrain')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     reap = commands.add_parser(
         "reap",
         help="remove workloads whose Airflow task is over or gone",
@@ -132,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     reap.add_argument("-o", "--output", choices=("table", "json"), default="table")
     reap.add_argument("--yes", action="store_true", help="remove them; without it nothing is deleted")
+    webhook_commands.add_to(commands)
     return parser
 
 

@@ -1,7 +1,8 @@
 """A server that answers MLflow's registry searches as MLflow 3.17 does, from memory, and counts them.
 
-For tests that need thousands of polls. ``tests/providers/registry/feed/test_searches.py`` asks it and a real MLflow the
-same questions. What changes the registry are methods, as if somebody had called MLflow's other routes.
+For tests that need thousands of polls. ``tests/providers/registry/feed/test_searches.py`` asks it and a real
+MLflow the same questions. What changes the registry are methods, as if somebody had called MLflow's other
+routes.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def fake_registry() -> Iterator[FakeRegistry]:
         # Else the second write of an answer waits for the client's delayed ACK: 40 ms each.
         disable_nagle_algorithm = True
 
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802
             parts = urlsplit(self.path)
             status, answer = registry.answer(parts.path.removeprefix(PREFIX), parse_qs(parts.query))
             content = json.dumps(answer).encode()

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 FRESH_SECONDS = 300.0
-"""As the Standard Webhooks specification has it, both ways: clocks differ, and MLflow retries within a minute."""
+"""As the Standard Webhooks specification has it, both ways: clocks differ, and MLflow retries within a
+minute."""
 
 REMEMBERED = 10_000
 """Delivery ids that are kept, 1 MB: 33 a second for as long as they are fresh."""
@@ -60,7 +61,11 @@ class DeliveryCheck:
         :param headers: by their names in lower case
         """
         name, moment = headers.get(ID_HEADER, ""), headers.get(TIME_HEADER, "")
-        if not secret or not name or not _is_signed(secret, name, moment, body, headers.get(SIGNATURE_HEADER, "")):
+        if (
+            not secret
+            or not name
+            or not _is_signed(secret, name, moment, body, headers.get(SIGNATURE_HEADER, ""))
+        ):
             return Judgement.FORGED
         now = self._clock()
         if abs(now - float(moment)) > FRESH_SECONDS:
@@ -71,6 +76,11 @@ class DeliveryCheck:
         while len(self._taken) > REMEMBERED or next(iter(self._taken.values())) < now - 2 * FRESH_SECONDS:
             self._taken.popitem(last=False)
         return Judgement.NEW
+
+    def forget(self, headers: Mapping[str, str]) -> None:
+        """Take back that a delivery was taken: what it asked for could not be done, and MLflow sends it
+        again."""
+        self._taken.pop(headers.get(ID_HEADER, ""), None)
 
 
 def _is_signed(secret: str, name: str, moment: str, body: bytes, signature: str) -> bool:

@@ -62,7 +62,11 @@ def moves(interest: Interest, *states: ModelState) -> list[list[tuple[str | None
     ("interest", "states", "told"),
     [
         (CHAMPION, [champion("1"), champion("1"), champion("2")], [[("1", None)], [], [("2", "1")]]),
-        (CHAMPION, [champion("1"), champion(None), champion("1")], [[("1", None)], [(None, "1")], [("1", None)]]),
+        (
+            CHAMPION,
+            [champion("1"), champion(None), champion("1")],
+            [[("1", None)], [(None, "1")], [("1", None)]],
+        ),
         (CHAMPION, [champion(None), champion("3")], [[], [("3", None)]]),
         (PRODUCTION, [production("1"), production("2", "1")], [[("1", None)], [("2", "1")]]),
         # An older version that comes back is a transition.
@@ -71,13 +75,21 @@ def moves(interest: Interest, *states: ModelState) -> list[list[tuple[str | None
         (PRODUCTION, [production("2", "1"), production("1", "2")], [[("2", None)], []]),
         # The newest holder leaves, an older one is left.
         (PRODUCTION, [production("2", "1"), production("1")], [[("2", None)], [("1", "2")]]),
-        (PRODUCTION, [production("1"), production(), production("1")], [[("1", None)], [(None, "1")], [("1", None)]]),
+        (
+            PRODUCTION,
+            [production("1"), production(), production("1")],
+            [[("1", None)], [(None, "1")], [("1", None)]],
+        ),
         (VERSIONS, [numbers(1, 2), numbers(1, 2, 3, 5)], [[("2", None)], [("3", "2"), ("5", "3")]]),
         # A deleted version comes not back, and is not told again.
         (VERSIONS, [numbers(1, 2), numbers(1), numbers(1, 3)], [[("2", None)], [], [("3", "2")]]),
         (VERSIONS, [numbers(), numbers(1, 2)], [[], [("1", None), ("2", "1")]]),
         (VERSIONS, [numbers(3), numbers(), numbers(1, created=9)], [[("3", None)], [], [("1", None)]]),
-        (ACCEPTED, [accepted("1", "2"), accepted("1", "2", "10", "9")], [[("2", None)], [("9", None), ("10", None)]]),
+        (
+            ACCEPTED,
+            [accepted("1", "2"), accepted("1", "2", "10", "9")],
+            [[("2", None)], [("9", None), ("10", None)]],
+        ),
         (ACCEPTED, [accepted("1"), accepted(), accepted("1")], [[("1", None)], [(None, "1")], [("1", None)]]),
     ],
 )
@@ -132,7 +144,10 @@ def test_a_cursor_of_the_form_before_is_read() -> None:
     former = {"aliases": {"champion": 1}, "stages": {"Production": 2}, "holders": {"Production": ["2", "1"]}}
     assert view_of_former_cursor(CHAMPION, former) == {"version": "1"}
     assert view_of_former_cursor(PRODUCTION, former) == {"version": "2", "holders": ["1", "2"]}
-    assert view_of_former_cursor(PRODUCTION, {"stages": {"Production": 2}}) == {"version": "2", "holders": ["2"]}
+    assert view_of_former_cursor(PRODUCTION, {"stages": {"Production": 2}}) == {
+        "version": "2",
+        "holders": ["2"],
+    }
     assert view_of_former_cursor(CHAMPION, {}) == {"version": None}
 
 

@@ -1,7 +1,7 @@
 """Each state that a poll could see reaches each consumer once and in order, whatever happens to whom.
 
-Random lives of a registry, seen by consumers that die at every step of handing over, come back, are paused and miss
-outages; with webhooks that are genuine, sent twice, out of order, old or forged.
+Random lives of a registry, seen by consumers that die at every step of handing over, come back, are paused
+and miss outages; with webhooks that are genuine, sent twice, out of order, old or forged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,18 @@ INTERESTS = [
     )
 ]
 
-REGISTRY_STEPS = ("version", "stage", "stage", "archive", "alias", "alias", "tag", "delete", "describe", "unmake")
+REGISTRY_STEPS = (
+    "version",
+    "stage",
+    "stage",
+    "archive",
+    "alias",
+    "alias",
+    "tag",
+    "delete",
+    "describe",
+    "unmake",
+)
 STEPS = (
     *REGISTRY_STEPS,
     *("poll", "poll", "poll", "outage", "half an outage", "hour"),
@@ -195,7 +206,9 @@ class Life:
 
     def expect(self, consumer: Consumer) -> None:
         """What the state of this moment is to tell, read from the registry itself."""
-        consumer.view, changes = compare(consumer.interest, consumer.view, self.truth(consumer.interest.name), 0)
+        consumer.view, changes = compare(
+            consumer.interest, consumer.view, self.truth(consumer.interest.name), 0
+        )
         consumer.expected += [(change.version, change.previous) for change in changes]
 
     def truth(self, name: str) -> ModelState:

@@ -66,7 +66,9 @@ def alias(name: str, key: str = "champion") -> Interest:
     return Interest(name, ChangeKind.ALIAS, key)
 
 
-async def test_a_hundred_models_take_two_requests_and_one_for_each_tag(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_a_hundred_models_take_two_requests_and_one_for_each_tag(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     names = [f"model-{number:03}" for number in range(100)]
     for name in names:
         registry.stage(name, registry.version(name), "Production")
@@ -90,7 +92,9 @@ async def test_a_hundred_models_take_two_requests_and_one_for_each_tag(registry:
     assert polls.asked == [MODELS, VERSIONS, VERSIONS]
 
 
-async def test_who_follows_aliases_alone_asks_for_no_version(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_who_follows_aliases_alone_asks_for_no_version(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     registry.alias("m", "champion", registry.version("m"))
     polls = follow(alias("m"))
     assert (await polls.poll())["m"].aliases == {"champion": "1"}
@@ -112,7 +116,9 @@ async def test_a_deleted_holder_is_noticed(registry: FakeRegistry, follow: Calla
     assert len(polls.asked) == 2, "once is enough"
 
 
-async def test_a_deletion_that_hides_behind_a_transition_is_noticed(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_a_deletion_that_hides_behind_a_transition_is_noticed(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     for _ in range(4):
         registry.version("m")
     registry.stage("m", 4, "Production")
@@ -127,7 +133,9 @@ async def test_a_deletion_that_hides_behind_a_transition_is_noticed(registry: Fa
     assert (state.holders("Production"), state.holders("Staging")) == (("4",), ("1",))
 
 
-async def test_a_transition_with_an_earlier_clock_is_seen(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_a_transition_with_an_earlier_clock_is_seen(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     """Another of MLflow's processes, whose clock is behind."""
     for _ in range(2):
         registry.version("m")
@@ -139,7 +147,9 @@ async def test_a_transition_with_an_earlier_clock_is_seen(registry: FakeRegistry
     assert set((await polls.poll(seconds=0))["m"].holders("Production")) == {"1", "2"}
 
 
-async def test_updates_of_the_same_millisecond_are_seen(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_updates_of_the_same_millisecond_are_seen(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     for name in ("a", "b"):
         registry.version(name)
     polls = follow(stage("a"), stage("b"))
@@ -150,7 +160,9 @@ async def test_updates_of_the_same_millisecond_are_seen(registry: FakeRegistry, 
     assert (await polls.poll(seconds=0))["a"].holders("Production") == ("1",)
 
 
-async def test_a_failed_poll_is_as_if_it_had_not_been(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_a_failed_poll_is_as_if_it_had_not_been(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     for _ in range(30):
         registry.version("m")
     tag = Interest("m", ChangeKind.TAG, "k", "v")
@@ -169,7 +181,9 @@ async def test_a_failed_poll_is_as_if_it_had_not_been(registry: FakeRegistry, fo
     assert len((await polls.poll())["m"].holders("Production")) == 30
 
 
-async def test_a_model_that_is_made_again_is_read_anew(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_a_model_that_is_made_again_is_read_anew(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     registry.stage("m", registry.version("m"), "Production")
     polls = follow(stage("m"))
     await polls.poll()
@@ -179,7 +193,9 @@ async def test_a_model_that_is_made_again_is_read_anew(registry: FakeRegistry, f
     assert (await polls.poll())["m"].holders("Production") == ()
 
 
-async def test_everything_is_read_anew_now_and_then(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_everything_is_read_anew_now_and_then(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     registry.version("m")
     polls = follow(stage("m"))
     await polls.poll()
@@ -190,7 +206,9 @@ async def test_everything_is_read_anew_now_and_then(registry: FakeRegistry, foll
     assert (await polls.poll(seconds=REREAD_SECONDS / 2))["m"].holders("Production") == ("1",)
 
 
-async def test_names_that_fill_no_address_do_not_make_more_requests(registry: FakeRegistry, follow: Callable[..., Polls]) -> None:
+async def test_names_that_fill_no_address_do_not_make_more_requests(
+    registry: FakeRegistry, follow: Callable[..., Polls]
+) -> None:
     names = [f"{'x' * 200}-{number:03}" for number in range(100)]
     for name in names:
         registry.version(name)

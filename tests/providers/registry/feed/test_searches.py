@@ -79,7 +79,9 @@ async def test_the_registry_of_the_tests_answers_as_mlflow_does(
         assert await answers(registry.uri, names) == await answers(mlflow_server.uri, names)
 
 
-async def test_two_requests_a_poll(mlflow_server: MLflowServer, make_model: MakeModel, counted: Proxy) -> None:
+async def test_two_requests_a_poll(
+    mlflow_server: MLflowServer, make_model: MakeModel, counted: Proxy
+) -> None:
     names = [unique("model") for _ in range(3)]
     fill_real(mlflow_server, make_model, names)
     interests = [Interest(name, kind, key) for name in names for kind, key in KINDS]
@@ -96,7 +98,9 @@ async def test_two_requests_a_poll(mlflow_server: MLflowServer, make_model: Make
             assert (await poll())[0] == 3, "models, updates, and one filter on tags"
         mlflow_server.stage(names[0], "2", "Production", archive=True)
         mlflow_server.call("POST", "registered-models/alias", name=names[1], alias="champion", version="1")
-        mlflow_server.call("POST", "model-versions/set-tag", name=names[2], version="2", key="k x", value="v's")
+        mlflow_server.call(
+            "POST", "model-versions/set-tag", name=names[2], version="2", key="k x", value="v's"
+        )
         requests, states = await poll()
         assert requests == 3
         assert states[names[0]].holders("Production") == ("2",)

@@ -1,0 +1,70 @@
+"""``nighttrain webhooks``: have MLflow tell Airflow to look now."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.registry.feed.webhooks import (
+    EVENTS,
+    KEY_HINT,
+    SECRET_VARIABLE,
+    receiver_url,
+    register,
+    remove,
+)
+from nighttrain.providers.tracking.client import MLflowClient
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from nighttrain.providers.tracking.config import TrackingConfig
+
+DONE, FAILED = 0, 1
+DEFAULT_NAME = "nighttrain"
+
+
+def add_to(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add ``webhooks`` to the command line."""
+    webhooks = commands.add_parser("webhooks", help="have MLflow's registry tell Airflow to look now")
+    actions = webhooks.add_subparsers(required=True, metavar="ACTION", dest="action")
+    adding = actions.add_parser(
+        "register",
+        help="register Airflow's receiver at MLflow, and try it",
+        description="Register Airflow's receiver at MLflow, or change the one of that name, and have MLflow "
+        f"send one delivery. The secret comes from {SECRET_VARIABLE}, which Airflow's API server needs too.",
+    )
+    adding.add_argument(
+        "--airflow-url", required=True, help="as MLflow reaches it, e.g. https://airflow.example.com"
+    )
+    adding.add_argument("--events", nargs="+", default=list(EVENTS), metavar="EVENT", help="all, if left out")
+    removing = actions.add_parser("remove", help="remove it from MLflow")
+    for each in (adding, removing):
+        each.add_argument("--mlflow-uri", required=True, help="credentials as MLflow's own client reads them")
+        each.add_argument(
+            "--name", default=DEFAULT_NAME, help=f"the webhook's name in MLflow ({DEFAULT_NAME})"
+        )
+
+
+async def run(options: argparse.Namespace, tracking: TrackingConfig) -> int:
+    """Run ``webhooks``. :return: the exit code"""
+    async with MLflowClient(tracking) as client:
+        if options.action == "remove":
+            removed = await remove(client, options.name)
+            print(f"Removed {options.name}." if removed else f"MLflow has no webhook {options.name}.")
+            return DONE
+        found = await register(
+            client,
+            name=options.name,
+            url=receiver_url(options.airflow_url),
+            secret=os.environ.get(SECRET_VARIABLE, ""),
+            events=options.events,
+        )
+    print(f"{'Registered' if found.made else 'Changed'} {options.name}: MLflow sends to {found.url}")
+    if found.problem:
+        print(f"nighttrain: a delivery did not arrive: {found.problem}", file=sys.stderr)
+        return FAILED
+    print(f"A delivery arrived. {KEY_HINT}.")
+    return DONE
