@@ -38,6 +38,7 @@ SENSORS = [
     "nighttrain.sensors.registry.ModelStageSensor",
     "nighttrain.sensors.registry.ModelAliasSensor",
     "nighttrain.sensors.registry.ModelVersionSensor",
+    "nighttrain.sensors.registry.ModelTagSensor",
     "nighttrain.sensors.serving.EndpointReadySensor",
 ]
 
@@ -180,7 +181,9 @@ TAG_PREFIXES = tuple(
     f"nighttrain.{name}"
     for name in (
         "gate",
+        "promoted_by",
         "promotion",
+        "verdict",
         "attempt",
         "outcome",
         "region",

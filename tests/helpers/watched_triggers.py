@@ -1,4 +1,5 @@
-"""What Airflow's triggerer does with a watcher: its own shared stream, and a database that a test looks into."""
+"""What Airflow's triggerer does with a watcher: its own shared stream, and a database that a test looks
+into."""
 
 from __future__ import annotations
 
@@ -6,10 +7,12 @@ import asyncio
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow.triggers.base import BaseEventTrigger
 from airflow.triggers.shared_stream import SharedStreamManager
+
+if TYPE_CHECKING:
+    from airflow.triggers.base import BaseEventTrigger
 
 _trigger_ids = itertools.count(1)
 

@@ -1,4 +1,5 @@
-"""The registry's triggers: one poll for all of them, and a watcher that loses nothing when its process dies."""
+"""The registry's triggers: one poll for all of them, and a watcher that loses nothing when its process
+dies."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable, Variabl
 
 from helpers.airflow_connections import connect_mlflow
 from helpers.fake_registry import FakeRegistry, fake_registry
-from helpers.polling import until
+from helpers.polling import until_async
 from helpers.watched_triggers import AssetStore, Triggerer
 from nighttrain.sensors.common.nudges import NUDGE_VARIABLE
 from nighttrain.sensors.registry_condition import Awaited, RegistryCondition
@@ -76,7 +77,7 @@ async def test_what_happened_meanwhile_is_announced(
         registry.version("m")
     store = AssetStore()
     async with Triggerer(watch(**followed), store) as triggerer:
-        await until(lambda: CURSOR_KEY in store.values)
+        await until_async(lambda: CURSOR_KEY in store.values)
     registry.now += 1000
     registry.stage("m", 2, "Production")
     registry.version("m")
@@ -101,7 +102,7 @@ async def test_an_event_that_was_not_stored_comes_again_as_it_was(registry: Fake
     assert told(lost.events) == [(1, "1", None)], "one after the other"
     async with Triggerer(watch(alias="champion"), store) as triggerer:
         await triggerer.until(lambda events: len(events) == 2)
-        await until(lambda: not json.loads(store.values[CURSOR_KEY])["sending"])
+        await until_async(lambda: not json.loads(store.values[CURSOR_KEY])["sending"])
     assert told(triggerer.events) == [(1, "1", None), (2, "2", "1")]
     async with Triggerer(watch(alias="champion"), store) as quiet:
         await asyncio.sleep(5 * POLL)
@@ -159,7 +160,7 @@ async def test_a_hundred_sensors_and_watchers_share_one_poll(registry: FakeRegis
         registry.version("m")
     sensors = [asyncio.create_task(first_event(trigger)) for trigger in waiting(100, "2")]
     async with Triggerer(watch(alias="champion"), AssetStore()):
-        await until(lambda: len(registry.asked) >= 5)
+        await until_async(lambda: len(registry.asked) >= 5)
         assert set(registry.asked) == {MODELS}
         registry.alias("m", "champion", 2)
         await asyncio.gather(*sensors)
@@ -188,7 +189,7 @@ async def test_each_condition_is_met(
     trigger = RegistryTrigger(mlflow_conn_id="mlflow_default", condition=values, poll_seconds=POLL)
     assert RegistryTrigger(**trigger.serialize()[1]).condition == values
     sensor = asyncio.create_task(first_event(trigger))
-    await until(lambda: len(registry.asked) >= 2)
+    await until_async(lambda: len(registry.asked) >= 2)
     assert not sensor.done()
     registry.now += 1000
     registry.version("m")
