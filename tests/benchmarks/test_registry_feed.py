@@ -180,7 +180,7 @@ async def shared(setting: Setting) -> None:
             name = setting.models[number % len(setting.models)]
             await stack.enter_async_context(watcher(name, number, len(setting.models), events))
         sensors = [
-            asyncio.create_task(anext(sensor(setting.models[number % len(setting.models)], number).run()))  # type: ignore[arg-type]
+            asyncio.create_task(first_event(sensor(setting.models[number % len(setting.models)], number)))
             for number in range(setting.waiting - setting.waiting // 2)
         ]
         try:
@@ -197,6 +197,10 @@ async def shared(setting: Setting) -> None:
             for task in sensors:
                 task.cancel()
             await asyncio.gather(*sensors, return_exceptions=True)
+
+
+async def first_event(trigger: RegistryTrigger) -> None:
+    await anext(aiter(trigger.run()))
 
 
 def sensor(name: str, number: int) -> RegistryTrigger:

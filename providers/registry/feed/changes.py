@@ -7,6 +7,7 @@ two polls is not seen; one that still stands is never missed, whatever was down 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,14 @@ class Interest:
         if self.tag is not None:
             return self.tag in state.tagged
         return not self.needs_versions or state.versions is not None
+
+    def sees_the_same(self, before: ModelState, now: ModelState) -> bool:
+        """Tell whether a poll has nothing that was not there at the one before."""
+        if self.tag is not None:
+            return before.tagged[self.tag] == now.tagged[self.tag]
+        if self.kind is ChangeKind.ALIAS:
+            return before.aliases.get(self.key) == now.aliases.get(self.key)
+        return before.created == now.created and before.versions is now.versions
 
     def checked(self) -> Interest:
         """Itself, in MLflow's spelling. :raises ConfigurationError: a name that MLflow or its filters
@@ -231,7 +240,7 @@ def _versions(before: View | None, state: ModelState) -> tuple[View, Moves]:
     last = 0 if before is None or before.get("created") != state.created else int(before["latest"])
     if not numbers and not state.created:
         return before or {"created": 0, "latest": 0}, []
-    new = [number for number in numbers if number > last]
+    new = numbers[bisect_right(numbers, last) :]
     if before is None:
         new = new[-1:]
     moves: Moves = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.registry.feed.authors import authored_at, known_author
@@ -47,6 +48,39 @@ class KnownVersion:
         )
 
 
+class Versions(dict[str, KnownVersion]):
+    """Every version of a model by its number. Made anew when one changes, so that what follows is found out
+    once for all who ask.
+    """
+
+    @cached_property
+    def by_stage(self) -> Mapping[str, tuple[str, ...]]:
+        """The watched stages' holders, the one that was updated last first."""
+        held: dict[str, list[str]] = {}
+        for number, version in self.items():
+            if version.stage in WATCHED_STAGES:
+                held.setdefault(version.stage, []).append(number)
+        return {
+            stage: tuple(sorted(numbers, key=lambda number: (-self[number].updated, -int(number))))
+            for stage, numbers in held.items()
+        }
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """The numbers, the lowest first."""
+        return sorted(int(number) for number in self)
+
+    @cached_property
+    def newest(self) -> int:
+        """MLflow's time of the last update of any, in ms since 1970."""
+        return max((version.updated for version in self.values()), default=0)
+
+    @cached_property
+    def are_ready(self) -> bool:
+        """Tell whether all can be used."""
+        return all(version.ready for version in self.values())
+
+
 @dataclass(frozen=True)
 class ModelState:
     """One model at one poll. A model that is not there holds nothing.
@@ -64,37 +98,24 @@ class ModelState:
     created: int = 0
     updated: int = 0
     aliases: Mapping[str, str] = field(default_factory=dict)
-    versions: Mapping[str, KnownVersion] | None = None
+    versions: Versions | None = None
     tagged: Mapping[TagFilter, tuple[str, ...]] = field(default_factory=dict)
     latest: Mapping[str, KnownVersion] = field(default_factory=dict)
 
     def holders(self, stage: str) -> tuple[str, ...]:
         """The versions in a stage, the one that was updated last first, which a transition does."""
-        known = self.versions or {}
-        held = [number for number, version in known.items() if version.stage == stage]
-        return tuple(sorted(held, key=lambda number: (-known[number].updated, -int(number))))
+        return self.versions.by_stage.get(stage, ()) if self.versions else ()
 
     @property
     def numbers(self) -> list[int]:
         """Every version's number, the lowest first."""
-        return sorted(int(number) for number in self.versions or {})
+        return self.versions.numbers if self.versions else []
 
     def known(self, number: str) -> KnownVersion | None:
         """What is known of a version: at best what came with this very poll."""
-        return self.latest.get(number) or (self.versions or {}).get(number)
+        return self.latest.get(number) or (self.versions or Versions()).get(number)
 
     def is_ready(self, number: str) -> bool:
         """Tell whether a version can be used. MLflow's own stores make no other."""
         known = self.known(number)
         return known is None or known.ready
-
-
-def holders_by_stage(versions: Mapping[str, KnownVersion]) -> dict[str, list[str]]:
-    """The watched stages' holders, the one that was updated last first."""
-    held: dict[str, list[str]] = {}
-    for number, version in versions.items():
-        if version.stage in WATCHED_STAGES:
-            held.setdefault(version.stage, []).append(number)
-    for numbers in held.values():
-        numbers.sort(key=lambda number: (-versions[number].updated, -int(number)))
-    return held

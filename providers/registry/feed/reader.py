@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.registry.feed.model_state import KnownVersion, ModelState, holders_by_stage
+from nighttrain.providers.registry.feed.model_state import KnownVersion, ModelState, Versions
 from nighttrain.providers.registry.feed.searches import Searches
 from nighttrain.providers.registry.versions import RegisteredModel
 
@@ -76,7 +76,7 @@ class _Known:
 
     created: int
     explained: int
-    versions: dict[str, KnownVersion] = field(default_factory=dict)
+    versions: Versions = field(default_factory=Versions)
 
     def has(self, version: ModelVersion) -> bool:
         """Tell whether the version is known as it is."""
@@ -192,28 +192,34 @@ class _Updates:
 
 def _updated(known: Mapping[str, _Known], updates: Iterable[ModelVersion]) -> dict[str, _Known]:
     """What is known, with the updates; what was known stays as it is, for a poll that fails later."""
-    after = {name: _Known(each.created, each.explained, dict(each.versions)) for name, each in known.items()}
+    new: dict[str, dict[str, KnownVersion]] = defaultdict(dict)
     for version in updates:
-        if version.name in after:
-            after[version.name].versions[version.version] = KnownVersion.of(version)
-    return after
+        told = KnownVersion.of(version)
+        if version.name in known and known[version.name].versions.get(version.version) != told:
+            new[version.name][version.version] = told
+    return {
+        name: replace(each, versions=Versions({**each.versions, **new[name]})) if name in new else each
+        for name, each in known.items()
+    }
 
 
 def _is_doubtful(known: _Known | None, model: Mapping[str, Any]) -> bool:
     """Tell whether something may have happened to the model's versions that no update tells of."""
-    if known is None or not all(version.ready for version in known.versions.values()):
+    if known is None or not known.versions.are_ready:
         return True
     if _updated_at(model) == known.explained:
         return False
-    newest = max((version.updated for version in known.versions.values()), default=0)
-    if newest < _updated_at(model):
+    if known.versions.newest < _updated_at(model):
         return True
     # A deletion before the update hides behind it. It matters if the version had its stage to show.
     latest = {version.stage: version.version for version in RegisteredModel.from_api(model).latest_versions}
     return any(
         known.versions[holders[0]].updated <= known.explained and latest.get(stage) != holders[0]
-        for stage, holders in holders_by_stage(known.versions).items()
+        for stage, holders in known.versions.by_stage.items()
     )
+
+
+_NO_VERSIONS = Versions()
 
 
 def _state(
@@ -224,7 +230,7 @@ def _state(
     tagged: Mapping[TagFilter, tuple[str, ...]],
 ) -> ModelState:
     if model is None:
-        return ModelState(name, versions={} if with_versions else None, tagged=tagged)
+        return ModelState(name, versions=_NO_VERSIONS if with_versions else None, tagged=tagged)
     registered = RegisteredModel.from_api(model)
     return ModelState(
         name,

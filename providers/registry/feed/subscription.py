@@ -6,10 +6,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.registry.feed.changes import compare
-
 if TYPE_CHECKING:
-    from nighttrain.providers.registry.feed.changes import Interest, View
+    from nighttrain.providers.registry.feed.changes import Interest
     from nighttrain.providers.registry.feed.model_state import ModelState
 
 
@@ -26,7 +24,7 @@ class Subscription:
         self.poll_seconds = poll_seconds
         self._states: deque[tuple[ModelState, int]] = deque()
         self._arrived = asyncio.Event()
-        self._last: View | None = None
+        self._last: ModelState | None = None
         self._error: Exception | None = None
 
     def offer(self, state: ModelState, noticed: int) -> None:
@@ -36,10 +34,9 @@ class Subscription:
         """
         if not self.interest.covered_by(state):
             return
-        view, _ = compare(self.interest, self._last, state, noticed)
-        if self._last is not None and view == self._last:
+        if self._last is not None and self.interest.sees_the_same(self._last, state):
             return
-        self._last = view
+        self._last = state
         self._states.append((state, noticed))
         self._arrived.set()
 

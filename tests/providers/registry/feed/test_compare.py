@@ -17,7 +17,7 @@ from nighttrain.providers.registry.feed.changes import (
     compare,
     followed,
 )
-from nighttrain.providers.registry.feed.model_state import KnownVersion, ModelState
+from nighttrain.providers.registry.feed.model_state import KnownVersion, ModelState, Versions
 from nighttrain.providers.registry.feed.outbox import Outbox, view_of_former_cursor
 from nighttrain.providers.registry.versions import ModelVersion
 
@@ -31,7 +31,7 @@ ACCEPTED = Interest("m", ChangeKind.TAG, "verdict", "accepted")
 def production(*held: str) -> ModelState:
     """Production's holders, the newest first."""
     known = {version: KnownVersion("Production", 100 - place, 1) for place, version in enumerate(held)}
-    return ModelState("m", created=1, versions=known)
+    return ModelState("m", created=1, versions=Versions(known))
 
 
 def champion(version: str | None) -> ModelState:
@@ -40,7 +40,7 @@ def champion(version: str | None) -> ModelState:
 
 def numbers(*held: int, created: int = 1) -> ModelState:
     known = {str(number): KnownVersion("None", 1, number) for number in held}
-    return ModelState("m", created=created if held else 0, versions=known)
+    return ModelState("m", created=created if held else 0, versions=Versions(known))
 
 
 def accepted(*held: str) -> ModelState:
@@ -115,7 +115,7 @@ def test_who_did_it_is_told_of_a_promotion_that_is_as_old_as_the_change(
     at = datetime.fromtimestamp(NOW / 1000 - 60 * minutes, UTC).isoformat()
     tags = {promotion.ACTOR_TAG: "anna", promotion.TIME_TAG: at}
     version = ModelVersion("m", "2", stage="Production", tags=tags, last_updated=NOW)
-    state = ModelState("m", created=1, versions={"2": KnownVersion.of(version)})
+    state = ModelState("m", created=1, versions=Versions({"2": KnownVersion.of(version)}))
     _, (change,) = compare(PRODUCTION, None, state, NOW + 5)
     assert (change.author, change.at, change.clock) == (author, NOW, Clock.MLFLOW)
 

@@ -20,7 +20,7 @@ from helpers.webhook_deliveries import Delivery, delivery
 from nighttrain.providers.registry.feed.changes import ChangeKind, Interest, View, compare
 from nighttrain.providers.registry.feed.deliveries import DeliveryCheck
 from nighttrain.providers.registry.feed.hub import Hub
-from nighttrain.providers.registry.feed.model_state import KnownVersion, ModelState
+from nighttrain.providers.registry.feed.model_state import KnownVersion, ModelState, Versions
 from nighttrain.providers.registry.feed.outbox import Outbox
 from nighttrain.providers.registry.feed.subscription import Subscription
 from nighttrain.providers.tracking.client import TrackingConfig
@@ -214,11 +214,11 @@ class Life:
     def truth(self, name: str) -> ModelState:
         model = self.registry.models.get(name)
         if model is None:
-            return ModelState(name, versions={}, tagged={TAG: ()})
+            return ModelState(name, versions=Versions(), tagged={TAG: ()})
         known = {str(v.version): KnownVersion(v.stage, v.updated, v.created) for v in model.versions.values()}
         tagged = tuple(str(v.version) for v in model.versions.values() if v.tags.get(TAG[0]) == TAG[1])
         aliases = {alias: str(version) for alias, version in model.aliases.items()}
-        return ModelState(name, model.created, model.updated, aliases, known, {TAG: tagged})
+        return ModelState(name, model.created, model.updated, aliases, Versions(known), {TAG: tagged})
 
     async def webhook(self, how: str) -> None:
         genuine = delivery(SECRET, self.timer, {"entity": "model_version_alias", "action": "created"})
