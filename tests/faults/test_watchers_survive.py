@@ -38,8 +38,15 @@ class Following:
 
     def events(self, asset: str) -> list[dict[str, Any]]:
         """The payloads of an asset's events, in the order in which Airflow stored them."""
-        found = self.stack.api("GET", "/assets/events", params={"limit": 100, "order_by": "id"}).json()
-        return [each["extra"]["payload"] for each in found["asset_events"] if each["name"] == asset]
+
+        def answer() -> Any:
+            # Airflow 3.3.2 answers 500 while a DAG run that an event made has not started.
+            found = self.stack.api("GET", "/assets/events", params={"limit": 100})
+            return found if found.status_code == 200 else None
+
+        told = until(answer, 60, "Airflow to list its events").json()["asset_events"]
+        found = sorted(told, key=lambda event: int(event["id"]))
+        return [each["extra"]["payload"] for each in found if each["name"] == asset]
 
     def wait(self, asset: str, version: str, seconds: float = 90) -> None:
         def arrived() -> bool:
