@@ -12,7 +12,8 @@ from airflow.plugins_manager import AirflowPlugin
 if TYPE_CHECKING:
     from nighttrain.sensors.webhook_receiver import Message, Receive, Send, WebhookReceiver
 
-URL_PREFIX = "/nighttrain/registry/webhook"
+URL_PREFIX = "/nighttrain/registry"
+"""A mount matches only what stands below it: the receiver is at ``/webhook``."""
 
 
 class _Lazily:

@@ -70,6 +70,9 @@ class WebhookReceiver:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        if not scope["path"].endswith("/webhook"):
+            await _answer(send, 404, "not here")
+            return
         if scope["method"] != "POST":
             await _answer(send, 405, "POST only")
             return

@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,11 +31,11 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from cryptography.fernet import Fernet
 
 from helpers.airflow_connections import connect_mlflow
-from helpers.mlflow_server import MLflowServer, free_port, running_mlflow
+from helpers.asgi_server import serving_app
+from helpers.mlflow_server import MLflowServer, running_mlflow
 from helpers.watched_triggers import AssetStore, Triggerer
 from nighttrain.providers.errors import TrackingError
 from nighttrain.providers.registry.feed.webhooks import PATH, register
@@ -290,18 +289,8 @@ async def webhooks(setting: Setting) -> AsyncIterator[None]:
         setting.nudge = secrets.token_hex()
 
     app = WebhookReceiver(secret=lambda: secret, nudge=nudge)
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", lifespan="off", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:  # noqa: ASYNC110 - uvicorn tells nobody
-            await asyncio.sleep(0.01)
+    with serving_app(app) as uri:
         async with MLflowClient(TrackingConfig(setting.mlflow.uri)) as client:
-            url = f"http://127.0.0.1:{port}{PATH}"
-            found = await register(client, name="bench", url=url, secret=secret)
+            found = await register(client, name="bench", url=f"{uri}{PATH}", secret=secret)
         assert not found.problem, found.problem
         yield
-    finally:
-        server.should_exit = True
-        thread.join()

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-import uvicorn
 from cryptography.fernet import Fernet
+from fastapi import FastAPI
 
-from helpers.mlflow_server import MLflowServer, free_port, running_mlflow, unique
+from helpers.asgi_server import serving_app
+from helpers.mlflow_server import MLflowServer, running_mlflow, unique
 from helpers.webhook_deliveries import Delivery, delivery
 from nighttrain.providers import commands
 from nighttrain.providers.registry.feed.deliveries import (
@@ -67,19 +68,8 @@ def receiver(clock: Callable[[], float] | None = None) -> Iterator[Receiving]:
     app = WebhookReceiver(
         secret=lambda: running.secret, nudge=running.nudge, clock=clock or (lambda: running.now)
     )
-    server = uvicorn.Server(
-        uvicorn.Config(app, port=(port := free_port()), log_level="warning", lifespan="off", ws="none")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        running.uri = f"http://127.0.0.1:{port}"
+    with serving_app(app) as running.uri:
         yield running
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture
@@ -152,8 +142,13 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def test_the_plugin_is_where_the_command_says() -> None:
-    (app,) = WebhookPlugin.fastapi_apps
-    assert app["url_prefix"] == URL_PREFIX == PATH
+    """In a FastAPI application, as Airflow mounts it."""
+    (described,) = WebhookPlugin.fastapi_apps
+    api_server = FastAPI()
+    api_server.mount(described["url_prefix"], described["app"])
+    with serving_app(api_server) as uri:
+        assert httpx.get(f"{uri}{PATH}", trust_env=False).status_code == 405
+        assert httpx.post(f"{uri}{URL_PREFIX}/other", trust_env=False).status_code == 404
 
 
 @pytest.fixture(scope="module")
