@@ -62,6 +62,7 @@ class _RegistrySensor(DeferringSensor):
         from nighttrain.sensors.triggers import RegistryTrigger
 
         condition = self._condition()
+        condition.interest.checked()
         self.log.info("Waiting for %s", condition)
         return RegistryTrigger(
             mlflow_conn_id=self.mlflow_conn_id,

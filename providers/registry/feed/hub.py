@@ -34,6 +34,10 @@ NUDGE_SECONDS = 1.0
 GATHER_SECONDS = 0.2
 """Before the first poll: subscribers that start together are in it together."""
 
+RETRY_SECONDS = 3.0
+"""Enough for a connection that MLflow had just closed. What takes longer is the next poll's: it is the next
+try."""
+
 Nudges: TypeAlias = "Callable[[], Awaitable[str | None]]"
 """Gives a mark that changes with every nudge; ``None`` where nobody nudges."""
 
@@ -45,6 +49,7 @@ class Hub:
     :param timer: seconds, for how long ago something was
     :param sleep: waits so many seconds
     :param nudges: what shortens the wait
+    :param retry_seconds: how long a request is tried again within one poll
     """
 
     def __init__(
@@ -55,9 +60,9 @@ class Hub:
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        # The next poll is the next try: trying again inside of one would only hold it up.
-        self._client = MLflowClient(dataclasses.replace(config, retry_seconds=0))
+        self._client = MLflowClient(dataclasses.replace(config, retry_seconds=retry_seconds))
         self._reader = RegistryReader(self._client, clock=timer)
         self._nudges, self._clock, self._sleep = nudges, clock, sleep
         self._subscribers: dict[str, set[Subscription]] = {}

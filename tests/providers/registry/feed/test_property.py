@@ -132,6 +132,7 @@ class Life:
             nudges=nudges,
             clock=lambda: self.registry.now / 1000,
             timer=lambda: self.timer,
+            retry_seconds=0,
         )
 
     async def step(self, step: str) -> None:
