@@ -210,9 +210,12 @@ class Supervisor:
         return VariableResult(key=message.key, value=self.value)
 
 
-async def test_a_nudge_shortens_the_wait(registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("before", ["one", None])
+async def test_a_nudge_shortens_the_wait(
+    registry: FakeRegistry, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
     supervisor = Supervisor()
-    supervisor.value = "one"
+    supervisor.value = before
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", supervisor, raising=False)
     registry.alias("m", "champion", registry.version("m"))
     registry.version("m")
@@ -222,4 +225,4 @@ async def test_a_nudge_shortens_the_wait(registry: FakeRegistry, monkeypatch: py
         await asyncio.sleep(1.5)
         assert len(triggerer.events) == 1, "what was there before is no nudge"
         supervisor.value = "two"
-        await triggerer.until(lambda events: len(events) == 2, seconds=5)
+        await triggerer.until(lambda events: len(events) == 2, seconds=15)

@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 NUDGE_SECONDS = 1.0
 """Between two looks for a nudge. It is one row of the orchestrator's own database."""
 
+FIRST_NUDGE_SECONDS = 5.0
+"""As long as nobody ever nudged."""
+
 GATHER_SECONDS = 0.2
 """Before the first poll: subscribers that start together are in it together."""
 
