@@ -7,9 +7,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.registry.feed.webhooks import (
-    EVENTS,
     KEY_HINT,
     SECRET_VARIABLE,
+    WEBHOOK_EVENTS,
     receiver_url,
     register,
     remove,
@@ -39,7 +39,9 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     adding.add_argument(
         "--airflow-url", required=True, help="as MLflow reaches it, e.g. https://airflow.example.com"
     )
-    adding.add_argument("--events", nargs="+", default=[*EVENTS], metavar="EVENT", help="all, if left out")
+    adding.add_argument(
+        "--events", nargs="+", default=[*WEBHOOK_EVENTS], metavar="EVENT", help="all, if left out"
+    )
     removing = actions.add_parser("remove", help="remove it from MLflow")
     for each in (adding, removing):
         each.add_argument("--mlflow-uri", required=True, help="credentials as MLflow's own client reads them")

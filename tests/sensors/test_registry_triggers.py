@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk.exceptions import ErrorType
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable, VariableResult
 
@@ -206,7 +207,7 @@ class Supervisor:
     async def asend(self, message: GetVariable) -> Any:
         assert message.key == NUDGE_VARIABLE
         if self.value is None:
-            return ErrorResponse()
+            return ErrorResponse(error=ErrorType.VARIABLE_NOT_FOUND, detail={"key": message.key})
         return VariableResult(key=message.key, value=self.value)
 
 

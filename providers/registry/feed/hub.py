@@ -161,19 +161,13 @@ class Hub:
                 wait.cancel()
 
     async def _listen(self, nudges: Nudges) -> None:
-        first = True
         while True:
             try:
-                # What was there before is no news.
-                if await self.nudged(nudges) and not first:
+                if await self.nudged(nudges):
                     self.look_now()
-                first = False
             except Exception:
                 _log.warning("Nudges cannot be read now; the polls go on", exc_info=True)
-            # Where nobody ever nudged there is little to listen for.
-            await self._sleep(
-                NUDGE_SECONDS if self._nudge is not None else max(NUDGE_SECONDS, self._interval)
-            )
+            await self._sleep(NUDGE_SECONDS if self._nudge is not None else FIRST_NUDGE_SECONDS)
 
     @property
     def _interval(self) -> float:

@@ -24,7 +24,7 @@ SECRET_VARIABLE = "NIGHTTRAIN_WEBHOOK_SECRET"  # noqa: S105
 SECRET_CHARACTERS = 16
 """At least: a signature can be tried at leisure by whoever saw one delivery."""
 
-EVENTS = (
+WEBHOOK_EVENTS = (
     "registered_model.created",
     "model_version.created",
     "model_version_alias.created",
@@ -69,7 +69,7 @@ def receiver_url(airflow_url: str) -> str:
 
 
 async def register(
-    client: MLflowClient, *, name: str, url: str, secret: str, events: Sequence[str] = EVENTS
+    client: MLflowClient, *, name: str, url: str, secret: str, events: Sequence[str] = WEBHOOK_EVENTS
 ) -> Registered:
     """Have MLflow send its events to ``url``, signed, and send one to try it. Repeating it changes nothing.
 
@@ -144,8 +144,8 @@ async def _problem(registry: MLflowClient, webhook_id: str) -> str:
 
 def _event(text: str) -> dict[str, str]:
     entity, _, action = text.partition(".")
-    if text not in EVENTS:
-        raise ConfigurationError("--events", text, f"MLflow sends {', '.join(EVENTS)}")
+    if text not in WEBHOOK_EVENTS:
+        raise ConfigurationError("--events", text, f"MLflow sends {', '.join(WEBHOOK_EVENTS)}")
     return {"entity": entity.upper(), "action": action.upper()}
 
 
