@@ -11,6 +11,7 @@ __all__ = [
     "MLflowHook",
     "ModelAliasSensor",
     "ModelStageSensor",
+    "ModelTagSensor",
     "ModelVersionSensor",
     "registered_model",
 ]
@@ -20,7 +21,12 @@ require("airflow.sdk", extra="airflow")
 if TYPE_CHECKING:
     from nighttrain.sensors.assets import registered_model
     from nighttrain.sensors.common.hooks import MLflowHook
-    from nighttrain.sensors.registry import ModelAliasSensor, ModelStageSensor, ModelVersionSensor
+    from nighttrain.sensors.registry import (
+        ModelAliasSensor,
+        ModelStageSensor,
+        ModelTagSensor,
+        ModelVersionSensor,
+    )
     from nighttrain.sensors.serving import EndpointReadySensor
 else:
     __getattr__, __dir__ = public_names(
@@ -30,6 +36,7 @@ else:
             "MLflowHook": "nighttrain.sensors.common.hooks",
             "ModelAliasSensor": "nighttrain.sensors.registry",
             "ModelStageSensor": "nighttrain.sensors.registry",
+            "ModelTagSensor": "nighttrain.sensors.registry",
             "ModelVersionSensor": "nighttrain.sensors.registry",
             "registered_model": "nighttrain.sensors.assets",
         },

@@ -1,4 +1,4 @@
-"""A registered model's stage or alias as an Airflow asset that starts DAGs when it changes."""
+"""A registered model's stage, alias, versions or tag as an Airflow asset that starts DAGs when it changes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def registered_model(
     alias: str | None = None,
     mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
     poll_seconds: float = DEFAULT_POLL_SECONDS,
+    versions: bool = False,
+    tag: str | None = None,
+    value: str | None = None,
 ) -> Asset:
     """An asset whose watcher starts the DAGs that are scheduled on it.
 
@@ -26,11 +29,15 @@ def registered_model(
 
     :param model_name: the registered model's name
     :param stage: ``Staging``, ``Production`` or ``Archived``
-    :param alias: an alias, such as ``champion``; exactly one of ``stage`` and ``alias``
+    :param alias: an alias, such as ``champion``; exactly one of ``stage``, ``alias``, ``versions`` and
+        ``tag``
     :param mlflow_conn_id: the ``mlflow`` connection
     :param poll_seconds: seconds between two looks at the registry (MLflow announces no stage transition by
-        itself)
-    :raises ConfigurationError: none or both of ``stage`` and ``alias``, or a name that MLflow cannot have
+        itself). All that follow one server share one poll, as often as the most impatient of them wants it
+    :param versions: each new version
+    :param tag: a tag's key: each version that gets the tag, with ``value``
+    :param value: the tag's value
+    :raises ConfigurationError: none or several of what can be followed, or a name that MLflow cannot have
     """
     if not model_name or any(c in model_name for c in "/:"):
         raise ConfigurationError("model_name", model_name, "must be a registered model's name: no / or :")
@@ -42,11 +49,18 @@ def registered_model(
         alias=alias,
         mlflow_conn_id=mlflow_conn_id,
         poll_seconds=poll_seconds,
+        versions=versions,
+        tag=tag,
+        value=value,
     )
-    kind, key = ("stage", stage) if stage is not None else ("alias", alias)
-    name = f"{model_name}-{kind}-{key}"
+    interest = trigger.interest.checked()
+    parts = [interest.kind.value, interest.key if tag is None else f"{tag}={value}"]
+    if stage is not None:
+        parts[1] = stage  # as it was written: Airflow knows the asset by it
+    name = "-".join([model_name, *parts])
+    place = "/".join(quote(part, safe="") for part in [model_name, *parts])
     return Asset(
         name=name,
-        uri=f"mlflow-model://{mlflow_conn_id}/{quote(model_name, safe='')}/{kind}/{quote(str(key), safe='')}",
+        uri=f"mlflow-model://{mlflow_conn_id}/{place}",
         watchers=[AssetWatcher(name=name, trigger=trigger)],
     )

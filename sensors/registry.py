@@ -48,19 +48,21 @@ class _RegistrySensor(DeferringSensor):
     def _condition(self) -> RegistryCondition:
         raise NotImplementedError
 
-    def _build(self, awaited: Awaited, key: str = "") -> RegistryCondition:
+    def _build(self, awaited: Awaited, key: str = "", value: str | None = None) -> RegistryCondition:
         return RegistryCondition(
             model_name=text_of("model_name", self.model_name),
             awaited=awaited,
             key=text_of(awaited.name.lower(), key),
             version=_number(self.version),
             newer_than=_number(self.newer_than),
+            value=value,
         )
 
     def _trigger(self) -> RegistryTrigger:
         from nighttrain.sensors.triggers import RegistryTrigger
 
         condition = self._condition()
+        condition.interest.checked()
         self.log.info("Waiting for %s", condition)
         return RegistryTrigger(
             mlflow_conn_id=self.mlflow_conn_id,
@@ -148,6 +150,29 @@ class ModelVersionSensor(_RegistrySensor):
 
     def _condition(self) -> RegistryCondition:
         return self._build(Awaited.VERSION)
+
+
+class ModelTagSensor(_RegistrySensor):
+    """Waits until a version of a model has a tag; of several the highest one counts.
+
+    :param model_name: the registered model (templated)
+    :param tag: the tag's key, for example ``nighttrain.verdict`` (templated)
+    :param value: the tag's value (templated)
+    :param version: the version it has to be; any, if left out (templated)
+    :param newer_than: only versions with a higher number count (templated)
+    :param mlflow_conn_id: the ``mlflow`` connection
+    :param deferrable: wait in the triggerer (the default) or in the worker
+    """
+
+    template_fields: Sequence[str] = (*_RegistrySensor.template_fields, "tag", "value")
+
+    def __init__(self, *, tag: str, value: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tag = tag
+        self.value = value
+
+    def _condition(self) -> RegistryCondition:
+        return self._build(Awaited.TAG, self.tag, text_of("value", self.value))
 
 
 def _number(value: str | int | None) -> str | None:

@@ -1,16 +1,14 @@
-"""Waiting for a stage, an alias or a version in the model registry."""
+"""Waiting for a stage, an alias, a version or a tag in the model registry."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from nighttrain.providers.errors import TrackingError
-from nighttrain.providers.registry.models import ModelRegistry
-from nighttrain.providers.tracking.client import MLflowClient
+from nighttrain.providers.registry.feed.hub import subscribe
 from nighttrain.sensors.common.connections import aget_mlflow
+from nighttrain.sensors.common.nudges import read_nudge
 from nighttrain.sensors.registry_condition import RegistryCondition
 from nighttrain.sensors.triggers.settling import Settling
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 class RegistryTrigger(BaseTrigger):
     """Waits until a condition holds in the model registry.
 
+    However many of them wait in a triggerer, MLflow is asked once for all that share a server and a user.
     The event is ``{"model_name", "version"}``. An outage of MLflow is waited out: the condition cannot be
     judged meanwhile, and the task's own time-out bounds the wait.
     """
@@ -45,16 +44,12 @@ class RegistryTrigger(BaseTrigger):
         silence = Settling()
         condition = RegistryCondition.from_dict(self.condition)
         mlflow = await aget_mlflow(self.mlflow_conn_id)
-        async with MLflowClient(mlflow.config) as client:
-            registry = ModelRegistry(client)
-            while True:
-                try:
-                    found = await condition.holder(registry)
-                except TrackingError as error:
-                    self.log.warning("MLflow cannot be asked now, will look again: %s", error)
-                    found = None
-                if found is not None:
-                    await silence.wait()
-                    yield TriggerEvent({"model_name": found.name, "version": found.version})
-                    return
-                await asyncio.sleep(self.poll_seconds)
+        async with subscribe(
+            mlflow.config, condition.interest, self.poll_seconds, nudges=read_nudge
+        ) as subscription:
+            found = None
+            while found is None:
+                state, _ = await subscription.next()
+                found = condition.fulfilled_by(state)
+        await silence.wait()
+        yield TriggerEvent({"model_name": condition.model_name, "version": found})

@@ -169,3 +169,43 @@ def test_a_cursor_of_somebody_else(mlflow: MLflowResource, cursor: str) -> None:
     ticks.cursor = cursor
     with pytest.raises(ConfigurationError, match="reset the sensor's cursor"):
         ticks.tick()
+
+
+def test_new_versions_and_tags(
+    make_model: MakeModel, mlflow_server: MLflowServer, mlflow: MLflowResource
+) -> None:
+    name = versions(make_model, mlflow_server, 1)
+    each = Ticks(registered_model_sensor(name="all", model_name=name, versions=True, target=deploy), mlflow)
+    tagged = Ticks(
+        registered_model_sensor(name="ok", model_name=name, tag="verdict", value="ok", target=deploy), mlflow
+    )
+    assert [request.tags["nighttrain/version"] for request in each.tick().run_requests] == ["1"]
+    assert tagged.tick().skip_message == f"nothing new of tag verdict = ok of {name}"
+    (first,) = mlflow_server.versions(name)
+    for _ in range(2):
+        mlflow_server.version(name, first["run_id"], first["source"].removeprefix("models:/"))
+    mlflow_server.call("POST", "model-versions/set-tag", name=name, version="2", key="verdict", value="ok")
+    requests = each.tick(keep_cursor=False).run_requests
+    assert [request.run_key for request in requests] == [f"{name}:version:latest:{n}:{n}" for n in (2, 3)]
+    assert [request.run_key for request in each.tick().run_requests] == [r.run_key for r in requests]
+    assert each.tick().skip_message == f"nothing new of the versions of {name}"
+    (request,) = tagged.tick().run_requests
+    assert (request.tags["nighttrain/version"], request.tags["nighttrain/tag"]) == ("2", "verdict")
+    with pytest.raises(ConfigurationError, match="exactly one"):
+        registered_model_sensor(name="x", model_name=name, versions=True, alias="champion", target=deploy)
+
+
+def test_a_cursor_of_the_form_before_is_followed_on(
+    make_model: MakeModel, mlflow_server: MLflowServer, mlflow: MLflowResource
+) -> None:
+    name = versions(make_model, mlflow_server, 2)
+    mlflow_server.stage(name, "1", "Production")
+    ticks = Ticks(
+        registered_model_sensor(name="follow", model_name=name, stage="Production", target=deploy), mlflow
+    )
+    seen = {"name": name, "stages": {"Production": "1"}, "holders": {"Production": ["1"]}, "updated": 1}
+    ticks.cursor = json.dumps({"seen": seen, "changes": 4})
+    assert ticks.tick().run_requests == []
+    mlflow_server.stage(name, "2", "Production")
+    (request,) = ticks.tick().run_requests
+    assert request.run_key == f"{name}:stage:Production:2:5"

@@ -43,6 +43,7 @@ SENSORS = [
     "nighttrain.sensors.registry.ModelStageSensor",
     "nighttrain.sensors.registry.ModelAliasSensor",
     "nighttrain.sensors.registry.ModelVersionSensor",
+    "nighttrain.sensors.registry.ModelTagSensor",
     "nighttrain.sensors.serving.EndpointReadySensor",
 ]
 
@@ -187,6 +188,7 @@ TAG_PREFIXES = tuple(
         "gate",
         "history",
         "promotion",
+        "verdict",
         "attempt",
         "outcome",
         "region",

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 
@@ -23,6 +23,8 @@ class Asked:
     path: str
     query: dict[str, str]
     headers: dict[str, str]
+    raw_query: str = ""
+    """As it came: a field may be there twice."""
 
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -48,7 +50,7 @@ class Proxy:
         self.asked.append(asked)
         if (judged := self.judge(asked)) is not None:
             return judged
-        query = f"?{urlencode(asked.query)}" if asked.query else ""
+        query = f"?{asked.raw_query}" if asked.raw_query else ""
         reply = httpx.request(
             asked.method,
             f"{self.upstream}{asked.path}{query}",
@@ -72,7 +74,7 @@ def proxy(upstream: str, judge: Judge) -> Iterator[Proxy]:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             parts = urlsplit(self.path)
             headers = {name.lower(): value for name, value in self.headers.items()}
-            asked = Asked(self.command, parts.path, dict(parse_qsl(parts.query)), headers)
+            asked = Asked(self.command, parts.path, dict(parse_qsl(parts.query)), headers, parts.query)
             status, fields, content = made.answer(asked, body)
             self.send_response(status)
             for name, value in {**fields, "content-length": str(len(content))}.items():

@@ -11,7 +11,8 @@ from helpers.mlflow_proxy import proxy, refused
 from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.providers.errors import ConfigurationError, ModelVersionNotFoundError
 from nighttrain.providers.registry.artifacts import verify
-from nighttrain.providers.registry.feed import diff, read_state
+from nighttrain.providers.registry.feed.changes import followed
+from nighttrain.providers.registry.feed.one_look import look
 from nighttrain.providers.registry.lineage import (
     DAG_RUN_TAG,
     JOB_TAG,
@@ -230,14 +231,15 @@ async def test_a_new_description_is_no_transition(
     name = make_model(made.name).name
     mlflow_server.stage(name, "1", "Production")
     mlflow_server.stage(name, "2", "Production")
-    before = await read_state(registry, name)
+    production = followed(name, stage="Production")
+    before, updated, _ = await look(registry.client, production, None, 0, 1)
     judged(mlflow_server, name, "1")
     judged(mlflow_server, name, "2")
     # The holder is who was updated last: an earlier one's description would make it the holder.
     assert not await refresh_description(registry, name, "1")
     assert await refresh_description(registry, name, "2")
     assert (await registry.version_in_stage(name, "Production")).version == "2"
-    assert diff(before, await read_state(registry, name, before)) == []
+    assert (await look(registry.client, production, before, updated, 2))[2] == []
 
 
 # What serves.
