@@ -23,11 +23,11 @@ from nighttrain.assets.workload import (
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import RegistryError, RunInTrashError
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
+from nighttrain.providers.measured import final_metrics
 from nighttrain.providers.registry.lineage import lineage_of
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.version_page import refreshed_if_possible
 from nighttrain.providers.registry.versions import ModelVersion, check_name
-from nighttrain.providers.tracking.measured import final_metrics
 from nighttrain.providers.tracking.names import MAX_DESCRIPTION, fit
 from nighttrain.providers.tracking.runs import Run
 

@@ -215,7 +215,7 @@ def _tracked(
     params: Mapping[str, str],
 ) -> TrackedWorkload:
     from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
-    from nighttrain.providers.tracking.nights import night_of, run_name
+    from nighttrain.providers.tracking.names import night_of, run_name
     from nighttrain.providers.tracking.runs import Lineage
 
     identity = WorkloadIdentity(

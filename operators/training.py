@@ -61,7 +61,7 @@ class TrainingJobOperator(WorkloadOperator):
         return task_context.without_secrets(read_params(parameters))
 
     async def _collect(self, attempt: Attempt, facts: dict[str, Any]) -> dict[str, Any]:
-        from nighttrain.providers.tracking.measured import final_metrics
+        from nighttrain.providers.measured import final_metrics
 
         run = await attempt.trained_run()
         models = await attempt.logged_models()

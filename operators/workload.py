@@ -208,7 +208,7 @@ class WorkloadOperator(WorkloadParameters):
 
     def _derived_run_name(self, context: Context) -> str:
         """By the night that the task is about; of a run without one, the day for which it was asked."""
-        from nighttrain.providers.tracking.nights import night_of, run_name
+        from nighttrain.providers.tracking.names import night_of, run_name
 
         lineage = task_context.lineage(context)
         night = night_of(lineage.data_interval_start, self._given_parameters())

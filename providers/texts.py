@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def text_of(field: str, value: object) -> str:
@@ -39,3 +43,16 @@ def as_texts(holder: object, *names: str) -> None:
     """
     for name in names:
         setattr(holder, name, text_or_none(name, getattr(holder, name)))
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length, the first one the head, under one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def one_line(text: str) -> str:
+    """``text`` on one line, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text).strip()

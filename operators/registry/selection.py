@@ -75,7 +75,7 @@ class SelectBestModelOperator(RegistryOperator):
 
 async def _asked(registry: ModelRegistry, result: Mapping[str, Any]) -> dict[str, Any]:
     from nighttrain.providers.errors import TrackingNotFoundError
-    from nighttrain.providers.tracking.measured import final_metrics
+    from nighttrain.providers.measured import final_metrics
     from nighttrain.providers.tracking.run_tree import RunTree
 
     try:

@@ -48,7 +48,7 @@ from nighttrain.providers.kubernetes.values.objects import (
 )
 from nighttrain.providers.kubernetes.values.submitted_workload import Workload
 from nighttrain.providers.kubernetes.values.timeouts import DEFAULT_MINIMUM_AGE_SECONDS
-from nighttrain.providers.text_tables import columns
+from nighttrain.providers.texts import columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,7 +15,7 @@ from nighttrain.providers.registry.history.entries import ANSWERS, INTENTIONS, K
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import Author, Change, roll_back
 from nighttrain.providers.registry.status import Held, ModelStatus, read_status
-from nighttrain.providers.text_tables import columns, one_line
+from nighttrain.providers.texts import columns, one_line
 from nighttrain.providers.tracking.client import MLflowClient
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from nighttrain.providers.errors import (
     TrackingRequestError,
     TrackingUnauthorizedError,
 )
-from nighttrain.providers.tracking.names import MAX_VERSION_TAG, fit
-from nighttrain.providers.tracking.nights import night_of
+from nighttrain.providers.tracking.names import MAX_VERSION_TAG, fit, night_of
 from nighttrain.providers.tracking.runs import Run, inherited
 from nighttrain.providers.tracking.tags import PREFIX, clean_tags
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError, NothingToSelectError, clip
-from nighttrain.providers.tracking.measured import NoNumber, read
+from nighttrain.providers.measured import NoNumber, read
 
 MAX_NAMED = 10
 """In a message: more trainings than a person reads."""

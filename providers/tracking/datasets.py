@@ -17,8 +17,7 @@ from nighttrain.providers.errors import (
     TrackingUnauthorizedError,
 )
 from nighttrain.providers.redaction import redact
-from nighttrain.providers.tracking.names import fit
-from nighttrain.providers.tracking.nights import night_of
+from nighttrain.providers.tracking.names import fit, night_of
 from nighttrain.providers.tracking.tags import PREFIX
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from nighttrain.providers.errors import TrackingError, TrackingMisconfiguredError
+from nighttrain.providers.measured import SYSTEM_METRICS, Measured, NoNumber, read
 from nighttrain.providers.tracking.client import MLflowClient
-from nighttrain.providers.tracking.measured import SYSTEM_METRICS, Measured, NoNumber, read
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from nighttrain.providers.tracking import measured
+from nighttrain.providers import measured
 from nighttrain.providers.tracking.names import fit_key
 from nighttrain.providers.tracking.tags import PREFIX, clean_tags
 

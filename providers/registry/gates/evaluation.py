@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError, ModelNotFoundError, ModelVersionNotFoundError
+from nighttrain.providers.measured import to_json
 from nighttrain.providers.registry.gates.recorded import NAMED_ALIAS, NAMED_VERSION
 from nighttrain.providers.registry.gates.rules.requirements import check_dotted_path
 from nighttrain.providers.registry.versions import check_alias, check_version
-from nighttrain.providers.tracking.measured import to_json
 from nighttrain.providers.tracking.tags import PREFIX
 
 if TYPE_CHECKING:

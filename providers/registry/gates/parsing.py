@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.measured import NoNumber, read
 from nighttrain.providers.registry.gates.recorded import CHAMPION
 from nighttrain.providers.registry.gates.rules.base import Rule
 from nighttrain.providers.registry.gates.rules.comparisons import BetterThan, NotWorseThan
@@ -25,7 +26,6 @@ from nighttrain.providers.registry.gates.rules.requirements import (
     SignatureCompatible,
 )
 from nighttrain.providers.registry.gates.rules.slices import EverySlice, is_every_slice
-from nighttrain.providers.tracking.measured import NoNumber, read
 
 MAX_LINE = 1_000
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from nighttrain.providers.errors import clip
+from nighttrain.providers.measured import to_json
 from nighttrain.providers.redaction import redact
 from nighttrain.providers.registry.gates.verdicts import VerdictKind
-from nighttrain.providers.tracking.measured import to_json
 
 FOLDER = "nighttrain"
 SLICES_FILE = f"{FOLDER}/slices.json"

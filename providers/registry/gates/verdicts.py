@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
+from nighttrain.providers.measured import Measured, NoNumber, plain, read
 from nighttrain.providers.registry.gates.markdown import markdown_row
-from nighttrain.providers.tracking.measured import Measured, NoNumber, plain, read
 
 
 class VerdictKind(Enum):

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import clip
+from nighttrain.providers.measured import plain
 from nighttrain.providers.redaction import redact
-from nighttrain.providers.tracking.measured import plain
 from nighttrain.providers.tracking.names import MAX_RUN_TAG
 
 if TYPE_CHECKING:

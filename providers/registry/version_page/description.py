@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nighttrain.providers.measured import Measured, NoNumber, read
 from nighttrain.providers.registry.gates.verdicts import VerdictKind, show_number
 from nighttrain.providers.registry.version_page.markdown import link, row, text
-from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 from nighttrain.providers.tracking.names import MAX_DESCRIPTION
 
 BEGIN, END = "<!-- nighttrain: written anew with each verdict -->", "<!-- /nighttrain -->"

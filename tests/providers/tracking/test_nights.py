@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nighttrain.providers.tracking.names import MAX_RUN_NAME, check_run_name
-from nighttrain.providers.tracking.nights import night_of, run_name
+from nighttrain.providers.tracking.names import MAX_RUN_NAME, check_run_name, night_of, run_name
 
 
 @pytest.mark.parametrize(

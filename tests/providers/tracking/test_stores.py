@@ -17,11 +17,11 @@ from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.measured import to_json
 from nighttrain.providers.registry.history.changes import Changes
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import Author, promote
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
-from nighttrain.providers.tracking.measured import to_json
 from nighttrain.providers.tracking.names import fit_run_name, read_params
 from nighttrain.providers.tracking.run_tree import RunTree
 from nighttrain.providers.tracking.runs import RUN_KEY_TAG, Lineage, RunKey

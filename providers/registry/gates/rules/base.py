@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nighttrain.providers.errors import ConfigurationError, clip
+from nighttrain.providers.measured import Measured, NoNumber, read
 from nighttrain.providers.registry.gates.recorded import CANDIDATE, CHAMPION, Recorded, Source
 from nighttrain.providers.registry.gates.verdicts import Evidence, VerdictKind, show_number, stored
-from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nighttrain.providers.measured import Measured, NoNumber, read
 from nighttrain.providers.registry.gates.recorded import CHAMPION
 from nighttrain.providers.registry.gates.rules.base import (
     MetricRule,
@@ -17,7 +18,6 @@ from nighttrain.providers.registry.gates.rules.base import (
     pair,
 )
 from nighttrain.providers.registry.gates.verdicts import Evidence, VerdictKind, show_number
-from nighttrain.providers.tracking.measured import Measured, NoNumber, read
 
 
 class Comparison(MetricRule):

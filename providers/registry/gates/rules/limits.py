@@ -18,7 +18,7 @@ from nighttrain.providers.registry.gates.rules.base import (
 from nighttrain.providers.registry.gates.verdicts import Evidence, VerdictKind
 
 if TYPE_CHECKING:
-    from nighttrain.providers.tracking.measured import Measured
+    from nighttrain.providers.measured import Measured
 
 _SAMPLE_NAMES = frozenset({"rows", "samples"})
 _DAY = 86_400.0

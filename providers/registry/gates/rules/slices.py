@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from nighttrain.providers.errors import ConfigurationError, clip
+from nighttrain.providers.measured import NoNumber, read
 from nighttrain.providers.registry.gates.recorded import CANDIDATE, Recorded, Source
 from nighttrain.providers.registry.gates.rules.base import (
     MetricRule,
@@ -18,7 +19,6 @@ from nighttrain.providers.registry.gates.rules.base import (
 from nighttrain.providers.registry.gates.rules.comparisons import BetterThan, NotWorseThan
 from nighttrain.providers.registry.gates.rules.limits import AtLeast, AtMost
 from nighttrain.providers.registry.gates.verdicts import Evidence, VerdictKind
-from nighttrain.providers.tracking.measured import NoNumber, read
 
 COUNTED = "rows"
 _SHOWN = 5

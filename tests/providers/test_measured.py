@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nighttrain.providers.measured import NoNumber, plain, read, to_float, to_json
 from nighttrain.providers.registry.gates.evaluation import group_measurements
-from nighttrain.providers.tracking.measured import NoNumber, plain, read, to_float, to_json
 from nighttrain.providers.tracking.progress import _latest, metrics_line
 from nighttrain.providers.tracking.runs import Run
 
