@@ -46,8 +46,11 @@ def sensor(**options: Any) -> dg.SensorDefinition:
 @pytest.mark.parametrize(
     ("define", "message"),
     [
-        (sensor, "stage, alias = .*name exactly one of the two"),
-        (lambda: sensor(stage="Production", alias="champion"), "stage, alias = .*name exactly one"),
+        (sensor, "stage, alias, versions, tag = .*name exactly one of them"),
+        (
+            lambda: sensor(stage="Production", alias="champion"),
+            "stage, alias, versions, tag = .*name exactly one",
+        ),
         (lambda: sensor(stage="Prod"), "stage = 'Prod'.*Staging, Production, Archived"),
         (lambda: sensor(stage="None"), "stage = 'None': can be followed: Staging"),
         (lambda: sensor(alias="v7"), "alias = 'v7'.*reserves"),

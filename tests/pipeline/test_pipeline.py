@@ -9,6 +9,7 @@ import textwrap
 from datetime import UTC, datetime
 from subprocess import run
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -73,7 +74,7 @@ def test_worker_killed_in_mid_training_leaves_one_job_one_run_one_version(pipeli
     lineage = _tags(child)
     assert lineage["nighttrain.job_uid"] == job["metadata"]["uid"]
     assert lineage["nighttrain.run_id"] == run_id
-    assert "/dags/worker_killed/runs/" in version["description"]
+    assert "/dags/worker_killed/runs/" in unquote(version["description"])
     links = pipeline.links("worker_killed", run_id, "train")
     assert links["MLflow run"].endswith(f"/runs/{child['info']['run_id']}")
     assert links["Workload"].endswith(f"/jobs/{job['metadata']['name']}")
