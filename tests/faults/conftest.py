@@ -14,6 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kill-seeds", type=int, help="how many random schedules (8 by default)")
     group.addoption("--kill-plan", help="run this plan, as a failed test printed it")
     group.addoption("--kill-every", action="store_true", help="every fault at every boundary, not a sample")
+    group.addoption("--kill-flow", help="of --kill-every, the flows whose names begin so: judge, say")
     group.addoption("--kill-part", default="1/1", help="of --kill-every, a part: 2/4 is the second quarter")
     group.addoption("--kill-skip", type=int, default=0, help="leave out so many: an interrupted run goes on")
     group.addoption("--kill-rounds", type=int, help="how often a real worker is killed (1 by default)")

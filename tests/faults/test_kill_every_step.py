@@ -119,6 +119,8 @@ def test_every_fault_at_every_boundary_breaks_no_promise(
 ) -> None:
     every = every_boundary(recorded)
     if request.config.getoption("--kill-every", default=False):
+        begin = request.config.getoption("--kill-flow", default=None) or ""
+        every = [(name, plan) for name, plan in every if name.startswith(begin)]
         part, parts = map(int, request.config.getoption("--kill-part", default="1/1").split("/"))
         chosen = every[part - 1 :: parts][request.config.getoption("--kill-skip", default=0) :]
         print(f"{len(every)} boundaries of {len(recorded)} flows, of which {len(chosen)} run")
