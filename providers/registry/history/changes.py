@@ -23,6 +23,7 @@ from nighttrain.providers.errors import (
     RegistryError,
     TrackingBusyError,
     TrackingRequestError,
+    TrackingUnauthorizedError,
 )
 from nighttrain.providers.registry.history.earlier import carried_over
 from nighttrain.providers.registry.history.entries import INTENTIONS, Entry, Kind, Move, as_many_as_fit
@@ -155,6 +156,12 @@ class Changes:
         """
         try:
             await self._move(entry.moves, last.number)
+        except TrackingUnauthorizedError as error:
+            if last is not entry:
+                raise  # somebody else's change is for somebody else to finish
+            # Nobody with more rights is to do later what this one may not.
+            await self._take_back(entry, last)
+            return await self._close(last, Kind.ABANDONED, entry, reason=str(error))
         except _ImpossibleMoveError as error:
             await self._take_back(entry, last)
             return await self._close(last, Kind.ABANDONED, entry, reason=str(error))
@@ -164,8 +171,8 @@ class Changes:
         for move in entry.back:
             try:
                 await self._move([move], last.number)
-            except _ImpossibleMoveError:
-                continue  # that version is gone, too
+            except (_ImpossibleMoveError, TrackingUnauthorizedError):
+                continue  # that version is gone, too, or was never moved
 
     async def _close(self, last: Entry, kind: Kind, entry: Entry, reason: str = "") -> Entry:
         ledger = Ledger(self.model, (last,), last.number, last.digest)

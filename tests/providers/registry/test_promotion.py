@@ -6,22 +6,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.dying_client import CrashError, DyingClient
+from helpers.mlflow_proxy import Answer, Asked, proxy, refused
 from nighttrain.providers.errors import (
     ConfigurationError,
     ModelVersionNotFoundError,
     NothingToUndoError,
     PromotedSinceError,
+    RegistryError,
 )
 from nighttrain.providers.registry.gates import judge
 from nighttrain.providers.registry.history.changes import Changes
-from nighttrain.providers.registry.history.entries import Kind
+from nighttrain.providers.registry.history.entries import Entry, Kind, Move
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import NOBODY, Author, promote, roll_back
-from nighttrain.providers.tracking.client import TrackingConfig
+from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
     from helpers.mlflow_server import MakeModel, MLflowServer
-    from nighttrain.providers.registry.history.entries import Entry
 
 pytestmark = pytest.mark.mlflow
 
@@ -243,6 +244,46 @@ async def test_what_the_version_before_left_half_done_is_finished(
     await roll_back(registry, name, alias="champion")
     aliases, stages = await held(registry, name)
     assert (aliases["champion"], stages) == ("1", {"1": "Production", "2": "None"})
+
+
+async def test_what_somebody_may_not_move_is_given_up_and_done_by_nobody_with_more_rights(
+    mlflow_server: MLflowServer, registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 3)
+    await promote(registry, name, 1)
+
+    def judge(asked: Asked) -> Answer | None:
+        moves = asked.method != "GET" and asked.path.endswith("registered-models/alias")
+        return refused(403, "PERMISSION_DENIED") if moves else None
+
+    with proxy(mlflow_server.uri, judge) as before:
+        async with MLflowClient(TrackingConfig(before.uri)) as client:
+            with pytest.raises(RegistryError, match="403"):
+                await promote(ModelRegistry(client), name, 2)
+    kinds = [each.kind for each in await entries(registry, name)]
+    assert kinds == [Kind.PROMOTION, Kind.DONE, Kind.PROMOTION, Kind.ABANDONED]
+    assert (await promote(registry, name, 3)).previous_version == "1"
+    assert (await held(registry, name))[0] == {"champion": "3"}
+
+
+async def test_a_change_that_cannot_be_made_any_more_is_given_up_by_whoever_takes_it_over(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 3)
+    await promote(registry, name, 1)
+    history = Changes(registry, name).history
+    moves = (Move("2", alias="champion"), Move("2", stage="Production", archive=True))
+    back = (Move("2", stage="None"), Move("1", alias="champion"))
+    begun = Entry(number=0, kind=Kind.PROMOTION, model=name, version="2", moves=moves, back=back)
+    await history.append(await history.read(), begun)
+    await registry.set_alias(name, "champion", 2)
+    await registry.delete_version(name, 2)
+    assert (await promote(registry, name, 3, patience=0)).changed
+    kinds = [each.kind for each in await entries(registry, name)]
+    assert kinds[2:5] == [Kind.PROMOTION, Kind.TAKEN_OVER, Kind.ABANDONED]
+    assert (await held(registry, name))[0] == {"champion": "3"}
+    await roll_back(registry, name)
+    assert (await held(registry, name))[0] == {"champion": "1"}
 
 
 CALLS = 60
