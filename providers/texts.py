@@ -46,7 +46,8 @@ def as_texts(holder: object, *names: str) -> None:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length, the first one the head, under one another."""
+    """Rows of equal length, the first one the head, under one another; each cell on one line."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -9,7 +9,13 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.commands.environment import add_mlflow_uri, required_tracking
-from nighttrain.providers.errors import clip
+from nighttrain.providers.errors import (
+    ConfigurationError,
+    RegistryError,
+    TrackingError,
+    TrackingRequestError,
+    clip,
+)
 from nighttrain.providers.registry.history.changes import Changes
 from nighttrain.providers.registry.history.entries import ANSWERS, INTENTIONS, Kind
 from nighttrain.providers.registry.models import ModelRegistry
@@ -135,8 +141,17 @@ def _status(options: argparse.Namespace) -> bool:
 async def _read_status(options: argparse.Namespace) -> list[ModelStatus]:
     async with MLflowClient(required_tracking(options.mlflow_uri)) as client:
         registry = ModelRegistry(client)
-        names = [options.model] if options.model else await registry.model_names()
-        return [await read_status(registry, name) for name in names]
+        if options.model:
+            return [await read_status(registry, options.model)]
+        return [await _status_or_fault(registry, name) for name in await registry.model_names()]
+
+
+async def _status_or_fault(registry: ModelRegistry, name: str) -> ModelStatus:
+    """How one of many stands: what is wrong with it does not hide the others."""
+    try:
+        return await read_status(registry, name)
+    except (ConfigurationError, RegistryError, TrackingRequestError) as error:
+        return ModelStatus(model=name, faults=(str(error),))
 
 
 def status_text(status: ModelStatus) -> str:
@@ -145,10 +160,10 @@ def status_text(status: ModelStatus) -> str:
     rows += _held_rows("alias", status.aliases)
     rows += _held_rows("stage", status.stages)
     rows += _held_rows("serves at", status.serving)
-    lines = [status.model, columns(rows) if len(rows) > 1 else "holds no alias and no stage"]
-    lines += [f"verdict: version {v} {kind}: {_cell(summary)}" for v, kind, summary in status.verdicts]
+    lines = [one_line(status.model), columns(rows) if len(rows) > 1 else "holds no alias and no stage"]
+    lines += [f"verdict: version {v} {_cell(kind)}: {_cell(summary)}" for v, kind, summary in status.verdicts]
     lines += [f"waiting: {one_line(sentence)}" for sentence in status.waiting]
-    lines += [f"FAULT: {fault}" for fault in status.faults]
+    lines += [f"FAULT: {one_line(fault)}" for fault in status.faults]
     return "\n".join(lines)
 
 
@@ -167,15 +182,22 @@ def _held_rows(kind: str, held: Iterable[Held]) -> list[tuple[str, ...]]:
 
 
 def _rollback(options: argparse.Namespace) -> bool:
-    change = asyncio.run(_roll_back(options))
+    try:
+        change = asyncio.run(_roll_back(options))
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}\nThe rollback may be begun: the same command finishes it, and does not go back twice. "
+            f"nighttrain history {options.model} says how far it is"
+        ) from error
     where = change.alias or change.stage or "the stage"
     if change.changed:
-        print(
+        text = (
             f"{change.name}: {where} is on {_version(change.version)} again; it was on "
             f"{_version(change.previous_version)} (entry {change.number})"
         )
     else:
-        print(f"{change.name}: {where} is on {_version(change.version)} already")
+        text = f"{change.name}: {where} is on {_version(change.version)} already"
+    print(one_line(text))
     return True
 
 

@@ -174,6 +174,9 @@ async def roll_back(
     target = None if to is None else check_version(to)
     withdrawn = None if withdraws is None else check_version(withdraws)
     seen = Change(name=name, version=None, alias=alias, stage=stage)
+    changes = Changes(registry, name, patience=patience, clock=clock)
+    if target is None and (repeated := await _same_rollback(changes, alias, author or Author())):
+        return _rolled_back(name, repeated, alias)
 
     async def decide(ledger: Ledger, state: State) -> Entry | None:
         nonlocal seen
@@ -184,6 +187,8 @@ async def roll_back(
         seen = Change(name=name, version=holder, alias=moved, stage=scope[1])
         if (target is not None and holder == target) or (withdrawn is not None and holder != withdrawn):
             return None
+        if target is None:
+            _check_plain(name, ledger, last)
         if undone:
             back = _back(ledger, state, undone)
         elif target and withdrawn:
@@ -203,7 +208,7 @@ async def roll_back(
         )
         return (author or Author()).signed(entry)
 
-    entry = await Changes(registry, name, patience=patience, clock=clock).make(decide)
+    entry = await changes.make(decide)
     return seen if entry is None else _made(seen, entry)
 
 
@@ -286,6 +291,46 @@ def _held_by(
     return alias, stage
 
 
+async def _same_rollback(changes: Changes, alias: str | None, author: Author) -> Entry | None:
+    """The rollback that the same author began already, finished now: to repeat it is not to go back twice."""
+    ledger = await changes.history.read()
+    signed = author.signed(Entry(number=0, kind=Kind.ROLLBACK, model=changes.model))
+    # A DAG run rolls back once. Somebody at a terminal may mean it when they say it again.
+    begun = ledger.unfinished or (ledger.made_last if signed.dag_run else None)
+    if begun is None or begun.kind is not Kind.ROLLBACK or (alias and begun.alias != alias):
+        return None
+    if (begun.actor, begun.dag_run) != (signed.actor, signed.dag_run):
+        return None
+    closing = (await changes.settled())[0].closing(begun.number)
+    return begun if closing is not None and closing.kind is Kind.DONE else None
+
+
+def _rolled_back(name: str, entry: Entry, alias: str | None) -> Change:
+    return Change(
+        name=name,
+        version=entry.version,
+        alias=alias or entry.alias,
+        stage=_stage_given(entry.moves),
+        previous_version=entry.previous_version,
+        number=entry.number,
+    )
+
+
+def _check_plain(name: str, ledger: Ledger, last: Entry | None) -> None:
+    """Refuse to guess where to go back to."""
+    if ledger.faults:
+        raise NothingToUndoError(
+            f"the history of {name!r} has faults: {'; '.join(ledger.faults[:3])}. Say which version to go "
+            "back to"
+        )
+    if last is not None and last.kind is Kind.OUTSIDE:
+        moves = ", ".join(map(str, last.moves))
+        raise NothingToUndoError(
+            f"{moves} of {name!r} was moved without nighttrain (entry {last.number}, before: "
+            f"{_shown(last.previous_version)}). Say which version to go back to"
+        )
+
+
 def _holder(state: State, alias: str | None, stage: str | None, last: Entry | None) -> str | None:
     if alias is not None:
         return state.aliases.get(alias)
@@ -300,8 +345,10 @@ def _to_undo(
     """The last entry in effect, and those to undo from it on; none where nothing leads back to ``target``."""
 
     def concerns(entry: Entry) -> bool:
+        if not _is_possible(entry, state):
+            return False
         if alias is not None:
-            return any(move.alias == alias for move in entry.moves)
+            return any(move.alias == alias for move in entry.back)
         if stage is not None:
             return entry.alias is None and entry.stage == stage
         # A stage that somebody moved by hand is no promotion.
@@ -317,6 +364,12 @@ def _to_undo(
         if entry.previous_version == target:
             return last, same[: number + 1]
     return last, []
+
+
+def _is_possible(entry: Entry, state: State) -> bool:
+    """Tell whether the versions that the alias would go back to are there."""
+    back = [move.version for move in entry.back if move.alias is not None and move.version is not None]
+    return all(state.version(version) is not None for version in back)
 
 
 def _from_records(
@@ -353,7 +406,8 @@ def _back(ledger: Ledger, state: State, undone: Sequence[Entry]) -> tuple[Move, 
     if len(undone) == 1:
         entry = undone[0]
         version = state.version(entry.version)
-        stands = entry.stage is None or version is None or version.stage == entry.stage
+        holders = state.holders(entry.stage or "")
+        stands = entry.stage is None or version is None or version.stage == entry.stage or not holders
         # Another promotion may have taken the stage since, and keeps it.
         return tuple(move for move in entry.back if stands or move.alias is not None)
     after = ledger.holdings

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import (
+    ConfigurationError,
     HistoryMovedError,
     ModelNotFoundError,
     ModelVersionNotFoundError,
@@ -101,11 +103,28 @@ class Changes:
             return written
 
     async def note(self, entry: Entry) -> Entry:
-        """Write an entry that moves nothing."""
+        """Write an entry that moves nothing; what is unfinished stays so."""
         while True:
-            ledger, _ = await self.settled()
             try:
-                return await self.history.append(ledger, entry)
+                return await self.history.append(await self.history.read(), entry)
+            except HistoryMovedError:
+                await self._pause()
+
+    async def recorded(self) -> Ledger:
+        """The history, with an entry for what moved without it. Nothing is moved, nor taken over.
+
+        :raises ModelNotFoundError: no such model
+        :raises TrackingError: MLflow does not answer, or refuses
+        """
+        while True:
+            ledger = await self.history.read()
+            if ledger.unfinished is not None:
+                return ledger
+            found = self._difference(ledger, await read_state(self.registry, self.model))
+            if found is None or found.kind in INTENTIONS:
+                return ledger
+            try:
+                await self.history.append(ledger, found)
             except HistoryMovedError:
                 await self._pause()
 
@@ -142,11 +161,16 @@ class Changes:
             await self._sleep(LOOK_SECONDS)
             if await self.history.has_moved_past(last):
                 return
+        state = await read_state(self.registry, self.model)
         taken = await self.history.append(
             ledger,
             Entry(number=0, kind=Kind.TAKEN_OVER, model=self.model, takes_over=unfinished.number),
         )
-        await self._carry_out(unfinished, taken)
+        if _was_overruled(unfinished, ledger, state):
+            reason = "somebody moved it by hand since"
+            await self._close(taken, Kind.ABANDONED, unfinished, reason=reason)
+        else:
+            await self._carry_out(unfinished, taken)
 
     async def _carry_out(self, entry: Entry, last: Entry) -> Entry:
         """Make the moves of an entry and close it; the entry that closes it.
@@ -187,7 +211,7 @@ class Changes:
                 raise HistoryMovedError(f"another process finished the change of {self.model!r}")
             try:
                 await self._move_one(move)
-            except (ModelVersionNotFoundError, ModelNotFoundError) as error:
+            except (ModelVersionNotFoundError, ModelNotFoundError, ConfigurationError) as error:
                 raise _ImpossibleMoveError(str(error)) from error
             except TrackingRequestError as error:
                 if isinstance(error, TrackingBusyError) or not 400 <= error.status < 500:
@@ -212,10 +236,13 @@ class Changes:
         moved = as_many_as_fit(expected.towards(state.holdings, gone=state.gone(expected)))
         if not moved:
             return None
-        back = expected.undoing(moved)
         if _are_late(moved, self._recently_taken_over(ledger)):
+            back = expected.undoing(moved)
             return Entry(number=0, kind=Kind.RESTORED, model=self.model, moves=back, back=moved)
         aliased = next((move for move in moved if move.alias is not None), moved[0])
+        # One entry for each alias, so that each can be undone by itself.
+        moved = tuple(move for move in moved if move.alias is None or move is aliased)
+        back = expected.undoing(moved)
         return Entry(
             number=0,
             kind=Kind.OUTSIDE,
@@ -237,12 +264,25 @@ class Changes:
         for taken in ledger.entries:
             entry = ledger.entry(taken.takes_over)
             if entry is not None and now - _seconds(taken.at) < LATE_SECONDS:
-                found.append(entry)
+                closing = ledger.closing(entry.number)
+                given_up = closing is not None and closing.kind is Kind.ABANDONED
+                found.append(entry if given_up else replace(entry, back=()))
         return found
 
 
 class _ImpossibleMoveError(Exception):
     """MLflow refuses the move, and would however often it is asked."""
+
+
+def _was_overruled(entry: Entry, ledger: Ledger, state: State) -> bool:
+    """Tell whether an alias that it moves is where neither it nor what was before it has put it."""
+    before = ledger.holdings.aliases
+    return any(
+        state.aliases.get(move.alias) not in (before.get(move.alias), move.version)
+        for move in entry.moves
+        # A version that was deleted took its alias along: that is nobody's word.
+        if move.alias is not None and (move.version is None or state.version(move.version) is not None)
+    )
 
 
 def _are_late(moved: Sequence[Move], taken_over: Sequence[Entry]) -> bool:

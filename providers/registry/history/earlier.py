@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.registry.history.entries import Entry, Kind, Move, as_many_as_fit, text
-from nighttrain.providers.registry.versions import ACTIVE_STAGES
+from nighttrain.providers.registry.versions import ACTIVE_STAGES, STAGES
 from nighttrain.providers.tracking.tags import PREFIX
 
 if TYPE_CHECKING:
@@ -77,9 +77,23 @@ def recorded(version: ModelVersion | None) -> Record | None:
         kept = {key: value for key, value in values.items() if key in known}
         kept["stage_holders"] = tuple(map(str, kept.get("stage_holders") or ()))
         kept["state"] = RecordState(kept.get("state", RecordState.DONE))
-        return Record(**{**kept, "version": version.version})
+        record = Record(**{**kept, "version": version.version})
+        return record if _is_sound(record) else None
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _is_sound(record: Record) -> bool:
+    """Tell whether it can be what nighttrain wrote: its moves will be made."""
+    versions = [*record.stage_holders, *([record.previous_version] if record.previous_version else [])]
+    stages = [each for each in (record.stage, record.previous_stage) if each is not None]
+    texts = (record.actor, record.reason, record.evidence, record.at, record.alias or "")
+    return (
+        all(isinstance(each, str) and each.isascii() and each.isdigit() for each in versions)
+        and all(each in STAGES for each in stages)
+        and all(isinstance(each, str) for each in texts)
+        and record.previous_version != record.version
+    )
 
 
 def carried_over(model: str, state: State) -> Entry | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import clip
 from nighttrain.providers.measured import plain
 from nighttrain.providers.redaction import redact
+from nighttrain.providers.registry.versions import STAGES
 from nighttrain.providers.tracking.names import MAX_RUN_TAG
 
 if TYPE_CHECKING:
@@ -151,7 +152,13 @@ class Entry:
         read: dict[str, Any] = {name: value for name, value in values.items() if name in known}
         read |= {"kind": Kind(values["kind"]), "undoes": tuple(values.get("undoes", ()))}
         for name in ("moves", "back"):
-            read[name] = tuple(Move(**move) for move in values.get(name, ()))
+            read[name] = tuple(_read_move(move) for move in values.get(name, ()))
+        for name in ("model", "actor", "approver", "reason", "evidence", "dag_run", "at", "previous"):
+            _check(isinstance(read.get(name, ""), str), name)
+        for name in ("version", "previous_version"):
+            _check(_is_version(read.get(name)), name)
+        for number in (read.get("finishes"), read.get("takes_over"), *read["undoes"]):
+            _check(number is None or isinstance(number, int), "a number")
         return cls(**read)
 
     def to_json(self) -> str:
@@ -173,6 +180,23 @@ class Entry:
             if len(entry.to_json()) <= MAX_RUN_TAG:
                 break
         return entry
+
+
+def _read_move(values: Mapping[str, Any]) -> Move:
+    move = Move(**values)
+    _check(_is_version(move.version), "a move's version")
+    _check(move.alias is None or isinstance(move.alias, str), "a move's alias")
+    _check(move.stage is None or move.stage in STAGES, "a move's stage")
+    return move
+
+
+def _is_version(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.isascii() and value.isdigit())
+
+
+def _check(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{what} is none")
 
 
 def as_many_as_fit(moves: Sequence[Move]) -> tuple[Move, ...]:

@@ -137,6 +137,12 @@ class Ledger:
                 found.append(entry)
         return tuple(found)
 
+    @property
+    def made_last(self) -> Entry | None:
+        """The last entry that moved something."""
+        made = self._made()
+        return made[-1] if made else None
+
     def moved_last(self, *, alias: str | None = None, version: str | None = None) -> Entry | None:
         """The last entry that moved that alias, or that version's stage."""
 

@@ -34,7 +34,7 @@ async def notice(
     ledger = await changes.history.read()
     # A change that is under way explains it, too, and is not waited for.
     found = _explains(ledger.unfinished, version, alias, stage) or _last(ledger, version, alias, stage)
-    return found or _last((await changes.settled())[0], version, alias, stage)
+    return found or _last(await changes.recorded(), version, alias, stage)
 
 
 def _last(ledger: Ledger, version: str | None, alias: str | None, stage: str | None) -> Entry | None:

@@ -20,6 +20,7 @@ from nighttrain.providers.errors import (
     HistoryMovedError,
     TrackingNotFoundError,
     TrackingTrashError,
+    TrackingUnreachableError,
 )
 from nighttrain.providers.registry.history.entries import Entry, digest_of
 from nighttrain.providers.registry.history.ledger import Ledger
@@ -74,7 +75,7 @@ class History(RunStore):
         last = _last_number(runs)
         while True:
             number = len(found) + 1
-            each = await self._at(number, runs.get(number, []))
+            each = await self._at(number, runs.get(number, []), is_last=number == last)
             if each is None and number > last:
                 return _ledger(self.model, found)
             found.append(each or _Found(number, None, "", (f"entry {number} is gone",)))
@@ -104,7 +105,8 @@ class History(RunStore):
         if not won or await self._was_finished_by_another(entry.number, run.run_id):
             await self.discard(run.run_id)
             raise HistoryMovedError(_moved(entry))
-        await self.close(run.run_id, RunStatus.FINISHED)
+        with suppress(TrackingUnreachableError):  # whoever reads it next does so: it is elected
+            await self.close(run.run_id, RunStatus.FINISHED)
         return entry
 
     async def has_moved_past(self, number: int) -> bool:
@@ -139,19 +141,20 @@ class History(RunStore):
         }
         for run in map(Run.from_api, await self.client.search("runs", asked)):
             number = run.tags.get(NUMBER_TAG, "")
-            if HISTORY_ENTRY_TAG in run.tags and number.isascii() and number.isdigit():
+            if HISTORY_ENTRY_TAG in run.tags and number.isascii() and number.isdigit() and len(number) < 10:
                 by_number[int(number)].append(run)
         return by_number
 
-    async def _at(self, number: int, runs: Sequence[Run]) -> _Found | None:
+    async def _at(self, number: int, runs: Sequence[Run], *, is_last: bool) -> _Found | None:
         finished = [run for run in runs if _is_finished(run)]
-        if len(finished) == 1:
+        # Of the last one only the election says what it was; of the others the one after it does.
+        if len(finished) == 1 and not is_last:
             return _found(number, finished[0])
         elected = await self._election(number).elected()
         if elected is None and not finished:
             return None
         run_id, _, digest = (elected or "").partition(" ")
-        of_two = (f"two runs say that they are entry {number}",) if finished else ()
+        of_two = (f"two runs say that they are entry {number}",) if len(finished) > 1 else ()
         chosen = next((run for run in runs if run.run_id == run_id), finished[0] if finished else None)
         if chosen is None:
             return _Found(number, None, digest, (f"entry {number} is gone",))
@@ -160,7 +163,10 @@ class History(RunStore):
                 await self.close(chosen.run_id, RunStatus.FINISHED)  # its writer died before it could
         found = _found(number, chosen)
         changed = (f"entry {number} was changed after it was written",) if digest != found.digest else ()
-        return replace(found, faults=(*found.faults, *of_two, *(changed if elected else ())))
+        if not elected:
+            return replace(found, faults=(*found.faults, *of_two))
+        # The next entry names what was elected, so that the change is told by whoever reads it later.
+        return replace(found, digest=digest, faults=(*found.faults, *of_two, *changed))
 
     async def _was_finished_by_another(self, number: int, run_id: str) -> bool:
         """Tell whether that number was given once already: its election is gone with MLflow's trash."""

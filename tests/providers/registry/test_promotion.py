@@ -13,12 +13,14 @@ from nighttrain.providers.errors import (
     NothingToUndoError,
     PromotedSinceError,
     RegistryError,
+    TrackingError,
 )
 from nighttrain.providers.registry.gates import judge
 from nighttrain.providers.registry.history.changes import Changes
 from nighttrain.providers.registry.history.entries import Entry, Kind, Move
+from nighttrain.providers.registry.history.noticing import notice
 from nighttrain.providers.registry.models import ModelRegistry
-from nighttrain.providers.registry.promotion import NOBODY, Author, promote, roll_back
+from nighttrain.providers.registry.promotion import NOBODY, Author, note, promote, roll_back
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
 if TYPE_CHECKING:
@@ -164,7 +166,9 @@ async def test_what_moved_without_nighttrain_becomes_an_entry(
         "version 2 -> stage Production",
     ]
     await roll_back(registry, name)
-    await roll_back(registry, name)
+    with pytest.raises(NothingToUndoError, match=r"moved without nighttrain \(entry 3, before: version 1\)"):
+        await roll_back(registry, name)
+    await roll_back(registry, name, to=1)
     assert await held(registry, name) == ({"champion": "1"}, {"1": "Production", "2": "None", "3": "None"})
 
 
@@ -284,6 +288,125 @@ async def test_a_change_that_cannot_be_made_any_more_is_given_up_by_whoever_take
     assert (await held(registry, name))[0] == {"champion": "3"}
     await roll_back(registry, name)
     assert (await held(registry, name))[0] == {"champion": "1"}
+
+
+async def test_a_rollback_that_is_repeated_after_an_error_goes_back_once(
+    mlflow_server: MLflowServer, registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 3)
+    for version in (1, 2, 3):
+        await promote(registry, name, version, stage="Production")
+
+    def judge(asked: Asked) -> Answer | None:
+        moves = asked.method != "GET" and asked.path.endswith("registered-models/alias")
+        return refused(500, "INTERNAL_ERROR") if moves else None
+
+    author = Author(actor="oncall@host")
+    with proxy(mlflow_server.uri, judge) as before:
+        async with MLflowClient(TrackingConfig(before.uri)) as client:
+            with pytest.raises(TrackingError, match="500"):
+                await roll_back(ModelRegistry(client), name, author=author)
+    again = await roll_back(registry, name, author=author, patience=0)
+    assert (again.version, again.previous_version) == ("2", "3")
+    assert (await held(registry, name))[0] == {"champion": "2"}
+    # The same task of the same DAG run, tried again though it was done.
+    task = Author(actor="airflow:back/roll_back/r", dag_run="back/r")
+    for _ in range(2):
+        assert (await roll_back(registry, name, author=task)).version == "1"
+    assert (await held(registry, name))[0] == {"champion": "1"}
+
+
+async def test_who_looks_or_answers_moves_nothing_and_a_persons_later_move_wins(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 4)
+    await promote(registry, name, 1)
+    await promote(registry, name, 2)
+    history = Changes(registry, name).history
+    begun = Entry(
+        number=0, kind=Kind.PROMOTION, model=name, version="3", moves=(Move("3", alias="champion"),)
+    )
+    await history.append(await history.read(), begun)
+    await registry.set_alias(name, "champion", 4)
+    assert await notice(registry, name, version="4", alias="champion") is None
+    await note(registry, name, Kind.REJECTED, version=3, author=Author(approver="ann"))
+    assert (await held(registry, name))[0] == {"champion": "4"}
+    assert (await promote(registry, name, 1, patience=0)).previous_version == "4"
+    kinds = [each.kind for each in await entries(registry, name)][4:]
+    assert kinds[:5] == [Kind.PROMOTION, Kind.REJECTED, Kind.TAKEN_OVER, Kind.ABANDONED, Kind.OUTSIDE]
+
+
+async def test_a_withdrawal_by_hand_right_after_a_takeover_is_a_persons(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 3)
+    await promote(registry, name, 2)
+    history = Changes(registry, name).history
+    moves, back = (Move("3", alias="champion"),), (Move("2", alias="champion"),)
+    begun = Entry(number=0, kind=Kind.PROMOTION, model=name, version="3", moves=moves, back=back)
+    await history.append(await history.read(), begun)
+    await promote(registry, name, 3, patience=0)
+    await registry.set_alias(name, "champion", 2)
+    found = await notice(registry, name, version="2", alias="champion")
+    assert found is not None
+    assert found.kind is Kind.OUTSIDE
+    assert (await held(registry, name))[0] == {"champion": "2"}
+
+
+async def test_aliases_that_were_moved_by_hand_together_are_undone_one_by_one(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 4)
+    await promote(registry, name, 1)
+    await promote(registry, name, 2)
+    await promote(registry, name, 1, alias="canary")
+    await registry.set_alias(name, "champion", 3)
+    await registry.set_alias(name, "canary", 4)
+    await roll_back(registry, name, alias="champion", to=2)
+    assert (await held(registry, name))[0] == {"champion": "2", "canary": "4"}
+    await roll_back(registry, name, alias="champion")
+    assert (await held(registry, name))[0] == {"champion": "1", "canary": "4"}
+
+
+async def test_a_champion_that_was_deleted_or_archived_by_hand_does_not_hold_a_rollback_up(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    deleted = made(make_model, 2)
+    await promote(registry, deleted, 1)
+    await promote(registry, deleted, 2)
+    await registry.delete_version(deleted, 2)
+    await roll_back(registry, deleted, alias="champion")
+    assert (await held(registry, deleted))[0] == {"champion": "1"}
+    archived = made(make_model, 2)
+    await promote(registry, archived, 1, stage="Production")
+    await promote(registry, archived, 2, stage="Production")
+    await registry.transition_stage(archived, 2, "Archived")
+    await roll_back(registry, archived, alias="champion")
+    assert await held(registry, archived) == ({"champion": "1"}, {"1": "Production", "2": "None"})
+
+
+@pytest.mark.parametrize("changed", [{"previous_version": "x9"}, {"at": 5}, {"previous_version": "2"}])
+async def test_a_record_that_nobody_of_ours_wrote_blocks_nothing(
+    registry: ModelRegistry, make_model: MakeModel, changed: dict[str, object]
+) -> None:
+    name = made(make_model, 3)
+    await written_before(registry, name, **changed)
+    await promote(registry, name, 3)
+    assert (await roll_back(registry, name)).version == "2"
+
+
+async def test_records_of_two_aliases_are_undone_each_by_itself(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 4)
+    await registry.set_alias(name, "champion", 3)
+    await registry.set_alias(name, "canary", 4)
+    own = {**RECORD, "stage": None, "stage_holders": [], "previous_version": "2"}
+    await registry.set_tags(name, "3", {"nighttrain.promotion": json.dumps(own)})
+    other = {**own, "alias": "canary", "previous_version": "1", "at": "2026-11-26T02:00:00+00:00"}
+    await registry.set_tags(name, "4", {"nighttrain.promotion": json.dumps(other)})
+    await roll_back(registry, name, alias="champion")
+    assert (await held(registry, name))[0] == {"champion": "2", "canary": "4"}
 
 
 CALLS = 60

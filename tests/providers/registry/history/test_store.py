@@ -90,6 +90,22 @@ async def test_an_entry_that_was_changed_deleted_or_emptied_from_the_trash_is_no
 
 
 @pytest.mark.mlflow
+async def test_an_edited_last_entry_is_told_at_once_and_still_after_the_next(
+    registry: ModelRegistry, mlflow_server: MLflowServer
+) -> None:
+    history = await grown(registry, 2)
+    last = (await history.read()).entries[-1]
+    for version in ("7", "../x", 9):
+        moves = [{"version": version, "alias": "champion"}]
+        edited = json.dumps({**last.to_dict(), "moves": moves, "at": "\x1b[31m"})
+        tag = {"key": "nighttrain.history.entry", "value": edited}
+        mlflow_server.call("POST", "runs/set-tag", run_id=runs_of(mlflow_server, history)[2], **tag)
+        assert "entry 2 was changed after it was written" in (await history.read()).faults
+    await history.append(await history.read(), entry("3"))
+    assert (await history.read()).faults
+
+
+@pytest.mark.mlflow
 async def test_a_history_in_the_trash_is_told_with_the_way_to_restore_it(
     registry: ModelRegistry, mlflow_server: MLflowServer
 ) -> None:
