@@ -156,7 +156,10 @@ class History(RunStore):
         run_id, _, digest = (elected or "").partition(" ")
         of_two = (f"two runs say that they are entry {number}",) if len(finished) > 1 else ()
         chosen = next((run for run in runs if run.run_id == run_id), finished[0] if finished else None)
-        if chosen is None:
+        if chosen is None and run_id:
+            # Made after the runs were listed: who takes it for gone takes what it moves for nobody's.
+            chosen = await self._get_or_none(run_id)
+        if chosen is None or HISTORY_ENTRY_TAG not in chosen.tags:
             return _Found(number, None, digest, (f"entry {number} is gone",))
         if not _is_finished(chosen) and not chosen.deleted:
             with suppress(TrackingTrashError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from nighttrain.providers.errors import ConfigurationError, HistoryMovedError
 from nighttrain.providers.registry.history.entries import Entry, Kind, Move, text
 from nighttrain.providers.registry.history.store import History
+from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 from nighttrain.providers.tracking.names import MAX_RUN_TAG
 from nighttrain.providers.tracking.run_store import RunStore
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
     from helpers.mlflow_server import MLflowServer
     from nighttrain.providers.registry.models import ModelRegistry
 
@@ -87,6 +90,34 @@ async def test_an_entry_that_was_changed_deleted_or_emptied_from_the_trash_is_no
     assert (await history.append(read, entry("5"))).number == 5
     mlflow_server.call("POST", "runs/set-tag", run_id=runs[2], key=tag["key"], value="no entry")
     assert "entry 2 cannot be read" in (await history.read()).faults
+
+
+class Listing(MLflowClient):
+    """Something happens right after it has listed runs."""
+
+    then: Callable[[], Awaitable[object]] | None = None
+
+    async def search(self, kind: str, asked: Mapping[str, Any], **given: Any) -> list[dict[str, Any]]:
+        found = await super().search(kind, asked, **given)
+        if self.then is not None:
+            then, self.then = self.then, None
+            await then()
+        return found
+
+
+@pytest.mark.mlflow
+async def test_an_entry_that_is_written_while_the_history_is_read_is_not_taken_for_gone(
+    registry: ModelRegistry, mlflow_server: MLflowServer
+) -> None:
+    history = await grown(registry, 1)
+
+    async def appended() -> None:
+        await history.append(await history.read(), entry("2"))
+
+    async with Listing(TrackingConfig(mlflow_server.uri)) as client:
+        client.then = appended
+        read = await History(RunStore(client), history.model).read()
+    assert ([each.number for each in read.entries], read.faults) == ([1, 2], ())
 
 
 @pytest.mark.mlflow
