@@ -13,7 +13,6 @@ from nighttrain.operators.common.clients import open_registry
 from nighttrain.operators.registry.base import RegistryOperator
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, GateInconclusiveError, GateRejectedError
-from nighttrain.providers.registry.gates.evaluation import verdict_tags
 from nighttrain.sensors.common.failures import failing_clearly
 
 if TYPE_CHECKING:
@@ -95,6 +94,7 @@ class ModelGateOperator(RegistryOperator):
         return result
 
     async def _judge_and_record(self, context: Context, evaluation: Mapping[str, Any]) -> Verdict:
+        from nighttrain.providers.registry.gates.evaluation import verdict_tags
         from nighttrain.providers.registry.version_page import refreshed_if_possible
 
         async with open_registry(self._mlflow) as registry:

@@ -14,7 +14,6 @@ from weakref import WeakValueDictionary
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from nighttrain.providers.registry.feed.changes import followed
 from nighttrain.sensors.common.connections import DEFAULT_MLFLOW_CONN_ID, DEFAULT_POLL_SECONDS, aget_mlflow
 from nighttrain.sensors.common.nudges import read_nudge
 
@@ -55,6 +54,8 @@ class ModelChangeTrigger(BaseEventTrigger):
         tag: str | None = None,
         value: str | None = None,
     ) -> None:
+        from nighttrain.providers.registry.feed.changes import followed
+
         super().__init__()  # type: ignore[no-untyped-call]
         followed(model_name, stage=stage, alias=alias, versions=versions, tag=tag, value=value)
         self.model_name = model_name
@@ -85,6 +86,8 @@ class ModelChangeTrigger(BaseEventTrigger):
     @property
     def interest(self) -> Interest:
         """What is followed."""
+        from nighttrain.providers.registry.feed.changes import followed
+
         return followed(
             self.model_name,
             stage=self.stage,

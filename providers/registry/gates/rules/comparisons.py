@@ -185,3 +185,8 @@ def _compared(
     return rule.evidence(
         VerdictKind.REJECTED, f"{rule.metric} {value} {relation} {words}", candidate, reference, limit
     )
+
+
+# The names from before there were other groups to compare with.
+NotWorseThanChampion = NotWorseThan
+BetterThanChampion = BetterThan
