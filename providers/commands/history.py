@@ -186,8 +186,8 @@ def _rollback(options: argparse.Namespace) -> bool:
         change = asyncio.run(_roll_back(options))
     except TrackingError as error:
         raise TrackingError(
-            f"{error}\nThe rollback may be begun: the same command finishes it, and does not go back twice. "
-            f"nighttrain history {options.model} says how far it is"
+            f"{error}\nThe rollback may be begun, which the same command finishes, or done already: look at "
+            f"nighttrain history {options.model} before you repeat it"
         ) from error
     where = change.alias or change.stage or "the stage"
     if change.changed:

@@ -118,8 +118,9 @@ def _waiting(ledger: Ledger, state: State) -> list[str]:
     found = []
     unfinished = ledger.unfinished
     if unfinished is not None:
+        about = f" of version {unfinished.version}" if unfinished.version else ""
         found.append(
-            f"{unfinished.kind.value} of version {unfinished.version} (entry {unfinished.number}, begun "
+            f"{unfinished.kind.value}{about} (entry {unfinished.number}, begun "
             f"{unfinished.at} by {unfinished.actor or 'unknown'}) is not finished: the next promotion or "
             "rollback finishes it"
         )

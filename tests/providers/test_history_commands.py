@@ -81,6 +81,17 @@ def test_status_shows_what_holds_what_since_when_by_whom_and_what_is_waiting(
     assert model in capsys.readouterr().out
 
 
+def test_one_odd_model_hides_no_other_and_writes_nothing_to_the_terminal(
+    model: str, mlflow_server: MLflowServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow_server.call("POST", "registered-models/create", name=f"odd\t\x1b[31m{model}")
+    assert main(["status"]) == FAILED
+    shown = capsys.readouterr().out
+    assert "alias champion" in shown
+    assert "FAULT: model = " in shown
+    assert "\x1b" not in shown
+
+
 def test_rollback_undoes_the_last_promotion_and_says_so(
     model: str, mlflow_server: MLflowServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
