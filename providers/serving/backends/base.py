@@ -100,11 +100,6 @@ class ServingBackend(Protocol):
         """The serving system's name, for messages."""
         ...
 
-    @property
-    def splits_traffic(self) -> bool:
-        """True if two versions can share the requests by weight."""
-        ...
-
     async def check(self, spec: ServingSpec) -> None:
         """Raise if this spec cannot go to this endpoint; nothing is changed."""
         ...

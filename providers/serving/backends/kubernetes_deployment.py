@@ -81,7 +81,6 @@ class KubernetesDeployments:
     """The serving backend for a cluster without any serving system."""
 
     name = "a plain Kubernetes Service"
-    splits_traffic = False
 
     def __init__(self, client: ClusterClient) -> None:
         self._client = client
