@@ -105,11 +105,13 @@ class Addresses:
     :param route: where clients send their requests, and the split is made
     :param stable: the stable version alone
     :param candidate: the candidate alone, whatever its share
+    :param health_path: a path that each version answers cheaply to a GET
     """
 
     route: Address
     stable: Address | None
     candidate: Address | None
+    health_path: str = "/ping"
 
 
 class TrafficBackend(Protocol):

@@ -20,7 +20,8 @@ class Window:
     """What is to be measured.
 
     :param at: the end of the interval, seconds since 1970
-    :param seconds: its length, since the last measurement
+    :param seconds: its length, since the last measurement; 0 asks only where counters stand now, so that the
+        next interval does not count requests from before a change of the share
     :param candidate: the version that is rolled out
     :param stable: the version that it is compared with; ``None`` where nothing serves yet
     :param addresses: the ways to both
