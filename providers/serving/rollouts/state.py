@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ServingError, clip
-from nighttrain.providers.serving.analysis.values import Counts, Judgement, Tally, Verdict
+from nighttrain.providers.serving.analysis.values import Judgement, Tally, Verdict
 from nighttrain.providers.serving.backends.traffic import Target
 from nighttrain.providers.serving.strategy import Shadow, Strategy, Weight
 
@@ -270,7 +270,8 @@ def _read(given: dict[str, Any]) -> State:
         "phase": Phase(given["phase"]),
         "verdict": Verdict(given["verdict"]),
         "tallies": {
-            name: tuple(_tally(each) for each in tallies) for name, tallies in given["tallies"].items()
+            name: tuple(Tally.from_dict(each) for each in tallies)
+            for name, tallies in given["tallies"].items()
         },
         "judgements": tuple(
             Judgement(**(each | {"verdict": Verdict(each["verdict"])})) for each in given["judgements"]
@@ -279,16 +280,6 @@ def _read(given: dict[str, Any]) -> State:
         "points": tuple(_point(each) for each in given["points"]),
     }
     return State(**values)
-
-
-def _tally(given: dict[str, Any]) -> Tally:
-    stable = given["stable"]
-    read = {
-        "candidate": Counts(**given["candidate"]),
-        "stable": None if stable is None else Counts(**stable),
-        "values": tuple(given["values"]),
-    }
-    return Tally(**(given | read))
 
 
 def _point(given: dict[str, Any]) -> Point:
