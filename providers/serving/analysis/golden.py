@@ -22,8 +22,8 @@ class Golden:
     """Requests that may be sent again and again, to any version.
 
     :param requests: JSON bodies, each sent as it is
-    :param expected: for each request the predictions that are right, or ``None`` where nobody knows; left out,
-        an answer is only compared with the stable version's
+    :param expected: for each request the predictions that are right, or ``None`` where nobody knows; left
+        out, an answer is only compared with the stable version's
     :param path: where the model server takes predictions; MLflow's scoring server's, if left out
     :param tolerance: two numbers that differ by no more agree
     :param timeout_seconds: a request without an answer by then has failed

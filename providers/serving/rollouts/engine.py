@@ -333,6 +333,7 @@ class RolloutEngine:
             at=now,
             seconds=now - (state.measured_at or now) if state.looks else 0.0,
             addresses=await self._backend.addresses(target),
+            golden=state.strategy.golden,
         )
         measured = await asyncio.gather(
             *(
