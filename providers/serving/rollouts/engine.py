@@ -113,7 +113,10 @@ class RolloutEngine:
         """Begin a rollout, or find the one that this very task began. Nothing is created but its state.
 
         One that is stalled, waits for a person or is paused, or whose alias is not its candidate's any more,
-        is undone first: a newer version supersedes it.
+        or that this task began before it was cleared, is undone first: the newer one supersedes it.
+
+        :param rollout_id: of this try; one and the same over a crash
+        :param actor: the task, one and the same over all its tries
 
         :return: ``None`` if the version serves already
         :raises ConfigurationError: the strategy is not possible here, or the spec cannot be
@@ -128,7 +131,7 @@ class RolloutEngine:
             if kept and kept.state.rollout_id == rollout_id and not (kept.state.ended and kept.state.taken):
                 return kept.state
             if kept and not kept.state.ended:
-                await self._supersede(kept, spec, tell)
+                await self._supersede(kept, spec, actor, tell)
                 continue
             try:
                 return await self._begin(kept, spec, strategy, rollout_id, actor, names)
@@ -174,9 +177,11 @@ class RolloutEngine:
                     f"there is no such source; known: {', '.join(sorted(self._sources))}",
                 )
 
-    async def _supersede(self, kept: Kept, spec: ServingSpec, tell: Progress) -> None:
+    async def _supersede(self, kept: Kept, spec: ServingSpec, actor: str, tell: Progress) -> None:
         state = kept.state
-        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(state):
+        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(
+            state, actor
+        ):
             raise RolloutUnderWayError(
                 f"{state.describe()}, begun by {state.actor}; one rollout of an endpoint at a time. Wait for "
                 f"it, or end it: nighttrain rollout abort {spec.endpoint}"
@@ -190,8 +195,8 @@ class RolloutEngine:
                 return
         await self.drive(spec.endpoint, spec.namespace, rollout_id=state.rollout_id, tell=tell)
 
-    async def _may_be_superseded(self, state: State) -> bool:
-        if state.phase in HELD or state.paused:
+    async def _may_be_superseded(self, state: State, actor: str) -> bool:
+        if state.phase in HELD or state.paused or state.actor == actor:
             return True
         holder = await self._registrar.holder(state.target.model_name, state.names) if state.moved else ""
         return state.moved and holder != state.target.candidate
@@ -203,12 +208,14 @@ class RolloutEngine:
         *,
         rollout_id: str | None = None,
         spec: ServingSpec | None = None,
+        until: Callable[[State], bool] | None = None,
         tell: Progress,
     ) -> State:
         """Carry the endpoint's rollout to its end. Outages of the cluster or of MLflow are waited out.
 
         :param rollout_id: only this one; any, if left out
         :param spec: of the candidate, for bringing it up; without it that is left to who has it
+        :param until: return earlier, once this holds; another process goes on
         :raises NothingToRollBackToError: nothing was ever rolled out there
         :raises RolloutFailedError: another rollout has taken its place
         """
@@ -217,7 +224,7 @@ class RolloutEngine:
             try:
                 kept = await self._read(endpoint, namespace, rollout_id)
                 self._tell(kept.state, driving, tell)
-                if kept.state.ended and await self._is_settled(kept):
+                if (until and until(kept.state)) or (kept.state.ended and await self._is_settled(kept)):
                     return kept.state
                 kept = await self._once(kept, spec, driving, tell)
                 driving.outage = ""
