@@ -197,7 +197,8 @@ class Metrics:
             await self._app(scope, receive, send)
 
     async def _count(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        request, status, raised, watch = _Request(self._counts.own), 0, False, None
+        request, status, raised = _Request(self._counts.own), 0, False
+        watch: asyncio.Future[None] | None = None
 
         async def incoming() -> Any:
             nonlocal watch
@@ -417,7 +418,7 @@ def fetch(options: argparse.Namespace, folder: str) -> str:
 def fetch_into(options: argparse.Namespace) -> None:
     """Bring the version to ``model`` in the folder, and the given files beside it, for any user to read."""
     target = Path(options.fetch_into)
-    for name in ("model", "files"):
+    for name in ("model", "files", ".download"):
         shutil.rmtree(target / name, ignore_errors=True)  # of a try that was cut short
     path = fetch(options, str(target / ".download"))
     (target / "files").mkdir()
