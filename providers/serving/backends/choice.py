@@ -23,7 +23,7 @@ class _Known:
 
 
 _BACKENDS = {
-    "deployment": _Known("nighttrain.providers.serving.backends.replicas:ReplicaWeights"),
+    "deployment": _Known("nighttrain.providers.serving.backends.plain.by_replicas:ReplicaShares"),
 }
 
 
