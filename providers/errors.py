@@ -46,6 +46,8 @@ NighttrainError
 │   └── NotApprovedError            the person who was asked said no, or did not answer
 ├── ServingError
 │   ├── RolloutFailedError          the candidate did not become ready; the stable version still serves
+│   │   └── RolloutUndoneError      it was undone: its analysis failed, somebody aborted it, its time was over
+│   ├── RolloutUnderWayError        another rollout of the endpoint is under way
 │   └── NothingToRollBackToError
 └── MissingExtraError               an optional package is absent; the message is the command that brings it
 
@@ -352,6 +354,14 @@ class ServingError(NighttrainError):
 
 class RolloutFailedError(ServingError):
     """The candidate did not become ready; the stable version still serves."""
+
+
+class RolloutUndoneError(RolloutFailedError):
+    """A rollout in steps was undone; traffic, alias and stage are where they were."""
+
+
+class RolloutUnderWayError(ServingError):
+    """Another rollout of the endpoint is under way: one at a time."""
 
 
 class NothingToRollBackToError(ServingError):

@@ -17,7 +17,7 @@ from nighttrain.providers.errors import (
     clip,
 )
 from nighttrain.providers.registry.history.changes import Changes
-from nighttrain.providers.registry.history.entries import ANSWERS, INTENTIONS, Kind
+from nighttrain.providers.registry.history.entries import INTENTIONS, NOTES, Kind
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import Author, Change, roll_back
 from nighttrain.providers.registry.status import Held, ModelStatus, read_status
@@ -95,7 +95,7 @@ def history_table(ledger: Ledger) -> str:
     """The history for a person: one line for each change, the last one first."""
     rows = [("ENTRY", "WHEN", "WHAT", "VERSION", "BEFORE", "MOVED", "STATE", "BY", "APPROVED BY", "WHY")]
     for entry in reversed(ledger.entries):
-        if entry.kind in (*INTENTIONS, *ANSWERS, Kind.OUTSIDE, Kind.CARRIED_OVER):
+        if entry.kind in (*INTENTIONS, *NOTES, Kind.OUTSIDE, Kind.CARRIED_OVER):
             undoes = f" of {', '.join(map(str, entry.undoes))}" if entry.undoes else ""
             rows.append(
                 (
@@ -116,7 +116,7 @@ def history_table(ledger: Ledger) -> str:
 
 
 def _state(ledger: Ledger, entry: Entry) -> str:
-    if entry.kind in ANSWERS:
+    if entry.kind in NOTES:
         return "-"
     if entry.kind not in INTENTIONS:
         return "noticed"

@@ -219,16 +219,18 @@ async def note(
     *,
     version: str | int,
     author: Author,
+    once: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> int:
-    """Write into the history what a person said about a version; the number of the entry.
+    """Write into the history what was said about a version, or done with it; the number of the entry.
 
-    :param kind: one of those that move nothing: approved, rejected, not answered, answer refused
+    :param kind: one of those that move nothing: approved, rejected, not answered, answer refused, rollout
+    :param once: unless an entry says the same already
     :raises ModelNotFoundError: no such model
     """
     check_name(name)
     entry = author.signed(Entry(number=0, kind=kind, model=name, version=check_version(version)))
-    return (await Changes(registry, name, clock=clock).note(entry)).number
+    return (await Changes(registry, name, clock=clock).note(entry, once=once)).number
 
 
 def _made(seen: Change, entry: Entry) -> Change:

@@ -102,11 +102,17 @@ class Changes:
                 raise RegistryError(f"{self.model!r}: {moves}: {closing.reason}")
             return written
 
-    async def note(self, entry: Entry) -> Entry:
-        """Write an entry that moves nothing; what is unfinished stays so."""
+    async def note(self, entry: Entry, *, once: bool = False) -> Entry:
+        """Write an entry that moves nothing; what is unfinished stays so.
+
+        :param once: unless one of its kind says the same of the same version already
+        """
         while True:
+            ledger = await self.history.read()
+            if once and (found := _same(ledger, entry)) is not None:
+                return found
             try:
-                return await self.history.append(await self.history.read(), entry)
+                return await self.history.append(ledger, entry)
             except HistoryMovedError:
                 await self._pause()
 
@@ -302,3 +308,8 @@ def _seconds(at: str) -> float:
         return datetime.fromisoformat(at).timestamp()
     except ValueError:
         return 0.0
+
+
+def _same(ledger: Ledger, entry: Entry) -> Entry | None:
+    said = (entry.kind, entry.version, entry.reason)
+    return next((each for each in ledger.entries if (each.kind, each.version, each.reason) == said), None)

@@ -46,9 +46,11 @@ class Kind(StrEnum):
     UNANSWERED = "not answered"
     ANSWER_REFUSED = "answer refused"
     """What a person said who was asked whether a version may be promoted; the last: one who was not asked."""
+    ROLLOUT = "rollout"
+    """A step of a rollout; alias and stage are moved by a promotion or a rollback of their own."""
 
 
-ANSWERS = frozenset({Kind.APPROVED, Kind.REJECTED, Kind.UNANSWERED, Kind.ANSWER_REFUSED})
+NOTES = frozenset({Kind.APPROVED, Kind.REJECTED, Kind.UNANSWERED, Kind.ANSWER_REFUSED, Kind.ROLLOUT})
 """Kinds that move nothing."""
 
 INTENTIONS = frozenset({Kind.PROMOTION, Kind.ROLLBACK, Kind.RESTORED})

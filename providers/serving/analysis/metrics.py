@@ -17,6 +17,9 @@ INTERVAL_SECONDS = 30.0
 # One good version in a hundred is undone, over all looks of all metrics together.
 FALSE_ALARMS = 0.01
 
+# One version in twenty that is worse by exactly the limit goes on; worse ones are found out sooner or later.
+LET_THROUGH = 0.05
+
 # The least number of requests to a version before anything is said about it: below, one error is percents.
 MIN_REQUESTS = 50
 
@@ -61,9 +64,11 @@ class Metric:
 
     :param name: for people, and for its series in MLflow; lower-case letters, digits and ``_``
     :param source: where it is measured: ``{"type": "counters"}`` and the source's own parameters
-    :param limit: what is tolerable. Of errors, wrong and slow requests: the share by which the candidate may
-        be worse than the stable version, over the same time (0.01 is one request in a hundred). Of
-        disagreement and distance: the largest share, from 0 to 1. Of a number: the number
+    :param limit: what is tolerable. Of errors, wrong and slow requests: a step goes on once the candidate is
+        shown to be worse than the stable version by less than this share of the requests (0.01 is one in a
+        hundred), and is undone once it is shown to be worse at all, by a twentieth of this or more. Where
+        there is nothing to compare with, the largest share. Of disagreement and distance: the largest share,
+        from 0 to 1. Of a number: the number
     :param worse: of a number, whether ``"above"`` or ``"below"`` the limit is a failure
     :param quantile: of latency, the quantile that is held
     :param increase: of latency, what is tolerable on top of the stable version's quantile; 0.2 is a fifth
@@ -117,6 +122,8 @@ class Analysis:
 
     :param false_alarms: the probability that a version which is no worse is ever undone by all the tests
         together, however often they look
+    :param let_through: the probability that a version which is worse by the limit ever counts as successful,
+        for each metric
     :param inconclusive_seconds: of one step, after which ``when_inconclusive`` follows
     :param outage_seconds: without any measurement, after which ``when_inconclusive`` follows
     """
@@ -124,6 +131,7 @@ class Analysis:
     metrics: tuple[Metric, ...]
     interval_seconds: float = INTERVAL_SECONDS
     false_alarms: float = FALSE_ALARMS
+    let_through: float = LET_THROUGH
     inconclusive_seconds: float = INCONCLUSIVE_SECONDS
     outage_seconds: float = OUTAGE_SECONDS
     when_inconclusive: WhenInconclusive = WhenInconclusive.STALL
@@ -144,10 +152,12 @@ class Analysis:
             value = getattr(self, name)
             if not _is_number(value) or value <= 0:
                 raise ConfigurationError(f"strategy.analysis.{name}", value, "give seconds above 0")
-        if not _is_number(self.false_alarms) or not 0 < self.false_alarms < 0.5:
-            raise ConfigurationError(
-                "strategy.analysis.false_alarms", self.false_alarms, "give a probability such as 0.01"
-            )
+        for name in ("false_alarms", "let_through"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 < value < 0.5:
+                raise ConfigurationError(
+                    f"strategy.analysis.{name}", value, "give a probability such as 0.01"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -39,6 +40,11 @@ class Sample:
     :param stable: over the same time; ``None`` where there is nothing to compare with
     :param value: of a metric that is a number and not a count; ``None`` is no data
     :param error: why nothing could be measured; the rest is then empty
+    :param paired: candidate and stable answered the same requests, so both have as many
+    :param both: where paired, the requests that went wrong at both
+    :param candidate_bins: of a distance, how many of the candidate's predictions fell into each of a row of
+        bins, from low to high (or into each class); the same bins in every sample, chosen beforehand
+    :param stable_bins: the stable version's, in the same bins
     """
 
     metric: str
@@ -48,6 +54,10 @@ class Sample:
     stable: Counts | None = None
     value: float | None = None
     error: str | None = None
+    paired: bool = False
+    both: int = 0
+    candidate_bins: tuple[int, ...] = ()
+    stable_bins: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +66,12 @@ class Tally:
 
     :param share: the candidate's share of the requests, 0 to 1; within one tally it does not change
     :param paired: candidate and stable answered the same requests
+    :param both: where paired, the requests that went wrong at both
+    :param evidence: that the candidate is worse, from each interval's own split of the requests: the
+        logarithms that :func:`~nighttrain.providers.serving.analysis.sequences.log_ratios` gives, added up
     :param values: of a metric that is a number, the newest last; at most :data:`KEPT_VALUES`
+    :param candidate_bins: of a distance, how many predictions fell into each bin
+    :param stable_bins: the stable version's, in the same bins
     :param errors: failed measurements in a row, up to now
     :param last_error: what the last of them said
     """
@@ -65,9 +80,25 @@ class Tally:
     candidate: Counts = field(default_factory=Counts)
     stable: Counts | None = None
     paired: bool = False
+    both: int = 0
+    evidence: tuple[float, ...] = ()
     values: tuple[float | None, ...] = ()
+    candidate_bins: tuple[int, ...] = ()
+    stable_bins: tuple[int, ...] = ()
     errors: int = 0
     last_error: str = ""
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Tally:
+        """A tally from plain values, as ``dataclasses.asdict`` and JSON leave them."""
+        stable = given.get("stable")
+        lists = ("evidence", "values", "candidate_bins", "stable_bins")
+        read = {
+            "candidate": Counts(**given["candidate"]),
+            "stable": None if stable is None else Counts(**stable),
+            **{name: tuple(given.get(name, ())) for name in lists},
+        }
+        return cls(**{**given, **read})
 
 
 KEPT_VALUES = 50
