@@ -189,6 +189,10 @@ def require_possible(strategy: Strategy, name: str, capabilities: Capabilities) 
             raise ConfigurationError(
                 field, step, f"{name} cannot copy requests here; leave the shadow step out"
             )
+        if isinstance(step, Shadow) and step.percent < 100 and not capabilities.shadow_shares:
+            raise ConfigurationError(
+                field, step, f"{name} copies all requests here or none; write percent=100, or leave it out"
+            )
 
 
 def _scalars(strategy: Strategy) -> dict[str, Any]:
