@@ -41,7 +41,13 @@ if TYPE_CHECKING:
     from nighttrain.providers.serving.analysis.metrics import Analysis
     from nighttrain.providers.serving.analysis.sources.base import Source
     from nighttrain.providers.serving.analysis.values import Sample
-    from nighttrain.providers.serving.backends.traffic import Look, Progress, TrafficBackend
+    from nighttrain.providers.serving.backends.traffic import (
+        Addresses,
+        Look,
+        Progress,
+        Target,
+        TrafficBackend,
+    )
     from nighttrain.providers.serving.rollouts.surroundings import AskRoute, Recorder, Registrar, WarmUp
     from nighttrain.providers.serving.spec import ServingSpec
 
@@ -179,9 +185,7 @@ class RolloutEngine:
 
     async def _supersede(self, kept: Kept, spec: ServingSpec, actor: str, tell: Progress) -> None:
         state = kept.state
-        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(
-            state, actor
-        ):
+        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(state, actor):
             raise RolloutUnderWayError(
                 f"{state.describe()}, begun by {state.actor}; one rollout of an endpoint at a time. Wait for "
                 f"it, or end it: nighttrain rollout abort {spec.endpoint}"
@@ -252,6 +256,24 @@ class RolloutEngine:
                 return (await self._store.ask(kept, order, by=by, reason=reason)).state
             except RolloutMovedError:
                 continue
+
+    async def abort(
+        self, endpoint: str, namespace: str, rollout_id: str, *, by: str, reason: str, tell: Progress
+    ) -> None:
+        """Undo this rollout, if it is under way and has not got everything: traffic first, then the rest."""
+        kept = await self._store.read(endpoint, namespace)
+        while kept is not None and kept.state.rollout_id == rollout_id and not kept.state.ended:
+            try:
+                await self._store.ask(kept, Order.ABORT, by=by, reason=reason)
+            except RolloutMovedError:
+                kept = await self._store.read(endpoint, namespace)
+                continue
+            await self.drive(endpoint, namespace, rollout_id=rollout_id, tell=tell)
+            return
+
+    async def addresses(self, target: Target) -> Addresses:
+        """Where the endpoint and its versions answer."""
+        return await self._backend.addresses(target)
 
     async def status(self, endpoint: str, namespace: str) -> State | None:
         """The endpoint's rollout, under way or ended; ``None`` if there never was one."""
