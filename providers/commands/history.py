@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
-import socket
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.commands.environment import add_mlflow_uri, required_tracking
+from nighttrain.providers.commands.environment import add_mlflow_uri, person, required_tracking
 from nighttrain.providers.errors import (
     ConfigurationError,
     RegistryError,
@@ -209,16 +207,8 @@ async def _roll_back(options: argparse.Namespace) -> Change:
             alias=options.alias,
             stage=options.stage,
             to=options.to,
-            author=Author(actor=_person(), reason=options.reason or "rolled back by hand"),
+            author=Author(actor=person(), reason=options.reason or "rolled back by hand"),
         )
-
-
-def _person() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in many containers
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _version(version: str | None) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
     ClusterUnreachableError,
@@ -80,6 +80,7 @@ class RolloutEngine:
     :param sources: by the type that a metric names
     :param ask_route: ``None`` where the route cannot be reached from here: then shares are believed from
         where the serving system says them
+    :param setting: what another process needs to open an engine like this one; kept with the state
     :param clock: seconds since 1970
     """
 
@@ -93,6 +94,7 @@ class RolloutEngine:
         ask_route: AskRoute | None = None,
         warm_up: WarmUp | None = None,
         recorder: Recorder | None = None,
+        setting: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -103,6 +105,7 @@ class RolloutEngine:
         self._ask_route = ask_route
         self._warm_up = warm_up
         self._recorder = recorder
+        self._setting = dict(setting or {})
         self._clock = clock
         self._sleep = sleep
 
@@ -166,6 +169,7 @@ class RolloutEngine:
             names=names,
             begun_at=now,
             since=now,
+            setting=self._setting,
             startup_seconds=spec.startup_timeout_seconds,
             moved=bool(names) and holder == spec.version,
             replaces=holder if names.alias and holder != spec.version else None,
@@ -241,21 +245,6 @@ class RolloutEngine:
                 driving.outage = str(error)
                 pause = OUTAGE_POLL_SECONDS
             await self._sleep(pause)
-
-    async def order(self, endpoint: str, namespace: str, order: Order, *, by: str, reason: str = "") -> State:
-        """Leave a person's order for whoever drives the rollout.
-
-        :raises NothingToRollBackToError: nothing was ever rolled out there
-        :raises RolloutFailedError: it has ended
-        """
-        while True:
-            kept = await self._read(endpoint, namespace, None)
-            if kept.state.ended:
-                raise RolloutFailedError(f"{kept.state.describe()}; there is nothing to {order}")
-            try:
-                return (await self._store.ask(kept, order, by=by, reason=reason)).state
-            except RolloutMovedError:
-                continue
 
     async def abort(
         self, endpoint: str, namespace: str, rollout_id: str, *, by: str, reason: str, tell: Progress

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.errors import ConfigurationError, NothingToRollBackToError
 from nighttrain.providers.kubernetes.api.client import shared_client
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.serving.backends.choice import check_backend, make_backend
@@ -72,6 +72,17 @@ class Setting:
         return cls(**{**given, "measured_from": MeasuredFrom(given["measured_from"])})
 
 
+async def setting_of(client: ClusterClient, endpoint: str, namespace: str) -> Setting:
+    """Where the endpoint's rollout happens, as whoever began it said.
+
+    :raises NothingToRollBackToError: there is none
+    """
+    kept = await RolloutStore(client).read(endpoint, namespace)
+    if kept is None:
+        raise NothingToRollBackToError(f"there is no rollout of {endpoint} in namespace {namespace}")
+    return Setting.from_dict(kept.state.setting)
+
+
 @asynccontextmanager
 async def open_engine(
     cluster: ClusterConfig, tracking: TrackingConfig, setting: Setting
@@ -89,4 +100,5 @@ def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -
         MLflowRegistrar(ModelRegistry(mlflow)),
         sources={},
         ask_route=ask_route,
+        setting=setting.to_dict(),
     )

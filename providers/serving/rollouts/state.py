@@ -143,6 +143,7 @@ class State:
     :param revision: grows with every write
     :param fence: the revision at the last change of phase: what a process that comes too late does not have
     :param applied: the fence that was seen on the objects last: an older one there was put back by somebody
+    :param setting: where it happens, and from where it is seen, as ``Setting.to_dict`` gives it
     :param startup_seconds: how long the candidate may take to become ready
     :param brought_up: what the candidate needs was made
     :param step: the index into the strategy's steps; their number is everything
@@ -172,6 +173,7 @@ class State:
     revision: int = 0
     fence: int = 0
     applied: int = 0
+    setting: Mapping[str, Any] = field(default_factory=dict)
     startup_seconds: float = 600.0  # as ServingSpec's
     brought_up: bool = False
     paused: bool = False
