@@ -32,6 +32,7 @@ class Capabilities:
 
     :param shadow: requests can be copied to the candidate, whose answers nobody sees
     :param shadow_shares: so can a share of them, not only all
+    :param no_shadow_because: why requests cannot be copied, in words
     :param headers: testers can choose a version by a header
     :param split_seen_in: where the effective split is read back, in words for people
     """
@@ -40,6 +41,7 @@ class Capabilities:
     split_seen_in: str
     shadow: bool = False
     shadow_shares: bool = False
+    no_shadow_because: str = ""
     headers: bool = False
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import ObjectConflictError, ObjectNotFoundError, RolloutFailedError
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, SERVICES
-from nighttrain.providers.kubernetes.values.objects import metadata, name_of
+from nighttrain.providers.kubernetes.values.objects import mapping, metadata, name_of
 from nighttrain.providers.serving.backends.kubernetes_deployment import switch_patch, whole_selector
-from nighttrain.providers.serving.backends.manifests import build_service
+from nighttrain.providers.serving.backends.manifests import build_service, version_labels
 from nighttrain.providers.serving.backends.plain.objects import (
     FULL_REPLICAS,
     HEALTH_PATH,
@@ -19,6 +19,7 @@ from nighttrain.providers.serving.backends.plain.objects import (
     annotations_of,
     fence_of,
     fence_text,
+    stable_is_ready,
 )
 from nighttrain.providers.serving.backends.plain.version_services import ensure_version_service
 from nighttrain.providers.serving.backends.pods import desired_replicas
@@ -117,6 +118,30 @@ class Changes:
             up = version and await self._deployments.deployment(endpoint, namespace, version)
             if up:
                 await ensure_version_service(self._client, up)
+
+    async def return_requests(
+        self, target: Target, objects: Objects, fence: int, tell: Progress, changed: dict[str, str | None]
+    ) -> None:
+        """Have the Service select the stable version, where a rollout that stopped half-way left another one.
+
+        :param changed: annotations, in the same patch
+        :raises RolloutFailedError: the stable version cannot take the requests
+        """
+        service = objects.service
+        if service is None or target.stable is None:
+            return
+        home = version_labels(target.endpoint, target.stable)
+        selector = mapping(mapping(service.get("spec")).get("selector"))
+        if selector == home:
+            await self.patch_service(target, service, None, fence, changed)
+            return
+        if not stable_is_ready(target, objects):
+            raise RolloutFailedError(
+                f"Service {target.endpoint} selects {selector}, not the stable version {target.stable}, "
+                "which is not ready: roll back to a version that is, or correct the Service"
+            )
+        tell(f"{target.endpoint}: an earlier rollout stopped; requests go back to version {target.stable}")
+        await self.patch_service(target, service, None, fence, changed, home)
 
     async def others(self, target: Target) -> list[Json]:
         """The Deployments of every version but the two of the rollout."""
