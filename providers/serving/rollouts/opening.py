@@ -14,6 +14,7 @@ from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.serving.backends.choice import check_backend, make_backend
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.http_route import ask_route
+from nighttrain.providers.serving.rollouts.record import MLflowRecorder
 from nighttrain.providers.serving.rollouts.registry_side import MLflowRegistrar
 from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.tracking.client import MLflowClient
@@ -100,5 +101,6 @@ def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -
         MLflowRegistrar(ModelRegistry(mlflow)),
         sources={},
         ask_route=ask_route,
+        recorder=MLflowRecorder(mlflow),
         setting=setting.to_dict(),
     )
