@@ -430,7 +430,7 @@ def _stage_given(moves: Sequence[Move]) -> str | None:
 def _nothing(name: str, scope: Scope, target: str | None, known: Sequence[Scope]) -> str:
     where = "" if scope == Scope() else f" of {scope}"
     others = [each for each in known if each != scope]
-    hint = f"; {_listed(others)} was moved, too: name it" if others else ""
+    hint = f"; promotions of {_listed(others)} are on record, too: name one" if others else ""
     if target is None:
         return f"the history of {name!r} has no promotion{where} in effect that can be undone{hint}"
     return (

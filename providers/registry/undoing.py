@@ -105,7 +105,8 @@ def moves_back(ledger: Ledger, state: State, undone: Sequence[Entry]) -> tuple[M
     later one is undone, too. So no version whose promotion was undone comes back into the stage.
     """
     staying = [entry for entry in ledger.in_effect() if entry not in undone]
-    now, moves = state.holdings, ()
+    now = state.holdings
+    moves: tuple[Move, ...] = ()
     for entry in undone:
         moves = tuple(_moves_back(ledger, state, entry, now, staying))
         now = now.after(moves)
