@@ -130,7 +130,7 @@ def test_a_rollback_whose_answer_is_lost_names_the_entry_by_which_it_is_repeated
         nonlocal written
         written += asked.path.endswith("runs/create")
         # The rollback's entry is written and made, and so is the one that closes it: only the answer is lost.
-        lost = written == 2 and asked.path.endswith("runs/update")
+        lost = written == 2 and asked.path.endswith("runs/search")
         return refused(500, "INTERNAL_ERROR") if lost else None
 
     with proxy(mlflow_server.uri, judge) as before:
