@@ -292,3 +292,14 @@ def test_table() -> None:
         "mae <= champion.mae * 1.02  23.10      22.40     22.85  rejected",
         "rows >= 500                 18,000     18,000    500    accepted",
     ]
+
+
+def test_a_champion_among_the_others_is_one() -> None:
+    others = {"champion": {"mae": 10.0}, "baseline": {"mae": 30.0}}
+    verdict = judge(["mae <= champion", "mae <= baseline.mae"], {"mae": 20.0}, None, others=others)
+    assert verdict.summary() == "rejected: mae 20 is above the champion's 10 × 1.00"
+    assert judge(["mae <= champion"], {"mae": 20.0}, {"mae": 25.0}, others=others).kind is ACCEPTED
+    none_yet = judge(["mae <= champion"], {"mae": 20.0}, None, others={"champion": None})  # type: ignore[dict-item]
+    assert "no champion yet" in none_yet.summary()
+    with pytest.raises(ConfigurationError, match="others = 7"):
+        judge(["mae <= champion"], {"mae": 20.0}, None, others=7)  # type: ignore[arg-type]
