@@ -83,8 +83,9 @@ class Selection:
     def explain(self) -> str:
         """Lines for a log: who was chosen, who shares the value, who was left out and why."""
         word = "least" if self.mode is Mode.MIN else "greatest"
+        best = f"{_shown(self.best.run_id)} (index {self.best.index})"
         lines = [
-            f"{_shown(self.metric)}: run {_shown(self.best.run_id)} (index {self.best.index}) has the {word}, "
+            f"{_shown(self.metric)}: run {best} has the {word}, "
             f"{self.best.value:.6g}, of {len(self.candidates)}"
         ]
         if self.ties:

@@ -16,7 +16,6 @@ from markdown_it import MarkdownIt
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.registry.gates import Recorded, judge_recorded, parse_rule
-from nighttrain.providers.registry.gates.markdown import markdown_text
 from nighttrain.providers.registry.gates.recorded_files import (
     UnreadableFileError,
     read_checks,
@@ -25,6 +24,7 @@ from nighttrain.providers.registry.gates.recorded_files import (
 )
 from nighttrain.providers.registry.gates.signatures import UnreadableSignatureError, read_signature
 from nighttrain.providers.registry.gates.verdicts import Evidence, Verdict, VerdictKind
+from nighttrain.providers.registry.markdown import cell
 
 thoroughly = settings(
     max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -91,7 +91,7 @@ def test_any_text_leaves_the_table_whole(text: str) -> None:
     evidence = Evidence(text, None, None, None, VerdictKind.INCONCLUSIVE, f"x{text}")
     found = cells(Verdict(VerdictKind.INCONCLUSIVE, (evidence,)).markdown_table())
     assert [len(row) for row in found] == [6, 6]
-    assert "\n" not in markdown_text(text)
+    assert "\n" not in cell(text)
     plain = Verdict(VerdictKind.INCONCLUSIVE, (evidence,)).table()
     assert len(plain.split("\n")) == 3
 
