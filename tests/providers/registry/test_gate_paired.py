@@ -200,3 +200,16 @@ def test_a_true_difference_is_found() -> None:
     rule = parse_rule("mae <= champion * 1.2 (paired)")
     assert isinstance(rule, PairedBootstrap)
     assert judge_recorded([rule], recorded).kind is ACCEPTED
+
+
+@pytest.mark.parametrize("champion", [0.3, 0.7, 1.1, 20.3])
+@pytest.mark.parametrize("rule", ["mae <= champion - 0.1 (paired)", "mae <= champion + 0 (paired)"])
+def test_what_is_exactly_at_the_limit_on_every_row_is_accepted_whatever_rounding_leaves(
+    rule: str, champion: float
+) -> None:
+    candidate = round(champion - 0.1, 1) if "-" in rule else champion
+    both = [candidate] * 12, [champion] * 12
+    verdict = judged(rule, losses(*both, rows=70))
+    assert verdict.kind is ACCEPTED
+    # Larger is better: at the limit is enough there, too.
+    assert judged(rule.replace("<=", ">="), losses(*both, rows=70)).kind is ACCEPTED
