@@ -202,7 +202,7 @@ async def roll_back(
         else:
             raise NothingToUndoError(_nothing(name, scope, asked.target, scopes(ledger, state)))
         undoing = tuple(each.number for each in undone)
-        version = _given_to(back, scope.alias) if back else holder
+        version = _holder_after(scope, state, back)
         seen = Change(name=name, version=version, alias=scope.alias, stage=_stage_given(back))
         entry = Entry(
             number=0,
@@ -416,11 +416,14 @@ def _straight_to(state: State, target: str, withdrawn: str, alias: str | None) -
     return (*state.stage_moves(version, before.stage, archive=True)[0], *moves)
 
 
-def _given_to(moves: Sequence[Move], alias: str | None) -> str | None:
-    if alias is None:
-        stages = [move.version for move in moves if move.stage in ACTIVE_STAGES]
-        return stages[-1] if stages else None
-    return next((move.version for move in moves if move.alias == alias), None)
+def _holder_after(scope: Scope, state: State, moves: Sequence[Move]) -> str | None:
+    """Who holds the alias, or the stage, once these moves are made."""
+    if scope.alias is not None:
+        return state.holdings.after(moves).aliases.get(scope.alias)
+    given = [move.version for move in moves if move.stage == scope.stage]
+    moved = {move.version for move in moves if move.stage is not None}
+    left = [each for each in state.holders(scope.stage or "") if each not in moved]
+    return next(iter((*given[-1:], *left)), None)
 
 
 def _stage_given(moves: Sequence[Move]) -> str | None:

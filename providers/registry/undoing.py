@@ -11,10 +11,10 @@ from nighttrain.providers.registry.history.entries import Entry, Kind, Move
 from nighttrain.providers.registry.versions import ACTIVE_STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from nighttrain.providers.registry.history.earlier import Record
-    from nighttrain.providers.registry.history.ledger import Holdings, Ledger
+    from nighttrain.providers.registry.history.ledger import Ledger
     from nighttrain.providers.registry.history.state import State
 
 
@@ -97,72 +97,79 @@ def named_entry(ledger: Ledger, state: State, number: int) -> Entry:
 
 
 def moves_back(ledger: Ledger, state: State, undone: Sequence[Entry]) -> tuple[Move, ...]:
-    """The moves that undo these entries, the last of them first: of one its own, of several what they come
-    to.
+    """The moves that undo these entries, the last of them first.
 
-    In whichever order promotions of several aliases that share a stage are undone, the same holds in the end:
-    a stage that a later promotion took stays with it, and what was left for that is made up for once the
-    later one is undone, too. So no version whose promotion was undone comes back into the stage.
+    The alias goes back to where the first of them found it. Stages become what they are without all that was
+    undone, now and before: promotions of several aliases may share a stage, and in whichever order they are
+    undone, a later one keeps what it took, and no version whose promotion was undone comes back.
     """
-    staying = [entry for entry in ledger.in_effect() if entry not in undone]
-    now = state.holdings
-    moves: tuple[Move, ...] = ()
-    for entry in undone:
-        moves = tuple(_moves_back(ledger, state, entry, now, staying))
-        now = now.after(moves)
-    return moves if len(undone) == 1 else state.holdings.towards(now, gone=state.gone(now))
-
-
-def _moves_back(
-    ledger: Ledger, state: State, entry: Entry, now: Holdings, staying: Sequence[Entry]
-) -> Iterator[Move]:
-    keeps = _is_overtaken(entry, now, staying)
-    own = [move for move in entry.back if move.alias is not None or not keeps]
-    numbers = {each.number for each in staying}
-    for move in _without_withdrawn(ledger, own, entry.number, numbers):
+    staying = {entry.number for entry in ledger.in_effect()} - {entry.number for entry in undone}
+    touched = {
+        move.version
+        for entry in (*_given(ledger), *undone)
+        if entry.number not in staying
+        for move in _stage_moves(entry.back)
+    }
+    # Those that are in a stage by what came last are moved into it last: who was updated last holds it.
+    moves = [
+        Move(version, stage=stage)
+        for version, stage in _stages_by(ledger, state, staying, undone).items()
         # A version that was deleted can be moved nowhere, and holds nothing.
-        if move.version is None or state.version(move.version) is not None:
-            yield move
+        if version in touched and (found := state.version(version)) and found.stage != stage
+    ]
+    # First into stages, then out of them: none is empty in between.
+    moves.sort(key=lambda move: move.stage not in ACTIVE_STAGES)
+    return (*moves, *(move for move in undone[-1].back if move.alias is not None))
 
 
-def _is_overtaken(entry: Entry, now: Holdings, staying: Sequence[Entry]) -> bool:
-    """Tell whether another promotion took its stage, or moved its version on, and keeps what it has."""
-    if entry.stage is None:
-        return False
-    taken = now.stages.get(entry.version or "") != entry.stage and entry.stage in now.stages.values()
-    return taken or any(
-        later.kind is Kind.PROMOTION and later.number > entry.number and _moves_stage(later, entry.version)
-        for later in staying
-    )
+def _stages_by(
+    ledger: Ledger, state: State, staying: Collection[int], undone: Sequence[Entry]
+) -> dict[str, str]:
+    """The stages that versions are in by the entries that stay, those that came into theirs last behind."""
+    stages = _stages_before(ledger, staying)
+    records = [found for each in _withdrawn(ledger) if (found := recorded(state.version(each)))]
+    records.sort(key=lambda record: record.at, reverse=True)
+    for back in (*(record.back for record in records), *(entry.back for entry in undone if not entry.number)):
+        _move(stages, back)
+    for entry in _given(ledger):
+        if entry.number in staying and entry.kind is not Kind.CARRIED_OVER:
+            _move(stages, entry.moves)
+    return stages
 
 
-def _moves_stage(entry: Entry, version: str | None) -> bool:
-    return any(move.stage is not None and move.version == version for move in entry.back)
+def _stages_before(ledger: Ledger, staying: Collection[int]) -> dict[str, str]:
+    """What each version's stage was before anything in the history moved it."""
+    stages: dict[str, str] = {}
+    for entry in _given(ledger):
+        carried = entry.kind is Kind.CARRIED_OVER
+        for move in _stage_moves(entry.moves if carried else entry.back):
+            stages.setdefault(str(move.version), str(move.stage))
+        if carried and entry.number not in staying:
+            _move(stages, entry.back)
+    return stages
 
 
-def _without_withdrawn(
-    ledger: Ledger, moves: Iterable[Move], before: int, staying: set[int]
-) -> Iterator[Move]:
-    """The moves, where for a version whose own promotion was undone meanwhile comes what undoes that."""
-    for move in moves:
-        gave = _gave_stage(ledger, move, before) if move.stage in ACTIVE_STAGES else None
-        if gave is None or gave.number in staying or not _moves_stage(gave, move.version):
-            yield move
-        else:
-            back = [each for each in gave.back if each.stage is not None]
-            yield from _without_withdrawn(ledger, back, gave.number, staying)
+def _move(stages: dict[str, str], moves: Iterable[Move]) -> None:
+    for move in _stage_moves(moves):
+        version, stage = str(move.version), str(move.stage)
+        if move.archive and stage in ACTIVE_STAGES:
+            for other in [each for each, held in stages.items() if held == stage and each != version]:
+                stages[other] = "Archived"
+        stages.pop(version, None)
+        stages[version] = stage
 
 
-def _gave_stage(ledger: Ledger, move: Move, before: int) -> Entry | None:
-    """The entry by which the version had come into the stage, before that number."""
-    for entry in reversed(ledger.made):
-        # What was put back is not given anew: it stands or falls with the entry that gave it first.
-        puts_back = entry.kind is Kind.RESTORED or (entry.kind is Kind.ROLLBACK and entry.undoes)
-        if entry.number < before and not puts_back:
-            given = (each for each in entry.moves if each.stage == move.stage)
-            if any(each.version == move.version for each in given):
-                return entry
-    return None
+def _stage_moves(moves: Iterable[Move]) -> Iterator[Move]:
+    return (move for move in moves if move.stage is not None and move.version is not None)
+
+
+def _given(ledger: Ledger) -> list[Entry]:
+    """The entries that gave something anew: what was put back stands or falls with who gave it first."""
+    return [
+        entry
+        for entry in ledger.made
+        if entry.kind is not Kind.RESTORED and not (entry.kind is Kind.ROLLBACK and entry.undoes)
+    ]
 
 
 def _undoable(ledger: Ledger, state: State) -> list[Entry]:
