@@ -11,7 +11,7 @@ from nighttrain.providers.registry.history.entries import Entry, Kind, Move
 from nighttrain.providers.registry.versions import ACTIVE_STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from nighttrain.providers.registry.history.earlier import Record
     from nighttrain.providers.registry.history.ledger import Ledger
@@ -131,10 +131,22 @@ def _stages_by(
     records.sort(key=lambda record: record.at, reverse=True)
     for back in (*(record.back for record in records), *(entry.back for entry in undone if not entry.number)):
         _move(stages, back)
+    withdrawn: set[str | None] = set()
     for entry in _given(ledger):
-        if entry.number in staying and entry.kind is not Kind.CARRIED_OVER:
-            _move(stages, entry.moves)
+        if entry.number not in staying:
+            withdrawn |= {move.version for move in _stage_moves(entry.back)}
+        elif entry.kind is not Kind.CARRIED_OVER:
+            _move(stages, (move for move in entry.moves if not _is_out_already(move, stages, withdrawn)))
     return stages
+
+
+def _is_out_already(move: Move, stages: Mapping[str, str], withdrawn: Collection[str | None]) -> bool:
+    """Tell whether it takes a version out of a stage in which it is not, now that its promotion is undone."""
+    return (
+        move.version in withdrawn
+        and move.stage not in ACTIVE_STAGES
+        and stages.get(str(move.version)) not in ACTIVE_STAGES
+    )
 
 
 def _stages_before(ledger: Ledger, staying: Collection[int]) -> dict[str, str]:

@@ -242,3 +242,14 @@ async def test_a_model_with_a_new_name_begins_a_history_and_finds_the_old_one_un
     mlflow_server.call("DELETE", "registered-models/delete", name=name)
     mlflow_server.call("POST", "registered-models/rename", name=f"{name}-renamed", new_name=name)
     assert (await roll_back(registry, name)).version == "1"
+
+
+async def test_a_version_that_was_archived_before_its_promotion_is_archived_after_it(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1, stage="Production")
+    await registry.transition_stage(name, 2, "Archived")
+    await promote(registry, name, 2, stage="Production")
+    await roll_back(registry, name)
+    assert await held(registry, name) == ({"champion": "1"}, {"1": "Production", "2": "Archived"})
