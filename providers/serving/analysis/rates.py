@@ -115,9 +115,13 @@ def passes(metric: Metric, found: Compared, let_through: float) -> bool:
             and excess_of([newest]) <= metric.limit
             and log_excess(found.strata, metric.limit, Side.AT_LEAST) >= threshold
         )
-    if found.strata and log_excess(found.strata, metric.limit, Side.AT_LEAST) >= threshold:
-        return excess_of([Stratum(candidate=newest.candidate, stable=found.stable)]) <= metric.limit
-    return _alone_evidence(metric, found, Side.AT_LEAST) >= threshold
+    if found.strata:
+        now = excess_of([Stratum(candidate=newest.candidate, stable=found.stable)])
+        before = log_excess(found.strata, metric.limit, Side.AT_LEAST)
+        if now > metric.limit or before >= threshold:
+            return now <= metric.limit
+    now_below = bool(found.strata) or newest.candidate.bad <= metric.limit * newest.candidate.requests
+    return now_below and _alone_evidence(metric, found, Side.AT_LEAST) >= threshold
 
 
 def too_few(metric: Metric, found: Compared) -> str | None:

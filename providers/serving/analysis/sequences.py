@@ -19,9 +19,10 @@ from nighttrain.providers.serving.analysis.values import Counts
 
 # How many times as often as the stable version's a candidate's requests may go wrong, and how likely each
 # ratio is taken to be beforehand. It decides how soon a bad version is found and not how often a good one is
-# accused. Most weight lies where finding takes longest; the last ratio is for a version that breaks all.
-_RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
-_WEIGHTS = (0.10, 0.20, 0.25, 0.20, 0.10, 0.05, 0.05, 0.05)
+# accused. Most weight lies where finding takes longest; the last ratio is for a version that breaks all. What
+# is less than about a twentieth worse is never found.
+_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
+_WEIGHTS = (0.05, 0.10, 0.20, 0.25, 0.15, 0.10, 0.05, 0.05, 0.05)
 
 # A rate is taken to be anywhere (Jeffreys' distribution), or of a few percent, or below one in a hundred:
 # with the first alone, ruling out an excess of 0.01 takes twice as many requests where errors are rare.
@@ -114,19 +115,7 @@ def log_excess(strata: Sequence[Stratum], excess: float, side: Side) -> float:
     likelihood ratio to the truth, whose mean is 1: Robbins (1970); Wasserman, Ramdas and Balakrishnan,
     "Universal inference", PNAS 117 (2020).
     """
-    unpaired = [stratum for stratum in strata if not stratum.paired]
-    paired = [stratum for stratum in strata if stratum.paired]
-    evidence = sum(-_largest(stratum, excess, side) for stratum in strata)
-    if unpaired:
-        evidence += _log_rate_mixture(total(stratum.candidate for stratum in unpaired))
-        evidence += _log_rate_mixture(total(stratum.stable for stratum in unpaired))
-    if paired:
-        worse = sum(stratum.candidate.bad - stratum.both for stratum in paired)
-        better = sum(stratum.stable.bad - stratum.both for stratum in paired)
-        requests = sum(stratum.candidate.requests for stratum in paired)
-        evidence += _log_rate_mixture(Counts(requests=requests, bad=worse + better))
-        evidence += _log_beta(0.5 + worse, 0.5 + better) - _log_beta(0.5, 0.5)
-    return evidence
+    return _log_any_rates(strata) - sum(_largest(stratum, excess, side) for stratum in strata)
 
 
 def log_rate(counts: Counts, rate: float, side: Side) -> float:
@@ -134,7 +123,7 @@ def log_rate(counts: Counts, rate: float, side: Side) -> float:
     found = counts.bad / counts.requests if counts.requests else rate
     nearest = min(found, rate) if side is Side.AT_MOST else max(found, rate)
     good = counts.requests - counts.bad
-    return _log_rate_mixture(counts) - _log_power(counts.bad, nearest) - _log_power(good, 1 - nearest)
+    return _log_any_rate(counts) - _log_power(counts.bad, nearest) - _log_power(good, 1 - nearest)
 
 
 def excess_bounds(strata: Sequence[Stratum], alpha: float) -> tuple[float, float]:
@@ -235,11 +224,51 @@ def _largest_paired(stratum: Stratum, excess: float) -> float:
     )
 
 
-def _log_rate_mixture(counts: Counts) -> float:
+def _log_any_rate(counts: Counts) -> float:
     """The probability of so many wrong requests, in the order they came, where the rate is not known."""
     good = counts.requests - counts.bad
     each = [_log_beta(a + counts.bad, b + good) - _log_beta(a, b) for a, b in _RATES]
     return log_sum(each) - math.log(len(_RATES))
+
+
+def _log_any_rates(strata: Sequence[Stratum]) -> float:
+    """The probability of what was seen; half of the weight on the same rates in all shares."""
+    same = _log_same_rates(strata)
+    if len(strata) < 2:
+        return same
+    return log_sum([same, sum(_log_same_rates([stratum]) for stratum in strata)]) - math.log(2)
+
+
+def _log_same_rates(strata: Sequence[Stratum]) -> float:
+    unpaired = [stratum for stratum in strata if not stratum.paired]
+    paired = [stratum for stratum in strata if stratum.paired]
+    found = 0.0
+    if unpaired:
+        found += _log_two_rates(
+            total(stratum.candidate for stratum in unpaired), total(stratum.stable for stratum in unpaired)
+        )
+    if paired:
+        worse = sum(stratum.candidate.bad - stratum.both for stratum in paired)
+        better = sum(stratum.stable.bad - stratum.both for stratum in paired)
+        requests = sum(stratum.candidate.requests for stratum in paired)
+        found += _log_any_rate(Counts(requests=requests, bad=worse + better))
+        found += _log_any_direction(worse, better)
+    return found
+
+
+def _log_two_rates(candidate: Counts, stable: Counts) -> float:
+    """Half of the weight on one rate for both versions, half on a rate of its own for each.
+
+    Most candidates are no different, and one rate is learnt from fewer requests than two.
+    """
+    apart = _log_any_rate(candidate) + _log_any_rate(stable)
+    return log_sum([_log_any_rate(candidate + stable), apart]) - math.log(2)
+
+
+def _log_any_direction(worse: int, better: int) -> float:
+    """The probability of so many for the worse and for the better; half of the weight on "as often"."""
+    any_direction = _log_beta(0.5 + worse, 0.5 + better) - _log_beta(0.5, 0.5)
+    return log_sum([-(worse + better) * math.log(2), any_direction]) - math.log(2)
 
 
 def _log_beta(a: float, b: float) -> float:
