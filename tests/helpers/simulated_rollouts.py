@@ -212,8 +212,8 @@ def known_ratio(streams: Streams, rollout: int, ratio: float, false_alarms: floa
     Wald's sequential test, on the shares of :data:`STRATEGY` without a delay: what is possible at best.
     """
     evidence = 0.0
-    for look in range(90):
-        at = (rollout, look, _PLACE[(10, 25, 50)[look // 30]])
+    for look in range(LOOKS):
+        at = (rollout, look, _PLACE[(10, 25, 50)[min(look // 30, 2)]])
         share = float(streams.candidate[at] / (streams.candidate[at] + streams.stable[at]))
         bad, other_bad = int(streams.errors[at]), int(streams.stable_errors[at])
         evidence += bad * math.log(ratio) - (bad + other_bad) * math.log(share * ratio + 1 - share)

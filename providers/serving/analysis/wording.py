@@ -10,10 +10,11 @@ from nighttrain.providers.serving.analysis.metrics import Kind, Metric
 from nighttrain.providers.serving.analysis.rates import Compared, fails, too_few
 from nighttrain.providers.serving.analysis.sequences import (
     Stratum,
-    excess_bounds,
     excess_of,
+    log_stakes,
     rate_bounds,
     total,
+    upper_excess,
     worse_since,
 )
 from nighttrain.providers.serving.analysis.values import Counts, Judgement, Verdict
@@ -76,13 +77,30 @@ def _evidence(
         lower, upper = rate_bounds(candidate, let_through)
         rate = candidate.bad / candidate.requests
         return {**evidence, "rate": rate, "lower": lower, "upper": upper}
-    lower, upper = excess_bounds(shown, let_through)
+    lower, upper = _bounds(shown, let_through)
     evidence |= {"stable_requests": stable.requests, "stable_bad": stable.bad}
     evidence |= {"excess": excess_of(shown), "lower": lower, "upper": upper}
-    if found.evidence:
+    if found.ratios:
         # As a power of ten: what is against "no worse", from one in a hundred on is 2.
-        evidence["log10_evidence"] = worse_since(found.evidence)[0] / math.log(10)
+        evidence["log10_evidence"] = worse_since(found.ratios)[0] / math.log(10)
     return evidence
+
+
+def _bounds(strata: Sequence[Stratum], alpha: float) -> tuple[float, float]:
+    """Of the excess; each share counts as one interval, which changes a bound for people but little."""
+    turned = [
+        Stratum(candidate=each.stable, stable=each.candidate, paired=each.paired, both=each.both)
+        for each in strata
+    ]
+    upper, lower = (
+        upper_excess(
+            [sum(each) for each in zip(*map(log_stakes, side), strict=True)],
+            total(stratum.candidate for stratum in side).requests,
+            alpha,
+        )
+        for side in (strata, turned)
+    )
+    return min(-lower, excess_of(strata)), upper
 
 
 def _counted(metric: Metric, shown: Sequence[Stratum]) -> str:

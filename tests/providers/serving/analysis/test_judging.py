@@ -103,7 +103,7 @@ def test_good_shares_before_do_not_make_the_present_one_successful() -> None:
 
 def test_rates_of_each_share_are_compared_within_it() -> None:
     """Errors of both go up together with the candidate's share: added up, it would look worse."""
-    tallies = tally((5_000, 50), (45_000, 450)), tally((45_000, 4_500), (5_000, 500), 0.9)
+    tallies = tally((5_000, 50), (45_000, 450)), tally((450_000, 45_000), (50_000, 5_000), 0.9)
     found = said(ERRORS, *tallies)
     assert found.evidence["excess"] == pytest.approx(0)
     assert found.evidence["log10_evidence"] < 0

@@ -11,12 +11,13 @@ from nighttrain.providers.serving.analysis.sequences import (
     Side,
     Stratum,
     distribution_band,
-    excess_bounds,
     excess_of,
-    log_excess,
+    log_below,
     log_rate,
     log_ratios,
+    log_stakes,
     rate_bounds,
+    upper_excess,
     worse_since,
 )
 from nighttrain.providers.serving.analysis.values import Counts
@@ -106,39 +107,38 @@ def test_evidence_is_found_from_the_share_on_that_it_began_at() -> None:
     assert worse_since([]) == (0.0, 0)
 
 
-@pytest.mark.parametrize(("rate", "excess"), [(0.0, 0.1), (0.05, 0.1), (0.3, 0.2), (0.5, -0.2)])
-@pytest.mark.parametrize("side", Side)
-def test_evidence_against_a_true_excess_has_a_mean_of_at_most_one(
-    rate: float, excess: float, side: Side
-) -> None:
+@pytest.mark.parametrize("excess", [0.1, 0.0, -0.05])
+def test_evidence_against_a_true_excess_has_a_mean_of_at_most_one(excess: float) -> None:
+    """Two intervals, each with a rate and a split of its own: all outcomes, weighed."""
+    sizes, rates = ((3, 2), (2, 5)), (0.05, 0.5)
     mean = 0.0
-    for bad, other_bad in product(range(8), range(12)):
-        weight = chance(7, bad, rate + excess) * chance(11, other_bad, rate)
-        mean += weight * math.exp(log_excess([stratum((7, bad), (11, other_bad))], excess, side))
-    assert mean <= ROUNDING
+    for outcome in product(*(range(size + 1) for pair in sizes for size in pair)):
+        pairs = (outcome[:2], outcome[2:])
+        weight, stakes = 1.0, [0.0] * 7
+        for (requests, others), rate, (bad, other_bad) in zip(sizes, rates, pairs, strict=True):
+            weight *= chance(requests, bad, rate + excess) * chance(others, other_bad, rate)
+            left = log_stakes(stratum((requests, bad), (others, other_bad)))
+            stakes = [sum(pair) for pair in zip(stakes, left, strict=True)]
+        mean += weight * math.exp(log_below(stakes, 5, excess))
+    assert 0.3 < mean <= ROUNDING
 
 
-@pytest.mark.parametrize("side", Side)
-def test_each_share_may_have_rates_of_its_own_under_the_hypothesis(side: Side) -> None:
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("worse", "better"), [(0.2, 0.1), (0.1, 0.0), (0.4, 0.3)])
+def test_so_has_it_on_the_same_requests(worse: float, better: float, known: bool) -> None:
+    at_both = 0.2
     mean = 0.0
-    for outcome in product(range(5), range(4), range(3), range(6)):
-        weight = chance(4, outcome[0], 0.15) * chance(3, outcome[1], 0.05)
-        weight *= chance(2, outcome[2], 0.9) * chance(5, outcome[3], 0.8)
-        strata = [stratum((4, outcome[0]), (3, outcome[1])), stratum((2, outcome[2]), (5, outcome[3]))]
-        mean += weight * math.exp(log_excess(strata, 0.1, side))
-    assert mean <= ROUNDING
-
-
-@pytest.mark.parametrize("side", Side)
-@pytest.mark.parametrize(("worse", "better"), [(0.2, 0.1), (0.1, 0.0), (0.5, 0.4)])
-def test_so_has_it_on_the_same_requests(side: Side, worse: float, better: float) -> None:
-    mean = 0.0
-    for outcome in product("csn", repeat=7):
-        weight = math.prod({"c": worse, "s": better, "n": 1 - worse - better}[each] for each in outcome)
+    for outcome in product("bcsn", repeat=4):
+        chances = {"b": at_both, "c": worse, "s": better, "n": 1 - at_both - worse - better}
+        weight = math.prod(chances[each] for each in outcome)
+        both, at_one, at_other = (outcome.count(each) for each in "bcs")
         paired = Stratum(
-            candidate=counts(7, outcome.count("c")), stable=counts(7, outcome.count("s")), paired=True
+            candidate=counts(4, both + at_one),
+            stable=counts(4, both + at_other),
+            paired=True,
+            both=both if known else 0,
         )
-        mean += weight * math.exp(log_excess([paired], worse - better, side))
+        mean += weight * math.exp(log_below(log_stakes(paired), 4, worse - better))
     assert mean <= ROUNDING
 
 
@@ -154,10 +154,10 @@ def test_bounds_hold_the_estimate_and_close_in_on_it() -> None:
     widths = []
     for times in (1, 10, 100):
         strata = [stratum((100 * times, 2 * times), (900 * times, 9 * times))]
-        lower, upper = excess_bounds(strata, 0.05)
         assert excess_of(strata) == pytest.approx(0.01)
-        assert -1 <= lower < 0.01 < upper <= 1
-        widths.append(upper - lower)
+        upper = upper_excess(log_stakes(strata[0]), 100 * times, 0.05)
+        assert 0.01 < upper <= 1
+        widths.append(upper - 0.01)
         at, above = rate_bounds(counts(100 * times, 2 * times), 0.05)
         assert 0 <= at < 0.02 < above <= 1
     assert widths[0] > 2 * widths[1] > 4 * widths[2]
@@ -165,20 +165,11 @@ def test_bounds_hold_the_estimate_and_close_in_on_it() -> None:
 
 @pytest.mark.parametrize(("bad", "other_bad"), [(0, 0), (50, 0), (0, 70), (50, 70)])
 def test_bounds_at_the_ends(bad: int, other_bad: int) -> None:
-    strata = [stratum((50, bad), (70, other_bad))]
-    lower, upper = excess_bounds(strata, 0.05)
-    assert -1 <= lower <= excess_of(strata) <= upper <= 1
-    paired = [
-        Stratum(
-            candidate=counts(50, bad),
-            stable=counts(50, min(other_bad, 50)),
-            paired=True,
-            both=min(bad, other_bad),
-        )
-    ]
-    lower, upper = excess_bounds(paired, 0.05)
-    assert -1 <= lower <= excess_of(paired) <= upper <= 1
-    assert rate_bounds(counts(50, bad), 0.05)[0] >= 0
+    both = stratum((50, bad), (70, other_bad))
+    assert excess_of([both]) <= upper_excess(log_stakes(both), 50, 0.05) <= 1
+    assert (
+        0 <= rate_bounds(counts(50, bad), 0.05)[0] <= bad / 50 <= rate_bounds(counts(50, bad), 0.05)[1] <= 1
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01, 0.001, 1e-5])

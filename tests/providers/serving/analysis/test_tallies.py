@@ -125,4 +125,5 @@ def test_the_order_of_a_shares_samples_does_not_matter(
         one, other = add(one, first, share=0.1), add(other, second, share=0.1)
     for left, right in zip(one, other, strict=True):
         assert (left.candidate, left.stable) == (right.candidate, right.stable)
-        assert left.evidence == pytest.approx(right.evidence)
+        assert left.ratios == pytest.approx(right.ratios)
+        assert left.stakes == pytest.approx(right.stakes)
