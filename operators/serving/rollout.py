@@ -10,15 +10,14 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
-from nighttrain.operators.registry.promotion import held
+from nighttrain.operators.serving.served import served, tell_registry
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ConfigurationError, NighttrainError, RolloutFailedError
+from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
 from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.common.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
     get_cluster,
-    get_cluster_config,
     get_mlflow,
 )
 from nighttrain.sensors.common.failures import failing_clearly
@@ -26,17 +25,15 @@ from nighttrain.sensors.common.templating import TextTemplates
 from nighttrain.sensors.common.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from airflow.sdk import BaseOperatorLink, Context
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.registry.models import ModelRegistry
-    from nighttrain.providers.registry.promotion import Change
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.serving.backends.base import EndpointStatus
     from nighttrain.providers.serving.spec import ServingSpec
-    from nighttrain.sensors.common.connections import MLflowConnection
 
 PINNED_KEY = "nighttrain_pinned"
 DEPLOYED_BY = "nighttrain.dev/deployed-by"
@@ -253,7 +250,7 @@ class RolloutModelOperator(TextTemplates):
             status.previous_version or "none",
         )
         tell_registry(self._mlflow, self.model_name, status, task_context.actor(context), self.log.warning)
-        return _served(status)
+        return served(status)
 
     async def _finish(self, context: Context, pinned: Mapping[str, str], *, wait: bool) -> EndpointStatus:
         async with open_rollout(self._cluster) as (client, rollout):
@@ -315,177 +312,3 @@ class RolloutModelOperator(TextTemplates):
             pod_security=self.pod_security or self._pod_security,
             startup_timeout_seconds=self.startup_timeout_seconds,
         )
-
-
-class RollbackModelOperator(TextTemplates):
-    """Undoes the last promotion of a model, and switches an endpoint back to the version before.
-
-    What the promotion moved is moved back, no more and no less: the alias, and the stage where it moved one.
-    The rollback is an entry of the model's history.
-
-    With an endpoint it returns what :class:`RolloutModelOperator` returns; without one ``{"model_name",
-    "version", "previous_version", "alias", "stage", "entry"}``.
-
-    :param endpoint: name of the endpoint (templated); without one only the registry is rolled back
-    :param model_name: the registered model (templated); the endpoint's own, if left out
-    :param alias: the alias whose last promotion is undone, ``None`` for none (templated)
-    :param stage: the stage whose last promotion is undone, for promotions without an alias (templated)
-    :param to: the version to go back to, over several promotions (templated); the one before, if left out.
-        An endpoint goes back to the one before only
-    :param reason: why, for the history (templated)
-    :param namespace: the connection's, if left out (templated)
-    """
-
-    template_fields: Sequence[str] = ("endpoint", "model_name", "alias", "stage", "to", "reason", "namespace")
-    operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
-    ui_color = "#fdf0d9"
-
-    def __init__(
-        self,
-        *,
-        endpoint: str | None = None,
-        model_name: str | None = None,
-        alias: str | None = "champion",
-        stage: str | None = None,
-        to: str | int | None = None,
-        reason: str | None = None,
-        namespace: str | None = None,
-        kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
-        mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
-        **kwargs: Any,
-    ) -> None:
-        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
-        kwargs.setdefault("multiple_outputs", True)
-        super().__init__(**kwargs)
-        if endpoint is None and model_name is None:
-            raise ConfigurationError("endpoint, model_name", None, "name an endpoint, a model, or both")
-        if endpoint is not None and to is not None:
-            raise ConfigurationError(
-                "to", to, "an endpoint goes back to the version before only; roll that version out instead"
-            )
-        self.endpoint = endpoint
-        self.model_name = model_name
-        self.alias = alias
-        self.stage = stage
-        self.to = to
-        self.reason = reason
-        self.namespace = namespace
-        self.kubernetes_conn_id = kubernetes_conn_id
-        self.mlflow_conn_id = mlflow_conn_id
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        with failing_clearly():
-            as_texts(self, *self.template_fields)
-            self._mlflow = get_mlflow(self.mlflow_conn_id)
-            if self.endpoint is None:
-                return self._roll_back_registry(context)
-            return self._roll_back_endpoint(context, self.endpoint)
-
-    def _roll_back_registry(self, context: Context) -> dict[str, Any]:
-        model_name = str(self.model_name)
-        change = run_sync(self._undo(context, model_name, to=self.to))
-        self._say(change)
-        if change.version:
-            remember_links(context, version=self._mlflow.version_url(model_name, change.version))
-        return {
-            "model_name": model_name,
-            "version": change.version,
-            "previous_version": change.previous_version,
-            "alias": change.alias,
-            "stage": change.stage,
-            "entry": change.number,
-        }
-
-    def _roll_back_endpoint(self, context: Context, endpoint: str) -> dict[str, Any]:
-        self._cluster = get_cluster_config(self.kubernetes_conn_id)
-        status = run_sync(self._switch_back(endpoint))
-        model_name = self.model_name or status.model_name
-        if (self.alias is not None or self.stage is not None) and status.previous_version:
-            change = run_sync(
-                self._undo(
-                    context, model_name, to=status.stable_version, withdraws=str(status.previous_version)
-                )
-            )
-            self._say(change)
-        remember_links(
-            context,
-            version=self._mlflow.version_url(model_name, status.stable_version),
-            endpoint=status.cluster_ip_url or status.url,
-        )
-        tell_registry(self._mlflow, model_name, status, task_context.actor(context), self.log.warning)
-        return _served(status)
-
-    def _say(self, change: Change) -> None:
-        where = held(change.alias, change.stage) or "nothing else"
-        held_by = f"version {change.version}" if change.version else "no version"
-        self.log.info("%s: %s holds %s", change.name, held_by, where)
-
-    async def _switch_back(self, endpoint: str) -> EndpointStatus:
-        async with open_rollout(self._cluster) as (client, rollout):
-            return await rollout.rollback(
-                endpoint, self.namespace or client.namespace, on_progress=self.log.info
-            )
-
-    async def _undo(
-        self, context: Context, model_name: str, *, to: str | int | None, withdraws: str | None = None
-    ) -> Change:
-        from nighttrain.providers.registry.promotion import Author, roll_back
-
-        what = f"endpoint {self.endpoint} was rolled back" if self.endpoint else "rolled back by a DAG"
-        async with open_registry(self._mlflow) as registry:
-            return await roll_back(
-                registry,
-                model_name,
-                alias=self.alias,
-                stage=self.stage,
-                to=to,
-                withdraws=withdraws,
-                author=Author(
-                    actor=task_context.actor(context),
-                    reason=self.reason or what,
-                    dag_run=task_context.dag_run(context),
-                ),
-            )
-
-
-def tell_registry(
-    mlflow: MLflowConnection,
-    model_name: str,
-    status: EndpointStatus,
-    actor: str,
-    warn: Callable[..., object],
-) -> None:
-    """Say on the versions' pages in MLflow which one the endpoint serves now.
-
-    The endpoint has switched by then: whatever MLflow says fails nothing. The next rollout tells it again.
-    """
-    from nighttrain.providers.registry.version_page import record_serving
-
-    async def tell() -> None:
-        async with open_registry(mlflow) as registry:
-            await record_serving(
-                registry,
-                model_name,
-                status.stable_version,
-                f"{status.namespace}/{status.endpoint}",
-                url=status.url,
-                by=actor,
-                previous=status.previous_version,
-            )
-
-    try:
-        run_sync(tell())
-    except NighttrainError as error:
-        served = f"{status.endpoint} serves version {status.stable_version}"
-        warn("MLflow does not say yet that %s: %s", served, error)
-
-
-def _served(status: EndpointStatus) -> dict[str, Any]:
-    return {
-        "endpoint": status.endpoint,
-        "model_name": status.model_name,
-        "version": status.stable_version,
-        "previous_version": status.previous_version,
-        "url": status.url,
-        "cluster_ip_url": status.cluster_ip_url,
-    }
