@@ -171,7 +171,7 @@ class ServiceProxy:
     def set_backends(self, backends: list[Address]) -> None:
         self._backends = backends
         if backends and self._listener is None:
-            self._listener = _listener(self._address)
+            self._listener = listen(self._address)
             self._loop.add_reader(self._listener, self._accept)
         elif not backends:
             self.stop_listening()
@@ -249,8 +249,10 @@ class ServiceProxy:
         return None
 
 
-def _listener(address: Address) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def listen(address: Address) -> socket.socket:
+    """A listening socket. :raises OSError: the port cannot be bound"""
+    # Named TCP outright: asyncio turns Nagle's algorithm off only then.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)

@@ -38,7 +38,6 @@ from nighttrain.providers.serving.spec import (
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.api.resources import Resource
     from nighttrain.providers.plain_json import Json
     from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
     from nighttrain.providers.serving.backends.plain.objects import Objects
@@ -174,7 +173,8 @@ class Changes:
         """Stamp the fence on the candidate, where there is no Service yet."""
         if deployment is not None and fence_of(target, deployment) < fence:
             marks = {FENCE_ANNOTATION: fence_text(target, fence)}
-            await self._patch(DEPLOYMENTS, deployment, {"metadata": {"annotations": marks}})
+            body = {"metadata": {"annotations": marks}}
+            await self._client.patch(DEPLOYMENTS, target.namespace, name_of(deployment), body)
 
     async def first_service(self, target: Target, deployment: Json, fence: int) -> None:
         """Make the Service of an endpoint that had no version: every request goes to the candidate.
@@ -209,8 +209,10 @@ class Changes:
         self, deployment: Json, replicas: int, marks: dict[str, str | None] | None = None
     ) -> None:
         """Give a Deployment another size, unless somebody changed it just now."""
-        guarded = {"resourceVersion": metadata(deployment)["resourceVersion"], "annotations": marks or {}}
-        await self._patch(DEPLOYMENTS, deployment, {"metadata": guarded, "spec": {"replicas": replicas}})
+        held = metadata(deployment)
+        guarded = {"resourceVersion": held["resourceVersion"], "annotations": marks or {}}
+        body: Json = {"metadata": guarded, "spec": {"replicas": replicas}}
+        await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], body)
 
     async def switch(self, target: Target, objects: Objects, seen: Look, fence: int) -> None:
         """Make the candidate the stable version: annotations and selector in one patch.
@@ -265,6 +267,3 @@ class Changes:
         versions = [metadata(each)["resourceVersion"] if each else None for each in (service, now)]
         if versions[0] != versions[1]:
             raise ObjectConflictError(f"Service {target.endpoint} was changed while its candidate drained")
-
-    async def _patch(self, resource: Resource, obj: Json, body: Json) -> None:
-        await self._client.patch(resource, metadata(obj)["namespace"], name_of(obj), body)
