@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -11,9 +12,11 @@ from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
 from nighttrain.operators.serving.served import Served, tell_registry
-from nighttrain.operators.serving.steps import Steps, as_strategy, raise_unless_promoted, rollout_id
+from nighttrain.operators.serving.steps import Steps, as_strategy, rollout_id
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
+from nighttrain.providers.serving.backends.choice import check_backend
+from nighttrain.providers.serving.strategy import blue_green
 from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.common.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
@@ -35,8 +38,12 @@ if TYPE_CHECKING:
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.serving.backends.base import EndpointStatus
     from nighttrain.providers.serving.rollouts.opening import Setting
+    from nighttrain.providers.serving.rollouts.state import State
     from nighttrain.providers.serving.spec import ServingSpec
     from nighttrain.providers.serving.strategy import Strategy
+
+# The backend that a rollout without a strategy has.
+PLAIN = "deployment"
 
 PINNED_KEY = "nighttrain_pinned"
 DEPLOYED_BY = "nighttrain.dev/deployed-by"
@@ -102,6 +109,8 @@ class RolloutModelOperator(TextTemplates):
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
     ui_color = "#fdf0d9"
     _under_way: tuple[Context, Mapping[str, str]] | None = None
+    # A task that stands for one step waits for that one only.
+    step: int | None = None
 
     def __init__(
         self,
@@ -168,8 +177,10 @@ class RolloutModelOperator(TextTemplates):
         self.pod_security = pod_security
         self.mlflow_secret = mlflow_secret
         self.startup_timeout_seconds = startup_timeout_seconds
-        self.strategy = as_strategy(strategy)
-        self.backend = backend
+        self.backend = {"type": backend} if isinstance(backend, str) else dict(backend)
+        check_backend(self.backend)
+        at_once = None if self.backend["type"] == PLAIN else blue_green(watch_seconds=0)
+        self.strategy = as_strategy(strategy) or at_once
         self.measured_from = measured_from
         self.moves_alias = moves_alias
         self.moves_stage = moves_stage
@@ -184,8 +195,12 @@ class RolloutModelOperator(TextTemplates):
             context["ti"].xcom_push(key=PINNED_KEY, value=pinned)
             remember_links(context, version=self._mlflow.version_url(self.model_name, pinned["version"]))
             self._under_way = (context, pinned)
-            if self.strategy is not None:
-                return self._execute_steps(context, pinned, self.strategy)
+            begun = self._begin_steps(context, pinned, self.strategy) if self.strategy else None
+        if begun is not None:
+            return self._go_on(context, begun)
+        with failing_clearly():
+            if self.backend["type"] != PLAIN:
+                return self._serves_already(context, pinned)
             changed = run_sync(self._start(context, pinned))
             namespace = self.namespace or self._cluster.namespace or "default"
             remember_links(context, endpoint=f"http://{self.endpoint}.{namespace}.svc:{self.port}")
@@ -195,29 +210,36 @@ class RolloutModelOperator(TextTemplates):
         with failing_clearly():
             return self._complete(context, pinned, wait=changed)
 
-    def _execute_steps(
-        self, context: Context, pinned: Mapping[str, str], strategy: Strategy
-    ) -> dict[str, Any] | None:
+    def _begin_steps(self, context: Context, pinned: Mapping[str, str], strategy: Strategy) -> State | None:
+        """Begin the rollout and bring its candidate up; ``None`` if the version serves already."""
         from nighttrain.providers.serving.rollouts.state import Names
 
-        identity = rollout_id(context)
-        begun = run_sync(
+        return run_sync(
             self._steps().begin(
                 lambda namespace: self._make_spec(context, namespace, pinned),
                 strategy,
-                rollout_id=identity,
+                rollout_id=self._rollout_id(context),
                 actor=task_context.actor(context),
                 names=Names(alias=self.moves_alias or self.alias, stage=self.moves_stage or self.stage),
                 tell=self.log.info,
             )
         )
-        if begun is None:
-            self.log.info("%s: version %s serves already", self.endpoint, pinned["version"])
-            return self._complete(context, pinned, wait=False)
+
+    def _go_on(self, context: Context, begun: State) -> dict[str, Any]:
         if self.deferrable and not begun.ended:
             warn_without_triggerer(self.log.warning)
-            self._defer_steps(identity)
-        return self._finish_steps(context)
+            self._defer_steps(self._rollout_id(context))
+        with failing_clearly():
+            return self._finish_steps(context)
+
+    def _rollout_id(self, context: Context) -> str:
+        return rollout_id(context)
+
+    def _serves_already(self, context: Context, pinned: Mapping[str, str]) -> dict[str, Any]:
+        make_spec = partial(self._make_spec, context, pinned=pinned)
+        target, url = run_sync(self._steps().serving(make_spec))
+        self.log.info("%s: version %s serves already", self.endpoint, pinned["version"])
+        return Served.by_target(target, url).to_dict()
 
     def _defer_steps(self, identity: str) -> None:
         from nighttrain.sensors.triggers import RolloutTrigger
@@ -230,6 +252,7 @@ class RolloutModelOperator(TextTemplates):
                 endpoint=self.endpoint,
                 rollout_id=identity,
                 setting=self._setting().to_dict(),
+                step=self.step,
             ),
             method_name="steps_complete",
             timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
@@ -245,13 +268,20 @@ class RolloutModelOperator(TextTemplates):
 
     def _finish_steps(self, context: Context) -> dict[str, Any]:
         """Drive to the end, which may have come already, and tell it."""
-        state = run_sync(self._steps().drive(self.endpoint, rollout_id(context), tell=self.log.info))
+        identity = self._rollout_id(context)
+        state = run_sync(self._steps().drive(self.endpoint, identity, tell=self.log.info))
         url = run_sync(self._steps().take(state))
-        raise_unless_promoted(state)
+        self._raise_unless_promoted(state)
         remember_links(context, endpoint=url)
-        served = Served.by_rollout(state, url)
+        served = Served.by_target(state.target, url)
         tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
         return served.to_dict()
+
+    @staticmethod
+    def _raise_unless_promoted(state: State) -> None:
+        from nighttrain.sensors.rollout_end import raise_unless_promoted
+
+        raise_unless_promoted(state)
 
     def _steps(self) -> Steps:
         return Steps(self._cluster, self._mlflow.config, self._setting(), self.namespace)
@@ -331,7 +361,7 @@ class RolloutModelOperator(TextTemplates):
         if self.strategy is not None:
             by, why = task_context.actor(context), "its task was ended"
             await self._steps().abort(
-                self.endpoint, rollout_id(context), by=by, reason=why, tell=self.log.info
+                self.endpoint, self._rollout_id(context), by=by, reason=why, tell=self.log.info
             )
             return
         async with open_rollout(self._cluster) as (client, rollout):

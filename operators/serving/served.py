@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nighttrain.providers.serving.backends.base import EndpointStatus
-    from nighttrain.providers.serving.rollouts.state import State
+    from nighttrain.providers.serving.backends.traffic import Target
     from nighttrain.sensors.common.connections import MLflowConnection
 
 
@@ -43,18 +43,17 @@ class Served:
         )
 
     @classmethod
-    def by_rollout(cls, state: State, url: str) -> Self:
+    def by_target(cls, target: Target, url: str) -> Self:
         """As a rollout in steps left it.
 
         :param url: where its route answers
         """
-        target = state.target
         return cls(
             endpoint=target.endpoint,
             namespace=target.namespace,
             model_name=target.model_name,
             version=target.candidate,
-            previous_version=target.stable,
+            previous_version=None if target.stable == target.candidate else target.stable,
             url=url,
             cluster_ip_url=url,
         )

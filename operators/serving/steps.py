@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.operators.common import task_context
-from nighttrain.providers.errors import RolloutStoppedError, RolloutUndoneError
 from nighttrain.providers.serving.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nighttrain.providers.kubernetes.api.client import ClusterConfig
-    from nighttrain.providers.serving.backends.traffic import Progress
+    from nighttrain.providers.serving.backends.traffic import Progress, Target
     from nighttrain.providers.serving.rollouts.opening import Setting
     from nighttrain.providers.serving.rollouts.state import Names, State
     from nighttrain.providers.serving.spec import ServingSpec
@@ -99,6 +98,14 @@ class Steps:
             namespace = self._namespace or client.namespace
             await engine.abort(endpoint, namespace, rollout_id, by=by, reason=reason, tell=tell)
 
+    async def serving(self, make_spec: Callable[[str], ServingSpec]) -> tuple[Target, str]:
+        """The endpoint of a version that serves already, and where it answers."""
+        from nighttrain.providers.serving.rollouts.opening import open_engine
+
+        async with open_engine(self._cluster, self._tracking, self._setting) as (client, engine):
+            target = await engine.target(make_spec(self._namespace or client.namespace))
+            return target, (await engine.addresses(target)).route.url
+
     async def take(self, state: State) -> str:
         """Remember that the end was told; the address where the endpoint answers."""
         from nighttrain.providers.serving.rollouts.opening import open_engine
@@ -107,17 +114,3 @@ class Steps:
             target = state.target
             await engine.take(target.endpoint, target.namespace, state.rollout_id)
             return (await engine.addresses(target)).route.url
-
-
-def raise_unless_promoted(state: State) -> None:
-    """Make an end that is no success an error.
-
-    :raises RolloutUndoneError: it was undone
-    :raises RolloutStoppedError: it ended where it was
-    """
-    from nighttrain.providers.serving.rollouts.state import Phase
-
-    if state.phase is Phase.UNDONE:
-        raise RolloutUndoneError(state.describe())
-    if state.phase is Phase.STOPPED:
-        raise RolloutStoppedError(state.describe())

@@ -110,3 +110,47 @@ class RolloutTrigger(BaseTrigger):
 
     async def _connections(self) -> tuple[Any, Any]:
         return await aget_cluster_config(self.kubernetes_conn_id), await aget_mlflow(self.mlflow_conn_id)
+
+
+class RolloutEndTrigger(BaseTrigger):
+    """Waits until a rollout that others drive has ended. The event is ``{"state": its state as JSON}``, or ``{"error": sentence}``.
+
+    :param version: of which version; any, if left out
+    """
+
+    def __init__(
+        self, *, kubernetes_conn_id: str, namespace: str | None, endpoint: str, version: str | None
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kubernetes_conn_id = kubernetes_conn_id
+        self.namespace = namespace
+        self.endpoint = endpoint
+        self.version = version
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return (
+            "nighttrain.sensors.triggers.RolloutEndTrigger",
+            {
+                "kubernetes_conn_id": self.kubernetes_conn_id,
+                "namespace": self.namespace,
+                "endpoint": self.endpoint,
+                "version": self.version,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.sensors.rollout_end import wait_end
+
+        silence = Settling()
+        try:
+            async with shared_client(await aget_cluster_config(self.kubernetes_conn_id)) as client:
+                namespace = self.namespace or client.namespace
+                state = await wait_end(
+                    client, namespace, self.endpoint, self.version, on_progress=self.log.info
+                )
+            event: dict[str, Any] = {"state": state.to_json()}
+        except NighttrainError as error:
+            event = {"error": str(error)}
+        await silence.wait()
+        yield TriggerEvent(event)

@@ -260,6 +260,10 @@ class RolloutEngine:
             await self.drive(endpoint, namespace, rollout_id=rollout_id, tell=tell)
             return
 
+    async def target(self, spec: ServingSpec) -> Target:
+        """The endpoint and its versions as they are now; nothing is changed."""
+        return await self._backend.begin(spec)
+
     async def addresses(self, target: Target) -> Addresses:
         """Where the endpoint and its versions answer."""
         return await self._backend.addresses(target)
