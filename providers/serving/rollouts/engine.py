@@ -67,9 +67,8 @@ _ASK_ROUTE = frozenset({Phase.SHIFTING, Phase.SWITCHING, Phase.DRAINING})
 class _Driving:
     """What one process remembers while it drives; another process starts without it."""
 
-    told: int = 0
+    told: int
     names_looked_at: float = 0.0
-    outage: str = ""
     readiness: str = ""
     answers: RouteAnswers = field(default_factory=RouteAnswers)
 
@@ -227,22 +226,24 @@ class RolloutEngine:
         :raises NothingToRollBackToError: nothing was ever rolled out there
         :raises RolloutFailedError: another rollout has taken its place
         """
-        driving = _Driving()
+        driving: _Driving | None = None
+        outage = ""
         while True:
             try:
                 kept = await self._read(endpoint, namespace, rollout_id)
+                driving = driving or _Driving(told=kept.state.events[-1].number - 1)
                 self._tell(kept.state, driving, tell)
                 if (until and until(kept.state)) or (kept.state.ended and await self._is_settled(kept)):
                     return kept.state
                 kept = await self._once(kept, spec, driving, tell)
-                driving.outage = ""
+                outage = ""
                 pause = HELD_POLL_SECONDS if kept.state.phase in HELD | {Phase.HOLDING} else POLL_SECONDS
             except (ObjectConflictError, RolloutMovedError):
                 pause = 0.0
             except (ClusterUnreachableError, TrackingUnreachableError) as error:
-                if not driving.outage:
+                if not outage:
                     tell(f"{endpoint}: waiting: {error}")
-                driving.outage = str(error)
+                outage = str(error)
                 pause = OUTAGE_POLL_SECONDS
             await self._sleep(pause)
 
@@ -299,8 +300,9 @@ class RolloutEngine:
         if state.ended:
             return await self._note(kept)
         look = await self._backend.look(state.target)
-        if look.readiness.detail != driving.readiness and not state.brought_up:
+        if state.brought_up and state.phase is Phase.STARTING and look.readiness.detail != driving.readiness:
             driving.readiness = look.readiness.detail
+            tell(f"{state.target.endpoint}: version {state.target.candidate}: {driving.readiness}")
         seen, samples = await self._see(kept, look, driving)
         following, actions = decide(state, seen, self._clock())
         if samples and self._recorder:
