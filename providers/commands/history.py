@@ -111,7 +111,7 @@ def history_table(ledger: Ledger) -> str:
                     _cell(entry.reason),
                 )
             )
-    text = columns(rows) if ledger.entries else f"{ledger.model} has no history yet."
+    text = columns(rows) if ledger.entries else one_line(f"{ledger.model} has no history yet.")
     return "\n".join([text, *(f"FAULT: {fault}" for fault in ledger.faults)])
 
 
