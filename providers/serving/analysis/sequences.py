@@ -28,9 +28,9 @@ from nighttrain.providers.serving.analysis.values import Counts
 _RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 _WEIGHTS = (0.05, 0.10, 0.20, 0.25, 0.15, 0.10, 0.05, 0.05, 0.05)
 
-# The part of an e-value that is staked on one wrong request. Large stakes show soon that what hardly ever goes
-# wrong is tolerable, and lose most where much goes wrong, for which the small ones are.
-_STAKES = (0.03, 0.1, 0.2, 0.35, 0.55, 0.8, 0.95)
+# The part of an e-value that is staked on one wrong request. Large stakes show soon that what hardly ever
+# goes wrong is tolerable, and lose most where much goes wrong, for which the small ones are.
+_STAKES = (0.01, 0.03, 0.1, 0.2, 0.35, 0.55, 0.8, 0.95)
 
 # A rate is taken to be anywhere (Jeffreys' distribution), or of a few percent, or below one in a hundred:
 # with the first alone, ruling out a rate of 0.01 takes twice as many requests where little goes wrong.
