@@ -78,13 +78,15 @@ class Stratum:
 def log_ratios(stratum: Stratum) -> tuple[float, ...]:
     """The evidence of one interval that the candidate goes wrong more often, one number for each ratio.
 
-    Given how many requests went wrong in all, each of them was the candidate's with a probability of at most
-    ``w``, its share of the requests, if the candidate is no worse: whatever the rate is. If it is ``r`` times
-    as high, the probability is ``w r / (w r + 1 - w)``. Each wrong request multiplies the evidence by the
-    ratio of these two probabilities. Drawing without replacement only makes it smaller (Hoeffding,
-    "Probability inequalities for sums of bounded random variables", JASA 58 (1963), theorem 4). For the idea
-    of conditioning on the sum: Turner, Ly and Gruenwald, "Generic E-variables for exact sequential k-sample
-    tests that allow for optional stopping", Journal of Statistical Planning and Inference 230 (2024).
+    Given how many requests went wrong in all, each of them was the candidate's with a probability of ``w``, its
+    share of the requests, if both versions go wrong as often: whatever the rate is. If the candidate's rate
+    is ``r`` times the stable one's, the probability is ``w r / g`` with ``g = w r + 1 - w``. Each wrong request
+    multiplies the evidence by the ratio of these two: ``r / g`` for the candidate's, ``1 / g`` for the stable
+    version's. With ``n`` and ``m`` requests and rates ``p`` and ``q`` its mean is at most
+    ``exp((r - 1) / g * n m / (n + m) * (p - q))``, because ``1 + x <= exp(x)``: at most 1 if the candidate is
+    no worse. For conditioning on the sum see Turner, Ly and Gruenwald, "Generic E-variables for exact
+    sequential k-sample tests that allow for optional stopping", Journal of Statistical Planning and Inference
+    230 (2024).
 
     Where both versions had the same requests, those that went wrong at one only count, and ``w`` is a half
     (McNemar's test).
