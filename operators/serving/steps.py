@@ -25,11 +25,11 @@ def as_strategy(given: Strategy | Mapping[str, Any] | None) -> Strategy | None:
 
     :raises ConfigurationError: names the field, the value and the fix
     """
-    if given is None or isinstance(given, Strategy):
-        if given is not None:
-            given.validate()
-        return given
-    return Strategy.from_dict(given)
+    if given is None:
+        return None
+    strategy = given if isinstance(given, Strategy) else Strategy.from_dict(given)
+    strategy.validate()
+    return strategy
 
 
 def rollout_id(context: Context) -> str:

@@ -33,7 +33,6 @@ from nighttrain.providers.errors import (
     NighttrainError,
     NothingToSelectError,
     NothingToUndoError,
-    RunWithoutModelError,
     TrackingNotFoundError,
 )
 from nighttrain.sensors.triggers import ModelChangeTrigger, RegistryTrigger, settling
@@ -301,14 +300,20 @@ PLACES: dict[str, tuple[str, Place]] = {
         lambda d, t: d.task("SelectBestModelOperator", metric="mae", results=[{"run_id": t}]),
     ),
     "ModelGateOperator(rules)": ("rule|check", lambda d, t: d.rule(t)),
-    "ModelGateOperator(rules, metric)": ("rule|metric", lambda d, t: d.rule(f"{t} <= 25").removesuffix(" <= 25.0")),
+    "ModelGateOperator(rules, metric)": (
+        "rule|metric",
+        lambda d, t: d.rule(f"{t} <= 25").removesuffix(" <= 25.0"),
+    ),
     "ModelGateOperator(rules, group)": ("rule|check", lambda d, t: d.rule(f"mae <= alias:{t}")[13:-4]),
     "ModelGateOperator(rules, slice)": (
         "rule|check",
         lambda d, t: d.rule(f"mae[carrier={t}] <= 25").removeprefix("mae[carrier=").removesuffix("] <= 25.0"),
     ),
     "ModelGateOperator(rules, tag)": ("rule|key", lambda d, t: d.rule(f"tag:{t}").removeprefix("tag:")),
-    "ModelGateOperator(rules, value)": ("rule|check", lambda d, t: d.rule(f"tag:k = {t}").removeprefix("tag:k = ")),
+    "ModelGateOperator(rules, value)": (
+        "rule|check",
+        lambda d, t: d.rule(f"tag:k = {t}").removeprefix("tag:k = "),
+    ),
     "ModelGateOperator(rules, path)": ("rule|check", lambda d, t: d.rule(f"custom:{t}")),
     "ModelGateOperator(model_name)": ("model", lambda d, t: d.gate(model_name=t)["model_name"]),
     "ModelGateOperator(version)": ("version", lambda d, t: d.gate(version=t)["version"]),
@@ -321,9 +326,11 @@ PLACES: dict[str, tuple[str, Place]] = {
     ),
     "ModelGateOperator(measurements)": (
         "measurements",
-        lambda d, t: t
-        if d.gate(measurements={"candidate": {"mae": 20.0, t: 1.0}, t: {}})["kind"] == "accepted"
-        else None,
+        lambda d, t: (
+            t
+            if d.gate(measurements={"candidate": {"mae": 20.0, t: 1.0}, t: {}})["kind"] == "accepted"
+            else None
+        ),
     ),
     "ApproveModelOperator(model_name)": (
         "model",
@@ -372,7 +379,8 @@ PLACES: dict[str, tuple[str, Place]] = {
             field,
             lambda d, t, field=field: d.task(  # type: ignore[misc]
                 "RolloutModelOperator",
-                **{"endpoint": "e", "image": "i"},
+                endpoint="e",
+                image="i",
                 **({"version": "1"} if field in ("endpoint", "namespace") else {}),
                 **{field: t},
             ),
@@ -381,10 +389,12 @@ PLACES: dict[str, tuple[str, Place]] = {
     },
     "EvaluateModelOperator(model_name)": (
         "model",
-        lambda d, t: d.evaluated(model_name=t, version="1")
-        .environment["CANDIDATE_MODEL_URI"]
-        .removeprefix("models:/")
-        .removesuffix("/1"),
+        lambda d, t: (
+            d.evaluated(model_name=t, version="1")
+            .environment["CANDIDATE_MODEL_URI"]
+            .removeprefix("models:/")
+            .removesuffix("/1")
+        ),
     ),
     "EvaluateModelOperator(version)": ("version", lambda d, t: d.evaluated(version=t)),
     "EvaluateModelOperator(champion_alias)": (
@@ -448,7 +458,10 @@ PLACES: dict[str, tuple[str, Place]] = {
     "registered_model(stage)": ("stage", lambda d, t: d.announced(stage=t)),
     "registered_model(tag)": ("tag", lambda d, t: d.announced(tag=t, value="v")["key"]),
     "registered_model(value)": ("value", lambda d, t: d.announced(tag=d.world.value_key(t), value=t) and t),
-    "nighttrain history": ("model", lambda d, t: json.loads(d.command("history", "--json", "--", t))["model"]),
+    "nighttrain history": (
+        "model",
+        lambda d, t: json.loads(d.command("history", "--json", "--", t))["model"],
+    ),
     "nighttrain history, as a table": ("model", lambda d, t: t if d.command("history", "--", t) else None),
     "nighttrain status": ("model", lambda d, t: json.loads(d.command("status", "--json", "--", t))["model"]),
     "nighttrain status, as a table": ("model", lambda d, t: t if d.command("status", "--", t) else None),
@@ -489,7 +502,10 @@ PLACES: dict[str, tuple[str, Place]] = {
     "promotion_job(version, launched)": ("version", lambda d, t: d.launched(version=t)),
     "promotion_job(reason, launched)": ("reason", lambda d, t: d.launched(reason=t, approver=t)),
     "rollback_job(model_name)": ("model", lambda d, t: assets.rollback_job(name="j", model_name=t) and t),
-    "rollback_job(alias)": ("alias", lambda d, t: assets.rollback_job(name="j", model_name="m", alias=t) and t),
+    "rollback_job(alias)": (
+        "alias",
+        lambda d, t: assets.rollback_job(name="j", model_name="m", alias=t) and t,
+    ),
     "rollback_job(to, launched)": ("version", lambda d, t: d.withdrawn(to=t)),
     "rollback_job(reason, launched)": ("reason", lambda d, t: d.withdrawn(reason=t)),
     "registered_model_sensor(model_name)": (
@@ -574,8 +590,12 @@ def what_is_wrong(desk: Desk, field: str, place: Place, text: str) -> str:
     try:
         carried = place(desk, text)
     except Refused as refused:
-        return "" if field in str(refused) or "has no" in str(refused) or "was not in place" in str(refused) else f"said {refused}"
-    except (Exception, AirflowFailException) as error:  # noqa: BLE001
+        return (
+            ""
+            if field in str(refused) or "has no" in str(refused) or "was not in place" in str(refused)
+            else f"said {refused}"
+        )
+    except (Exception, AirflowFailException) as error:
         return _what_is_wrong_with(error, field)
     return "" if is_same(text, carried) else f"came back as {carried!r:.200}"
 
@@ -585,5 +605,9 @@ def _what_is_wrong_with(error: BaseException, field: str) -> str:
     if isinstance(cause, NOT_THERE):
         return ""
     if isinstance(cause, ConfigurationError):
-        return "" if any(each in cause.field for each in field.split("|")) else f"names {cause.field}, not {field}: {cause}"
+        return (
+            ""
+            if any(each in cause.field for each in field.split("|"))
+            else f"names {cause.field}, not {field}: {cause}"
+        )
     return f"raised {type(error).__name__}: {error!s:.300}"

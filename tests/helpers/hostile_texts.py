@@ -61,10 +61,28 @@ _QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"")
 _TERM = r"(?:(?:name|run_id|source_run_id|tags\.\?|attributes\.status) = \?|name IN \(\?(?:, \?)*\))"
 _FILTER = re.compile(rf"{_TERM}(?: and {_TERM})*")
 _FILES = frozenset({"/get-artifact", "/model-versions/get-artifact"})
-_PATH = re.compile(r"/(ajax-)?api/2\.0/mlflow(-artifacts/artifacts)?(/[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,60}){1,9}")
+_PATH = re.compile(
+    r"/(ajax-)?api/2\.0/mlflow(-artifacts/artifacts)?(/[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,60}){1,9}"
+)
 _FIELDS = frozenset(
-    "alias artifact_directory_path artifact_file_path experiment_id experiment_name filter key max_results metric_key name order_by page_token path "
-    "run_id run_uuid version".split()
+    [
+        "alias",
+        "artifact_directory_path",
+        "artifact_file_path",
+        "experiment_id",
+        "experiment_name",
+        "filter",
+        "key",
+        "max_results",
+        "metric_key",
+        "name",
+        "order_by",
+        "page_token",
+        "path",
+        "run_id",
+        "run_uuid",
+        "version",
+    ]
 )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import ConfigurationError, NothingToRollBackToError
 from nighttrain.providers.kubernetes.api.client import shared_client
 from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.serving.analysis.sources.choice import Ways, make_sources
 from nighttrain.providers.serving.backends.choice import check_backend, make_backend
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.http_route import ask_route
@@ -95,11 +96,13 @@ async def open_engine(
 
 def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -> RolloutEngine:
     """An engine on open clients."""
+    in_cluster = setting.measured_from is MeasuredFrom.CLUSTER
+    ways = Ways(client=client, mlflow=mlflow, in_cluster=in_cluster, image=setting.image)
     return RolloutEngine(
         make_backend(client, setting.backend),
         RolloutStore(client),
         MLflowRegistrar(ModelRegistry(mlflow)),
-        sources={},
+        sources=make_sources(ways),
         ask_route=ask_route,
         recorder=MLflowRecorder(mlflow),
         setting=setting.to_dict(),
