@@ -222,7 +222,7 @@ def _users(given: Sequence[str | Mapping[str, str]] | None) -> Any:
 def _evidence(verdict: Mapping[str, Any]) -> str:
     """The verdict in a sentence, and each rule's finding in a table."""
     from nighttrain.providers.registry.gates.verdicts import Verdict
-    from nighttrain.providers.registry.version_page.markdown import text
+    from nighttrain.providers.registry.markdown import text
 
     try:
         read = Verdict.from_dict(verdict)
