@@ -48,7 +48,13 @@ if TYPE_CHECKING:
         Target,
         TrafficBackend,
     )
-    from nighttrain.providers.serving.rollouts.surroundings import AskRoute, Recorder, Registrar, WarmUp
+    from nighttrain.providers.serving.rollouts.surroundings import (
+        AskRoute,
+        CheckMetric,
+        Recorder,
+        Registrar,
+        WarmUp,
+    )
     from nighttrain.providers.serving.spec import ServingSpec
 
 # A change is followed within a second; while a share is held, an order is obeyed within two.
@@ -77,6 +83,7 @@ class RolloutEngine:
     """Takes versions to production step by step on one serving system, watches them, and undoes them.
 
     :param sources: by the type that a metric names
+    :param check_metric: refuses a metric whose source cannot be
     :param ask_route: ``None`` where the route cannot be reached from here: then shares are believed from
         where the serving system says them
     :param setting: what another process needs to open an engine like this one; kept with the state
@@ -90,6 +97,7 @@ class RolloutEngine:
         registrar: Registrar,
         *,
         sources: Mapping[str, Source],
+        check_metric: CheckMetric,
         ask_route: AskRoute | None = None,
         warm_up: WarmUp | None = None,
         recorder: Recorder | None = None,
@@ -101,6 +109,7 @@ class RolloutEngine:
         self._store = store
         self._registrar = registrar
         self._sources = sources
+        self._check_metric = check_metric
         self._ask_route = ask_route
         self._warm_up = warm_up
         self._recorder = recorder
@@ -132,7 +141,7 @@ class RolloutEngine:
         """
         spec.validate()
         strategy.validate()
-        self._check_sources(strategy)
+        self._check_metrics(strategy)
         require_possible(strategy, self._backend.name, await self._backend.capabilities(spec.namespace))
         while True:
             kept = await self._store.read(spec.endpoint, spec.namespace)
@@ -177,14 +186,9 @@ class RolloutEngine:
         text = f"rollout of version {spec.version} on {spec.endpoint} begins{beside}"
         return (await self._store.begin(state.entering(Phase.STARTING, now, text), kept)).state
 
-    def _check_sources(self, strategy: Strategy) -> None:
+    def _check_metrics(self, strategy: Strategy) -> None:
         for number, metric in enumerate(strategy.analysis.metrics if strategy.analysis else ()):
-            if metric.source["type"] not in self._sources:
-                raise ConfigurationError(
-                    f"strategy.analysis.metrics[{number}].source.type",
-                    metric.source["type"],
-                    f"there is no such source; known: {', '.join(sorted(self._sources))}",
-                )
+            self._check_metric(f"strategy.analysis.metrics[{number}]", metric, strategy.golden)
 
     async def _supersede(self, kept: Kept, spec: ServingSpec, actor: str, tell: Progress) -> None:
         state = kept.state

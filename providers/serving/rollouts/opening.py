@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import ConfigurationError, NothingToRollBackToError
 from nighttrain.providers.kubernetes.api.client import shared_client
 from nighttrain.providers.registry.models import ModelRegistry
-from nighttrain.providers.serving.analysis.sources.choice import Ways, make_sources
+from nighttrain.providers.serving.analysis.sources.choice import Ways, check_source, make_sources
 from nighttrain.providers.serving.backends.choice import check_backend, make_backend
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.http_route import ask_route
@@ -103,6 +103,7 @@ def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -
         RolloutStore(client),
         MLflowRegistrar(ModelRegistry(mlflow)),
         sources=make_sources(ways),
+        check_metric=check_source,
         ask_route=ask_route,
         recorder=MLflowRecorder(mlflow),
         setting=setting.to_dict(),
