@@ -171,7 +171,7 @@ class Changes:
 
     async def stamp_deployment(self, target: Target, deployment: Json | None, fence: int) -> None:
         """Stamp the fence on the candidate, where there is no Service yet."""
-        if deployment is not None and fence_of(target, deployment) < fence:
+        if deployment is not None and fence_of(target, deployment) != fence:
             marks = {FENCE_ANNOTATION: fence_text(target, fence)}
             body = {"metadata": {"annotations": marks}}
             await self._client.patch(DEPLOYMENTS, target.namespace, name_of(deployment), body)

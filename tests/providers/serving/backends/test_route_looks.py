@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pytest
 
 from helpers import RECORDINGS
@@ -193,8 +196,8 @@ def test_weights_that_another_hand_wrote_are_seen_and_named() -> None:
         {"manager": "argocd", "time": "2026-11-26T02:00:00Z", "fieldsV1": {"f:spec": {"f:rules": {}}}}
     ]
     assert looked(route).strayed == (
-        "somebody changed spec.rules of HTTPRoute m: it is 0 percent to the candidate (m 1), and this rollout "
-        "had written 25 percent to the candidate; the field manager argocd wrote it last, at "
+        "somebody changed spec.rules of HTTPRoute m: it is 0 percent to the candidate (m 1), and this "
+        "rollout had written 25 percent to the candidate; the field manager argocd wrote it last, at "
         "2026-11-26T02:00:00Z"
     )
     route["spec"]["rules"] = [{"backendRefs": [{"name": "other", "port": 80}]}]
@@ -251,6 +254,39 @@ def test_of_an_adopted_route_only_backend_refs_change() -> None:
     route["spec"]["rules"] = [elsewhere]
     with pytest.raises(ConfigurationError, match="no rule of HTTPRoute m leads to a Service"):
         check_adoptable(route, SETTINGS, "rec", BACKENDS.names)
+
+
+CRDS = Path(os.environ.get("NIGHTTRAIN_CRDS") or Path(__file__).parents[5] / "shared" / "crds")
+ROUTES = CRDS / "httproutes.gateway.networking.k8s.io.json"
+
+
+@pytest.mark.skipif(not ROUTES.exists(), reason=f"no {ROUTES}: set NIGHTTRAIN_CRDS to a folder that has it")
+def test_every_manifest_and_patch_fits_the_upstream_schema() -> None:
+    """Patterns, lengths and sizes too, which the embedded cluster does not check."""
+    definition = json.loads(ROUTES.read_text("utf-8"))
+    (version,) = (each for each in definition["spec"]["versions"] if each["name"] == "v1")
+    schema = jsonschema.Draft4Validator(version["schema"]["openAPIV3Schema"])
+    settings = [
+        SETTINGS,
+        RouteSettings(
+            gateway="gw",
+            gateway_namespace="infra",
+            section="http",
+            hostnames=("delay.example.org", "*.delay.example.org"),
+            path_prefix="/v2/models/delay",
+        ),
+    ]
+    testers = {"1": BACKENDS.stable, "2": BACKENDS.candidate}
+    for each in settings:
+        made = build_route(each, BACKENDS.endpoint, "rec")
+        schema.validate(made)
+        for percent, mirror in ((0, 0), (1, 0), (50, 30), (100, 0), (0, 100)):
+            made["spec"]["rules"] = rollout_rules(each, BACKENDS, testers, percent, mirror)
+            schema.validate(made)
+            assert len(made["spec"]["rules"]) == 3
+    made["spec"]["rules"][0]["backendRefs"][0]["weight"] = -1
+    with pytest.raises(jsonschema.ValidationError):
+        schema.validate(made)
 
 
 def test_testers_have_a_rule_for_each_version() -> None:
