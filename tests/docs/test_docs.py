@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nighttrain.providers.serving.model_servers import servers
+from nighttrain.providers.serving.model_servers.model_server import ModelServer
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     [
@@ -309,6 +312,29 @@ def test_the_reference_of_connections_lists_the_mlflow_fields() -> None:
     read = set(re.findall(r'extra\.get\("(\w+)"\)', code))
     assert documented == read
     assert set(declared["conn-fields"]) <= documented
+
+
+def test_the_reference_has_every_model_server_as_it_is() -> None:
+    known = {name: server for name, server in vars(servers).items() if isinstance(server, ModelServer)}
+    table = {
+        row[0].strip("`"): row
+        for row in rows(sections(REFERENCE / "model-servers.md")["Those that are known"])
+    }
+    assert table.keys() == known.keys()
+    assert {server.name for server in known.values()} == {server.name for server in servers.KNOWN}
+    for name, server in known.items():
+        _, flavor, ready, asked, version, metrics, _ = table[name]
+        assert [each.name for each in server.flavors] == re.findall(r"^`(\w+)`", flavor)
+        assert ready == f"`{server.readiness_path}`"
+        assert asked == f"`{server.request_path}`, `{server.payload}`"
+        where = (
+            f"header `{server.version_header}`"
+            if server.version_header
+            else f"field `{server.version_field}`"
+        )
+        assert version == (where if server.names_version else "nothing")
+        port = f", port {server.metrics.port}" if server.metrics and server.metrics.port else ""
+        assert metrics == (f"`{server.metrics.path}`{port}" if server.metrics else "none")
 
 
 def test_dags_in_the_documents_can_be_built(tmp_path: Path) -> None:

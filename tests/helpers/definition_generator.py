@@ -100,6 +100,9 @@ def _prune(spec: Schema) -> None:
     canary = properties.get("canary", {}).get("items", {}).get("properties", {})
     for part in (spec, properties.get("predictor"), canary.get("predictor")):
         fields = part["properties"] if part else {}
+        if "name" in fields.get("model", {}).get("required", ()):
+            # KServe's own admission fills it in before the API server looks.
+            fields["model"]["required"].remove("name")
         for name in _DEEP:
             if name in fields:
                 fields[name] = {**_ANYTHING, "type": fields[name]["type"]}

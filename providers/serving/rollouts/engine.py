@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
     ClusterUnreachableError,
@@ -41,7 +41,13 @@ if TYPE_CHECKING:
     from nighttrain.providers.serving.analysis.metrics import Analysis
     from nighttrain.providers.serving.analysis.sources.base import Source
     from nighttrain.providers.serving.analysis.values import Sample
-    from nighttrain.providers.serving.backends.traffic import Look, Progress, TrafficBackend
+    from nighttrain.providers.serving.backends.traffic import (
+        Addresses,
+        Look,
+        Progress,
+        Target,
+        TrafficBackend,
+    )
     from nighttrain.providers.serving.rollouts.surroundings import AskRoute, Recorder, Registrar, WarmUp
     from nighttrain.providers.serving.spec import ServingSpec
 
@@ -61,9 +67,8 @@ _ASK_ROUTE = frozenset({Phase.SHIFTING, Phase.SWITCHING, Phase.DRAINING})
 class _Driving:
     """What one process remembers while it drives; another process starts without it."""
 
-    told: int = 0
+    told: int
     names_looked_at: float = 0.0
-    outage: str = ""
     readiness: str = ""
     answers: RouteAnswers = field(default_factory=RouteAnswers)
 
@@ -74,6 +79,7 @@ class RolloutEngine:
     :param sources: by the type that a metric names
     :param ask_route: ``None`` where the route cannot be reached from here: then shares are believed from
         where the serving system says them
+    :param setting: what another process needs to open an engine like this one; kept with the state
     :param clock: seconds since 1970
     """
 
@@ -87,6 +93,7 @@ class RolloutEngine:
         ask_route: AskRoute | None = None,
         warm_up: WarmUp | None = None,
         recorder: Recorder | None = None,
+        setting: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -97,6 +104,7 @@ class RolloutEngine:
         self._ask_route = ask_route
         self._warm_up = warm_up
         self._recorder = recorder
+        self._setting = dict(setting or {})
         self._clock = clock
         self._sleep = sleep
 
@@ -113,7 +121,10 @@ class RolloutEngine:
         """Begin a rollout, or find the one that this very task began. Nothing is created but its state.
 
         One that is stalled, waits for a person or is paused, or whose alias is not its candidate's any more,
-        is undone first: a newer version supersedes it.
+        or that this task began before it was cleared, is undone first: the newer one supersedes it.
+
+        :param rollout_id: of this try; one and the same over a crash
+        :param actor: the task, one and the same over all its tries
 
         :return: ``None`` if the version serves already
         :raises ConfigurationError: the strategy is not possible here, or the spec cannot be
@@ -128,7 +139,7 @@ class RolloutEngine:
             if kept and kept.state.rollout_id == rollout_id and not (kept.state.ended and kept.state.taken):
                 return kept.state
             if kept and not kept.state.ended:
-                await self._supersede(kept, spec, tell)
+                await self._supersede(kept, spec, actor, tell)
                 continue
             try:
                 return await self._begin(kept, spec, strategy, rollout_id, actor, names)
@@ -157,6 +168,7 @@ class RolloutEngine:
             names=names,
             begun_at=now,
             since=now,
+            setting=self._setting,
             startup_seconds=spec.startup_timeout_seconds,
             moved=bool(names) and holder == spec.version,
             replaces=holder if names.alias and holder != spec.version else None,
@@ -174,9 +186,9 @@ class RolloutEngine:
                     f"there is no such source; known: {', '.join(sorted(self._sources))}",
                 )
 
-    async def _supersede(self, kept: Kept, spec: ServingSpec, tell: Progress) -> None:
+    async def _supersede(self, kept: Kept, spec: ServingSpec, actor: str, tell: Progress) -> None:
         state = kept.state
-        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(state):
+        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(state, actor):
             raise RolloutUnderWayError(
                 f"{state.describe()}, begun by {state.actor}; one rollout of an endpoint at a time. Wait for "
                 f"it, or end it: nighttrain rollout abort {spec.endpoint}"
@@ -190,8 +202,8 @@ class RolloutEngine:
                 return
         await self.drive(spec.endpoint, spec.namespace, rollout_id=state.rollout_id, tell=tell)
 
-    async def _may_be_superseded(self, state: State) -> bool:
-        if state.phase in HELD or state.paused:
+    async def _may_be_superseded(self, state: State, actor: str) -> bool:
+        if state.phase in HELD or state.paused or state.actor == actor:
             return True
         holder = await self._registrar.holder(state.target.model_name, state.names) if state.moved else ""
         return state.moved and holder != state.target.candidate
@@ -203,48 +215,59 @@ class RolloutEngine:
         *,
         rollout_id: str | None = None,
         spec: ServingSpec | None = None,
+        until: Callable[[State], bool] | None = None,
         tell: Progress,
     ) -> State:
         """Carry the endpoint's rollout to its end. Outages of the cluster or of MLflow are waited out.
 
         :param rollout_id: only this one; any, if left out
         :param spec: of the candidate, for bringing it up; without it that is left to who has it
+        :param until: return earlier, once this holds; another process goes on
         :raises NothingToRollBackToError: nothing was ever rolled out there
         :raises RolloutFailedError: another rollout has taken its place
         """
-        driving = _Driving()
+        driving: _Driving | None = None
+        outage = ""
         while True:
             try:
                 kept = await self._read(endpoint, namespace, rollout_id)
+                driving = driving or _Driving(told=kept.state.events[-1].number - 1)
                 self._tell(kept.state, driving, tell)
-                if kept.state.ended and await self._is_settled(kept):
+                if (until and until(kept.state)) or (kept.state.ended and await self._is_settled(kept)):
                     return kept.state
                 kept = await self._once(kept, spec, driving, tell)
-                driving.outage = ""
+                outage = ""
                 pause = HELD_POLL_SECONDS if kept.state.phase in HELD | {Phase.HOLDING} else POLL_SECONDS
             except (ObjectConflictError, RolloutMovedError):
                 pause = 0.0
             except (ClusterUnreachableError, TrackingUnreachableError) as error:
-                if not driving.outage:
+                if not outage:
                     tell(f"{endpoint}: waiting: {error}")
-                driving.outage = str(error)
+                outage = str(error)
                 pause = OUTAGE_POLL_SECONDS
             await self._sleep(pause)
 
-    async def order(self, endpoint: str, namespace: str, order: Order, *, by: str, reason: str = "") -> State:
-        """Leave a person's order for whoever drives the rollout.
-
-        :raises NothingToRollBackToError: nothing was ever rolled out there
-        :raises RolloutFailedError: it has ended
-        """
-        while True:
-            kept = await self._read(endpoint, namespace, None)
-            if kept.state.ended:
-                raise RolloutFailedError(f"{kept.state.describe()}; there is nothing to {order}")
+    async def abort(
+        self, endpoint: str, namespace: str, rollout_id: str, *, by: str, reason: str, tell: Progress
+    ) -> None:
+        """Undo this rollout, if it is under way and has not got everything: traffic first, then the rest."""
+        kept = await self._store.read(endpoint, namespace)
+        while kept is not None and kept.state.rollout_id == rollout_id and not kept.state.ended:
             try:
-                return (await self._store.ask(kept, order, by=by, reason=reason)).state
+                await self._store.ask(kept, Order.ABORT, by=by, reason=reason)
             except RolloutMovedError:
+                kept = await self._store.read(endpoint, namespace)
                 continue
+            await self.drive(endpoint, namespace, rollout_id=rollout_id, tell=tell)
+            return
+
+    async def target(self, spec: ServingSpec) -> Target:
+        """The endpoint and its versions as they are now; nothing is changed."""
+        return await self._backend.begin(spec)
+
+    async def addresses(self, target: Target) -> Addresses:
+        """Where the endpoint and its versions answer."""
+        return await self._backend.addresses(target)
 
     async def status(self, endpoint: str, namespace: str) -> State | None:
         """The endpoint's rollout, under way or ended; ``None`` if there never was one."""
@@ -277,8 +300,9 @@ class RolloutEngine:
         if state.ended:
             return await self._note(kept)
         look = await self._backend.look(state.target)
-        if look.readiness.detail != driving.readiness and not state.brought_up:
+        if state.brought_up and state.phase is Phase.STARTING and look.readiness.detail != driving.readiness:
             driving.readiness = look.readiness.detail
+            tell(f"{state.target.endpoint}: version {state.target.candidate}: {driving.readiness}")
         seen, samples = await self._see(kept, look, driving)
         following, actions = decide(state, seen, self._clock())
         if samples and self._recorder:

@@ -9,6 +9,7 @@ from nighttrain.providers.local.cluster.controllers.deployment_controller import
 from nighttrain.providers.local.cluster.controllers.endpoints_controller import EndpointsController
 from nighttrain.providers.local.cluster.controllers.garbage_collector import GarbageCollector
 from nighttrain.providers.local.cluster.controllers.gateway_controller import GatewayController, Serving
+from nighttrain.providers.local.cluster.controllers.inference_controller import InferenceController
 from nighttrain.providers.local.cluster.controllers.job_controller import JobController
 from nighttrain.providers.local.cluster.controllers.pace import BackOff, Pace
 from nighttrain.providers.local.cluster.controllers.reconcile import ReconcileLoop
@@ -54,12 +55,13 @@ class Controllers:
             ReplicaSetController(self._loop),
             DeploymentController(self._loop),
             EndpointsController(self._loop, network),
-            GarbageCollector(self._loop, BUILT_IN),
+            GarbageCollector(self._loop, (*BUILT_IN, *types.values())),
         ):
             self._loop.add(controller)
         if serving is not None:
             self._gateways = GatewayController(self._loop, network, types, serving)
             self._loop.add(self._gateways)
+            self._loop.add(InferenceController(self._loop, types, serving.step_lag))
         self._scheduler = Scheduler(store)
 
     async def start(self) -> None:

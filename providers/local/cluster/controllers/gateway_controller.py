@@ -11,7 +11,7 @@ from nighttrain.providers.local.cluster.controllers.reconcile import Controller,
 from nighttrain.providers.local.cluster.machine.network import listen
 from nighttrain.providers.local.cluster.machine.router import Backend, Router, Rule
 from nighttrain.providers.local.cluster.store.resources import ENDPOINTSLICES, SERVICES, ResourceType
-from nighttrain.providers.local.cluster.store.store import Object, timestamp
+from nighttrain.providers.local.cluster.store.store import Object, Store, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,12 +45,15 @@ class Serving:
     :param status_lag: seconds from the change of a route to its status; recorded: 0.01 to 0.15
     :param route_lag: seconds from one change of what is routed to the next, while others wait; recorded: 2.
         Both are 0, so that nobody waits who does not try what waiting is for
+    :param step_lag: seconds from one write of KServe's to the next; recorded: 0.01 to 0.25. Not 0, as what
+        KServe loses is lost between its writes
     """
 
     port: int = 8080
     seed: int | None = None
     status_lag: float = 0.0
     route_lag: float = 0.0
+    step_lag: float = 0.05
 
 
 class GatewayController(Controller):
@@ -224,7 +227,8 @@ class GatewayController(Controller):
             ]
             made = self._conditions(route, conditions)
             parents.append({"parentRef": reference, "controllerName": CONTROLLER, "conditions": made})
-        self._write("HTTPRoute", route, {"parents": parents} if parents else route.get("status"))
+        status = {"parents": parents} if parents else route.get("status")
+        write_status(self.store, self._types["HTTPRoute"], route, status)
 
     def _write_gateway(self, gateway: Object, attached: Attached) -> None:
         host = self._hosts.get(gateway["metadata"]["uid"])
@@ -260,7 +264,7 @@ class GatewayController(Controller):
         conditions = self._conditions(gateway, [("Accepted", True, "Accepted", ""), all_of_it])
         addresses = [{"type": "IPAddress", "value": host}]
         status = {"addresses": addresses, "conditions": conditions, "listeners": listeners}
-        self._write("Gateway", gateway, status)
+        write_status(self.store, self._types["Gateway"], gateway, status)
 
     def _listen(self, gateway: Object, listener: Object, host: str) -> str:
         """Serve a listener's port; the reason why that cannot be."""
@@ -302,17 +306,6 @@ class GatewayController(Controller):
             for type_, holds, reason, message in found
         ]
 
-    def _write(self, kind: str, obj: Object, status: Any) -> None:
-        """A status that differs in more than its times."""
-        metadata = obj["metadata"]
-        if _without_times(status) != _without_times(obj.get("status")):
-            self.store.mutate(
-                self._types[kind],
-                metadata.get("namespace"),
-                metadata["name"],
-                lambda new: new.update(status=status),
-            )
-
 
 def _place(gateway: Object, listener: Object) -> Place:
     return gateway["metadata"]["namespace"], gateway["metadata"]["name"], listener["name"]
@@ -343,6 +336,15 @@ def _fraction(mirror: Object) -> float:
 
 def _programmed(why_not: str) -> tuple[str, bool, str, str]:
     return ("Programmed", not why_not, "Invalid" if why_not else "Programmed", why_not)
+
+
+def write_status(store: Store, resource: ResourceType, obj: Object, status: Object | None) -> None:
+    """Write a status that differs in more than its times."""
+    if _without_times(status) != _without_times(obj.get("status")):
+        metadata = obj["metadata"]
+        store.mutate(
+            resource, metadata.get("namespace"), metadata["name"], lambda new: new.update(status=status)
+        )
 
 
 def _without_times(value: Any) -> Any:

@@ -37,11 +37,15 @@ class Rollouts:
     make_spec: Callable[..., ServingSpec]
     told: list[str] = field(default_factory=list)
 
+    @property
+    def store(self) -> RolloutStore:
+        return RolloutStore(ConfigMaps(self.world))  # type: ignore[arg-type]
+
     def engine(self, **given: Any) -> RolloutEngine:
         world = self.world
         return RolloutEngine(
             SimulatedBackend(world),
-            RolloutStore(ConfigMaps(world)),  # type: ignore[arg-type]
+            self.store,
             MemoryRegistrar(world),
             sources={"traffic": Traffic(world)},
             ask_route=AskedRoute(world),
