@@ -62,9 +62,10 @@ class Driven:
         self.client, self.backend, self.store, self.make = client, backend, store, make
         self.world, self.told = World(), list[str]()
         self.specs: dict[str, ServingSpec] = {}
+        self.states = RolloutStore(client)
         self.engine = RolloutEngine(
             backend,
-            RolloutStore(client),
+            self.states,
             MemoryRegistrar(self.world),
             sources={},
             ask_route=ask_route,
@@ -98,8 +99,8 @@ class Driven:
     async def until(self, phase: Phase) -> None:
         async with asyncio.timeout(60):
             while True:
-                state = await self.engine.status("delay", NAMESPACE)
-                if state is not None and state.phase is phase:
+                kept = await self.states.read("delay", NAMESPACE)
+                if kept is not None and kept.state.phase is phase:
                     return
                 await asyncio.sleep(0.05)
 
@@ -141,7 +142,7 @@ async def test_what_is_aborted_while_a_person_is_asked_is_undone_and_the_next_on
     await driven.begin("2", Strategy(steps=steps, watch_seconds=0.2))
     driving = asyncio.create_task(driven.drive("2"))
     await driven.until(Phase.WAITING)
-    await driven.engine.order("delay", NAMESPACE, Order.ABORT, by="somebody")
+    await driven.states.order("delay", NAMESPACE, Order.ABORT, by="somebody")
     assert (await driving).phase is Phase.UNDONE
     assert await driven.endpoint() == ("1", None, None)
     assert driven.world.holders == {"champion": "1"}
@@ -188,6 +189,6 @@ async def test_a_first_version_is_promoted_and_the_next_one_goes_back_to_it(driv
     await driven.begin("2", canary(40, hold_seconds=3600))
     driving = asyncio.create_task(driven.drive("2"))
     await driven.until(Phase.HOLDING)
-    await driven.engine.order("delay", NAMESPACE, Order.ABORT, by="somebody")
+    await driven.states.order("delay", NAMESPACE, Order.ABORT, by="somebody")
     assert (await driving).phase is Phase.UNDONE
     assert await driven.endpoint() == ("1", None, None)

@@ -419,3 +419,30 @@ async def test_a_gateway_that_is_not_there_is_told_before_anything_changes(clien
     ):
         with pytest.raises(ConfigurationError, match=words):
             await GatewayRoutes(client, settings).capabilities(NAMESPACE)
+
+
+async def test_a_route_that_no_gateway_takes_says_so_and_is_taken_back(
+    store: Any, client: ClusterClient, serving_spec: Make
+) -> None:
+    await serving(store, client, serving_spec, "1")
+    body = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": "nobody"},
+        "spec": {
+            "gatewayClassName": "without-controller",
+            "listeners": [{"name": "http", "protocol": "HTTP", "port": 80}],
+        },
+    }
+    await client.create(GATEWAYS, NAMESPACE, body)
+    hand = Hand(GatewayRoutes(client, replace(SETTINGS, gateway="nobody"), sleep=scaled))
+    possible = await hand.backend.capabilities(NAMESPACE)
+    assert possible.no_shadow_because == "there is no GatewayClass without-controller"
+    target = await hand.bring_up(serving_spec("2", artifact_digest=store.add("2"), drain_seconds=0))
+    await hand.backend.set_traffic(target, await hand.backend.look(target), 5, percent=10)
+    look = await hand.backend.look(target)
+    assert (look.asked_percent, look.routed_percent, look.strayed) == (10, None, None)
+    assert "no gateway has taken HTTPRoute delay up: is there a Gateway default/nobody" in (look.unseen or "")
+    hand.fence = 6
+    assert (await hand.traffic(target, 0)).routed_percent == 0
+    await hand.undo(target)
