@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from helpers.polling import until_async
 from helpers.rollout_by_hand import Hand
 from helpers.serving_load import Load
 from helpers.subresources import status_of
@@ -48,7 +49,7 @@ NAMESPACE = "default"
 SETTINGS = RouteSettings(gateway="nighttrain", hostnames=("delay.test",))
 
 # A real gateway takes two seconds to follow; this is enough to lose requests by, if weight does not go first.
-LAG = 0.5
+LAG = 1.0
 
 
 @pytest.fixture
@@ -93,6 +94,13 @@ async def until_counted(hand: Hand, target: Target, wanted: set[str]) -> None:
     raise AssertionError(f"never only {wanted}")
 
 
+async def until_answered(address: Address | None, text: str) -> None:
+    async def answered() -> bool:
+        return set(await counted(address, 1)) == {text}
+
+    await until_async(answered)
+
+
 async def route(client: ClusterClient) -> dict[str, Any]:
     return await client.get(HTTPROUTES, NAMESPACE, "delay")
 
@@ -118,6 +126,7 @@ async def test_a_whole_rollout_by_weights_loses_no_request(
     assert await weights(client) == [("delay", 1)]
     addresses = await hand.backend.addresses(target)
     await until_counted(hand, target, {"version 2"})
+    await until_answered(addresses.candidate, "version 3")
     assert await counted(addresses.candidate, 20) == {"version 3": 20}
     assert await counted(addresses.stable, 20) == {"version 2": 20}
     load = Load(addresses.route.url, dict(addresses.route.headers))
@@ -162,9 +171,9 @@ async def test_a_rollout_is_undone_without_losing_a_request(
     running = asyncio.create_task(load.run(pooled=2, fresh=2))
     try:
         await hand.traffic(target, 50)
-        await load.until(lambda: load.answers["version 2"] >= 50)
+        await load.until(lambda: load.answers["version 2"] >= 10)
         assert (await hand.traffic(target, 0)).routed_percent == 0
-        await until_counted(hand, target, {"version 1"})
+        # The gateway says so, and goes on sending for a moment.
         look = await hand.undo(target)
         seen = load.answers["version 1"]
         await load.until(lambda: load.answers["version 1"] >= seen + 200)
@@ -184,11 +193,24 @@ async def test_requests_are_copied_and_nobody_sees_the_answers(
     store: Any, client: ClusterClient, hand: Hand, serving_spec: Make
 ) -> None:
     await serving(store, client, serving_spec, "1")
-    target = await hand.bring_up(serving_spec("2", artifact_digest=store.add("2")))
+    # Whoever is asked leaves a trace in its store; the candidate has one of its own.
+    own = type(store)(store.path.with_name("candidate"))
+    spec = serving_spec("2", artifact_digest=own.add("2"), env_vars={"FAKE_STORE": str(own.path)})
+    target = await hand.bring_up(spec)
     await until_counted(hand, target, {"version 1"})
     look = await hand.traffic(target, 0, 100)
     assert (look.asked_percent, look.mirrored_percent, look.routed_percent) == (0, 100, 0)
-    assert await counted((await hand.backend.addresses(target)).route, 20) == {"version 1": 20}
+    address = (await hand.backend.addresses(target)).route
+    assert await counted(address, 20) == {"version 1": 20}
+    assert not (own.path / "asked").exists()
+    async with httpx.AsyncClient(trust_env=False) as web:
+        said = await web.post(f"{address.url}/invocations", content=b"0.01", headers=dict(address.headers))
+    assert said.text == "version 1"
+
+    async def copied() -> bool:
+        return (own.path / "asked").exists()
+
+    await until_async(copied)
     await hand.traffic(target, 0, 30)
     shared = (await route(client))["spec"]["rules"][-1]
     assert shared["filters"][0]["requestMirror"]["percent"] == 30
@@ -239,7 +261,7 @@ async def test_a_gateway_that_lists_copies_and_fails_every_request_is_put_back(
     target = await hand.bring_up(serving_spec("2", artifact_digest=store.add("2")))
     await hand.traffic(target, 20)
     before = await route(client)
-    with pytest.raises(RolloutFailedError, match="was answered 500. The route is as it was before"):
+    with pytest.raises(RolloutFailedError, match=r"was answered 500\. The route is as it was before"):
         await hand.traffic(target, 20, 100)
     after = await route(client)
     assert after["spec"] == before["spec"]
@@ -263,9 +285,7 @@ async def test_copies_are_refused_where_nobody_may_look_or_the_route_cannot_be_t
         await hand.traffic(target, 0, 100)
     assert cluster.faults.struck(forbidden) == 2
     elsewhere = GatewayRoutes(client, replace(SETTINGS, address="http://127.0.0.1:9"), sleep=scaled)
-    with pytest.raises(
-        RolloutFailedError, match="fails before anything was changed: GET http://127.0.0.1:9/ping"
-    ):
+    with pytest.raises(RolloutFailedError, match="fails before anything was changed: GET http://127"):
         await elsewhere.set_traffic(target, await elsewhere.look(target), 9, percent=0, mirror_percent=100)
     assert (await route(client))["spec"] == before["spec"]
 
@@ -399,3 +419,30 @@ async def test_a_gateway_that_is_not_there_is_told_before_anything_changes(clien
     ):
         with pytest.raises(ConfigurationError, match=words):
             await GatewayRoutes(client, settings).capabilities(NAMESPACE)
+
+
+async def test_a_route_that_no_gateway_takes_says_so_and_is_taken_back(
+    store: Any, client: ClusterClient, serving_spec: Make
+) -> None:
+    await serving(store, client, serving_spec, "1")
+    body = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": "nobody"},
+        "spec": {
+            "gatewayClassName": "without-controller",
+            "listeners": [{"name": "http", "protocol": "HTTP", "port": 80}],
+        },
+    }
+    await client.create(GATEWAYS, NAMESPACE, body)
+    hand = Hand(GatewayRoutes(client, replace(SETTINGS, gateway="nobody"), sleep=scaled))
+    possible = await hand.backend.capabilities(NAMESPACE)
+    assert possible.no_shadow_because == "there is no GatewayClass without-controller"
+    target = await hand.bring_up(serving_spec("2", artifact_digest=store.add("2"), drain_seconds=0))
+    await hand.backend.set_traffic(target, await hand.backend.look(target), 5, percent=10)
+    look = await hand.backend.look(target)
+    assert (look.asked_percent, look.routed_percent, look.strayed) == (10, None, None)
+    assert "no gateway has taken HTTPRoute delay up: is there a Gateway default/nobody" in (look.unseen or "")
+    hand.fence = 6
+    assert (await hand.traffic(target, 0)).routed_percent == 0
+    await hand.undo(target)
