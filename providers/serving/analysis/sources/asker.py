@@ -150,11 +150,13 @@ class JobForEachOrder:
 
     :param image: any image with Python 3.10 or newer
     :param secrets: names of Secrets whose keys become variables, e.g. with a token
+    :param running_seconds: a Job that runs longer has failed
     """
 
     client: ClusterClient
     image: str
     secrets: tuple[str, ...] = ()
+    running_seconds: int = RUNNING_SECONDS
 
     async def __call__(self, interval: Interval, order: Order) -> list[list[Json]]:
         """Run the Job to its end.
@@ -175,7 +177,7 @@ class JobForEachOrder:
             container_resources=RESOURCES,
             security_context={"runAsUser": USER},
             pod_security="restricted",
-            active_deadline_seconds=RUNNING_SECONDS,
+            active_deadline_seconds=self.running_seconds,
             ttl_seconds_after_finished=KEPT_SECONDS,
         )
         identity = WorkloadIdentity(
@@ -196,7 +198,8 @@ class JobForEachOrder:
         except (ClusterError, ConfigurationError) as error:
             raise CannotTell(f"no Job could measure: {clip(str(error), 400)}") from error
         if not outcome.succeeded:
-            raise CannotTell(f"Job {workload.name}: {clip(outcome.explain(), 600)}")
+            said = " ".join(filter(None, [_headline(outcome), outcome.message, *outcome.last_lines[-1:]]))
+            raise CannotTell(f"Job {workload.name}: {clip(said, 500)}")
         return _result(workload, message)
 
     async def _message(self, workload: Workload, outcome: Outcome) -> str:
@@ -205,6 +208,10 @@ class JobForEachOrder:
         pods = await list_pods(self.client, workload)
         main = main_container(next((pod for pod in pods if uid_of(pod) == outcome.pod_uid), None))
         return main.message if main is not None else ""
+
+
+def _headline(outcome: Outcome) -> str:
+    return outcome.explain().splitlines()[0]
 
 
 def _result(workload: Workload, message: str) -> list[list[Json]]:
