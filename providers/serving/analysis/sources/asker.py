@@ -200,7 +200,7 @@ class JobForEachOrder:
         if not outcome.succeeded:
             said = " ".join(filter(None, [_headline(outcome), outcome.message, *outcome.last_lines[-1:]]))
             raise CannotTell(f"Job {workload.name}: {clip(said, 500)}")
-        return _result(workload, message)
+        return _result(workload, message, order)
 
     async def _message(self, workload: Workload, outcome: Outcome) -> str:
         from nighttrain.providers.attempts.workload_objects import list_pods
@@ -214,15 +214,20 @@ def _headline(outcome: Outcome) -> str:
     return outcome.explain().splitlines()[0]
 
 
-def _result(workload: Workload, message: str) -> list[list[Json]]:
+def _result(workload: Workload, message: str, order: Order) -> list[list[Json]]:
+    """The result in a Job's message; a check of the user's own may have written anything there."""
     try:
-        result: list[list[Json]] = json.loads(message)
-    except ValueError as error:
+        result: Any = json.loads(message)
+        rows = [len(row) for row in result if all("is" in each or "error" in each for each in row)]
+    except (ValueError, TypeError, RecursionError):
+        rows = []
+    if rows != [len(part["wants"]) for part in order]:
         raise CannotTell(
             f"Job {workload.name} ended well and left no result: is its pod gone, or its message "
             f"{clip(message, 100)!r}?"
-        ) from error
-    return result
+        )
+    found: list[list[Json]] = result
+    return found
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from nighttrain.providers.errors import (
 )
 from nighttrain.providers.registry.artifacts import read_run_file
 from nighttrain.providers.serving.analysis.metrics import Kind
-from nighttrain.providers.serving.analysis.sources.asking.predictions import alike
+from nighttrain.providers.serving.analysis.sources.asking.predictions import alike, loads
 from nighttrain.providers.serving.analysis.sources.asking.sending import CannotTell
 from nighttrain.providers.serving.analysis.sources.samples import sample, unmeasured
 from nighttrain.providers.serving.analysis.values import Counts
@@ -160,7 +159,7 @@ def read_rows(name: str, content: bytes) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = loads(line)
             except (ValueError, RecursionError) as error:
                 raise CannotTell(f"line {number} of {name} is no JSON") from error
             if not isinstance(row, dict):

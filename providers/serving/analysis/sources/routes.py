@@ -70,9 +70,8 @@ async def warm_up(ask: Asker, endpoint: str, addresses: Addresses, golden: Golde
             "path": golden.path,
             "timeout": golden.timeout_seconds,
             "first": sent,
-            "requests": [
-                {"body": golden.requests[(sent + number) % len(golden.requests)]} for number in range(wanted)
-            ],
+            "golden": [{"body": body} for body in golden.requests],
+            "asked": [(sent + number) % len(golden.requests) for number in range(wanted)],
         }
         try:
             counted = await ask(Interval(endpoint, f"warm-up {uuid.uuid4().hex}"), task, {"want": "errors"})

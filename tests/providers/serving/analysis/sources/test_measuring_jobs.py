@@ -61,6 +61,13 @@ def raises(interval):
 def talkative(interval):
     return {"value": 1.0, "why": "x" * 5000}
 
+def meddles(interval):
+    open("/dev/termination-log", "w").write('[["is"], 5]')
+    os._exit(0)
+
+def leaks(interval):
+    raise ValueError("cannot reach postgresql://me:hunter2@db/labels")
+
 def leaves(interval):
     os._exit(3)
 """
@@ -152,7 +159,8 @@ def order(url: str) -> dict[str, Any]:
         "path": "/invocations",
         "timeout": 10.0,
         "first": 0,
-        "requests": [{"body": 1}],
+        "golden": [{"body": 1}],
+        "asked": [0],
     }
 
 
@@ -231,6 +239,8 @@ CASES: list[tuple[Kind, str, dict[str, Any], Any]] = [
     (Kind.NUMBER, "raises", {}, "the labels are not there yet"),
     (Kind.NUMBER, "talkative", {}, "4096 fit into a Job's message"),
     (Kind.NUMBER, "leaves", {}, "exit code 3"),
+    (Kind.NUMBER, "meddles", {}, "ended well and left no result"),
+    (Kind.NUMBER, "leaks", {}, "cannot reach postgresql://"),
     (Kind.NUMBER, "no_such", {}, "no attribute 'no_such'"),
 ]
 
@@ -245,6 +255,7 @@ async def test_a_check_of_the_users_own_runs_in_a_job(
     sample = await check.after()
     if isinstance(expected, str):
         assert expected in (sample.error or "")
+        assert "hunter2" not in (sample.error or "")
     else:
         assert sample.error is None
         said = sample.value if kind is Kind.NUMBER else (numbers(sample.candidate), numbers(sample.stable))
