@@ -150,11 +150,13 @@ class JobForEachOrder:
 
     :param image: any image with Python 3.10 or newer
     :param secrets: names of Secrets whose keys become variables, e.g. with a token
+    :param running_seconds: a Job that runs longer has failed
     """
 
     client: ClusterClient
     image: str
     secrets: tuple[str, ...] = ()
+    running_seconds: int = RUNNING_SECONDS
 
     async def __call__(self, interval: Interval, order: Order) -> list[list[Json]]:
         """Run the Job to its end.
@@ -175,7 +177,7 @@ class JobForEachOrder:
             container_resources=RESOURCES,
             security_context={"runAsUser": USER},
             pod_security="restricted",
-            active_deadline_seconds=RUNNING_SECONDS,
+            active_deadline_seconds=self.running_seconds,
             ttl_seconds_after_finished=KEPT_SECONDS,
         )
         identity = WorkloadIdentity(
@@ -196,8 +198,9 @@ class JobForEachOrder:
         except (ClusterError, ConfigurationError) as error:
             raise CannotTell(f"no Job could measure: {clip(str(error), 400)}") from error
         if not outcome.succeeded:
-            raise CannotTell(f"Job {workload.name}: {clip(outcome.explain(), 600)}")
-        return _result(workload, message)
+            said = " ".join(filter(None, [_headline(outcome), outcome.message, *outcome.last_lines[-1:]]))
+            raise CannotTell(f"Job {workload.name}: {clip(said, 500)}")
+        return _result(workload, message, order)
 
     async def _message(self, workload: Workload, outcome: Outcome) -> str:
         from nighttrain.providers.attempts.workload_objects import list_pods
@@ -207,15 +210,24 @@ class JobForEachOrder:
         return main.message if main is not None else ""
 
 
-def _result(workload: Workload, message: str) -> list[list[Json]]:
+def _headline(outcome: Outcome) -> str:
+    return outcome.explain().splitlines()[0]
+
+
+def _result(workload: Workload, message: str, order: Order) -> list[list[Json]]:
+    """The result in a Job's message; a check of the user's own may have written anything there."""
     try:
-        result: list[list[Json]] = json.loads(message)
-    except ValueError as error:
+        result: Any = json.loads(message)
+        rows = [len(row) for row in result if all("is" in each or "error" in each for each in row)]
+    except (ValueError, TypeError, RecursionError):
+        rows = []
+    if rows != [len(part["wants"]) for part in order]:
         raise CannotTell(
             f"Job {workload.name} ended well and left no result: is its pod gone, or its message "
             f"{clip(message, 100)!r}?"
-        ) from error
-    return result
+        )
+    found: list[list[Json]] = result
+    return found
 
 
 @cache

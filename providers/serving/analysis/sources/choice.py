@@ -1,9 +1,8 @@
-"""The sources, by the types that metrics name, and the other things that are asked of a route."""
+"""The sources, by the types that metrics name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,6 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.serving.analysis.sources.asker import Asker, JobForEachOrder, here
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.serving.analysis.golden import Golden
     from nighttrain.providers.serving.analysis.metrics import Metric
@@ -22,38 +19,61 @@ if TYPE_CHECKING:
 _HERE = "nighttrain.providers.serving.analysis.sources"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Ways:
     """How sources reach what they measure.
 
-    :param in_cluster: requests come from a Job in the cluster, and not from this process
+    :param in_cluster: requests come from Jobs in the cluster, and not from this process
     :param image: for Jobs: any image with Python
     """
 
-    client: ClusterClient
-    mlflow: MLflowClient
-    in_cluster: bool = False
-    image: str | None = None
+    def __init__(
+        self,
+        client: ClusterClient,
+        mlflow: MLflowClient,
+        *,
+        in_cluster: bool = False,
+        image: str | None = None,
+    ) -> None:
+        self.client = client
+        self.mlflow = mlflow
+        self.in_cluster = in_cluster
+        self.image = image
+        self._askers: dict[JobForEachOrder | None, Asker] = {}
 
-    def jobs(self, image: str | None = None, secrets: tuple[str, ...] = ()) -> JobForEachOrder:
+    def jobs(self, image: str | None = None, **given: Any) -> JobForEachOrder:
         """Where Jobs are made.
 
+        :param given: fields of :class:`JobForEachOrder`
         :raises ConfigurationError: no image is known for them
         """
         chosen = image or self.image
         if not chosen:
             raise ConfigurationError("image", chosen, "name an image with Python for Jobs that measure")
-        return JobForEachOrder(client=self.client, image=chosen, secrets=secrets)
+        return JobForEachOrder(client=self.client, image=chosen, **given)
 
-    def asker(self) -> Asker:
-        """Asks from where requests are to come from."""
-        return Asker(self.jobs() if self.in_cluster else here)
+    def job_asker(self, image: str | None = None, **given: Any) -> Asker:
+        """Asks from a Job; one asker for all that want the same kind of Job."""
+        jobs = self.jobs(image, **given)
+        return self._askers.setdefault(jobs, Asker(jobs))
+
+    def asker(self, *, secret: str | None = None) -> Asker:
+        """Asks from where requests are to come from.
+
+        :param secret: name of a Secret, for Jobs, whose keys become variables
+        """
+        if self.in_cluster:
+            return self.job_asker(secrets=(secret,) if secret else ())
+        return self._askers.setdefault(None, Asker(here))
 
 
-_MAKE: Mapping[str, tuple[str, Callable[[ModuleType, Ways, Asker], Source]]] = {
-    "comparison": ("comparison", lambda module, ways, ask: module.Comparison(ask)),
-    "counters": ("counters", lambda module, ways, ask: module.Counters(ask, ways.client)),
-    "probe": ("probe", lambda module, ways, ask: module.Probe(ask)),
+_Make = Callable[[Any, Ways], "Source"]
+_MAKE: Mapping[str, tuple[str, _Make]] = {
+    "check": ("own_check", lambda module, ways: module.OwnCheck(ways)),
+    "comparison": ("comparison", lambda module, ways: module.Comparison(ways.asker())),
+    "counters": ("counters", lambda module, ways: module.Counters(ways.asker(), ways.client)),
+    "mlflow": ("mlflow_runs", lambda module, ways: module.MLflowRuns(ways.mlflow)),
+    "probe": ("probe", lambda module, ways: module.Probe(ways.asker())),
+    "prometheus": ("prometheus", lambda module, ways: module.Prometheus(ways)),
 }
 
 
@@ -62,10 +82,7 @@ def make_sources(ways: Ways) -> Mapping[str, Source]:
 
     :raises ConfigurationError: requests are to come from Jobs, and no image is known for them
     """
-    ask = ways.asker()
-    return {
-        name: make(import_module(f"{_HERE}.{module}"), ways, ask) for name, (module, make) in _MAKE.items()
-    }
+    return {name: make(import_module(f"{_HERE}.{module}"), ways) for name, (module, make) in _MAKE.items()}
 
 
 def check_source(where: str, metric: Metric, golden: Golden | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError, clip
+from nighttrain.providers.redaction import redact
 from nighttrain.providers.serving.analysis.sources.asker import Interval
 from nighttrain.providers.serving.analysis.sources.asking.sending import CannotTell
 from nighttrain.providers.serving.analysis.values import Counts, Sample
@@ -36,7 +37,7 @@ def interval_of(window: Window) -> Interval:
 def unmeasured(metric: Metric, window: Window, why: object) -> Sample:
     """A sample that says why there is none."""
     return Sample(
-        metric=metric.name, at=window.at, seconds=window.seconds, error=clip(str(why), ERROR_LENGTH)
+        metric=metric.name, at=window.at, seconds=window.seconds, error=clip(redact(str(why)), ERROR_LENGTH)
     )
 
 
@@ -81,7 +82,8 @@ def golden_task(metric: Metric, window: Window, memory: Memory) -> tuple[dict[st
         "path": golden.path,
         "timeout": golden.timeout_seconds,
         "first": first,
-        "requests": [_request(golden, (first + number) % len(golden.requests)) for number in range(count)],
+        "golden": [_request(golden, number) for number in range(len(golden.requests))],
+        "asked": [(first + number) % len(golden.requests) for number in range(count)],
     }
     return task, {**memory, "next": (first + count) % (2 * len(golden.requests))}
 

@@ -55,10 +55,10 @@ def ask_both(task: Json) -> list[Pair]:
 
     threads = []
     until = time.monotonic() + SENDING_SECONDS
-    for number, asked in enumerate(task["requests"]):
+    for number, place in enumerate(task["asked"]):
         if time.monotonic() > until:
             break
-        threads.append(threading.Thread(target=pair, args=(number, asked), daemon=True))
+        threads.append(threading.Thread(target=pair, args=(number, task["golden"][place]), daemon=True))
         threads[-1].start()
         threads[-1].join(PATIENCE_SECONDS)
     latest = time.monotonic() + 2 * timeout + 1

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,10 +41,13 @@ def count_versions(answers: list[Answer], want: Json) -> Json:
 
 
 def check(task: Json) -> Any:
-    """Call a function by its dotted path, ``package.module:function``, with what is to be measured."""
+    """Call ``package.module:function`` with the interval, as a mapping, and with the user's arguments."""
     module, _, name = task["path"].partition(":")
-    sys.path.insert(0, os.getcwd())
-    return getattr(importlib.import_module(module), name)(**task["arguments"])
+    try:
+        return getattr(importlib.import_module(module), name)(task["interval"], **task["arguments"])
+    except Exception as error:
+        traceback.print_exc()
+        raise CannotTell(f"{task['path']}: {type(error).__name__}: {error!s:.400}") from error
 
 
 def as_it_is(value: Any, want: Json) -> Any:

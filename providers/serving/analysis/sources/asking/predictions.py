@@ -22,7 +22,7 @@ _DIGITS = 300
 def prediction_of(body: bytes) -> Any:
     """What an answer predicts, without what names server, version and time; its text if it is no JSON."""
     try:
-        answer = json.loads(body, parse_int=_whole)
+        answer = loads(body)
     except (ValueError, RecursionError):
         return body.decode("utf-8", "replace")
     if not isinstance(answer, dict):
@@ -36,8 +36,13 @@ def prediction_of(body: bytes) -> Any:
     return answer
 
 
-def _whole(text: str) -> int | float:
-    return int(text) if len(text) <= _DIGITS else float(text)
+def loads(text: str | bytes) -> Any:
+    """JSON, whose whole numbers are finite as other numbers, too, or infinite.
+
+    :raises ValueError: it is none
+    :raises RecursionError: it is nested too deeply
+    """
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _DIGITS else float(digits))
 
 
 def alike(one: Any, other: Any, tolerance: float) -> bool:
