@@ -41,6 +41,8 @@ TEXTS = {
     "only dots": "..",
     "address": "a?name=other&x=1#f",
     "scheme": "models:/m/1",
+    "a page": "b" * 2_000,
+    "all at once": 'it\'s "so" `k`\r\n| \x1b[31m <script> [x](javascript:y) **b** ../ \\',
     "long": "a" * 10_000,
     "long number": "9" * 10_000,
     "other digits": "\u0661\u0662",
@@ -51,7 +53,7 @@ TEXTS = {
 }
 """By what is hostile in them. Single ones can be somebody's real names, and then they have to work."""
 
-FEW = ("quote", "both quotes", "lines", "terminal", "half a pair", "Markdown", "HTML", "long")
+FEW = ("half a pair", "all at once", "long number")
 """For places that take many requests and neither look anything up nor refuse."""
 
 CLIPPED = 500
@@ -61,10 +63,15 @@ _QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"")
 _TERM = r"(?:(?:name|run_id|source_run_id|tags\.\?|attributes\.status) = \?|name IN \(\?(?:, \?)*\))"
 _FILTER = re.compile(rf"{_TERM}(?: and {_TERM})*")
 _FILES = frozenset({"/get-artifact", "/model-versions/get-artifact"})
-_PATH = re.compile(r"/(ajax-)?api/2\.0/mlflow(-artifacts/artifacts)?(/[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,60}){1,9}")
+_PATH = re.compile(
+    r"/(ajax-)?api/2\.0/mlflow(-artifacts/artifacts)?(/[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,60}){1,9}"
+)
 _FIELDS = frozenset(
-    "alias artifact_directory_path artifact_file_path experiment_id experiment_name filter key max_results metric_key name order_by page_token path "
-    "run_id run_uuid version".split()
+    [
+        *("alias", "artifact_directory_path", "artifact_file_path", "experiment_id", "experiment_name"),
+        *("filter", "key", "max_results", "metric_key", "name", "order_by", "page_token", "path", "run_id"),
+        *("run_uuid", "version"),
+    ]
 )
 
 
