@@ -14,7 +14,7 @@ from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry
 from nighttrain.operators.registry.base import RegistryOperator
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ConfigurationError, NotApprovedError
+from nighttrain.providers.errors import ConfigurationError, NotApprovedError, storable
 from nighttrain.sensors.common.failures import failing_clearly
 
 if TYPE_CHECKING:
@@ -111,8 +111,8 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
             if "error" in event:
                 return self._unanswered(context, event)
             user = event.get("responded_by_user") or {}
-            approver = str(user.get("name") or user.get("id") or "")
-            reason = str((event.get("params_input") or {}).get(COMMENT) or "")
+            approver = storable(str(user.get("name") or user.get("id") or ""))
+            reason = storable(str((event.get("params_input") or {}).get(COMMENT) or ""))
             if not self._was_asked(user):
                 self._note(context, Kind.ANSWER_REFUSED, approver, reason)
                 names = ", ".join(each["name"] for each in self.assigned_users or ())

@@ -41,6 +41,8 @@ TEXTS = {
     "only dots": "..",
     "address": "a?name=other&x=1#f",
     "scheme": "models:/m/1",
+    "a page": "b" * 2_000,
+    "all at once": 'it\'s "so" `k`\r\n| \x1b[31m <script> [x](javascript:y) **b** ../ \\',
     "long": "a" * 10_000,
     "long number": "9" * 10_000,
     "other digits": "\u0661\u0662",
@@ -51,7 +53,7 @@ TEXTS = {
 }
 """By what is hostile in them. Single ones can be somebody's real names, and then they have to work."""
 
-FEW = ("quote", "both quotes", "lines", "terminal", "half a pair", "Markdown", "HTML", "long")
+FEW = ("half a pair", "all at once", "long number")
 """For places that take many requests and neither look anything up nor refuse."""
 
 CLIPPED = 500
@@ -66,22 +68,9 @@ _PATH = re.compile(
 )
 _FIELDS = frozenset(
     [
-        "alias",
-        "artifact_directory_path",
-        "artifact_file_path",
-        "experiment_id",
-        "experiment_name",
-        "filter",
-        "key",
-        "max_results",
-        "metric_key",
-        "name",
-        "order_by",
-        "page_token",
-        "path",
-        "run_id",
-        "run_uuid",
-        "version",
+        *("alias", "artifact_directory_path", "artifact_file_path", "experiment_id", "experiment_name"),
+        *("filter", "key", "max_results", "metric_key", "name", "order_by", "page_token", "path", "run_id"),
+        *("run_uuid", "version"),
     ]
 )
 
