@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.serving.analysis.golden import Golden
 from nighttrain.providers.serving.analysis.metrics import Analysis
 from nighttrain.providers.serving.backends.traffic import Weights
 
@@ -69,6 +70,7 @@ _STEPS: dict[str, type[Weight] | type[Shadow] | type[Approval]] = {
     "shadow": Shadow,
     "approval": Approval,
 }
+_SCALARS = ("watch_seconds", "warm_up", "deadline_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +80,14 @@ class Strategy:
     :param steps: before everything goes to the candidate; none is blue/green
     :param analysis: of every step with requests, and of the time after 100 percent; ``None`` moves by time
     :param watch_seconds: how long the analysis goes on after 100 percent, with the stable version kept warm
+    :param golden: requests for the warm-up, and for metrics that are measured by asking
     :param warm_up: golden requests that the candidate answers before its first share; 0 for none
     :param deadline_seconds: from the start to promoted; a rollout that is not there by then is undone
     """
 
     steps: tuple[Step, ...] = ()
     analysis: Analysis | None = None
+    golden: Golden | None = None
     watch_seconds: float = WATCH_SECONDS
     warm_up: int = 0
     deadline_seconds: float = DEADLINE_SECONDS
@@ -104,6 +108,10 @@ class Strategy:
             raise ConfigurationError(
                 "strategy.warm_up", self.warm_up, "give a number of requests, 0 for none"
             )
+        if self.warm_up and self.golden is None:
+            raise ConfigurationError("strategy.golden", None, "give the requests that the warm-up sends")
+        if self.golden is not None:
+            self.golden.validate()
         least = self.watch_seconds + sum(getattr(step, "hold_seconds", 0.0) for step in self.steps)
         if self.deadline_seconds <= least:
             raise ConfigurationError(
@@ -119,7 +127,8 @@ class Strategy:
         names = {kind: name for name, kind in _STEPS.items()}
         steps = [{"step": names[type(step)], **asdict(step)} for step in self.steps]
         analysis = self.analysis.to_dict() if self.analysis else None
-        return {**_scalars(self), "steps": steps, "analysis": analysis}
+        golden = asdict(self.golden) if self.golden else None
+        return {**_scalars(self), "steps": steps, "analysis": analysis, "golden": golden}
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Strategy:
@@ -127,9 +136,10 @@ class Strategy:
 
         :raises ConfigurationError: names the field that is unknown or missing
         """
-        known = {"steps", "analysis", "watch_seconds", "warm_up", "deadline_seconds"}
+        known = {"steps", "analysis", "golden", *_SCALARS}
         _check_fields("strategy", given, known)
-        scalars = {key: given[key] for key in known - {"steps", "analysis"} if key in given}
+        scalars = {key: given[key] for key in _SCALARS if key in given}
+        golden = given.get("golden")
         steps = given.get("steps") or ()
         if isinstance(steps, (str, bytes)) or not isinstance(steps, (list, tuple)):
             raise ConfigurationError("strategy.steps", steps, "give a list of steps")
@@ -137,6 +147,7 @@ class Strategy:
         found = cls(
             steps=tuple(_step(f"strategy.steps[{number}]", step) for number, step in enumerate(steps)),
             analysis=Analysis.from_dict(analysis) if analysis else None,
+            golden=Golden.from_dict(golden) if golden else None,
             **scalars,
         )
         found.validate()
@@ -175,13 +186,18 @@ def require_possible(strategy: Strategy, name: str, capabilities: Capabilities) 
                 "blue_green() or a serving system that splits traffic",
             )
         if isinstance(step, Shadow) and not capabilities.shadow:
+            because = f" ({capabilities.no_shadow_because})" if capabilities.no_shadow_because else ""
             raise ConfigurationError(
-                field, step, f"{name} cannot copy requests here; leave the shadow step out"
+                field, step, f"{name} cannot copy requests here{because}; leave the shadow step out"
+            )
+        if isinstance(step, Shadow) and step.percent < 100 and not capabilities.shadow_shares:
+            raise ConfigurationError(
+                field, step, f"{name} copies all requests here or none; write percent=100, or leave it out"
             )
 
 
 def _scalars(strategy: Strategy) -> dict[str, Any]:
-    return {key: getattr(strategy, key) for key in ("watch_seconds", "warm_up", "deadline_seconds")}
+    return {key: getattr(strategy, key) for key in _SCALARS}
 
 
 def _step(field: str, given: Any) -> Step:

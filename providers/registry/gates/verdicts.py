@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from nighttrain.providers.measured import Measured, NoNumber, plain, read
-from nighttrain.providers.registry.gates.markdown import markdown_row
+from nighttrain.providers.registry.markdown import cell, row
 
 
 class VerdictKind(Enum):
@@ -111,7 +111,7 @@ class Verdict:
         """
         header, *rows = self._rows([item.sentence for item in self.evidence])
         ruler = "|" + "---|" * len(header)
-        return "\n".join((markdown_row(header), ruler, *(markdown_row(row) for row in rows)))
+        return "\n".join((row(*header), ruler, *(row(*map(cell, cells)) for cells in rows)))
 
     def _rows(self, last: list[str]) -> list[tuple[str, ...]]:
         header = ("rule", "candidate", "champion", "limit", "verdict")

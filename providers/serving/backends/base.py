@@ -77,6 +77,8 @@ class EndpointStatus:
         """One line for people: what serves, or why nobody does."""
         stable = f"version {self.stable_version}"
         if self.selected_version != self.stable_version:
+            if self.candidate_version is not None and self.selected_version == self.candidate_version:
+                return f"{stable} is kept ready while a rollout sends all to version {self.selected_version}"
             elsewhere = f"version {self.selected_version}" if self.selected_version else "something else"
             return f"{stable} gets no requests: somebody changed the Service, which selects {elsewhere}"
         if self.stable_version not in {version.version for version in self.versions}:

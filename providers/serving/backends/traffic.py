@@ -31,6 +31,8 @@ class Capabilities:
     """What a serving system can do here, as it was found, for refusing a strategy before anything changes.
 
     :param shadow: requests can be copied to the candidate, whose answers nobody sees
+    :param shadow_shares: so can a share of them, not only all
+    :param no_shadow_because: why requests cannot be copied, in words
     :param headers: testers can choose a version by a header
     :param split_seen_in: where the effective split is read back, in words for people
     """
@@ -38,6 +40,8 @@ class Capabilities:
     weights: Weights
     split_seen_in: str
     shadow: bool = False
+    shadow_shares: bool = False
+    no_shadow_because: str = ""
     headers: bool = False
 
 
@@ -66,6 +70,7 @@ class Look:
     :param asked_percent: the candidate's share as the objects ask for it, 0 to 100
     :param routed_percent: the candidate's share where the effective split is read back; ``None`` where it
         cannot be seen, or not yet. A share that is not seen is never reported
+    :param unseen: why ``routed_percent`` cannot be seen, or not yet, in words, where that is known
     :param mirrored_percent: the share of requests that are copied to the candidate
     :param promoted: the candidate is the stable version now, ready, and gets every request
     :param undone: the stable version has every request, at full size, and nothing of the candidate is left
@@ -78,6 +83,7 @@ class Look:
     stable_ready: bool
     asked_percent: int = 0
     routed_percent: float | None = None
+    unseen: str | None = None
     mirrored_percent: int = 0
     promoted: bool = False
     undone: bool = False
@@ -91,10 +97,12 @@ class Address:
     """Where requests can be sent, by whoever is in the cluster's network.
 
     :param url: base address, without a path of the model server's
+    :param named_url: the same by name, for who can resolve the cluster's names
     :param headers: to be sent with each request, e.g. ``Host``
     """
 
     url: str
+    named_url: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -105,11 +113,13 @@ class Addresses:
     :param route: where clients send their requests, and the split is made
     :param stable: the stable version alone
     :param candidate: the candidate alone, whatever its share
+    :param health_path: a path that each version answers cheaply to a GET
     """
 
     route: Address
     stable: Address | None
     candidate: Address | None
+    health_path: str = "/ping"
 
 
 class TrafficBackend(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.serving.analysis.golden import Golden
 from nighttrain.providers.serving.analysis.metrics import Analysis, Kind, Metric, WhenInconclusive
 from nighttrain.providers.serving.backends.traffic import Capabilities, Weights
 from nighttrain.providers.serving.strategy import (
@@ -49,6 +50,7 @@ def test_plain_values_come_back_the_same() -> None:
             ),
             when_inconclusive=WhenInconclusive.ABORT,
         ),
+        golden=Golden(requests=({"inputs": [[1.5]]},), expected=([2.5],)),
         warm_up=3,
     )
     whole.validate()
@@ -75,6 +77,12 @@ def test_a_percentage_is_a_step() -> None:
         ({"step": [5]}, "strategy.step"),
         ({"watch_seconds": -1}, "watch_seconds"),
         ({"warm_up": -1}, "warm_up"),
+        ({"warm_up": 3}, "strategy.golden"),
+        ({"golden": {"requests": []}}, "golden.requests"),
+        ({"golden": {"requests": [1], "expected": [1, 2]}}, "golden.expected.*1 requests"),
+        ({"golden": {"requests": [float("nan")]}}, "JSON"),
+        ({"golden": {"requests": ["x" * 300_000]}}, "200,000 characters"),
+        ({"golden": {"request": [1]}}, "golden.request.*known: requests"),
         ({"steps": [5], "deadline_seconds": 100}, "deadline_seconds.*660"),
         ({"analysis": {"metrics": []}}, "name a metric"),
         ({"analysis": {"metrics": [{"name": "errors"}]}}, r"metrics\[0\]\.kind"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from nighttrain.providers.serving.analysis.golden import Golden
     from nighttrain.providers.serving.analysis.metrics import Metric
     from nighttrain.providers.serving.analysis.values import Sample
     from nighttrain.providers.serving.backends.traffic import Addresses
@@ -20,10 +21,12 @@ class Window:
     """What is to be measured.
 
     :param at: the end of the interval, seconds since 1970
-    :param seconds: its length, since the last measurement
+    :param seconds: its length, since the last measurement; 0 asks only where counters stand now, so that the
+        next interval does not count requests from before a change of the share
     :param candidate: the version that is rolled out
     :param stable: the version that it is compared with; ``None`` where nothing serves yet
     :param addresses: the ways to both
+    :param golden: requests that may be sent; ``None`` where there are none
     """
 
     endpoint: str
@@ -34,6 +37,7 @@ class Window:
     at: float
     seconds: float
     addresses: Addresses
+    golden: Golden | None = None
 
 
 class Source(Protocol):

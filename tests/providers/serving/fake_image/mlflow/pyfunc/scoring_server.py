@@ -1,7 +1,13 @@
-"""An ASGI application that answers with the content of the model's file, at once or after a while."""
+"""An ASGI application that answers with the content of the model's file, at once or as the request says.
+
+A number: after so many seconds. ``status 503``: that. ``model raises``: what MLflow answers then.
+``application raises``, ``half an answer``, ``dies``: that.
+"""
 
 import asyncio
+import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -23,11 +29,34 @@ def init(model):
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        status, text = 200, model
         if scope["path"] == "/invocations" and body:
             Path(os.environ["FAKE_STORE"], "asked").touch()  # noqa: ASYNC240
-            await asyncio.sleep(float(body))
-        start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+            status, text = await _asked_for(body.decode(), model)
+        start = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", b"text/plain")],
+        }
         await send(start)
-        await send({"type": "http.response.body", "body": model.encode()})
+        # In pieces, as MLflow's middleware sends them.
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        if body != b"half an answer":
+            await send({"type": "http.response.body"})
 
     return app
+
+
+async def _asked_for(wish, model):
+    if wish == "application raises":
+        raise RuntimeError(wish)
+    if wish == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if wish == "model raises":
+        error = "Encountered an unexpected error while evaluating the model. Verify that ..."
+        return 400, json.dumps({"error_code": "BAD_REQUEST", "message": error})
+    if wish.startswith("status "):
+        return int(wish.removeprefix("status ")), wish
+    if wish != "half an answer":
+        await asyncio.sleep(float(wish))
+    return 200, model
