@@ -104,6 +104,31 @@ def test_bad_versions(show: Any, rollouts: int) -> None:
     show(title, columns, rows, note)
 
 
+def test_clients_requests_alone(show: Any, rollouts: int) -> None:
+    """Golden requests are compared with one another and counted nowhere else."""
+    rows, alarms = [], []
+    for per_second, errors in product(PER_SECOND, ERRORS):
+        world = World(per_second=per_second, errors=errors, golden_counted=False)
+        good, _ = outcomes(world, GOOD, rollouts)
+        alarms.append(good["ours"].undone)
+        slow, _ = outcomes(world, SLOW, rollouts)
+        twice, _ = outcomes(world, MORE_ERRORS, rollouts) if errors else (None, 0.0)
+        rows.append(
+            (
+                f"{per_second}",
+                share(errors),
+                *(share(good[rule].undone) for rule in RULES),
+                share(good["ours"].promoted),
+                *(share(1 - twice[rule].undone) if twice else "" for rule in RULES),
+                *(share(1 - slow[rule].undone) for rule in RULES),
+            )
+        )
+    columns = ("requests/s", "errors", *heads("undone"), "promoted: ours", *heads("2x"), *heads("p95"))
+    title = f"the same with clients' requests alone: good ones undone, bad ones missed; {rollouts:,} a row"
+    show(title, columns, rows)
+    assert max(alarms) * rollouts <= most(rollouts, ANALYSIS.false_alarms)
+
+
 def test_requests_needed(show: Any, rollouts: int) -> None:
     """Until each verdict, in steady traffic of one share, looked at every 20 requests of the candidate."""
     rows = []

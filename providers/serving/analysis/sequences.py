@@ -78,9 +78,9 @@ class Stratum:
 def log_ratios(stratum: Stratum) -> tuple[float, ...]:
     """The evidence of one interval that the candidate goes wrong more often, one number for each ratio.
 
-    Given how many requests went wrong in all, each of them was the candidate's with a probability of ``w``, its
-    share of the requests, if both versions go wrong as often: whatever the rate is. If the candidate's rate
-    is ``r`` times the stable one's, the probability is ``w r / g`` with ``g = w r + 1 - w``. Each wrong request
+    Given how many requests went wrong in all, each of them was the candidate's with a probability of ``w``,
+    its share of the requests, if both versions go wrong as often: whatever the rate is. If the candidate's
+    rate is ``r`` times the stable one's, it is ``w r / g`` with ``g = w r + 1 - w``. Each wrong request
     multiplies the evidence by the ratio of these two: ``r / g`` for the candidate's, ``1 / g`` for the stable
     version's. With ``n`` and ``m`` requests and rates ``p`` and ``q`` its mean is at most
     ``exp((r - 1) / g * n m / (n + m) * (p - q))``, because ``1 + x <= exp(x)``: at most 1 if the candidate is
