@@ -24,6 +24,10 @@ class _Known:
 
 _BACKENDS = {
     "deployment": _Known("nighttrain.providers.serving.backends.plain.by_replicas:ReplicaShares"),
+    "kserve": _Known(
+        "nighttrain.providers.serving.backends.kserve.backend:KServe",
+        frozenset({"mode", "model_format", "protocol_version", "runtime", "storage_uri", "gateway_url"}),
+    ),
 }
 
 
