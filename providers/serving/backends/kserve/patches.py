@@ -49,7 +49,9 @@ def canary(plan: Plan, percent: int) -> Json:
     there is one. KServe admits no more than the stable version has.
     """
     replicas = max(1, math.ceil(plan.stable_replicas * percent / 100))
-    predictor = {**plan.candidate, "name": plan.candidate_name, "minReplicas": replicas}
+    # The schema demands the model's name, which KServe's webhook fills in with nothing.
+    model = {"name": "", **plan.candidate["model"]}
+    predictor = {**plan.candidate, "model": model, "name": plan.candidate_name, "minReplicas": replicas}
     return {"spec": {"canary": [{"trafficPercent": percent, "predictor": predictor}]}}
 
 

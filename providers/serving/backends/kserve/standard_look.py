@@ -86,14 +86,12 @@ def routed(target: Target, plan: Plan, objects: Objects) -> tuple[float | None, 
 
 def _other_pods(target: Target, plan: Plan, objects: Objects, names: list[str]) -> str | None:
     """Why what is behind a Service is not the version that belongs there."""
-    expected = {
-        stable_service(target, plan): target.stable,
-        candidate_service(target, plan): target.candidate,
-    }
     for name in names:
+        own = name == candidate_service(target, plan)
+        version = target.candidate if own else target.stable
         deployment = objects.deployments.get(name)
-        if deployment is None or not _is_of(deployment, expected[name]):
-            return f"behind Service {name} is not version {expected[name]}"
+        if deployment is None or not _is_of(deployment, version):
+            return f"behind Service {name} is not version {version}"
     return None
 
 
