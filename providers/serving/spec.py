@@ -98,6 +98,8 @@ class ServingSpec:
     :param server: the program that serves the version; ``image`` has to have it
     :param download_image: an image with Python and mlflow, for a server that does not download by itself: an
         init container brings the version and verifies it
+    :param source: where the registry says that the version's files are, for a serving system that fetches
+        them from there itself
     :param mlflow_env_from: credentials for MLflow, from a Secret; only the container that downloads gets them
     """
 
@@ -137,6 +139,7 @@ class ServingSpec:
     server: ModelServer = MLFLOW
     download_image: str | None = None
     mlflow_env_from: Sequence[Any] = ()
+    source: str = ""
 
     def validate(self) -> None:
         """Find every mistake that can be found without the cluster.

@@ -26,6 +26,12 @@ def _gateway(client: ClusterClient, given: Mapping[str, Any]) -> TrafficBackend:
     return GatewayRoutes(client, RouteSettings(**{**given, "hostnames": tuple(given.get("hostnames", ()))}))
 
 
+def _kserve(client: ClusterClient, given: Mapping[str, Any]) -> TrafficBackend:
+    from nighttrain.providers.serving.backends.kserve.backend import KServe
+
+    return KServe(client, **given)
+
+
 @dataclass(frozen=True)
 class _Known:
     """How a backend is made, and the parameters that people may, and must, give."""
@@ -41,6 +47,10 @@ _BACKENDS = {
         _gateway,
         ("gateway", "gateway_namespace", "section", "hostnames", "path_prefix", "adopt_route", "address"),
         ("gateway",),
+    ),
+    "kserve": _Known(
+        _kserve,
+        ("mode", "model_format", "protocol_version", "runtime", "storage_uri", "gateway_url"),
     ),
 }
 
