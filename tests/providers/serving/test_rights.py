@@ -19,6 +19,8 @@ from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from helpers.subresources import status_of
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.deployment_target.removal import take_down
+from nighttrain.providers.deployment_target.standing import look_at
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import (
     DEPLOYMENTS,
@@ -39,16 +41,18 @@ from nighttrain.providers.serving.backends.kubernetes_deployment import Kubernet
 from nighttrain.providers.serving.backends.plain.by_replicas import ReplicaShares
 from nighttrain.providers.serving.backends.plain.by_route import GatewayRoutes
 from nighttrain.providers.serving.backends.plain.routes import RouteSettings
+from nighttrain.providers.serving.backends.traffic import Target
 from nighttrain.providers.serving.rollout import Rollout
-from nighttrain.providers.serving.rollouts.state import Names, State
+from nighttrain.providers.serving.rollouts.opening import Setting
+from nighttrain.providers.serving.rollouts.state import Names, Phase, State
 from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.serving.spec import ServingSpec
-from nighttrain.providers.serving.strategy import Strategy
+from nighttrain.providers.serving.strategy import Strategy, canary
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from nighttrain.providers.serving.backends.traffic import Look, Target, TrafficBackend
+    from nighttrain.providers.serving.backends.traffic import Look, TrafficBackend
 
 Make = Callable[..., ServingSpec]
 Right = tuple[str, str, str]
@@ -80,7 +84,7 @@ CLASSES: Right = ("gateway.networking.k8s.io", "gatewayclasses", "get")
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/[^/]+"
-    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?(?:/.*)?"
 )
 
 
@@ -374,6 +378,29 @@ async def test_a_right_that_a_route_lacks_is_named(
     async with judged(routed_cluster, rest) as (client, authorizer, admin):
         await named(right, by_route(client, admin, store, serving_spec))
     assert set(authorizer.refused) == {right}
+
+
+async def test_taking_an_endpoint_down_needs_the_optional_role_too(
+    idle_cluster: EmbeddedCluster, serving_spec: Make
+) -> None:
+    more = rights("nighttrain-mlflow-deployments")
+    async with judged(idle_cluster, [*SERVING, *more]) as (client, authorizer, admin):
+        player = Player(admin)
+        rollout = Rollout(KubernetesDeployments(client), sleep=player.sleep, clock=lambda: player.now)
+        await rollout.run(serving_spec("1", endpoint="gone", namespace=NAMESPACE))
+        target = Target(endpoint="gone", namespace=NAMESPACE, model_name="delay", candidate="1")
+        state = State(
+            rollout_id="r", actor="ann", target=target, strategy=canary(), names=Names(), begun_at=0, since=0
+        )
+        setting = Setting().to_dict()
+        await RolloutStore(admin).begin(replace(state, phase=Phase.PROMOTED, setting=setting), None)
+        assert await take_down(client, await look_at(client, "gone", NAMESPACE), print)
+        assert await rollout.status("gone", NAMESPACE) is None
+        with contextlib.suppress(errors.ObjectNotFoundError):
+            await client.ask_service(NAMESPACE, "gone", "http", "invocations", {})
+    assert set(more) <= authorizer.used
+    # Who may not read routes has made none.
+    assert set(authorizer.refused) == {("gateway.networking.k8s.io", "httproutes", "get")}
 
 
 # Without these the rest works: what is not seen is not said.
