@@ -68,6 +68,7 @@ class Driven:
             self.states,
             MemoryRegistrar(self.world),
             sources={},
+            check_metric=lambda field, metric, golden: None,
             ask_route=ask_route,
             sleep=shorter,
         )
