@@ -46,6 +46,9 @@ NighttrainError
 │   └── NotApprovedError            the person who was asked said no, or did not answer
 ├── ServingError
 │   ├── RolloutFailedError          the candidate did not become ready; the stable version still serves
+│   │   ├── RolloutUndoneError      it was undone: its analysis failed, somebody aborted it, its time was over
+│   │   └── RolloutStoppedError     another hand changes what it writes: it ended where it was
+│   ├── RolloutUnderWayError        another rollout of the endpoint is under way
 │   └── NothingToRollBackToError
 └── MissingExtraError               an optional package is absent; the message is the command that brings it
 
@@ -354,6 +357,18 @@ class RolloutFailedError(ServingError):
     """The candidate did not become ready; the stable version still serves."""
 
 
+class RolloutUndoneError(RolloutFailedError):
+    """A rollout in steps was undone; traffic, alias and stage are where they were."""
+
+
+class RolloutStoppedError(RolloutFailedError):
+    """Another hand changes what the rollout writes; it ended where it was, and a person has to look."""
+
+
+class RolloutUnderWayError(ServingError):
+    """Another rollout of the endpoint is under way: one at a time."""
+
+
 class NothingToRollBackToError(ServingError):
     """No previous version is kept beside the serving one."""
 
@@ -380,6 +395,8 @@ PERMANENT: tuple[type[NighttrainError], ...] = (
     NothingToSelectError,
     ObjectInvalidError,
     PromotedSinceError,
+    RolloutStoppedError,
+    RolloutUndoneError,
     RunWithoutModelError,
     TrackingMisconfiguredError,
     WorkloadConflictError,

@@ -134,7 +134,7 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
 
     def _origin(self, verdict: Mapping[str, Any]) -> str:
         """Where the versions can be looked at, and who was asked: Airflow's form does not say it."""
-        from nighttrain.providers.registry.version_page.markdown import link, text
+        from nighttrain.providers.registry.markdown import link, text
 
         def page(version: Any) -> str:
             url = self._mlflow.version_url(verdict["model_name"], str(version))
@@ -222,7 +222,7 @@ def _users(given: Sequence[str | Mapping[str, str]] | None) -> Any:
 def _evidence(verdict: Mapping[str, Any]) -> str:
     """The verdict in a sentence, and each rule's finding in a table."""
     from nighttrain.providers.registry.gates.verdicts import Verdict
-    from nighttrain.providers.registry.version_page.markdown import text
+    from nighttrain.providers.registry.markdown import text
 
     try:
         read = Verdict.from_dict(verdict)

@@ -91,6 +91,8 @@ class RegisteredModel:
     name: str
     aliases: dict[str, str] = field(default_factory=dict)
     latest_versions: tuple[ModelVersion, ...] = ()
+    created: int = 0
+    """Milliseconds since 1970: tells it from one of the same name that was deleted. A new name keeps it."""
     last_updated: int = 0
 
     @classmethod
@@ -100,6 +102,7 @@ class RegisteredModel:
             name=model["name"],
             aliases={item["alias"]: str(item["version"]) for item in model.get("aliases", ())},
             latest_versions=tuple(ModelVersion.from_api(item) for item in model.get("latest_versions", ())),
+            created=int(model.get("creation_timestamp", 0)),
             last_updated=int(model.get("last_updated_timestamp", 0)),
         )
 

@@ -18,7 +18,6 @@ from nighttrain.providers.errors import (
     RolloutFailedError,
 )
 from nighttrain.providers.registry.artifacts import verify
-from nighttrain.providers.serving.strategy import BlueGreen, Strategy, require_possible
 
 if TYPE_CHECKING:
     from nighttrain.providers.registry.models import ModelRegistry
@@ -75,20 +74,17 @@ class Rollout:
         self._sleep = sleep
         self._clock = clock
 
-    async def start(
-        self, spec: ServingSpec, *, strategy: Strategy | None = None, on_progress: Progress | None = None
-    ) -> bool:
+    async def start(self, spec: ServingSpec, *, on_progress: Progress | None = None) -> bool:
         """Bring the candidate up without requests, or adopt one that is up.
 
         Replicas of what exists are left as they are; only what somebody scaled to zero is scaled up.
 
         :return: False if this version answers already, in this form; the later stages then do nothing
-        :raises ConfigurationError: the spec or the strategy cannot be; nothing was created
+        :raises ConfigurationError: the spec cannot be; nothing was created
         :raises WorkloadConflictError: a name is taken by something that is not this endpoint's
         """
         tell = on_progress or _silent
         spec.validate()
-        require_possible(strategy or BlueGreen(), self._backend)
         await self._backend.check(spec)
         before = await self._backend.status(spec.endpoint, spec.namespace)
         changed = await self._backend.deploy(spec, tell)
@@ -167,7 +163,6 @@ class Rollout:
         self,
         spec: ServingSpec,
         *,
-        strategy: Strategy | None = None,
         on_progress: Progress | None = None,
     ) -> EndpointStatus:
         """All stages in one.
@@ -179,7 +174,7 @@ class Rollout:
         :raises RolloutFailedError: see :meth:`wait_ready`; the version before still serves
         """
         try:
-            if await self.start(spec, strategy=strategy, on_progress=on_progress):
+            if await self.start(spec, on_progress=on_progress):
                 await self.wait_ready(spec, on_progress=on_progress)
             return await self.finish(spec, on_progress=on_progress)
         except (RolloutFailedError, asyncio.CancelledError):

@@ -8,13 +8,22 @@ exit code 78.
 On SIGTERM it goes on serving for the drain time, because the cluster takes a moment to stop sending, then
 finishes what is under way. Answers given while it drains, and answers on a connection older than the
 connection time, end their connection: clients which keep connections open follow a switch or a rollback.
+
+``/metrics`` counts what was asked of the model, for all processes of the pod, in Prometheus' text format. It
+is written here because neither mlflow nor what it needs brings a client library of Prometheus.
+
+With ``--fetch-into`` it downloads and compares, and ends: so an init container brings a version to another
+model server, which then never sees an artifact that is not the registered one.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import fcntl
 import hashlib
 import importlib
+import mmap
 import os
 import shutil
 import signal
@@ -24,6 +33,8 @@ import sys
 import tempfile
 import threading
 import time
+from bisect import bisect_left
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -45,6 +56,29 @@ _REMEMBERED = 10_000
 _CA_VARIABLE, _CA_PATH_VARIABLE = "NIGHTTRAIN_MLFLOW_CA", "MLFLOW_TRACKING_SERVER_CERT_PATH"
 
 _MODEL_VARIABLE, _SOCKETS_VARIABLE = "NIGHTTRAIN_MODEL_FOLDER", "NIGHTTRAIN_SOCKETS"
+_COUNTS_VARIABLE = "NIGHTTRAIN_COUNTS_FOLDER"
+
+_SCORING, _METRICS = "/invocations", "/metrics"
+
+# Seconds. From two milliseconds, the least that MLflow's server takes, to sixty seconds, where it gives a
+# request up (MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT). Each is at most half as much again as the one before: a
+# model that became slower by half has its percentiles in another bucket.
+BUCKETS = (
+    *(0.002, 0.0025, 0.0035, 0.005, 0.007, 0.01, 0.015, 0.02, 0.025, 0.035, 0.05, 0.07, 0.1, 0.15, 0.2),
+    *(0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.5, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0),
+)
+_BOUNDS = tuple(round(seconds * 1e9) for seconds in BUCKETS)
+
+# The places of a process's counts: one for each status from 100 to 599, then these, then the buckets.
+_FIRST_STATUS, _LAST_STATUS = 100, 599
+_IN_FLIGHT, _NO_ANSWER, _RAISED, _NANOSECONDS, _FIRST_BUCKET = range(500, 505)
+_PLACES = _FIRST_BUCKET + len(BUCKETS) + 1
+
+# What MLflow's server answers a well-formed request.
+_EXPECTED_CODES = frozenset({"200", "400", "500", "504", "none"})
+
+# MLflow answers 400 where the model itself raised, as it does to what it cannot read; only the text differs.
+_MODEL_RAISED = b"unexpected error while evaluating the model"
 
 
 def manifest_digest(folder: str | Path) -> str:
@@ -66,6 +100,178 @@ def _sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             content.update(piece)
     return content.hexdigest()
+
+
+class Counts:
+    """What this process has counted, in a file that the pod's other processes read and that outlives it.
+
+    Only this process's event loop writes it, one machine word at a time: counting needs no lock. A lock on
+    the file says that the process lives; the system lets go of it however the process ends.
+
+    :param folder: the same for every process of the pod
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._file, self._own = tempfile.mkstemp(".counts", dir=folder)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        os.ftruncate(self._file, 8 * _PLACES)
+        self.own = memoryview(mmap.mmap(self._file, 8 * _PLACES)).cast("Q")
+
+    def of_the_pod(self) -> list[int]:
+        """The sum over its processes. What a dead one had under way got no answer."""
+        read = [self._read(path) for path in self._folder.glob("*.counts")]
+        return [sum(place) for place in zip([0] * _PLACES, *read, strict=True)]
+
+    def _read(self, path: Path) -> list[int]:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < 8 * _PLACES:
+                return [0] * _PLACES  # just made
+            with (
+                mmap.mmap(file.fileno(), 8 * _PLACES, access=mmap.ACCESS_READ) as shared,
+                memoryview(shared) as raw,
+                raw.cast("Q") as places,
+            ):
+                counts = places.tolist()
+            if str(path) != self._own and _is_free(file.fileno()):
+                counts[_NO_ANSWER] += counts[_IN_FLIGHT]
+                counts[_IN_FLIGHT] = 0
+        return counts
+
+
+def _is_free(descriptor: int) -> bool:
+    try:
+        # Shared: two that look at the same time do not take one another for the owner.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class _Request:
+    """A request under way; whatever ends it first counts."""
+
+    __slots__ = ("_began", "_counts", "_over")
+
+    def __init__(self, counts: memoryview) -> None:
+        counts[_IN_FLIGHT] += 1
+        self._counts = counts
+        self._began = time.perf_counter_ns()
+        self._over = False
+
+    def end(self, status: int | None, *, raised: bool = False) -> None:
+        """Count it.
+
+        :param status: None if nobody was there any more to be answered. Its time counts as well: to leave the
+            longest out would make a model that hangs look fast
+        """
+        if self._over:
+            return
+        self._over = True
+        counts, took = self._counts, time.perf_counter_ns() - self._began
+        counts[_IN_FLIGHT] -= 1
+        counts[_NO_ANSWER if status is None else min(status, _LAST_STATUS) - _FIRST_STATUS] += 1
+        counts[_RAISED] += raised
+        counts[_NANOSECONDS] += took
+        counts[_FIRST_BUCKET + bisect_left(_BOUNDS, took)] += 1
+
+
+class Metrics:
+    """An ASGI layer that counts requests for predictions, and shows the pod's counts at ``/metrics``."""
+
+    def __init__(self, app: Any, counts: Counts, model: str, version: str) -> None:
+        self._app = app
+        self._counts = counts
+        self._labels = f'model="{_escaped(model)}",version="{_escaped(version)}"'
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        path = scope["path"] if scope["type"] == "http" else None
+        if path == _SCORING:
+            await self._count(scope, receive, send)
+        elif path == _METRICS:
+            text = exposition(self._counts.of_the_pod(), self._labels).encode()
+            kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+            await send({"type": "http.response.start", "status": 200, "headers": [kind]})
+            await send({"type": "http.response.body", "body": text})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _count(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        request, status, raised = _Request(self._counts.own), 0, False
+        watch: asyncio.Future[None] | None = None
+
+        async def incoming() -> Any:
+            nonlocal watch
+            if watch is not None:
+                await asyncio.shield(watch)
+                return {"type": "http.disconnect"}
+            message = await receive()
+            if not message.get("more_body"):
+                # What may come now is that the client leaves. A model at work does not listen: somebody must.
+                watch = asyncio.ensure_future(_left(receive, message))
+                watch.add_done_callback(lambda _: request.end(None))
+            return message
+
+        async def outgoing(message: dict[str, Any]) -> None:
+            nonlocal status, raised
+            status = message.get("status", status)
+            raised = raised or (status == 400 and _MODEL_RAISED in message.get("body", b""))
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                request.end(status, raised=raised)
+            await send(message)
+
+        try:
+            await self._app(scope, incoming, outgoing)
+        finally:
+            # An application that ends without an answer gets a 500 from the server; half an answer is none.
+            request.end(None if status else 500)
+            if watch is not None:
+                watch.cancel()
+
+
+async def _left(receive: Any, message: dict[str, Any]) -> None:
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+def exposition(counts: list[int], labels: str) -> str:
+    """Counts in Prometheus' text format, version 0.0.4.
+
+    What may come is there from the beginning: Prometheus sees no rise in a series that appears with a value.
+
+    :param labels: of every series, escaped
+    """
+    codes = {str(status): counts[status - _FIRST_STATUS] for status in range(_FIRST_STATUS, _LAST_STATUS + 1)}
+    codes["none"] = counts[_NO_ANSWER]
+    reasons = {
+        "status_5xx": sum(count for code, count in codes.items() if code.startswith("5")),
+        "model_raised": counts[_RAISED],
+        "no_answer": counts[_NO_ANSWER],
+    }
+    shown = {code: count for code, count in codes.items() if count or code in _EXPECTED_CODES}
+    within = list(accumulate(counts[_FIRST_BUCKET:]))
+    buckets = zip((*BUCKETS, "+Inf"), within, strict=True)
+    families = (
+        ("requests_total counter", "Requests for predictions; code none: nobody was there to be answered.",
+         [("", f',code="{code}"', count) for code, count in shown.items()]),
+        ("request_errors_total counter", "Those of them that are the version's failures.",
+         [("", f',reason="{reason}"', count) for reason, count in reasons.items()]),
+        ("requests_in_flight gauge", "Requests for predictions under way.", [("", "", counts[_IN_FLIGHT])]),
+        ("request_duration_seconds histogram",
+         "From a request's head to the end of its answer, or until its client left.",
+         [*(("_bucket", f',le="{bound}"', count) for bound, count in buckets),
+          ("_sum", "", counts[_NANOSECONDS] / 1e9), ("_count", "", within[-1])]),
+    )  # fmt: skip
+    lines = []
+    for family, text, series in families:
+        name = f"nighttrain_{family.partition(' ')[0]}"
+        lines += [f"# HELP {name} {text}", f"# TYPE nighttrain_{family}"]
+        lines += [f"{name}{suffix}{{{labels}{more}}} {value}" for suffix, more, value in series]
+    return "\n".join([*lines, ""])
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 class Connections:
@@ -186,14 +392,18 @@ def supervise(workers: int, sockets: list[socket.socket], folder: str) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def run(options: argparse.Namespace, folder: str) -> int:
-    """Download, compare, serve."""
+def fetch(options: argparse.Namespace, folder: str) -> str:
+    """Download and compare.
+
+    :return: where the version's files are
+    :raises SystemExit: they cannot be had, or are not those that were registered
+    """
     named = f"models:/{options.model}/{options.version}"
     try:
         path = download(options.model, options.version, folder)
     except Exception as error:
         print(f"cannot download {named}: {type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+        raise SystemExit(1) from None
     actual = manifest_digest(path)
     if actual != options.digest:
         print(  # noqa: T201
@@ -201,7 +411,29 @@ def run(options: argparse.Namespace, folder: str) -> int:
             f"expected sha256 {options.digest}, actual {actual}. Nothing was loaded.",
             file=sys.stderr,
         )
-        return EXIT_DIGEST_MISMATCH
+        raise SystemExit(EXIT_DIGEST_MISMATCH)
+    return path
+
+
+def fetch_into(options: argparse.Namespace) -> None:
+    """Bring the version to ``model`` in the folder, and the given files beside it, for any user to read."""
+    target = Path(options.fetch_into)
+    for name in ("model", "files", ".download"):
+        shutil.rmtree(target / name, ignore_errors=True)  # of a try that was cut short
+    path = fetch(options, str(target / ".download"))
+    (target / "files").mkdir()
+    for given in options.file:
+        name, _, text = given.partition("=")
+        (target / "files" / name).write_text(text, encoding="utf-8")
+    for root in (Path(path), target / "files"):
+        for each in (root, *root.rglob("*")):
+            each.chmod(0o755 if each.is_dir() else 0o644)
+    os.rename(path, target / "model")
+
+
+def run(options: argparse.Namespace, folder: str) -> int:
+    """Download, compare, serve."""
+    path = fetch(options, os.path.join(folder, "model"))
     if options.workers > 1:
         return supervise(options.workers, listen(options.port), path)
     load_and_serve(options, path, None)
@@ -213,7 +445,8 @@ def load_and_serve(options: argparse.Namespace, path: str, sockets: list[socket.
     server = importlib.import_module("mlflow.pyfunc.scoring_server")
     app = server.init(server.load_model_with_mlflow_config(path))
     headers = {"x-model-name": options.model, "x-model-version": options.version}
-    connections = Connections(app, headers, options.connection_seconds)
+    counted = Metrics(app, Counts(os.environ[_COUNTS_VARIABLE]), options.model, options.version)
+    connections = Connections(counted, headers, options.connection_seconds)
     serve(connections, listen(options.port) if sockets is None else sockets, options.drain_seconds)
 
 
@@ -226,7 +459,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scoring server")
     for name in ("--model", "--version", "--digest"):
         parser.add_argument(name, required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--fetch-into")
+    parser.add_argument("--file", action="append", default=[], metavar="NAME=TEXT")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--drain-seconds", type=float, default=0.0)
     parser.add_argument("--connection-seconds", type=float, default=60.0)
@@ -240,7 +475,13 @@ def main() -> int:
     folder = tempfile.mkdtemp(prefix="nighttrain-model-")
     try:
         write_certificates(folder)
-        return run(options, os.path.join(folder, "model"))
+        if options.fetch_into:
+            fetch_into(options)
+            return 0
+        # The other processes find it in their environment.
+        os.environ[_COUNTS_VARIABLE] = os.path.join(folder, "counts")
+        os.mkdir(os.environ[_COUNTS_VARIABLE])
+        return run(options, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -14,6 +14,8 @@ from nighttrain.providers.kubernetes.job.plain_secrets import check_texts
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.identity import PREFIX
 from nighttrain.providers.kubernetes.values.names import check_annotations, check_dns_label, check_labels
+from nighttrain.providers.serving.model_servers.model_server import FOLDER, ModelServer
+from nighttrain.providers.serving.model_servers.servers import MLFLOW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,15 +33,25 @@ STABLE_ANNOTATION = PREFIX + "stable-version"
 PREVIOUS_ANNOTATION = PREFIX + "previous-version"
 CANDIDATE_ANNOTATION = PREFIX + "candidate-version"
 SWITCHED_ANNOTATION = PREFIX + "switched-at"
+FENCE_ANNOTATION = PREFIX + "rollout-fence"
+PERCENT_ANNOTATION = PREFIX + "candidate-percent"
+MIRROR_ANNOTATION = PREFIX + "mirror-percent"
+SHARE_REPLICAS_ANNOTATION = PREFIX + "candidate-replicas"
+SCALED_DOWN_ANNOTATION = PREFIX + "scaled-down"
 MANAGED_BY_LABEL, MANAGED_BY = "app.kubernetes.io/managed-by", "nighttrain"
 RESERVED_KEYS = frozenset(
     {ENDPOINT_LABEL, VERSION_LABEL, MODEL_ANNOTATION, DIGEST_ANNOTATION, HASH_ANNOTATION, DEPLOYED_ANNOTATION}
     | {REPLACED_ANNOTATION, STABLE_ANNOTATION, PREVIOUS_ANNOTATION, CANDIDATE_ANNOTATION, SWITCHED_ANNOTATION}
-    | {MANAGED_BY_LABEL, TEMPLATE_ANNOTATION, SCALED_UP_ANNOTATION}
+    | {MANAGED_BY_LABEL, TEMPLATE_ANNOTATION, SCALED_UP_ANNOTATION, SCALED_DOWN_ANNOTATION}
+    | {FENCE_ANNOTATION, PERCENT_ANNOTATION, MIRROR_ANNOTATION, SHARE_REPLICAS_ANNOTATION}
 )
+
+VERSION_VOLUME = "nighttrain-version"
+"""Of a pod whose server does not download: the version's files (``model``), and the server's (``files``)."""
 
 _ENDPOINT = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # A Deployment's name adds "-v<version>", a pod's name 17 characters more, and 63 is a host name's limit.
 _MAX_ENDPOINT = 40
@@ -83,6 +95,10 @@ class ServingSpec:
     :param termination_grace_period: seconds from SIGTERM to SIGKILL: the drain time, and 25 to finish
     :param known_secrets: credentials that must stand nowhere in the Deployment
     :param startup_timeout_seconds: from the start to ready: pulling an image of gigabytes takes minutes
+    :param server: the program that serves the version; ``image`` has to have it
+    :param download_image: an image with Python and mlflow, for a server that does not download by itself: an
+        init container brings the version and verifies it
+    :param mlflow_env_from: credentials for MLflow, from a Secret; only the container that downloads gets them
     """
 
     endpoint: str
@@ -118,6 +134,9 @@ class ServingSpec:
     termination_grace_period: int = 30
     startup_timeout_seconds: float = 600.0
     known_secrets: Sequence[str] = field(default=(), repr=False)
+    server: ModelServer = MLFLOW
+    download_image: str | None = None
+    mlflow_env_from: Sequence[Any] = ()
 
     def validate(self) -> None:
         """Find every mistake that can be found without the cluster.
@@ -126,6 +145,7 @@ class ServingSpec:
         """
         self._validate_names()
         self._validate_numbers()
+        self._validate_server()
         self._validate_pod()
 
     def _validate_names(self) -> None:
@@ -177,6 +197,32 @@ class ServingSpec:
                 "termination_grace_period", self.termination_grace_period, "make it longer than drain_seconds"
             )
 
+    def _validate_server(self) -> None:
+        if not isinstance(self.server, ModelServer):
+            raise ConfigurationError("server", self.server, "use one of model_servers.servers, e.g. TRITON")
+        metrics = self.server.metrics
+        if metrics and metrics.port == self.port:
+            raise ConfigurationError("port", self.port, f"{self.server.name} has its metrics there")
+        if self.server.downloads:
+            return
+        if not self.download_image or re.search(r"\s", self.download_image):
+            raise ConfigurationError(
+                "download_image",
+                self.download_image,
+                f"name an image that has Python and mlflow: {self.server.name} does not download by itself",
+            )
+        if not _SERVED_NAME.fullmatch(self.model_name):
+            raise ConfigurationError(
+                "model_name",
+                self.model_name,
+                f"{self.server.name} makes folders and addresses of it: letters, digits, '.', '_' and '-'",
+            )
+        if self.workers != 1:
+            raise ConfigurationError(
+                "workers", self.workers, f"say it in {self.server.name}'s own arguments, or use more replicas"
+            )
+        check_texts(self.server.files, "server.files", self.known_secrets)
+
     def _validate_pod(self) -> None:
         for name, given in (("labels", self.labels), ("node_selector", self.node_selector)):
             check_labels(name, plain(given, "dict(str, str)", name))
@@ -188,12 +234,24 @@ class ServingSpec:
         for name in ("labels", "annotations"):
             check_texts(getattr(self, name), name, self.known_secrets)
 
+    def filled_server(self) -> ModelServer:
+        """The server with this version's name, number and port in its texts."""
+        return self.server.filled(model=self.model_name, version=self.version, port=self.port)
+
     def workload(self) -> WorkloadSpec:
         """The part that a serving pod shares with a training pod, in the shape that checks and builds it."""
+        server = self.filled_server()
+        given = WorkloadSpec(env_vars=self.env_vars).env()
+        names = {variable["name"] for variable in given}
+        own = [{"name": name, "value": value} for name, value in server.env.items() if name not in names]
         return WorkloadSpec(
             image=self.image,
-            env_vars=self.env_vars,
-            env_from=self.env_from,
+            cmds=server.command,
+            arguments=server.args,
+            env_vars=[*own, *given],
+            env_from=[*self.env_from, *self.mlflow_env_from] if server.downloads else self.env_from,
+            volumes=None if server.downloads else [{"name": VERSION_VOLUME, "emptyDir": {}}],
+            volume_mounts=None if server.downloads else _mounts(server),
             container_resources=self.container_resources,
             node_selector=self.node_selector,
             affinity=self.affinity,
@@ -207,3 +265,13 @@ class ServingSpec:
             pod_security=self.pod_security,
             known_secrets=self.known_secrets,
         )
+
+
+def _mounts(server: ModelServer) -> list[dict[str, Any]]:
+    """Where the server's container has the version; what was verified cannot be changed there."""
+    mount = {"name": VERSION_VOLUME, "readOnly": True}
+    places = [
+        {**mount, "mountPath": place.path, "subPath": f"model/{place.source}".rstrip("/")}
+        for place in server.places
+    ]
+    return [{**mount, "mountPath": FOLDER}, *places]

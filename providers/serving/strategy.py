@@ -1,88 +1,237 @@
-"""Strategies that move traffic from the stable version to the candidate: lists of steps, as data.
+"""Strategies: how a rollout moves requests from the stable version to the candidate, as data.
 
-``BlueGreen`` is one step: everything, once the candidate is ready. A canary is several; it needs a serving
-system that can split traffic, and is refused where that cannot be done instead of being sent to everyone.
+A strategy is a list of steps and what is analysed on the way. It says nothing about a serving system; one
+that cannot carry it out refuses it before anything is changed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.serving.analysis.golden import Golden
+from nighttrain.providers.serving.analysis.metrics import Analysis
+from nighttrain.providers.serving.backends.traffic import Weights
 
 if TYPE_CHECKING:
-    from nighttrain.providers.serving.backends.base import ServingBackend
+    from collections.abc import Mapping
+
+    from nighttrain.providers.serving.backends.traffic import Capabilities
+
+# A minute of requests is the least that says anything about a version.
+HOLD_SECONDS = 60.0
+
+# Late effects (a cache that fills, a leak) show within minutes; the stable version is up all that time.
+WATCH_SECONDS = 600.0
+
+# A rollout that nobody ended in a day is forgotten rather than watched.
+DEADLINE_SECONDS = 86400.0
 
 
-@dataclass(frozen=True)
-class SetWeight:
-    """Send ``percent`` of the requests (1 to 100) to the candidate."""
+@dataclass(frozen=True, kw_only=True)
+class Weight:
+    """Send ``percent`` of the requests to the candidate, for ``hold_seconds`` at least.
+
+    :param percent: 1 to 99; 100 follows the last step by itself
+    :param hold_seconds: from when the share is seen to be routed; longer while the analysis is inconclusive
+    """
 
     percent: int
+    hold_seconds: float = HOLD_SECONDS
 
 
-@dataclass(frozen=True)
-class Pause:
-    """Leave the traffic as it is for so many seconds."""
+@dataclass(frozen=True, kw_only=True)
+class Shadow:
+    """Copy ``percent`` of the requests to the candidate; nobody sees its answers.
 
-    seconds: float
-
-
-Step = SetWeight | Pause
-
-
-class Strategy(Protocol):
-    """Anything that lists its steps; the last one sends everything to the candidate."""
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """The steps in order."""
-        ...
-
-
-@dataclass(frozen=True)
-class BlueGreen:
-    """Replace at once when ready; the old version stays beside the new one for a rollback."""
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """One switch."""
-        return (SetWeight(100),)
-
-
-@dataclass(frozen=True)
-class Canary:
-    """Move traffic in steps. No backend of this release can split traffic, so it is refused everywhere.
-
-    :param weights: percentages, rising, each from 1 to 99; 100 follows by itself
-    :param pause_seconds: between two weights
+    :param percent: 1 to 100
+    :param hold_seconds: from when it is asked for; longer while the analysis is inconclusive
     """
 
-    weights: tuple[int, ...]
-    pause_seconds: float = 60.0  # a minute of requests is the least that says anything about a version
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """Weight, pause, weight, pause, everything."""
-        partial = [step for weight in self.weights for step in (SetWeight(weight), Pause(self.pause_seconds))]
-        return (*partial, SetWeight(100))
+    percent: int = 100
+    hold_seconds: float = HOLD_SECONDS
 
 
-def require_possible(strategy: Strategy, backend: ServingBackend) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Approval:
+    """Leave the traffic as it is until a person promotes, or aborts.
+
+    :param reason: what the person is to look at, for people
+    """
+
+    reason: str = ""
+
+
+Step = Weight | Shadow | Approval
+_STEPS: dict[str, type[Weight] | type[Shadow] | type[Approval]] = {
+    "weight": Weight,
+    "shadow": Shadow,
+    "approval": Approval,
+}
+_SCALARS = ("watch_seconds", "warm_up", "deadline_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """Steps, what is analysed during them, and how long all of it may take.
+
+    :param steps: before everything goes to the candidate; none is blue/green
+    :param analysis: of every step with requests, and of the time after 100 percent; ``None`` moves by time
+    :param watch_seconds: how long the analysis goes on after 100 percent, with the stable version kept warm
+    :param golden: requests for the warm-up, and for metrics that are measured by asking
+    :param warm_up: golden requests that the candidate answers before its first share; 0 for none
+    :param deadline_seconds: from the start to promoted; a rollout that is not there by then is undone
+    """
+
+    steps: tuple[Step, ...] = ()
+    analysis: Analysis | None = None
+    golden: Golden | None = None
+    watch_seconds: float = WATCH_SECONDS
+    warm_up: int = 0
+    deadline_seconds: float = DEADLINE_SECONDS
+
+    def validate(self) -> None:
+        """Find every mistake that can be found without a serving system.
+
+        :raises ConfigurationError: names the field, the value and the fix
+        """
+        for number, step in enumerate(self.steps):
+            _check_step(f"strategy.steps[{number}]", step)
+        weights = [step.percent for step in self.steps if isinstance(step, Weight)]
+        if weights != sorted(set(weights)):
+            raise ConfigurationError("strategy.steps", weights, "let the weights rise from step to step")
+        for name in ("watch_seconds", "deadline_seconds"):
+            _check_seconds(f"strategy.{name}", getattr(self, name))
+        if isinstance(self.warm_up, bool) or not isinstance(self.warm_up, int) or self.warm_up < 0:
+            raise ConfigurationError(
+                "strategy.warm_up", self.warm_up, "give a number of requests, 0 for none"
+            )
+        if self.warm_up and self.golden is None:
+            raise ConfigurationError("strategy.golden", None, "give the requests that the warm-up sends")
+        if self.golden is not None:
+            self.golden.validate()
+        least = self.watch_seconds + sum(getattr(step, "hold_seconds", 0.0) for step in self.steps)
+        if self.deadline_seconds <= least:
+            raise ConfigurationError(
+                "strategy.deadline_seconds",
+                self.deadline_seconds,
+                f"the holds and the watch alone take {least:g} seconds: give it more",
+            )
+        if self.analysis is not None:
+            self.analysis.validate()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        names = {kind: name for name, kind in _STEPS.items()}
+        steps = [{"step": names[type(step)], **asdict(step)} for step in self.steps]
+        analysis = self.analysis.to_dict() if self.analysis else None
+        golden = asdict(self.golden) if self.golden else None
+        return {**_scalars(self), "steps": steps, "analysis": analysis, "golden": golden}
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Strategy:
+        """A strategy from plain values, e.g. of a YAML file.
+
+        :raises ConfigurationError: names the field that is unknown or missing
+        """
+        known = {"steps", "analysis", "golden", *_SCALARS}
+        _check_fields("strategy", given, known)
+        scalars = {key: given[key] for key in _SCALARS if key in given}
+        golden = given.get("golden")
+        steps = given.get("steps") or ()
+        if isinstance(steps, (str, bytes)) or not isinstance(steps, (list, tuple)):
+            raise ConfigurationError("strategy.steps", steps, "give a list of steps")
+        analysis = given.get("analysis")
+        found = cls(
+            steps=tuple(_step(f"strategy.steps[{number}]", step) for number, step in enumerate(steps)),
+            analysis=Analysis.from_dict(analysis) if analysis else None,
+            golden=Golden.from_dict(golden) if golden else None,
+            **scalars,
+        )
+        found.validate()
+        return found
+
+
+def blue_green(analysis: Analysis | None = None, *, watch_seconds: float = WATCH_SECONDS) -> Strategy:
+    """Everything at once when the candidate is ready; the stable version is kept warm."""
+    return Strategy(analysis=analysis, watch_seconds=watch_seconds)
+
+
+def canary(
+    *percents: int,
+    hold_seconds: float = HOLD_SECONDS,
+    analysis: Analysis | None = None,
+    watch_seconds: float = WATCH_SECONDS,
+) -> Strategy:
+    """Rising shares, each held as long; the analysis decides whether the next follows."""
+    steps = tuple(Weight(percent=percent, hold_seconds=hold_seconds) for percent in percents)
+    return Strategy(steps=steps, analysis=analysis, watch_seconds=watch_seconds)
+
+
+def require_possible(strategy: Strategy, name: str, capabilities: Capabilities) -> None:
     """Refuse steps that the serving system cannot carry out.
 
-    :raises ConfigurationError: no steps, weights out of order or range, or traffic cannot be split here
+    :param name: the serving system's, for the message
+    :raises ConfigurationError: it cannot split traffic, or not copy it
     """
-    weights = [step.percent for step in strategy.steps if isinstance(step, SetWeight)]
-    if not weights or weights != sorted(set(weights)) or weights[0] < 1 or weights[-1] != 100:
+    for number, step in enumerate(strategy.steps):
+        field = f"strategy.steps[{number}]"
+        if isinstance(step, Weight) and capabilities.weights is Weights.NONE:
+            raise ConfigurationError(
+                field,
+                step,
+                f"{name} cannot split traffic here, so all of it would go to the candidate at once; use "
+                "blue_green() or a serving system that splits traffic",
+            )
+        if isinstance(step, Shadow) and not capabilities.shadow:
+            because = f" ({capabilities.no_shadow_because})" if capabilities.no_shadow_because else ""
+            raise ConfigurationError(
+                field, step, f"{name} cannot copy requests here{because}; leave the shadow step out"
+            )
+        if isinstance(step, Shadow) and step.percent < 100 and not capabilities.shadow_shares:
+            raise ConfigurationError(
+                field, step, f"{name} copies all requests here or none; write percent=100, or leave it out"
+            )
+
+
+def _scalars(strategy: Strategy) -> dict[str, Any]:
+    return {key: getattr(strategy, key) for key in _SCALARS}
+
+
+def _step(field: str, given: Any) -> Step:
+    if isinstance(given, int) and not isinstance(given, bool):
+        return Weight(percent=given)
+    if not isinstance(given, dict) or given.get("step") not in _STEPS:
+        raise ConfigurationError(field, given, f"give a percentage, or step: one of {', '.join(_STEPS)}")
+    kind = _STEPS[given["step"]]
+    values = {key: value for key, value in given.items() if key != "step"}
+    _check_fields(field, values, set(kind.__dataclass_fields__))
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigurationError(field, given, "a weight step needs its percent") from error
+
+
+def _check_step(field: str, step: Step) -> None:
+    if isinstance(step, Approval):
+        return
+    most = 99 if isinstance(step, Weight) else 100
+    if isinstance(step.percent, bool) or not isinstance(step.percent, int) or not 1 <= step.percent <= most:
+        raise ConfigurationError(f"{field}.percent", step.percent, f"use a whole number from 1 to {most}")
+    _check_seconds(f"{field}.hold_seconds", step.hold_seconds)
+
+
+def _check_seconds(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ConfigurationError(field, value, "give seconds, 0 or more")
+
+
+def _check_fields(field: str, given: Mapping[str, Any], known: set[str]) -> None:
+    if unknown := sorted(map(str, given.keys() - known)):
         raise ConfigurationError(
-            "strategy", strategy, "the weights must rise from at least 1 and end with 100"
-        )
-    if len(strategy.steps) > 1 and not backend.splits_traffic:
-        raise ConfigurationError(
-            "strategy",
-            strategy,
-            f"{backend.name} cannot split traffic, so all of it would go to the candidate at the first step; "
-            "use BlueGreen() or a serving system that splits traffic",
+            f"{field}.{unknown[0]}",
+            given[unknown[0]],
+            f"there is no such field; known: {', '.join(sorted(known))}",
         )

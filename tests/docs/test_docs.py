@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from nighttrain.providers.serving.model_servers import servers
+from nighttrain.providers.serving.model_servers.model_server import ModelServer
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     [
@@ -311,6 +314,29 @@ def test_the_reference_of_connections_lists_the_mlflow_fields() -> None:
     assert set(declared["conn-fields"]) <= documented
 
 
+def test_the_reference_has_every_model_server_as_it_is() -> None:
+    known = {name: server for name, server in vars(servers).items() if isinstance(server, ModelServer)}
+    table = {
+        row[0].strip("`"): row
+        for row in rows(sections(REFERENCE / "model-servers.md")["Those that are known"])
+    }
+    assert table.keys() == known.keys()
+    assert {server.name for server in known.values()} == {server.name for server in servers.KNOWN}
+    for name, server in known.items():
+        _, flavor, ready, asked, version, metrics, _ = table[name]
+        assert [each.name for each in server.flavors] == re.findall(r"^`(\w+)`", flavor)
+        assert ready == f"`{server.readiness_path}`"
+        assert asked == f"`{server.request_path}`, `{server.payload}`"
+        where = (
+            f"header `{server.version_header}`"
+            if server.version_header
+            else f"field `{server.version_field}`"
+        )
+        assert version == (where if server.names_version else "nothing")
+        port = f", port {server.metrics.port}" if server.metrics and server.metrics.port else ""
+        assert metrics == (f"`{server.metrics.path}`{port}" if server.metrics else "none")
+
+
 def test_dags_in_the_documents_can_be_built(tmp_path: Path) -> None:
     from airflow.sdk import DAG
 
@@ -389,7 +415,15 @@ TRAINING_CODE = [
         for module in ("job/config_map", "mirror/hub", "mirror/wait_reasons", "logs/logs")
     ),
 ]
-SERVING_CODE = ["providers/serving/backends/kubernetes_deployment.py"]
+SERVING_CODE = [
+    "providers/serving/backends/kubernetes_deployment.py",
+    *(
+        f"providers/serving/backends/plain/{module}.py"
+        for module in ("changes", "objects", "version_services")
+    ),
+    "providers/serving/rollouts/store.py",
+]
+GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("gateways", "route_writes")]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
 
@@ -447,10 +481,12 @@ def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str
     training = set().union(*map(calls, TRAINING_CODE))
     assert granted(rbac["Role", "nighttrain-training"]) == training
     assert granted(rbac["Role", "nighttrain-serving"]) == set().union(*map(calls, SERVING_CODE))
+    routes, classes = rbac["Role", "nighttrain-gateway"], rbac["ClusterRole", "nighttrain-gateway-classes"]
+    assert granted(routes) | granted(classes) == set().union(*map(calls, GATEWAY_CODE))
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE, "providers/kubernetes/api/client.py"}
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, "providers/kubernetes/api/client.py"}
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):
             path = file.relative_to(ROOT).as_posix()
@@ -459,9 +495,11 @@ def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any])
 
 
 def test_the_roles_are_for_one_namespace_and_bound(rbac: dict[tuple[str, str], Any]) -> None:
-    assert {kind for kind, _ in rbac} == {"Role", "RoleBinding"}
+    clusterwide = {name for kind, name in rbac if kind.startswith("Cluster")}
+    assert clusterwide == {"nighttrain-gateway-classes"}
+    assert {verb for _, _, verb in granted(rbac["ClusterRole", "nighttrain-gateway-classes"])} == {"get"}
     for (kind, name), document in rbac.items():
-        assert document["metadata"]["namespace"] == "ml"
-        if kind == "RoleBinding":
-            assert ("Role", document["roleRef"]["name"]) in rbac
+        assert document["metadata"].get("namespace") == (None if name in clusterwide else "ml")
+        if kind.endswith("RoleBinding"):
+            assert (kind.removesuffix("Binding"), document["roleRef"]["name"]) in rbac
             assert name == document["roleRef"]["name"]

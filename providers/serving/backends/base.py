@@ -77,6 +77,8 @@ class EndpointStatus:
         """One line for people: what serves, or why nobody does."""
         stable = f"version {self.stable_version}"
         if self.selected_version != self.stable_version:
+            if self.candidate_version is not None and self.selected_version == self.candidate_version:
+                return f"{stable} is kept ready while a rollout sends all to version {self.selected_version}"
             elsewhere = f"version {self.selected_version}" if self.selected_version else "something else"
             return f"{stable} gets no requests: somebody changed the Service, which selects {elsewhere}"
         if self.stable_version not in {version.version for version in self.versions}:
@@ -98,11 +100,6 @@ class ServingBackend(Protocol):
     @property
     def name(self) -> str:
         """The serving system's name, for messages."""
-        ...
-
-    @property
-    def splits_traffic(self) -> bool:
-        """True if two versions can share the requests by weight."""
         ...
 
     async def check(self, spec: ServingSpec) -> None:

@@ -50,6 +50,7 @@ from nighttrain.providers.serving.spec import (
     MANAGED_BY,
     MANAGED_BY_LABEL,
     MODEL_ANNOTATION,
+    PERCENT_ANNOTATION,
     PREVIOUS_ANNOTATION,
     REPLACED_ANNOTATION,
     SCALED_UP_ANNOTATION,
@@ -82,7 +83,6 @@ class KubernetesDeployments:
     """The serving backend for a cluster without any serving system."""
 
     name = "a plain Kubernetes Service"
-    splits_traffic = False
 
     def __init__(self, client: ClusterClient) -> None:
         self._client = client
@@ -93,8 +93,8 @@ class KubernetesDeployments:
         :raises WorkloadConflictError: a Service or Deployment of that name was not made by nighttrain
         :raises ConfigurationError: the endpoint serves another model
         """
-        service = await self._service(spec.endpoint, spec.namespace)
-        deployment = await self._deployment(spec.endpoint, spec.namespace, spec.version)
+        service = await self.service(spec.endpoint, spec.namespace)
+        deployment = await self.deployment(spec.endpoint, spec.namespace, spec.version)
         for found in (service, deployment):
             model = _annotations(found).get(MODEL_ANNOTATION) if found else None
             if found and model != spec.model_name:
@@ -109,7 +109,7 @@ class KubernetesDeployments:
 
         :raises WorkloadConflictError: the name is taken by an object that is not this version
         """
-        service = await self._service(spec.endpoint, spec.namespace)
+        service = await self.service(spec.endpoint, spec.namespace)
         await self._mark_candidate(spec, service)
         wanted = build_deployment(spec, await self._as_many_as_serve(spec, service))
         try:
@@ -122,7 +122,7 @@ class KubernetesDeployments:
         stable = _annotations(service).get(STABLE_ANNOTATION)
         if stable is None or spec.replicas is not None:
             return 1
-        versions = await self._versions(spec.endpoint, spec.namespace)
+        versions = await self.versions(spec.endpoint, spec.namespace)
         return max([1, *(version.replicas for version in versions if version.version == stable)])
 
     async def _mark_candidate(self, spec: ServingSpec, service: Json | None) -> None:
@@ -133,7 +133,7 @@ class KubernetesDeployments:
 
     async def _adopt(self, spec: ServingSpec, wanted: Json, tell: Progress) -> bool:
         async def attempt() -> bool:
-            found = await self._deployment(spec.endpoint, spec.namespace, spec.version)
+            found = await self.deployment(spec.endpoint, spec.namespace, spec.version)
             if found is None:
                 await self._client.create(DEPLOYMENTS, spec.namespace, wanted)
                 return True
@@ -152,7 +152,7 @@ class KubernetesDeployments:
             _tell_replicas(found, desired_replicas(wanted), tell)
             return True
 
-        return await self._written(attempt)
+        return await self.written(attempt)
 
     async def _new_form(self, spec: ServingSpec, wanted: Json, found: Json) -> Json:
         """The wanted Deployment with the replicas it has, guarded: an autoscaler may write meanwhile.
@@ -160,7 +160,7 @@ class KubernetesDeployments:
         What serves, or is kept for a rollback, remembers the form it has.
         """
         annotations = dict(_annotations(wanted))
-        service = await self._service(spec.endpoint, spec.namespace)
+        service = await self.service(spec.endpoint, spec.namespace)
         in_use = (_annotations(service).get(key) for key in (STABLE_ANNOTATION, PREVIOUS_ANNOTATION))
         if REPLACED_ANNOTATION in _annotations(found):
             annotations[REPLACED_ANNOTATION] = _annotations(found)[REPLACED_ANNOTATION]
@@ -185,10 +185,10 @@ class KubernetesDeployments:
         """Give the version replicas if it has none."""
 
         async def attempt() -> bool:
-            found = await self._deployment(endpoint, namespace, version)
+            found = await self.deployment(endpoint, namespace, version)
             return found is not None and await self._scaled_up(found, replicas, tell)
 
-        return await self._written(attempt)
+        return await self.written(attempt)
 
     async def _scaled_up(self, found: Json, replicas: int, tell: Progress) -> bool:
         if desired_replicas(found) > 0:
@@ -207,17 +207,17 @@ class KubernetesDeployments:
 
     async def readiness(self, endpoint: str, namespace: str, version: str) -> Readiness:
         """Judge the version's Deployment and pods."""
-        deployment = await self._deployment(endpoint, namespace, version)
+        deployment = await self.deployment(endpoint, namespace, version)
         if deployment is None:
             gone = "Its Deployment does not exist: it was never started, or somebody deleted it."
             return Readiness(ready=False, detail="no such Deployment", failure=gone)
-        return judge(deployment, await self._pods(endpoint, namespace, version))
+        return judge(deployment, await self.pods(endpoint, namespace, version))
 
     async def last_lines(self, endpoint: str, namespace: str, version: str) -> tuple[str, ...]:
         """The last lines of the version's newest pod; empty if they cannot be had."""
         lines: list[str] = []
         try:
-            pods = await self._pods(endpoint, namespace, version)
+            pods = await self.pods(endpoint, namespace, version)
             if not pods:
                 return ()
             newest = max(pods, key=lambda pod: str(metadata(pod).get("creationTimestamp", "")))
@@ -238,61 +238,46 @@ class KubernetesDeployments:
         """
 
         async def attempt() -> None:
-            deployment = await self._deployment(endpoint, namespace, version)
+            deployment = await self.deployment(endpoint, namespace, version)
             gone = deployment is None or is_deleting(deployment)
             if deployment is None or gone or desired_replicas(deployment) == 0:
                 what = "deleted" if gone else "scaled to zero replicas"
                 raise RolloutFailedError(f"{endpoint}: version {version} was {what} just before the switch")
-            service = await self._service(endpoint, namespace)
+            service = await self.service(endpoint, namespace)
             if service is None:
-                await self._first_switch(endpoint, namespace, deployment)
+                await self.create_service(build_service(deployment))
             else:
                 await self._switch(endpoint, namespace, version, service)
-            await self._settle(deployment)
+            await self.settle(deployment)
 
-        await self._written(attempt)
+        await self.written(attempt)
 
-    async def _settle(self, deployment: Json) -> None:
-        """Forget how it was: there is nothing to undo any more."""
+    async def settle(self, deployment: Json) -> None:
+        """Forget how a version's Deployment was: there is nothing to undo any more."""
         if _UNDO & _annotations(deployment).keys():
             held, settled = metadata(deployment), {"metadata": {"annotations": dict.fromkeys(_UNDO)}}
             await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], settled)
 
-    async def _first_switch(self, endpoint: str, namespace: str, deployment: Json) -> None:
+    async def create_service(self, body: Json) -> None:
+        """Make the endpoint's Service.
+
+        :raises ObjectConflictError: somebody else just made it
+        """
+        held = body["metadata"]
         try:
-            await self._client.create(SERVICES, namespace, build_service(deployment))
+            await self._client.create(SERVICES, held["namespace"], body)
         except ObjectExistsError as error:
-            raise ObjectConflictError(f"Service {endpoint} was just made by somebody else") from error
+            raise ObjectConflictError(f"Service {held['name']} was just made by somebody else") from error
 
     async def _switch(self, endpoint: str, namespace: str, version: str, service: Json) -> None:
-        held = _annotations(service)
-        selector = version_labels(endpoint, version)
-        stable = held.get(STABLE_ANNOTATION)
-        if (
-            stable == version
-            and service["spec"].get("selector") == selector
-            and CANDIDATE_ANNOTATION not in held
-        ):
-            return
-        changed: dict[str, str | None] = {CANDIDATE_ANNOTATION: None}
-        if stable != version:
-            changed |= {
-                STABLE_ANNOTATION: version,
-                PREVIOUS_ANNOTATION: stable,
-                SWITCHED_ANNOTATION: now(),
-            }
-        guarded = {"resourceVersion": metadata(service)["resourceVersion"], "annotations": changed}
-        # A merge patch keeps the keys that it does not name, also those that somebody added.
-        whole_selector = dict.fromkeys(mapping(service["spec"].get("selector"))) | selector
-        await self._client.patch(
-            SERVICES, namespace, endpoint, {"metadata": guarded, "spec": {"selector": whole_selector}}
-        )
+        if (change := switch_patch(service, endpoint, version)) is not None:
+            await self._client.patch(SERVICES, namespace, endpoint, change)
 
     async def revert(self, endpoint: str, namespace: str, version: str) -> None:
         """Undo :meth:`deploy`."""
 
         async def attempt() -> None:
-            service = await self._service(endpoint, namespace)
+            service = await self.service(endpoint, namespace)
             held = _annotations(service) if service else {}
             if version in (held.get(STABLE_ANNOTATION), held.get(PREVIOUS_ANNOTATION)):
                 # The patch that switches takes the mark away: whoever ended right after it left a success.
@@ -304,14 +289,14 @@ class KubernetesDeployments:
                 change = {"metadata": {"annotations": {CANDIDATE_ANNOTATION: None}}}
                 await self._client.patch(SERVICES, namespace, endpoint, change)
 
-        await self._written(attempt)
+        await self.written(attempt)
 
     async def _restore(self, endpoint: str, namespace: str, version: str, *, switched: bool) -> None:
-        found = await self._deployment(endpoint, namespace, version)
+        found = await self.deployment(endpoint, namespace, version)
         if found is None or not _UNDO & _annotations(found).keys():
             return
         if switched:
-            await self._settle(found)
+            await self.settle(found)
             return
         held, replicas = _annotations(found), desired_replicas(found)
         # Replicas go back to zero only if nobody has changed them since.
@@ -330,11 +315,11 @@ class KubernetesDeployments:
     async def status(self, endpoint: str, namespace: str) -> EndpointStatus | None:
         """Read off the Service and its Deployments. :raises ConfigurationError: no name of an endpoint"""
         check_endpoint(endpoint, namespace)
-        service = await self._service(endpoint, namespace)
+        service = await self.service(endpoint, namespace)
         if service is None:
             return None
         held = _annotations(service)
-        versions = await self._versions(endpoint, namespace)
+        versions = await self.versions(endpoint, namespace)
         stable = held.get(STABLE_ANNOTATION, "")
         serving = next((version for version in versions if version.version == stable), None)
         port = service["spec"]["ports"][0]["port"]
@@ -359,7 +344,7 @@ class KubernetesDeployments:
 
     async def remove(self, endpoint: str, namespace: str, version: str) -> None:
         """Delete the version's Deployment; its pods get SIGTERM and their grace period."""
-        found = await self._deployment(endpoint, namespace, version)
+        found = await self.deployment(endpoint, namespace, version)
         if found is None:
             return
         name, uid = metadata(found)["name"], metadata(found)["uid"]
@@ -374,12 +359,13 @@ class KubernetesDeployments:
             except ObjectNotFoundError:
                 return
             except ObjectConflictError:
-                found = await self._deployment(endpoint, namespace, version)
+                found = await self.deployment(endpoint, namespace, version)
                 raise
 
-        await self._written(attempt)
+        await self.written(attempt)
 
-    async def _versions(self, endpoint: str, namespace: str) -> list[VersionStatus]:
+    async def versions(self, endpoint: str, namespace: str) -> list[VersionStatus]:
+        """The versions that are up, oldest first."""
         selector = f"{ENDPOINT_LABEL}={endpoint},{MANAGED_BY_LABEL}={MANAGED_BY}"
         listed = await self._client.list(DEPLOYMENTS, namespace, label_selector=selector)
         versions = [
@@ -396,19 +382,28 @@ class KubernetesDeployments:
         ]
         return sorted(versions, key=lambda version: (len(version.version), version.version))
 
-    async def _pods(self, endpoint: str, namespace: str, version: str) -> list[Json]:
+    async def pods(self, endpoint: str, namespace: str, version: str) -> list[Json]:
+        """The pods of one version."""
         selector = f"{ENDPOINT_LABEL}={endpoint},{VERSION_LABEL}={version}"
         listed = await self._client.list(PODS, namespace, label_selector=selector)
         return list(listed["items"])
 
-    async def _service(self, endpoint: str, namespace: str) -> Json | None:
+    async def service(self, endpoint: str, namespace: str) -> Json | None:
+        """The endpoint's Service, if there is one.
+
+        :raises WorkloadConflictError: it is not nighttrain's
+        """
         try:
             found = await self._client.get(SERVICES, namespace, endpoint)
         except ObjectNotFoundError:
             return None
         return _ours(found, {ENDPOINT_LABEL: endpoint})
 
-    async def _deployment(self, endpoint: str, namespace: str, version: str) -> Json | None:
+    async def deployment(self, endpoint: str, namespace: str, version: str) -> Json | None:
+        """A version's Deployment, if there is one.
+
+        :raises WorkloadConflictError: it is not nighttrain's
+        """
         try:
             found = await self._client.get(DEPLOYMENTS, namespace, deployment_name(endpoint, version))
         except ObjectNotFoundError:
@@ -416,7 +411,7 @@ class KubernetesDeployments:
         return _ours(found, version_labels(endpoint, version))
 
     @staticmethod
-    async def _written(attempt: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+    async def written(attempt: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
         """Read, change and write anew while somebody else wrote in between."""
         for _ in range(_WRITES - 1):
             try:
@@ -424,6 +419,28 @@ class KubernetesDeployments:
             except (ObjectConflictError, ObjectExistsError):
                 continue
         return await attempt()
+
+
+def switch_patch(service: Json, endpoint: str, version: str) -> Json | None:
+    """What makes a version the stable one and sends it every request, bound to the Service as it was read.
+
+    :return: ``None`` where it is so already
+    """
+    held = _annotations(service)
+    selector = version_labels(endpoint, version)
+    stable = held.get(STABLE_ANNOTATION)
+    if stable == version and service["spec"].get("selector") == selector and CANDIDATE_ANNOTATION not in held:
+        return None
+    changed: dict[str, str | None] = {CANDIDATE_ANNOTATION: None}
+    if stable != version:
+        changed |= {STABLE_ANNOTATION: version, PREVIOUS_ANNOTATION: stable, SWITCHED_ANNOTATION: now()}
+    guarded = {"resourceVersion": metadata(service)["resourceVersion"], "annotations": changed}
+    return {"metadata": guarded, "spec": {"selector": whole_selector(service, selector)}}
+
+
+def whole_selector(service: Json, selector: dict[str, str]) -> dict[str, str | None]:
+    """A merge patch of a selector: it would keep the keys that it does not name, also somebody else's."""
+    return dict.fromkeys(mapping(service["spec"].get("selector"))) | selector
 
 
 def _annotations(found: Json | None) -> dict[str, str]:
@@ -441,6 +458,9 @@ def _form(found: Json) -> Json:
 
 def _selected_version(service: Json, endpoint: str) -> str | None:
     selector = mapping(service["spec"].get("selector"))
+    if selector == {ENDPOINT_LABEL: endpoint} and PERCENT_ANNOTATION in _annotations(service):
+        # A rollout in steps shares the requests among the pods of two versions.
+        return _annotations(service).get(STABLE_ANNOTATION)
     version = str(selector.get(VERSION_LABEL, ""))
     return version if version and selector == version_labels(endpoint, version) else None
 

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 
 from nighttrain.providers.kubernetes.job.api_models import plain
 from nighttrain.providers.kubernetes.job.pod_template import build_pod_template
+from nighttrain.providers.kubernetes.job.security import harden
+from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.values.objects import main_container_spec
+from nighttrain.providers.serving.model_servers.model_server import FOLDER
 from nighttrain.providers.serving.spec import (
     DEPLOYED_ANNOTATION,
     DIGEST_ANNOTATION,
@@ -25,13 +28,16 @@ from nighttrain.providers.serving.spec import (
     SWITCHED_ANNOTATION,
     TEMPLATE_ANNOTATION,
     VERSION_LABEL,
+    VERSION_VOLUME,
     ServingSpec,
 )
 
 if TYPE_CHECKING:
     from nighttrain.providers.plain_json import Json
+    from nighttrain.providers.serving.model_servers.model_server import Metrics, ModelServer
 
-PORT_NAME = "http"
+PORT_NAME, METRICS_PORT_NAME = "http", "metrics"
+FETCH_CONTAINER = "fetch-model"
 
 # A pod's name is this, a dash, ten characters, a dash and five: all of it must stay below a host name's 63.
 _MAX_NAME = 46
@@ -131,28 +137,32 @@ def _labels(spec: ServingSpec) -> dict[str, str]:
 
 
 def _template(spec: ServingSpec, labels: dict[str, str]) -> Json:
+    server = spec.filled_server()
     template = build_pod_template(spec.workload())
     template["metadata"]["labels"] = {**_labels(spec), **labels}
+    scraped = _scraped(server.metrics, spec.port) if server.metrics else {}
+    given = plain(spec.pod_annotations, "dict(str, str)", "pod_annotations")
+    template["metadata"]["annotations"] |= scraped | given
     pod = template["spec"]
     pod["restartPolicy"] = "Always"
     # The addresses of the namespace's Services are not the model's business.
     pod["enableServiceLinks"] = False
     container = pod["containers"][0]
-    own: list[Json] = [
-        {"name": "MLFLOW_TRACKING_URI", "value": spec.tracking_uri},
-        *({"name": name, "value": value} for name, value in spec.mlflow_env.items()),
-        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-    ]
-    names = {variable["name"] for variable in own}
-    given = [variable for variable in container.get("env", []) if variable["name"] not in names]
+    if server.downloads:
+        container |= _downloading(spec, container.get("env", []))
+        container["args"] += _literals(f"--port={spec.port}", f"--workers={spec.workers}")
+        container["args"] += _literals(f"--drain-seconds={spec.drain_seconds:g}")
+        container["args"] += _literals(f"--connection-seconds={spec.connection_seconds:g}")
+    else:
+        pod["initContainers"] = [_fetching(spec, server, container)]
+        harden(pod, restricted=spec.pod_security == "restricted")
+    if spec.drain_seconds and not server.drains:
+        container["lifecycle"] = {"preStop": {"sleep": {"seconds": math.ceil(spec.drain_seconds)}}}
     container |= {
-        "command": ["python", "-c", launcher()],
-        "args": [_literal(argument) for argument in _arguments(spec)],
-        "env": [*own, *given],
-        "ports": [{"name": PORT_NAME, "containerPort": spec.port, "protocol": "TCP"}],
+        "ports": _ports(server, spec.port),
         # No start-up or liveness probe: nothing depends on it before it is ready; slow is not dead.
         "readinessProbe": {
-            "httpGet": {"path": "/ping", "port": PORT_NAME},
+            "httpGet": {"path": server.readiness_path, "port": PORT_NAME},
             "periodSeconds": spec.readiness_period_seconds,
             "timeoutSeconds": spec.readiness_timeout_seconds,
             "failureThreshold": spec.readiness_failures,
@@ -163,16 +173,65 @@ def _template(spec: ServingSpec, labels: dict[str, str]) -> Json:
     return template
 
 
-def _arguments(spec: ServingSpec) -> list[str]:
-    return [
-        f"--model={spec.model_name}",
-        f"--version={spec.version}",
-        f"--digest={spec.artifact_digest}",
-        f"--port={spec.port}",
-        f"--workers={spec.workers}",
-        f"--drain-seconds={spec.drain_seconds:g}",
-        f"--connection-seconds={spec.connection_seconds:g}",
+def _scraped(metrics: Metrics, port: int) -> dict[str, str]:
+    """The annotations by which the usual configurations of Prometheus find a pod."""
+    return {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/path": metrics.path,
+        "prometheus.io/port": str(metrics.port or port),
+    }
+
+
+def _ports(server: ModelServer, port: int) -> list[Json]:
+    ports = [{"name": PORT_NAME, "containerPort": port, "protocol": "TCP"}]
+    if server.metrics and server.metrics.port:
+        ports.append({"name": METRICS_PORT_NAME, "containerPort": server.metrics.port, "protocol": "TCP"})
+    return ports
+
+
+def _downloading(spec: ServingSpec, given: list[Json]) -> Json:
+    """A container with our program, that can reach MLflow; its arguments begin with the version."""
+    own: list[Json] = [
+        {"name": "MLFLOW_TRACKING_URI", "value": spec.tracking_uri},
+        *({"name": name, "value": value} for name, value in spec.mlflow_env.items()),
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
     ]
+    names = {variable["name"] for variable in own}
+    version = (f"--model={spec.model_name}", f"--version={spec.version}", f"--digest={spec.artifact_digest}")
+    return {
+        "command": ["python", "-c", launcher()],
+        "args": _literals(*version),
+        "env": [*own, *(variable for variable in given if variable["name"] not in names)],
+    }
+
+
+def _fetching(spec: ServingSpec, server: ModelServer, main: Json) -> Json:
+    """The init container that brings the version to a server which does not download by itself."""
+    # The user's variables too: the artifact store's address may be among them.
+    given = WorkloadSpec(env_vars=spec.env_vars, env_from=[*spec.env_from, *spec.mlflow_env_from])
+    files = [f"--file={name}={text}" for name, text in sorted(server.files.items())]
+    container = {
+        "name": FETCH_CONTAINER,
+        "image": spec.download_image,
+        **_downloading(spec, given.env()),
+        "envFrom": given.env_sources(),
+        # A quota may ask every container for them. It costs nothing: what counts is the larger of the two.
+        "resources": {
+            kind: {name: amount for name, amount in amounts.items() if name in ("cpu", "memory")}
+            for kind, amounts in main.get("resources", {}).items()
+            if kind in ("limits", "requests")
+        },
+        "volumeMounts": [{"name": VERSION_VOLUME, "mountPath": FOLDER}],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    container["args"] += _literals(f"--fetch-into={FOLDER}", *files)
+    if spec.image_pull_policy:
+        container["imagePullPolicy"] = spec.image_pull_policy
+    return {name: value for name, value in container.items() if value}
+
+
+def _literals(*arguments: str) -> list[str]:
+    return [_literal(argument) for argument in arguments]
 
 
 def _literal(argument: str) -> str:

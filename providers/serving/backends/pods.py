@@ -111,7 +111,9 @@ def _conditions(deployment: Json) -> tuple[str | None, str | None]:
 def _pod(pod: Json) -> tuple[str | None, str | None]:
     """The failure and the doubt that one pod reports which is not ready."""
     state = status(pod)
-    for entry in (*items(state.get("initContainerStatuses")), *items(state.get("containerStatuses"))):
+    # An init container that has done what it was for says nothing more.
+    first = [entry for entry in items(state.get("initContainerStatuses")) if not _is_done(entry)]
+    for entry in (*first, *items(state.get("containerStatuses"))):
         now = mapping(entry.get("state"))
         last = mapping(now.get("terminated")) or mapping(mapping(entry.get("lastState")).get("terminated"))
         if last and (
@@ -128,6 +130,10 @@ def _pod(pod: Json) -> tuple[str | None, str | None]:
             return (advice, None) if _NO_SUCH_IMAGE.search(message) else (None, advice)
     wait = not_started.why_pending(pod, [])
     return None, f"Pod {name_of(pod)}: {wait.detail}" if wait.kind is not None else None
+
+
+def _is_done(entry: Json) -> bool:
+    return whole(mapping(mapping(entry.get("state")).get("terminated")).get("exitCode")) == 0
 
 
 def _ended(pod: Json, entry: Json, ended: Json) -> tuple[str | None, str | None]:

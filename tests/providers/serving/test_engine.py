@@ -11,7 +11,6 @@ from helpers.played_controllers import NAMESPACE, Player
 from nighttrain.providers.errors import (
     ConfigurationError,
     NothingToRollBackToError,
-    ObjectNotFoundError,
     RolloutFailedError,
     WorkloadConflictError,
 )
@@ -20,7 +19,6 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.rollout import DRAIN_SECONDS, POLL_SECONDS, Rollout
 from nighttrain.providers.serving.spec import ServingSpec
-from nighttrain.providers.serving.strategy import Canary
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
@@ -258,13 +256,3 @@ async def test_an_endpoint_belongs_to_one_model(rollout: Rollout, player: Player
     with pytest.raises(ConfigurationError, match="serves the model 'airline-delay'"):
         await rollout.start(serving_spec("7", model_name="weather"))
     assert await player.versions() == {"1"}
-
-
-async def test_a_canary_is_refused_before_anything_is_created(
-    rollout: Rollout, player: Player, serving_spec: Make
-) -> None:
-    with pytest.raises(ConfigurationError, match="cannot split traffic"):
-        await rollout.run(serving_spec(), strategy=Canary((10,)))
-    assert await player.versions() == set()
-    with pytest.raises(ObjectNotFoundError):
-        await player.client.get(SERVICES, NAMESPACE, "delay")

@@ -107,6 +107,15 @@ async def test_a_registered_version_serves_and_a_changed_one_does_not(
         answer = await web.post("/invocations", json=question)
         assert answer.json() == {"predictions": [11.0, 12.5]}
         assert answer.headers["x-model-version"] == made.version
+        # MLflow's server answers 400 for both; only one of them is the model's fault.
+        raises = {"dataframe_split": {"columns": ["dep_delay"], "data": [["late"]]}}
+        for body in (raises, {"rubbish": 1}):
+            assert (await web.post("/invocations", json=body)).status_code == 400
+        counted = (await web.get("/metrics")).text
+        series = f'{{model="{made.name}",version="{made.version}",'
+        assert f'nighttrain_requests_total{series}code="200"}} 1\n' in counted
+        assert f'nighttrain_requests_total{series}code="400"}} 2\n' in counted
+        assert f'nighttrain_request_errors_total{series}reason="model_raised"}} 1\n' in counted
 
         second = mlflow_server.version(made.name, made.run_id, made.model_id)
         digest = await ensure_recorded(registry, await registry.get_version(made.name, second))

@@ -146,3 +146,15 @@ def test_pods_of_a_form_given_up_and_of_a_deleted_deployment_do_not_count() -> N
     older = broken["metadata"] | {"creationTimestamp": "2026-01-01T00:00:09Z"}
     assert not judge(current, [broken | {"metadata": old_form}]).failure
     assert not judge(current, [broken | {"metadata": older}]).failure
+
+
+def test_an_init_container_that_is_done_says_nothing_and_one_that_failed_speaks() -> None:
+    def after(state: Json, main: Json) -> Json:
+        started = pod(main)
+        started["status"]["initContainerStatuses"] = [{"name": "fetch-model", "state": state}]
+        return started
+
+    unfit = after(ended(0, reason="Completed"), waiting("ErrImagePull", "dial tcp: i/o timeout"))
+    assert "ErrImagePull" in str(judge(deployment(), [unfit]).doubt)
+    unverified = after(ended(78, "another artifact"), waiting("PodInitializing"))
+    assert "another artifact" in str(judge(deployment(), [unverified]).failure)

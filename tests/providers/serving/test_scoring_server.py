@@ -6,18 +6,16 @@ import asyncio
 import os
 import signal
 import socket
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from helpers.launched_server import launched, ready
 from helpers.polling import until_async
 from nighttrain.providers.registry.artifacts import manifest_of_directory
-from nighttrain.providers.serving.backends.manifests import build_deployment
 from nighttrain.providers.serving.scoring_server import (
     EXIT_DIGEST_MISMATCH,
     manifest_digest,
@@ -26,7 +24,6 @@ from nighttrain.providers.serving.scoring_server import (
 from nighttrain.providers.serving.spec import ServingSpec
 
 Make = Callable[..., ServingSpec]
-FAKE_IMAGE = Path(__file__).parent / "fake_image"
 
 
 @pytest.mark.parametrize("set_already", [None, "/etc/ours.pem"])
@@ -41,49 +38,6 @@ def test_the_certificates_become_a_file(
     path = os.environ["MLFLOW_TRACKING_SERVER_CERT_PATH"]
     assert path == (set_already or str(tmp_path / "mlflow-ca.pem"))
     assert set_already or Path(path).read_text() == "a certificate"
-
-
-class Server:
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
-        self.process = process
-        self.url = url
-
-
-@asynccontextmanager
-async def launched(spec: ServingSpec, address: str = "127.0.0.1") -> AsyncIterator[Server]:
-    """The manifest's own command, with what the kubelet would give it."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as free:
-        free.bind((address, 0))
-        port = free.getsockname()[1]
-    container = build_deployment(spec)["spec"]["template"]["spec"]["containers"][0]
-    arguments = [part if not part.startswith("--port=") else f"--port={port}" for part in container["args"]]
-    _, option, program = container["command"]
-    env = {item["name"]: item["value"] for item in container["env"] if "value" in item}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        option,
-        program.replace("$$(", "$("),
-        *arguments,
-        env=os.environ | env | {"POD_IP": address, "PYTHONPATH": str(FAKE_IMAGE)},
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        yield Server(process, f"http://{f'[{address}]' if ':' in address else address}:{port}")
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.communicate()
-
-
-async def ready(client: httpx.AsyncClient, server: Server) -> None:
-    while server.process.returncode is None:
-        try:
-            await client.get(f"{server.url}/ping")
-        except httpx.ConnectError:
-            await asyncio.sleep(0.05)
-        else:
-            return
-    raise AssertionError((await server.process.communicate())[1])
 
 
 def test_both_ends_compute_the_same_digest(store: Any, tmp_path: Path) -> None:

@@ -12,18 +12,12 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.pod_access import pod_access
 from nighttrain.providers.serving.backends.manifests import build_deployment, build_service, deployment_name
 from nighttrain.providers.serving.spec import ServingSpec
-from nighttrain.providers.serving.strategy import BlueGreen, Canary, require_possible
 from nighttrain.providers.tracking.client import TrackingConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 Make = Callable[..., ServingSpec]
-
-
-class Backend:
-    name = "a plain Service"
-    splits_traffic = False
 
 
 def test_the_example_is_valid(serving_spec: Make) -> None:
@@ -69,18 +63,6 @@ def test_a_mistake_names_its_field_and_tells_no_secret(
         serving_spec(**{field: value, "known_secrets": ("hunter2-own",)}).validate()
     assert said in str(caught.value)
     assert "hunter2" not in str(caught.value)
-
-
-def test_a_canary_is_refused_where_traffic_cannot_be_split() -> None:
-    with pytest.raises(ConfigurationError, match="cannot split traffic"):
-        require_possible(Canary((10, 50)), Backend())  # type: ignore[arg-type]
-    require_possible(BlueGreen(), Backend())  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("weights", [(50, 10), (0, 10), (100,), (10, 10)])
-def test_weights_must_rise(weights: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigurationError, match="rise"):
-        require_possible(Canary(weights), Backend())  # type: ignore[arg-type]
 
 
 def test_the_pod_is_as_safe_as_its_image_allows(serving_spec: Make) -> None:

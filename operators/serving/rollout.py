@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -10,15 +11,17 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
-from nighttrain.operators.registry.promotion import held
+from nighttrain.operators.serving.served import Served, tell_registry
+from nighttrain.operators.serving.steps import Steps, as_strategy, rollout_id
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ConfigurationError, NighttrainError, RolloutFailedError
+from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
+from nighttrain.providers.serving.backends.choice import check_backend
+from nighttrain.providers.serving.strategy import blue_green
 from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.common.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
     DEFAULT_MLFLOW_CONN_ID,
     get_cluster,
-    get_cluster_config,
     get_mlflow,
 )
 from nighttrain.sensors.common.failures import failing_clearly
@@ -26,17 +29,21 @@ from nighttrain.sensors.common.templating import TextTemplates
 from nighttrain.sensors.common.triggerer_health import warn_without_triggerer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from airflow.sdk import BaseOperatorLink, Context
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.registry.models import ModelRegistry
-    from nighttrain.providers.registry.promotion import Change
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.serving.backends.base import EndpointStatus
+    from nighttrain.providers.serving.rollouts.opening import Setting
+    from nighttrain.providers.serving.rollouts.state import State
     from nighttrain.providers.serving.spec import ServingSpec
-    from nighttrain.sensors.common.connections import MLflowConnection
+    from nighttrain.providers.serving.strategy import Strategy
+
+# The backend that a rollout without a strategy has.
+PLAIN = "deployment"
 
 PINNED_KEY = "nighttrain_pinned"
 DEPLOYED_BY = "nighttrain.dev/deployed-by"
@@ -66,6 +73,15 @@ class RolloutModelOperator(TextTemplates):
     :param port: the Service's and the scoring server's port; 8080 is what MLflow's containers use
     :param mlflow_secret: name of a Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods
     :param startup_timeout_seconds: how long the candidate may take to become ready
+    :param strategy: steps, analysis and time after 100 percent, as a
+        :class:`~nighttrain.providers.serving.strategy.Strategy` or as plain values. Left out, everything is
+        switched at once when the candidate is ready, and nothing is analysed
+    :param backend: the serving system of a strategy: its name, or ``{"type": name}`` with its parameters
+    :param measured_from: ``"here"``, or ``"cluster"`` where this process cannot reach the endpoint: Jobs in
+        its namespace then measure
+    :param moves_alias: goes to the version with all of its requests, and back when it is undone; the
+        ``alias`` that is served, if left out (templated)
+    :param moves_stage: the same for a stage (templated)
     :param deferrable: wait in the triggerer (the default) or in the worker
 
     ``container_resources, env_vars, env_from, node_selector, tolerations, affinity, service_account_name,
@@ -83,6 +99,8 @@ class RolloutModelOperator(TextTemplates):
         "env_vars",
         "labels",
         "annotations",
+        "moves_alias",
+        "moves_stage",
     )
     structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = dict.fromkeys(
         ("env_vars", "labels", "annotations"), dict
@@ -91,6 +109,8 @@ class RolloutModelOperator(TextTemplates):
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
     ui_color = "#fdf0d9"
     _under_way: tuple[Context, Mapping[str, str]] | None = None
+    # A task that stands for one step waits for that one only.
+    step: int | None = None
 
     def __init__(
         self,
@@ -118,6 +138,11 @@ class RolloutModelOperator(TextTemplates):
         pod_security: Literal["baseline", "restricted"] | None = None,
         mlflow_secret: str | None = None,
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
+        strategy: Strategy | Mapping[str, Any] | None = None,
+        backend: str | Mapping[str, Any] = "deployment",
+        measured_from: str = "here",
+        moves_alias: str | None = None,
+        moves_stage: str | None = None,
         kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
         mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
         deferrable: bool = True,
@@ -152,6 +177,13 @@ class RolloutModelOperator(TextTemplates):
         self.pod_security = pod_security
         self.mlflow_secret = mlflow_secret
         self.startup_timeout_seconds = startup_timeout_seconds
+        self.backend = {"type": backend} if isinstance(backend, str) else dict(backend)
+        check_backend(self.backend)
+        at_once = None if self.backend["type"] == PLAIN else blue_green(watch_seconds=0)
+        self.strategy = as_strategy(strategy) or at_once
+        self.measured_from = measured_from
+        self.moves_alias = moves_alias
+        self.moves_stage = moves_stage
         self.kubernetes_conn_id = kubernetes_conn_id
         self.mlflow_conn_id = mlflow_conn_id
         self.deferrable = deferrable
@@ -163,6 +195,12 @@ class RolloutModelOperator(TextTemplates):
             context["ti"].xcom_push(key=PINNED_KEY, value=pinned)
             remember_links(context, version=self._mlflow.version_url(self.model_name, pinned["version"]))
             self._under_way = (context, pinned)
+            begun = self._begin_steps(context, pinned, self.strategy) if self.strategy else None
+        if begun is not None:
+            return self._go_on(context, begun)
+        with failing_clearly():
+            if self.backend["type"] != PLAIN:
+                return self._serves_already(context, pinned)
             changed = run_sync(self._start(context, pinned))
             namespace = self.namespace or self._cluster.namespace or "default"
             remember_links(context, endpoint=f"http://{self.endpoint}.{namespace}.svc:{self.port}")
@@ -171,6 +209,87 @@ class RolloutModelOperator(TextTemplates):
             self._defer(pinned)
         with failing_clearly():
             return self._complete(context, pinned, wait=changed)
+
+    def _begin_steps(self, context: Context, pinned: Mapping[str, str], strategy: Strategy) -> State | None:
+        """Begin the rollout and bring its candidate up; ``None`` if the version serves already."""
+        from nighttrain.providers.serving.rollouts.state import Names
+
+        return run_sync(
+            self._steps().begin(
+                lambda namespace: self._make_spec(context, namespace, pinned),
+                strategy,
+                rollout_id=self._rollout_id(context),
+                actor=task_context.actor(context),
+                names=Names(alias=self.moves_alias or self.alias, stage=self.moves_stage or self.stage),
+                tell=self.log.info,
+            )
+        )
+
+    def _go_on(self, context: Context, begun: State) -> dict[str, Any]:
+        if self.deferrable and not begun.ended:
+            warn_without_triggerer(self.log.warning)
+            self._defer_steps(self._rollout_id(context))
+        with failing_clearly():
+            return self._finish_steps(context)
+
+    def _rollout_id(self, context: Context) -> str:
+        return rollout_id(context)
+
+    def _serves_already(self, context: Context, pinned: Mapping[str, str]) -> dict[str, Any]:
+        make_spec = partial(self._make_spec, context, pinned=pinned)
+        target, route = run_sync(self._steps().serving(make_spec))
+        self.log.info("%s: version %s serves already", self.endpoint, pinned["version"])
+        return Served.by_target(target, route).to_dict()
+
+    def _defer_steps(self, identity: str) -> None:
+        from nighttrain.sensors.triggers import RolloutTrigger
+
+        self.defer(
+            trigger=RolloutTrigger(
+                kubernetes_conn_id=self.kubernetes_conn_id,
+                mlflow_conn_id=self.mlflow_conn_id,
+                namespace=self.namespace,
+                endpoint=self.endpoint,
+                rollout_id=identity,
+                setting=self._setting().to_dict(),
+                step=self.step,
+            ),
+            method_name="steps_complete",
+            timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
+        )
+
+    def steps_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Tell the end that the trigger saw."""
+        self._connect()
+        if error := event.get("error"):
+            raise RolloutFailedError(error)
+        with failing_clearly():
+            return self._finish_steps(context)
+
+    def _finish_steps(self, context: Context) -> dict[str, Any]:
+        """Drive to the end, which may have come already, and tell it."""
+        identity = self._rollout_id(context)
+        state = run_sync(self._steps().drive(self.endpoint, identity, tell=self.log.info))
+        route = run_sync(self._steps().take(state))
+        self._raise_unless_promoted(state)
+        remember_links(context, endpoint=route.url)
+        served = Served.by_target(state.target, route)
+        tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
+        return served.to_dict()
+
+    @staticmethod
+    def _raise_unless_promoted(state: State) -> None:
+        from nighttrain.sensors.rollout_end import raise_unless_promoted
+
+        raise_unless_promoted(state)
+
+    def _steps(self) -> Steps:
+        return Steps(self._cluster, self._mlflow.config, self._setting(), self.namespace)
+
+    def _setting(self) -> Setting:
+        from nighttrain.providers.serving.rollouts.opening import Setting
+
+        return Setting.of(self.backend, self.measured_from, self.image)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Switch, or undo what was started."""
@@ -239,6 +358,12 @@ class RolloutModelOperator(TextTemplates):
             return await rollout.start(self._spec(context, client, pinned), on_progress=self.log.info)
 
     async def _abort(self, context: Context, pinned: Mapping[str, str]) -> None:
+        if self.strategy is not None:
+            by, why = task_context.actor(context), "its task was ended"
+            await self._steps().abort(
+                self.endpoint, self._rollout_id(context), by=by, reason=why, tell=self.log.info
+            )
+            return
         async with open_rollout(self._cluster) as (client, rollout):
             await rollout.abort(self._spec(context, client, pinned))
 
@@ -252,8 +377,9 @@ class RolloutModelOperator(TextTemplates):
             status.url,
             status.previous_version or "none",
         )
-        tell_registry(self._mlflow, self.model_name, status, task_context.actor(context), self.log.warning)
-        return _served(status)
+        served = Served.by_status(status)
+        tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
+        return served.to_dict()
 
     async def _finish(self, context: Context, pinned: Mapping[str, str], *, wait: bool) -> EndpointStatus:
         async with open_rollout(self._cluster) as (client, rollout):
@@ -285,12 +411,15 @@ class RolloutModelOperator(TextTemplates):
         )
 
     def _spec(self, context: Context, client: ClusterClient, pinned: Mapping[str, str]) -> ServingSpec:
+        return self._make_spec(context, self.namespace or client.namespace, pinned)
+
+    def _make_spec(self, context: Context, namespace: str, pinned: Mapping[str, str]) -> ServingSpec:
         from nighttrain.providers.serving.spec import ServingSpec
 
         access = self._mlflow.pods().with_secret(self.mlflow_secret)
         return ServingSpec(
             endpoint=self.endpoint,
-            namespace=self.namespace or client.namespace,
+            namespace=namespace,
             image=self.image,
             model_name=self.model_name,
             version=pinned["version"],
@@ -315,177 +444,3 @@ class RolloutModelOperator(TextTemplates):
             pod_security=self.pod_security or self._pod_security,
             startup_timeout_seconds=self.startup_timeout_seconds,
         )
-
-
-class RollbackModelOperator(TextTemplates):
-    """Undoes the last promotion of a model, and switches an endpoint back to the version before.
-
-    What the promotion moved is moved back, no more and no less: the alias, and the stage where it moved one.
-    The rollback is an entry of the model's history.
-
-    With an endpoint it returns what :class:`RolloutModelOperator` returns; without one ``{"model_name",
-    "version", "previous_version", "alias", "stage", "entry"}``.
-
-    :param endpoint: name of the endpoint (templated); without one only the registry is rolled back
-    :param model_name: the registered model (templated); the endpoint's own, if left out
-    :param alias: the alias whose last promotion is undone, ``None`` for none (templated)
-    :param stage: the stage whose last promotion is undone, for promotions without an alias (templated)
-    :param to: the version to go back to, over several promotions (templated); the one before, if left out.
-        An endpoint goes back to the one before only
-    :param reason: why, for the history (templated)
-    :param namespace: the connection's, if left out (templated)
-    """
-
-    template_fields: Sequence[str] = ("endpoint", "model_name", "alias", "stage", "to", "reason", "namespace")
-    operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
-    ui_color = "#fdf0d9"
-
-    def __init__(
-        self,
-        *,
-        endpoint: str | None = None,
-        model_name: str | None = None,
-        alias: str | None = "champion",
-        stage: str | None = None,
-        to: str | int | None = None,
-        reason: str | None = None,
-        namespace: str | None = None,
-        kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
-        mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
-        **kwargs: Any,
-    ) -> None:
-        # Each key becomes an XCom of its own, so that a DAG can write task.output["version"].
-        kwargs.setdefault("multiple_outputs", True)
-        super().__init__(**kwargs)
-        if endpoint is None and model_name is None:
-            raise ConfigurationError("endpoint, model_name", None, "name an endpoint, a model, or both")
-        if endpoint is not None and to is not None:
-            raise ConfigurationError(
-                "to", to, "an endpoint goes back to the version before only; roll that version out instead"
-            )
-        self.endpoint = endpoint
-        self.model_name = model_name
-        self.alias = alias
-        self.stage = stage
-        self.to = to
-        self.reason = reason
-        self.namespace = namespace
-        self.kubernetes_conn_id = kubernetes_conn_id
-        self.mlflow_conn_id = mlflow_conn_id
-
-    def execute(self, context: Context) -> dict[str, Any]:
-        with failing_clearly():
-            as_texts(self, *self.template_fields)
-            self._mlflow = get_mlflow(self.mlflow_conn_id)
-            if self.endpoint is None:
-                return self._roll_back_registry(context)
-            return self._roll_back_endpoint(context, self.endpoint)
-
-    def _roll_back_registry(self, context: Context) -> dict[str, Any]:
-        model_name = str(self.model_name)
-        change = run_sync(self._undo(context, model_name, to=self.to))
-        self._say(change)
-        if change.version:
-            remember_links(context, version=self._mlflow.version_url(model_name, change.version))
-        return {
-            "model_name": model_name,
-            "version": change.version,
-            "previous_version": change.previous_version,
-            "alias": change.alias,
-            "stage": change.stage,
-            "entry": change.number,
-        }
-
-    def _roll_back_endpoint(self, context: Context, endpoint: str) -> dict[str, Any]:
-        self._cluster = get_cluster_config(self.kubernetes_conn_id)
-        status = run_sync(self._switch_back(endpoint))
-        model_name = self.model_name or status.model_name
-        if (self.alias is not None or self.stage is not None) and status.previous_version:
-            change = run_sync(
-                self._undo(
-                    context, model_name, to=status.stable_version, withdraws=str(status.previous_version)
-                )
-            )
-            self._say(change)
-        remember_links(
-            context,
-            version=self._mlflow.version_url(model_name, status.stable_version),
-            endpoint=status.cluster_ip_url or status.url,
-        )
-        tell_registry(self._mlflow, model_name, status, task_context.actor(context), self.log.warning)
-        return _served(status)
-
-    def _say(self, change: Change) -> None:
-        where = held(change.alias, change.stage) or "nothing else"
-        held_by = f"version {change.version}" if change.version else "no version"
-        self.log.info("%s: %s holds %s", change.name, held_by, where)
-
-    async def _switch_back(self, endpoint: str) -> EndpointStatus:
-        async with open_rollout(self._cluster) as (client, rollout):
-            return await rollout.rollback(
-                endpoint, self.namespace or client.namespace, on_progress=self.log.info
-            )
-
-    async def _undo(
-        self, context: Context, model_name: str, *, to: str | int | None, withdraws: str | None = None
-    ) -> Change:
-        from nighttrain.providers.registry.promotion import Author, roll_back
-
-        what = f"endpoint {self.endpoint} was rolled back" if self.endpoint else "rolled back by a DAG"
-        async with open_registry(self._mlflow) as registry:
-            return await roll_back(
-                registry,
-                model_name,
-                alias=self.alias,
-                stage=self.stage,
-                to=to,
-                withdraws=withdraws,
-                author=Author(
-                    actor=task_context.actor(context),
-                    reason=self.reason or what,
-                    dag_run=task_context.dag_run(context),
-                ),
-            )
-
-
-def tell_registry(
-    mlflow: MLflowConnection,
-    model_name: str,
-    status: EndpointStatus,
-    actor: str,
-    warn: Callable[..., object],
-) -> None:
-    """Say on the versions' pages in MLflow which one the endpoint serves now.
-
-    The endpoint has switched by then: whatever MLflow says fails nothing. The next rollout tells it again.
-    """
-    from nighttrain.providers.registry.version_page import record_serving
-
-    async def tell() -> None:
-        async with open_registry(mlflow) as registry:
-            await record_serving(
-                registry,
-                model_name,
-                status.stable_version,
-                f"{status.namespace}/{status.endpoint}",
-                url=status.url,
-                by=actor,
-                previous=status.previous_version,
-            )
-
-    try:
-        run_sync(tell())
-    except NighttrainError as error:
-        served = f"{status.endpoint} serves version {status.stable_version}"
-        warn("MLflow does not say yet that %s: %s", served, error)
-
-
-def _served(status: EndpointStatus) -> dict[str, Any]:
-    return {
-        "endpoint": status.endpoint,
-        "model_name": status.model_name,
-        "version": status.stable_version,
-        "previous_version": status.previous_version,
-        "url": status.url,
-        "cluster_ip_url": status.cluster_ip_url,
-    }

@@ -1,0 +1,1 @@
+"""Analysis of a rollout: measurements are recorded, verdicts are pure functions over them."""

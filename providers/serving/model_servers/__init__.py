@@ -1,0 +1,1 @@
+"""The programs that serve a version on plain Kubernetes, as data, and which of them fits a version."""

@@ -1,0 +1,433 @@
+"""The engine: look, decide, write, act, again. It knows no orchestrator and keeps nothing to itself.
+
+Several processes may drive one rollout: each write of the state is bound to the one before, each change of
+the serving system to the look that decided it, and each action may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from nighttrain.providers.errors import (
+    ClusterUnreachableError,
+    ConfigurationError,
+    NothingToRollBackToError,
+    ObjectConflictError,
+    PromotedSinceError,
+    RolloutFailedError,
+    RolloutUnderWayError,
+    TrackingUnreachableError,
+    WorkloadConflictError,
+)
+from nighttrain.providers.serving.analysis.sources.base import Window
+from nighttrain.providers.serving.rollouts.decide import Do, Seen, decide, give_up, is_measured
+from nighttrain.providers.serving.rollouts.route_answers import RouteAnswers
+from nighttrain.providers.serving.rollouts.state import (
+    HELD,
+    UNDER_WAY_BACK,
+    Names,
+    Order,
+    Phase,
+    State,
+)
+from nighttrain.providers.serving.rollouts.store import Kept, RolloutMovedError, RolloutStore
+from nighttrain.providers.serving.strategy import Strategy, require_possible
+
+if TYPE_CHECKING:
+    from nighttrain.providers.serving.analysis.metrics import Analysis
+    from nighttrain.providers.serving.analysis.sources.base import Source
+    from nighttrain.providers.serving.analysis.values import Sample
+    from nighttrain.providers.serving.backends.traffic import (
+        Addresses,
+        Look,
+        Progress,
+        Target,
+        TrafficBackend,
+    )
+    from nighttrain.providers.serving.rollouts.surroundings import (
+        AskRoute,
+        CheckMetric,
+        Recorder,
+        Registrar,
+        WarmUp,
+    )
+    from nighttrain.providers.serving.spec import ServingSpec
+
+# A change is followed within a second; while a share is held, an order is obeyed within two.
+POLL_SECONDS, HELD_POLL_SECONDS = 1.0, 2.0
+
+# An outage is waited out without filling the log or the network.
+OUTAGE_POLL_SECONDS = 5.0
+
+# Who moved an alias by hand during a rollout sees it end within seconds; one small request each.
+NAMES_SECONDS = 10.0
+
+_ASK_ROUTE = frozenset({Phase.SHIFTING, Phase.SWITCHING, Phase.DRAINING})
+
+
+@dataclass(kw_only=True)
+class _Driving:
+    """What one process remembers while it drives; another process starts without it."""
+
+    told: int
+    names_looked_at: float = 0.0
+    readiness: str = ""
+    answers: RouteAnswers = field(default_factory=RouteAnswers)
+
+
+class RolloutEngine:
+    """Takes versions to production step by step on one serving system, watches them, and undoes them.
+
+    :param sources: by the type that a metric names
+    :param check_metric: refuses a metric whose source cannot be
+    :param ask_route: ``None`` where the route cannot be reached from here: then shares are believed from
+        where the serving system says them
+    :param setting: what another process needs to open an engine like this one; kept with the state
+    :param clock: seconds since 1970
+    """
+
+    def __init__(
+        self,
+        backend: TrafficBackend,
+        store: RolloutStore,
+        registrar: Registrar,
+        *,
+        sources: Mapping[str, Source],
+        check_metric: CheckMetric,
+        ask_route: AskRoute | None = None,
+        warm_up: WarmUp | None = None,
+        recorder: Recorder | None = None,
+        setting: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._backend = backend
+        self._store = store
+        self._registrar = registrar
+        self._sources = sources
+        self._check_metric = check_metric
+        self._ask_route = ask_route
+        self._warm_up = warm_up
+        self._recorder = recorder
+        self._setting = dict(setting or {})
+        self._clock = clock
+        self._sleep = sleep
+
+    async def begin(
+        self,
+        spec: ServingSpec,
+        strategy: Strategy,
+        *,
+        rollout_id: str,
+        actor: str,
+        names: Names,
+        tell: Progress,
+    ) -> State | None:
+        """Begin a rollout, or find the one that this very task began. Nothing is created but its state.
+
+        One that is stalled, waits for a person or is paused, or whose alias is not its candidate's any more,
+        or that this task began before it was cleared, is undone first: the newer one supersedes it.
+
+        :param rollout_id: of this try; one and the same over a crash
+        :param actor: the task, one and the same over all its tries
+
+        :return: ``None`` if the version serves already
+        :raises ConfigurationError: the strategy is not possible here, or the spec cannot be
+        :raises RolloutUnderWayError: another rollout of this endpoint is
+        """
+        spec.validate()
+        strategy.validate()
+        self._check_metrics(strategy)
+        require_possible(strategy, self._backend.name, await self._backend.capabilities(spec.namespace))
+        while True:
+            kept = await self._store.read(spec.endpoint, spec.namespace)
+            if kept and kept.state.rollout_id == rollout_id and not (kept.state.ended and kept.state.taken):
+                return kept.state
+            if kept and not kept.state.ended:
+                await self._supersede(kept, spec, actor, tell)
+                continue
+            try:
+                return await self._begin(kept, spec, strategy, rollout_id, actor, names)
+            except RolloutMovedError:
+                continue
+
+    async def _begin(
+        self,
+        kept: Kept | None,
+        spec: ServingSpec,
+        strategy: Strategy,
+        rollout_id: str,
+        actor: str,
+        names: Names,
+    ) -> State | None:
+        target = await self._backend.begin(spec)
+        if target.stable == spec.version:
+            return None
+        holder = await self._registrar.holder(spec.model_name, names) if names else ""
+        now = self._clock()
+        state = State(
+            rollout_id=rollout_id,
+            actor=actor,
+            target=target,
+            strategy=strategy,
+            names=names,
+            begun_at=now,
+            since=now,
+            setting=self._setting,
+            startup_seconds=spec.startup_timeout_seconds,
+            moved=bool(names) and holder == spec.version,
+            replaces=holder if names.alias and holder != spec.version else None,
+        )
+        beside = f", beside version {target.stable}" if target.stable else ""
+        text = f"rollout of version {spec.version} on {spec.endpoint} begins{beside}"
+        return (await self._store.begin(state.entering(Phase.STARTING, now, text), kept)).state
+
+    def _check_metrics(self, strategy: Strategy) -> None:
+        for number, metric in enumerate(strategy.analysis.metrics if strategy.analysis else ()):
+            self._check_metric(f"strategy.analysis.metrics[{number}]", metric, strategy.golden)
+
+    async def _supersede(self, kept: Kept, spec: ServingSpec, actor: str, tell: Progress) -> None:
+        state = kept.state
+        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(state, actor):
+            raise RolloutUnderWayError(
+                f"{state.describe()}, begun by {state.actor}; one rollout of an endpoint at a time. Wait for "
+                f"it, or end it: nighttrain rollout abort {spec.endpoint}"
+            )
+        if state.phase not in UNDER_WAY_BACK:
+            by = f"version {spec.version}"
+            tell(f"{state.describe()}; it is superseded by {by}")
+            try:
+                await self._store.ask(kept, Order.ABORT, by=by, reason="a newer version supersedes it")
+            except RolloutMovedError:
+                return
+        await self.drive(spec.endpoint, spec.namespace, rollout_id=state.rollout_id, tell=tell)
+
+    async def _may_be_superseded(self, state: State, actor: str) -> bool:
+        if state.phase in HELD or state.paused or state.actor == actor:
+            return True
+        holder = await self._registrar.holder(state.target.model_name, state.names) if state.moved else ""
+        return state.moved and holder != state.target.candidate
+
+    async def drive(
+        self,
+        endpoint: str,
+        namespace: str,
+        *,
+        rollout_id: str | None = None,
+        spec: ServingSpec | None = None,
+        until: Callable[[State], bool] | None = None,
+        tell: Progress,
+    ) -> State:
+        """Carry the endpoint's rollout to its end. Outages of the cluster or of MLflow are waited out.
+
+        :param rollout_id: only this one; any, if left out
+        :param spec: of the candidate, for bringing it up; without it that is left to who has it
+        :param until: return earlier, once this holds; another process goes on
+        :raises NothingToRollBackToError: nothing was ever rolled out there
+        :raises RolloutFailedError: another rollout has taken its place
+        """
+        driving: _Driving | None = None
+        outage = ""
+        while True:
+            try:
+                kept = await self._read(endpoint, namespace, rollout_id)
+                driving = driving or _Driving(told=kept.state.events[-1].number - 1)
+                self._tell(kept.state, driving, tell)
+                if (until and until(kept.state)) or (kept.state.ended and await self._is_settled(kept)):
+                    return kept.state
+                kept = await self._once(kept, spec, driving, tell)
+                outage = ""
+                pause = HELD_POLL_SECONDS if kept.state.phase in HELD | {Phase.HOLDING} else POLL_SECONDS
+            except (ObjectConflictError, RolloutMovedError):
+                pause = 0.0
+            except (ClusterUnreachableError, TrackingUnreachableError) as error:
+                if not outage:
+                    tell(f"{endpoint}: waiting: {error}")
+                outage = str(error)
+                pause = OUTAGE_POLL_SECONDS
+            await self._sleep(pause)
+
+    async def abort(
+        self, endpoint: str, namespace: str, rollout_id: str, *, by: str, reason: str, tell: Progress
+    ) -> None:
+        """Undo this rollout, if it is under way and has not got everything: traffic first, then the rest."""
+        kept = await self._store.read(endpoint, namespace)
+        while kept is not None and kept.state.rollout_id == rollout_id and not kept.state.ended:
+            try:
+                await self._store.ask(kept, Order.ABORT, by=by, reason=reason)
+            except RolloutMovedError:
+                kept = await self._store.read(endpoint, namespace)
+                continue
+            await self.drive(endpoint, namespace, rollout_id=rollout_id, tell=tell)
+            return
+
+    async def target(self, spec: ServingSpec) -> Target:
+        """The endpoint and its versions as they are now; nothing is changed."""
+        return await self._backend.begin(spec)
+
+    async def addresses(self, target: Target) -> Addresses:
+        """Where the endpoint and its versions answer."""
+        return await self._backend.addresses(target)
+
+    async def status(self, endpoint: str, namespace: str) -> State | None:
+        """The endpoint's rollout, under way or ended; ``None`` if there never was one."""
+        kept = await self._store.read(endpoint, namespace)
+        return kept.state if kept else None
+
+    async def take(self, endpoint: str, namespace: str, rollout_id: str) -> None:
+        """Remember that the end was told to who began it: a new try of that task is a new rollout."""
+        while True:
+            kept = await self._read(endpoint, namespace, rollout_id)
+            if kept.state.taken:
+                return
+            try:
+                await self._store.write(replace(kept.state, taken=True), kept)
+            except RolloutMovedError:
+                continue
+
+    async def _read(self, endpoint: str, namespace: str, rollout_id: str | None) -> Kept:
+        kept = await self._store.read(endpoint, namespace)
+        if kept is None:
+            raise NothingToRollBackToError(f"there is no rollout of {endpoint} in namespace {namespace}")
+        if rollout_id is not None and kept.state.rollout_id != rollout_id:
+            raise RolloutFailedError(
+                f"{endpoint}: another rollout has taken the place of this one: {kept.state.describe()}"
+            )
+        return kept
+
+    async def _once(self, kept: Kept, spec: ServingSpec | None, driving: _Driving, tell: Progress) -> Kept:
+        state = kept.state
+        if state.ended:
+            return await self._note(kept)
+        look = await self._backend.look(state.target)
+        if state.brought_up and state.phase is Phase.STARTING and look.readiness.detail != driving.readiness:
+            driving.readiness = look.readiness.detail
+            tell(f"{state.target.endpoint}: version {state.target.candidate}: {driving.readiness}")
+        seen, samples = await self._see(kept, look, driving)
+        following, actions = decide(state, seen, self._clock())
+        if samples and self._recorder:
+            run_id = await self._recorder.measured(following, samples)
+            following = replace(following, run_id=run_id or following.run_id)
+        if following != state:
+            kept = await self._store.write(following, kept)
+            self._tell(kept.state, driving, tell)
+        for action in actions:
+            kept = await self._do(action, kept, look, spec, tell)
+        return await self._note(kept)
+
+    async def _see(self, kept: Kept, look: Look, driving: _Driving) -> tuple[Seen, tuple[Sample, ...]]:
+        state, now = kept.state, self._clock()
+        seen = Seen(look=look, asked=kept.asked, answers_needed=self._ask_route is not None)
+        if state.names and now - driving.names_looked_at >= self._names_seconds(state):
+            driving.names_looked_at = now
+            holder = await self._registrar.holder(state.target.model_name, state.names)
+            seen = replace(seen, holds_names=holder == state.target.candidate)
+        if state.phase is Phase.WARMING:
+            seen = replace(seen, warmed=await self._warmed(state))
+        if state.phase in _ASK_ROUTE and self._ask_route and look.fence >= state.fence:
+            addresses = await self._backend.addresses(state.target)
+            answers = await driving.answers.ask(self._ask_route, addresses, state.fence)
+            seen = replace(seen, answers=answers)
+        analysis = state.strategy.analysis
+        if analysis is None or not is_measured(state, now):
+            return seen, ()
+        samples, memory = await self._measure(state, analysis, now)
+        return replace(seen, samples=samples, memory=memory), samples
+
+    @staticmethod
+    def _names_seconds(state: State) -> float:
+        moving = state.phase in UNDER_WAY_BACK or (state.phase is Phase.WATCHING and not state.moved)
+        return 0.0 if moving or state.phase is Phase.PROMOTING else NAMES_SECONDS
+
+    async def _warmed(self, state: State) -> bool | str:
+        if self._warm_up is None:
+            return True
+        return await self._warm_up(state, await self._backend.addresses(state.target))
+
+    async def _measure(
+        self, state: State, analysis: Analysis, now: float
+    ) -> tuple[tuple[Sample, ...], dict[str, Mapping[str, object]]]:
+        target = state.target
+        window = Window(
+            endpoint=target.endpoint,
+            namespace=target.namespace,
+            model_name=target.model_name,
+            candidate=target.candidate,
+            stable=target.stable,
+            at=now,
+            seconds=now - (state.measured_at or now) if state.looks else 0.0,
+            addresses=await self._backend.addresses(target),
+            golden=state.strategy.golden,
+        )
+        measured = await asyncio.gather(
+            *(
+                self._sources[metric.source["type"]].measure(
+                    metric, window, state.memory.get(metric.name, {})
+                )
+                for metric in analysis.metrics
+            )
+        )
+        names = [metric.name for metric in analysis.metrics]
+        memory = {name: memory for name, (_, memory) in zip(names, measured, strict=True)}
+        return tuple(sample for sample, _ in measured), memory
+
+    async def _do(self, action: Do, kept: Kept, look: Look, spec: ServingSpec | None, tell: Progress) -> Kept:
+        state, target, fence = kept.state, kept.state.target, kept.state.fence
+        try:
+            match action:
+                case Do.BRING_UP:
+                    return await self._bring_up(kept, spec, tell)
+                case Do.SET_TRAFFIC:
+                    await self._backend.set_traffic(
+                        target, look, fence, percent=state.percent, mirror_percent=state.mirror_percent
+                    )
+                case Do.MOVE:
+                    await self._registrar.move(state)
+                case Do.GIVE_BACK:
+                    await self._registrar.give_back(state)
+                case Do.PROMOTE:
+                    await self._backend.promote(target, look, fence)
+                case Do.UNDO:
+                    await self._backend.undo(target, look, fence)
+                case Do.WARM_UP:
+                    pass
+        except (ConfigurationError, PromotedSinceError, RolloutFailedError, WorkloadConflictError) as error:
+            following = give_up(state, self._clock(), str(error))
+            if following == state:
+                raise
+            return await self._store.write(following, kept)
+        return kept
+
+    async def _bring_up(self, kept: Kept, spec: ServingSpec | None, tell: Progress) -> Kept:
+        if spec is None:
+            return kept
+        await self._backend.bring_up(spec, kept.state.target, kept.state.fence, tell)
+        return await self._store.write(replace(kept.state, brought_up=True), kept)
+
+    async def _note(self, kept: Kept) -> Kept:
+        """Write into the model's history what is not there yet."""
+        waiting = [event for event in kept.state.events if event.to_note]
+        if not waiting:
+            return kept
+        for event in waiting:
+            await self._registrar.note(kept.state, event)
+        events = tuple(replace(event, to_note=False) for event in kept.state.events)
+        return await self._store.write(replace(kept.state, events=events), kept)
+
+    async def _is_settled(self, kept: Kept) -> bool:
+        if any(event.to_note for event in kept.state.events):
+            return False
+        if self._recorder:
+            await self._recorder.ended(kept.state)
+        return True
+
+    @staticmethod
+    def _tell(state: State, driving: _Driving, tell: Progress) -> None:
+        for event in state.events:
+            if event.number > driving.told:
+                tell(f"{state.target.endpoint}: version {state.target.candidate}: {event.text}")
+                driving.told = event.number

@@ -1,0 +1,92 @@
+"""Alias, stage and history of a rollout, in MLflow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.errors import ModelVersionNotFoundError, NothingToUndoError
+from nighttrain.providers.registry.history.entries import Kind
+from nighttrain.providers.registry.promotion import Author, note, promote, roll_back
+
+if TYPE_CHECKING:
+    from nighttrain.providers.registry.models import ModelRegistry
+    from nighttrain.providers.serving.rollouts.state import Event, Names, State
+
+
+class MLflowRegistrar:
+    """Moves what a rollout moves in the registry, by the same changes as a promotion or a rollback."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+
+    async def holder(self, model_name: str, names: Names) -> str:
+        """The version that holds alias and stage; empty for none, or where two versions hold one each."""
+        holders = set()
+        if names.alias is not None:
+            holders.add(await self._holds_alias(model_name, names.alias))
+        if names.stage is not None:
+            holders.add(await self._is_in_stage(model_name, names.stage))
+        return holders.pop() if len(holders) == 1 else ""
+
+    async def _holds_alias(self, model_name: str, alias: str) -> str:
+        try:
+            return (await self._registry.version_by_alias(model_name, alias)).version
+        except ModelVersionNotFoundError:
+            return ""
+
+    async def _is_in_stage(self, model_name: str, stage: str) -> str:
+        try:
+            return (await self._registry.version_in_stage(model_name, stage)).version
+        except ModelVersionNotFoundError:
+            return ""
+
+    async def move(self, state: State) -> None:
+        """Move alias and stage to the candidate.
+
+        :raises PromotedSinceError: somebody else moved the alias since the rollout began
+        """
+        target = state.target
+        await promote(
+            self._registry,
+            target.model_name,
+            target.candidate,
+            alias=state.names.alias,
+            stage=state.names.stage,
+            replaces=state.replaces,
+            author=_author(state, f"all requests of {target.endpoint} go to it"),
+        )
+
+    async def give_back(self, state: State) -> None:
+        """Move them back to who held them before, unless the candidate does not hold them any more."""
+        target = state.target
+        try:
+            await roll_back(
+                self._registry,
+                target.model_name,
+                alias=state.names.alias,
+                stage=state.names.stage,
+                to=target.stable,
+                withdraws=target.candidate,
+                author=_author(state, f"rollout on {target.endpoint} undone: {state.reason}"),
+            )
+        except NothingToUndoError:
+            # It holds them by no promotion that anybody knows: there is nobody to give them back to.
+            if target.stable is not None:
+                raise
+
+    async def note(self, state: State, event: Event) -> None:
+        """Write the event into the model's history; a repetition by another process is found there."""
+        target = state.target
+        author = _author(state, f"{event.text} ({state.rollout_id}, {event.number})")
+        await note(
+            self._registry,
+            target.model_name,
+            Kind.ROLLOUT,
+            version=target.candidate,
+            author=author,
+            once=True,
+        )
+
+
+def _author(state: State, reason: str) -> Author:
+    return Author(actor=state.actor, reason=reason, dag_run=state.rollout_id)
