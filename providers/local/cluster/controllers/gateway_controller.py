@@ -53,7 +53,7 @@ class Serving:
     seed: int | None = None
     status_lag: float = 0.0
     route_lag: float = 0.0
-    step_lag: float = 0.05
+    step_lag: float = 0.06
 
 
 class GatewayController(Controller):
