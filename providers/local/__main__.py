@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         help="answer 403 to everything in this namespace, to see what a user without rights sees",
     )
     cluster.add_argument(
+        "--gateway-port",
+        type=_port,
+        metavar="PORT",
+        help="serve the Gateway API and KServe too, with the Gateway default/nighttrain at this port",
+    )
+    cluster.add_argument(
         "--real-pace",
         action="store_true",
         help="let the Job controller work no faster than a real one: 20 writes a second, and a second of "
@@ -87,6 +93,7 @@ def _port(text: str) -> int:
 
 
 def run_cluster(options: argparse.Namespace) -> int:
+    from nighttrain.providers.local.cluster.controllers.gateway_controller import Serving
     from nighttrain.providers.local.cluster.controllers.pace import REAL_PACE
     from nighttrain.providers.local.cluster.server import ClusterStartError, EmbeddedCluster
 
@@ -109,6 +116,7 @@ def run_cluster(options: argparse.Namespace) -> int:
         forbidden_namespaces=options.forbidden_namespace,
         state=options.state,
         job_pace=REAL_PACE if options.real_pace else None,
+        serving=Serving(options.gateway_port) if options.gateway_port is not None else None,
     )
     try:
         cluster.start()

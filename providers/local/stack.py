@@ -104,6 +104,7 @@ class Stack:
             directory=self.directory / "cluster",
             kubeconfig=self.kubeconfig,
             image=[f"{TRAINING_IMAGE}={training}", f"{PYTHON_IMAGE}={sys.executable}"],
+            gateway_port=8080,
             **options,
         )
         wait_until(self.kubeconfig.exists, server, START_SECONDS)

@@ -22,6 +22,9 @@ Object = dict[str, Any]
 Step = tuple[Any, ...]
 FOLDERS = (RECORDINGS, TESTS / "providers" / "local" / "recordings")
 
+# Recordings with controllers that are no part of a cluster. test_recorded_serving.py replays some of them.
+ADD_ONS = ("kueue-", "gateway-", "kserve-", "knative-", "rollouts-")
+
 # Stream of a recording -> where it is watched.
 STREAMS = {
     "jobs": "/apis/batch/v1/namespaces/rec/jobs",
@@ -263,9 +266,9 @@ def recording(name: str) -> History:
 
 
 def scenarios() -> list[str]:
-    """Every recording but those of Kueue, an add-on."""
+    """Every recording of the cluster itself, without add-ons."""
     found = {path.stem for folder in FOLDERS for path in folder.glob("*.jsonl")}
-    return sorted(name for name in found if not name.startswith("kueue-"))
+    return sorted(name for name in found if not name.startswith(ADD_ONS))
 
 
 def reason_of(body: Any) -> str:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     # A listener: its Gateway's namespace and name, and its own name.
     Place: TypeAlias = tuple[str, str, str]
-    Attached: TypeAlias = Mapping[Place, list[Object]]
 
 CONTROLLER = "nighttrain.local/router"
 GATEWAY = "nighttrain"
@@ -53,7 +52,7 @@ class Serving:
     seed: int | None = None
     status_lag: float = 0.0
     route_lag: float = 0.0
-    step_lag: float = 0.05
+    step_lag: float = 0.06
 
 
 class GatewayController(Controller):
@@ -108,7 +107,7 @@ class GatewayController(Controller):
         now = asyncio.get_running_loop().time()
         if name == "status":
             for route in self.store.list(self._types["HTTPRoute"])[0]:
-                self._write_route(route, attached)
+                self._write_route(route)
             for gateway in self._gateways():
                 self._write_gateway(gateway, attached)
             self._release(self._gateways())
@@ -126,12 +125,17 @@ class GatewayController(Controller):
     def _attached(self) -> dict[Place, list[Object]]:
         """Listener -> the routes that it takes."""
         routes = self.store.list(self._types["HTTPRoute"])[0]
-        found: dict[Place, list[Object]] = {}
-        for gateway in self._gateways():
-            for listener in gateway["spec"]["listeners"]:
-                taken = [route for route in routes if _takes(gateway, listener, route)]
-                found[_place(gateway, listener)] = taken
-        return found
+        return {
+            _place(gateway, listener): [
+                route
+                for route in routes
+                if any(
+                    _takes(gateway, listener, route, each) for each in route["spec"].get("parentRefs") or []
+                )
+            ]
+            for gateway in self._gateways()
+            for listener in gateway["spec"]["listeners"]
+        }
 
     # What is routed
 
@@ -161,15 +165,9 @@ class GatewayController(Controller):
         headers = match.get("headers") or []
         path = match.get("path") or {}
         kind, value = path.get("type", "PathPrefix"), path.get("value", "/")
-        prefix = re.escape(value.rstrip("/"))
-        pattern = {
-            "Exact": f"{re.escape(value)}$",
-            "PathPrefix": f"{prefix}(/|$)",
-            "RegularExpression": value,
-        }[kind]
         made = Rule(
             host=host,
-            path=re.compile(pattern),
+            path=_pattern(kind, value),
             headers=tuple((each["name"].lower(), each["value"]) for each in headers),
             backends=tuple(self._backend(route, each, each.get("weight", 1)) for each in backends),
             mirrors=tuple((self._backend(route, each["backendRef"], 1), _fraction(each)) for each in copies),
@@ -204,23 +202,19 @@ class GatewayController(Controller):
 
     # Statuses
 
-    def _write_route(self, route: Object, attached: Attached) -> None:
+    def _write_route(self, route: Object) -> None:
         space, spec = route["metadata"]["namespace"], route["spec"]
         references = [each for rule in spec.get("rules") or [] for each in _references(rule)]
         absent = [each["name"] for each in references if not self._resolves(route, each)]
         why = f'service "{absent[0]}" not found' if absent else ""
         message = f"Cannot load HTTPBackendRef {space}/{absent[0]}: getting service: {why}" if absent else ""
-        known = {place[:2] for place in attached}
         parents = []
         for reference in spec.get("parentRefs") or []:
-            gateway = (reference.get("namespace", space), reference["name"])
-            if gateway not in known:
-                continue  # another controller's, or nobody's: its status stays empty
-            taken = any(
-                route in routes and reference.get("sectionName") in (None, listener)
-                for (*parent, listener), routes in attached.items()
-                if tuple(parent) == gateway
-            )
+            at = (reference.get("namespace", space), reference["name"])
+            gateway = self.store.find(self._types["Gateway"], *at)
+            if gateway is None or gateway["spec"]["gatewayClassName"] not in CLASSES:
+                continue  # nobody's, or another controller's: its status stays empty
+            taken = any(_takes(gateway, each, route, reference) for each in gateway["spec"]["listeners"])
             conditions = [
                 ("Accepted", taken, "Accepted" if taken else "NoMatchingParent", ""),
                 ("ResolvedRefs", not absent, "BackendNotFound" if absent else "ResolvedRefs", message),
@@ -230,7 +224,7 @@ class GatewayController(Controller):
         status = {"parents": parents} if parents else route.get("status")
         write_status(self.store, self._types["HTTPRoute"], route, status)
 
-    def _write_gateway(self, gateway: Object, attached: Attached) -> None:
+    def _write_gateway(self, gateway: Object, attached: Mapping[Place, list[Object]]) -> None:
         host = self._hosts.get(gateway["metadata"]["uid"])
         if host is None:
             # After a restart the address that clients know, if it is still free.
@@ -311,15 +305,27 @@ def _place(gateway: Object, listener: Object) -> Place:
     return gateway["metadata"]["namespace"], gateway["metadata"]["name"], listener["name"]
 
 
-def _takes(gateway: Object, listener: Object, route: Object) -> bool:
+def _takes(gateway: Object, listener: Object, route: Object, parent: Object) -> bool:
+    """Whether a listener takes a route that names ``parent``."""
     space, owner = route["metadata"]["namespace"], gateway["metadata"]
     allowed = ((listener.get("allowedRoutes") or {}).get("namespaces") or {}).get("from", "Same")
-    return (allowed == "All" or space == owner["namespace"]) and any(
-        (each.get("namespace", space), each["name"]) == (owner["namespace"], owner["name"])
-        and each.get("sectionName", listener["name"]) == listener["name"]
-        and each.get("port", listener["port"]) == listener["port"]
-        for each in route["spec"].get("parentRefs") or []
+    return (
+        (allowed == "All" or space == owner["namespace"])
+        and (parent.get("namespace", space), parent["name"]) == (owner["namespace"], owner["name"])
+        and parent.get("sectionName", listener["name"]) == listener["name"]
     )
+
+
+def _pattern(kind: str, value: str) -> re.Pattern[str]:
+    """The paths that fit; none, where an expression is not valid."""
+    if kind == "Exact":
+        value = re.escape(value) + "$"
+    elif kind == "PathPrefix":
+        value = re.escape(value.rstrip("/")) + "(/|$)"
+    try:
+        return re.compile(value)
+    except re.error:
+        return re.compile("(?!)")
 
 
 def _references(rule: Object) -> list[Object]:

@@ -30,6 +30,8 @@ _DOMAIN = "example.com"
 _MODE = "serving.kserve.io/deploymentMode"
 _SOURCE = "internal.serving.kserve.io/storage-initializer-sourceuri"
 _CLAIM = "pvc://"
+# Fields of a predictor, and of its runtime, that are its pod's.
+_POD = ("terminationGracePeriodSeconds", "volumes", "nodeSelector", "serviceAccountName", "imagePullSecrets")
 
 
 class InferenceController(Controller):
@@ -79,6 +81,8 @@ class InferenceController(Controller):
                 "DeploymentModeNotServed",
                 f"{mode} is not served here: set the annotation {_MODE}: Standard",
             )
+        if len(_predictors(service)) <= len(service["spec"].get("canary") or []):
+            return "InvalidPredictorSpec", "two predictors have the same name"
         for predictor in _predictors(service).values():
             model = predictor.get("model")
             if not model and not predictor.get("containers"):
@@ -115,7 +119,8 @@ class InferenceController(Controller):
         self._remove_others(service, DEPLOYMENTS, wanted)
         stable = next(iter(wanted))
         # The pods of canaries that the status calls ready are taken off the stable version's.
-        ready = [_named(service, each["name"]) for each in _canary_statuses(service) if each["ready"]]
+        said = (service.get("status") or {}).get("canaryStatuses") or []
+        ready = [_named(service, each["name"]) for each in said if each["ready"]]
         spared = sum(each.get("minReplicas", 1) for name, each in wanted.items() if name in ready)
         for name, predictor in wanted.items():
             replicas = predictor.get("minReplicas", 1)
@@ -148,11 +153,7 @@ class InferenceController(Controller):
     def _pod(self, service: Object, predictor: Object) -> Object:
         """The predictor's pod: its runtime's, with what the model says over it; or one of its own."""
         runtime = (self._runtime(service, predictor) or {"spec": {}})["spec"]
-        skipped = {"model", "name", "minReplicas", "maxReplicas", "containers"}
-        pod: Object = {key: value for key, value in predictor.items() if key not in skipped}
-        pod.update(
-            {key: runtime[key] for key in ("volumes", "nodeSelector", "tolerations") if key in runtime}
-        )
+        pod = {key: each[key] for each in (runtime, predictor) for key in _POD if key in each}
         container = self._container(service, predictor)
         source = (predictor.get("model") or {}).get("storageUri", "")
         if source.startswith(_CLAIM):
@@ -323,10 +324,6 @@ def _route(service: Object, name: str, shares: Mapping[str, int]) -> Object:
     }
     parent = {"group": group, "kind": "Gateway", "name": GATEWAY, "namespace": "default"}
     return {"hostnames": [f"{name}-{space}.{_DOMAIN}"], "parentRefs": [parent], "rules": [rule]}
-
-
-def _canary_statuses(service: Object) -> list[Object]:
-    return (service.get("status") or {}).get("canaryStatuses") or []
 
 
 def _condition(obj: Object, type_: str) -> Object:

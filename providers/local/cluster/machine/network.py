@@ -158,7 +158,7 @@ def _reserve(wanted: int | None) -> tuple[socket.socket, int]:
 
 
 class ServiceProxy:
-    """Listens on one Service port while there are ready pods, and passes each connection on to one at random."""
+    """Listens on one Service port while there are ready pods; each connection goes to one at random."""
 
     def __init__(self, address: Address) -> None:
         self._address = address

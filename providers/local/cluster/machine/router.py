@@ -103,7 +103,7 @@ class Head:
         for name, value in self.fields:
             key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
             self._known[key] = f"{self._known[key]}, {text}" if key in self._known else text
-        if len(self.first) < 2 or b"HTTP/1." not in first or not all(name for name, _ in self.fields):
+        if len(self.first) < 2 or b"HTTP/1." not in first or not all(b":" in line for line in lines):
             raise ValueError("not HTTP/1.x")
 
     def get(self, name: str) -> str:
