@@ -389,9 +389,18 @@ async def test_the_engine_drives_it_to_either_end(
         world.now += max(seconds, 0.05)
         await kserve.reconcile()
 
+    def accept(field: str, metric: Any, golden: Any) -> None:
+        """There is none."""
+
     store = RolloutStore(client)
     engine = RolloutEngine(
-        backend, store, MemoryRegistrar(world), sources={}, clock=lambda: world.now, sleep=sleep
+        backend,
+        store,
+        MemoryRegistrar(world),
+        sources={},
+        check_metric=lambda field, metric, golden: None,
+        clock=lambda: world.now,
+        sleep=sleep,
     )
     strategy = canary(10, 50, hold_seconds=20.0, watch_seconds=30.0)
     candidate = spec("2")
@@ -410,7 +419,7 @@ async def test_the_engine_drives_it_to_either_end(
             tell=print,
         )
         assert held.percent == 50
-        await engine.order("delay", NAMESPACE, order, by="me")
+        await store.order("delay", NAMESPACE, order, by="me")
     ended = await engine.drive("delay", NAMESPACE, spec=candidate, tell=print)
     assert ended.phase is (Phase.UNDONE if order else Phase.PROMOTED), ended.reason
     serves = "1" if order else "2"
