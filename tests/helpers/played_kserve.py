@@ -42,7 +42,12 @@ REVISIONS_DEFINITION: Object = {
     "metadata": {"name": "revisions.serving.knative.dev"},
     "spec": {
         "group": "serving.knative.dev",
-        "names": {"kind": "Revision", "plural": "revisions", "singular": "revision", "listKind": "RevisionList"},
+        "names": {
+            "kind": "Revision",
+            "plural": "revisions",
+            "singular": "revision",
+            "listKind": "RevisionList",
+        },
         "scope": "Namespaced",
         "versions": [
             {
@@ -102,11 +107,15 @@ class PlayedKServe:
             merged = _merged(predictor, entry["predictor"])
             names.add(_service(merged))
             ready[merged["name"]] = await self._deploy(merged, merged["minReplicas"])
-        smaller = sum(entry["predictor"]["minReplicas"] for entry in entries if ready[entry["predictor"]["name"]])
+        smaller = sum(
+            entry["predictor"]["minReplicas"] for entry in entries if ready[entry["predictor"]["name"]]
+        )
         full = predictor.get("minReplicas", 1)
         up = await self._deploy(predictor, max(full - smaller, 1) if smaller else full)
         await self._keep_only(DEPLOYMENTS, names)
-        await self._route(predictor, [entry for entry in entries if ready[entry["predictor"]["name"]]], entries)
+        await self._route(
+            predictor, [entry for entry in entries if ready[entry["predictor"]["name"]]], entries
+        )
         told: Object = {
             "conditions": [_condition(kind, up) for kind in ("Ready", "PredictorReady", "IngressReady")],
             "observedGeneration": (await self.client.get(DEPLOYMENTS, NAMESPACE, _service(predictor)))[
@@ -169,7 +178,8 @@ class PlayedKServe:
             held = await self.client.patch(HTTPROUTES, NAMESPACE, NAME, {"spec": spec})
         since = {"lastTransitionTime": "2026-11-26T00:00:00Z", "message": ""}
         conditions = [
-            {**_condition(kind, True), "observedGeneration": held["metadata"]["generation"], "reason": kind} | since
+            {**_condition(kind, True), "observedGeneration": held["metadata"]["generation"], "reason": kind}
+            | since
             for kind in ("Accepted", "ResolvedRefs")
         ]
         parent = {"parentRef": {"name": "gw"}, "controllerName": "a.b/c", "conditions": conditions}

@@ -78,9 +78,7 @@ def load(path: Path) -> Recording:
             asked = line["request"]
             kind = asked.get("contentType")
             code = line["response"]["status"]
-            requests.append(
-                Request(line["t"], asked["method"], asked["path"], kind, asked.get("body"), code)
-            )
+            requests.append(Request(line["t"], asked["method"], asked["path"], kind, asked.get("body"), code))
         elif line["from"] == "client":
             for second, counts in (line.get("by_second") or {}).items():
                 versions = answers.setdefault(int(second), {})

@@ -301,7 +301,7 @@ def _shifting(state: State, seen: Seen, now: float) -> State:
 
 def _not_routed(state: State, seen: Seen) -> str:
     routed = seen.look.routed_percent
-    shown = "cannot be seen" if routed is None else f"is {routed:g} percent"
+    shown = seen.look.unseen or "cannot be seen" if routed is None else f"is {routed:g} percent"
     answers = seen.answers.by_version if seen.answers else {}
     counted = ", ".join(f"{number} from version {name}" for name, number in sorted(answers.items()))
     return (

@@ -244,7 +244,8 @@ class RolloutEngine:
                 pause = HELD_POLL_SECONDS if kept.state.phase in HELD | {Phase.HOLDING} else POLL_SECONDS
             except (ObjectConflictError, RolloutMovedError):
                 pause = 0.0
-            except (ClusterUnreachableError, TrackingUnreachableError) as error:
+            except (ClusterUnreachableError, TrackingUnreachableError, ConfigurationError) as error:
+                # What somebody took away from under a rollout can be put back: it holds meanwhile.
                 if not outage:
                     tell(f"{endpoint}: waiting: {error}")
                 outage = str(error)
@@ -360,6 +361,7 @@ class RolloutEngine:
             stable=target.stable,
             at=now,
             seconds=now - (state.measured_at or now) if state.looks else 0.0,
+            interval_seconds=analysis.interval_seconds,
             addresses=await self._backend.addresses(target),
             golden=state.strategy.golden,
         )

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError, NothingToRollBackToError
 from nighttrain.providers.kubernetes.api.client import shared_client
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.serving.analysis.sources.choice import Ways, check_source, make_sources
+from nighttrain.providers.serving.analysis.sources.routes import RouteFromJobs, warm_up
 from nighttrain.providers.serving.backends.choice import check_backend, make_backend
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.http_route import ask_route
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+    from nighttrain.providers.serving.analysis.sources.asker import Asker
+    from nighttrain.providers.serving.backends.traffic import Addresses
+    from nighttrain.providers.serving.rollouts.state import State
     from nighttrain.providers.tracking.client import TrackingConfig
 
 
@@ -104,7 +109,15 @@ def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -
         MLflowRegistrar(ModelRegistry(mlflow)),
         sources=make_sources(ways),
         check_metric=check_source,
-        ask_route=ask_route,
+        ask_route=RouteFromJobs(ways.jobs()) if in_cluster else ask_route,
+        warm_up=partial(_warm_up, ways.asker()),
         recorder=MLflowRecorder(mlflow),
         setting=setting.to_dict(),
     )
+
+
+async def _warm_up(ask: Asker, state: State, addresses: Addresses) -> bool | str:
+    golden, count = state.strategy.golden, state.strategy.warm_up
+    if golden is None or not count:
+        return True
+    return await warm_up(ask, state.target.endpoint, addresses, golden, count)

@@ -44,6 +44,8 @@ class Probe:
         The limit on the time is the stable version's quantile in the first interval that has enough of them,
         which itself counts for nothing.
         """
+        if not window.seconds:
+            return sample(metric, window), memory
         try:
             task, after = golden_task(metric, window, memory)
             if metric.kind is Kind.LATENCY:

@@ -81,6 +81,7 @@ def golden_task(metric: Metric, window: Window, memory: Memory) -> tuple[dict[st
         "stable": _plain(stable) if stable else None,
         "path": golden.path,
         "timeout": golden.timeout_seconds,
+        "sending": window.interval_seconds,
         "first": first,
         "golden": [_request(golden, number) for number in range(len(golden.requests))],
         "asked": [(first + number) % len(golden.requests) for number in range(count)],

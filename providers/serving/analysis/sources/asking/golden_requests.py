@@ -18,11 +18,15 @@ from nighttrain.providers.serving.analysis.sources.asking.predictions import (
 )
 from nighttrain.providers.serving.analysis.sources.asking.sending import Answer, Json, send
 
+# Our own scoring server does not count these among its clients' requests.
+GOLDEN_HEADER = "x-nighttrain-golden"
+
 # Golden requests go one after the other, so that a version with few pods is not found to be slow. One that
 # takes longer than this is not waited for any more; the next is sent beside it.
 PATIENCE_SECONDS = 0.5
 
-# No golden request is sent after so long: the rollout looks at nothing else meanwhile.
+# No golden request is sent after so long, or after the analysis' interval if that is shorter: the rollout looks
+# at nothing else meanwhile, and what other metrics have found by then waits.
 SENDING_SECONDS = 20.0
 
 
@@ -48,13 +52,13 @@ def ask_both(task: Json) -> list[Pair]:
         answers: dict[str, Answer] = {}
         for side in sides if (number + int(task["first"])) % 2 else reversed(sides):
             address = task[side]
-            headers = {"content-type": "application/json", **address["headers"]}
+            headers = {"content-type": "application/json", GOLDEN_HEADER: "1", **address["headers"]}
             url = address["url"].rstrip("/") + task["path"]
             answers[side] = send(url, timeout=timeout, headers=headers, body=body)
         found[number] = Pair(asked.get("expected"), answers["candidate"], answers.get("stable"))
 
     threads = []
-    until = time.monotonic() + SENDING_SECONDS
+    until = time.monotonic() + min(float(task.get("sending", SENDING_SECONDS)), SENDING_SECONDS)
     for number, place in enumerate(task["asked"]):
         if time.monotonic() > until:
             break
