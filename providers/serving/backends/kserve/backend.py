@@ -117,6 +117,7 @@ class KServe:
         return Capabilities(
             weights=Weights.EXACT,
             split_seen_in="the HTTPRoute's weights (Standard mode) or the status's traffic (Knative mode)",
+            no_shadow_because="KServe has no field for it",
         )
 
     async def begin(self, spec: ServingSpec) -> Target:

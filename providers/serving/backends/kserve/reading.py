@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import ConfigurationError, ObjectNotFoundError, WorkloadConflictError
@@ -23,7 +25,6 @@ from nighttrain.providers.serving.spec import ENDPOINT_LABEL, MANAGED_BY, MANAGE
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.api.resources import Resource
     from nighttrain.providers.plain_json import Json
     from nighttrain.providers.serving.spec import ServingSpec
 
@@ -34,32 +35,20 @@ _SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 async def read_objects(client: ClusterClient, mode: Mode, endpoint: str, namespace: str) -> Objects:
     """Read an endpoint's objects."""
     selector = f"{_SERVICE_LABEL}={endpoint}"
-
-    async def listed(resource: Resource, wanted: bool) -> dict[str, Json]:
-        if not wanted:
-            return {}
-        found = await client.list(resource, namespace, label_selector=selector)
-        return {name_of(each): each for each in found["items"]}
-
-    async def route() -> Json | None:
-        return await _get(client, HTTPROUTES, namespace, endpoint) if mode is Mode.STANDARD else None
-
-    service = await _get(client, INFERENCE_SERVICES, namespace, endpoint)
-    stamp, deployments, found, revisions, pods = await asyncio.gather(
-        _get(client, CONFIGMAPS, namespace, stamp_name(endpoint)),
-        listed(DEPLOYMENTS, mode is Mode.STANDARD),
-        route(),
-        listed(KNATIVE_REVISIONS, mode is Mode.KNATIVE),
+    service = await _found(client.get(INFERENCE_SERVICES, namespace, endpoint))
+    stamp, pods = await asyncio.gather(
+        _found(client.get(CONFIGMAPS, namespace, stamp_name(endpoint))),
         client.list(PODS, namespace, label_selector=f"{ENDPOINT_LABEL}={endpoint}"),
     )
-    return Objects(
-        service=service,
-        stamp=stamp,
-        deployments=deployments,
-        route=found,
-        revisions=revisions,
-        pods=pods["items"],
+    both = Objects(service=service, stamp=stamp, pods=pods["items"])
+    if mode is Mode.KNATIVE:
+        revisions = await client.list(KNATIVE_REVISIONS, namespace, label_selector=selector)
+        return replace(both, revisions={name_of(each): each for each in revisions["items"]})
+    deployments, route = await asyncio.gather(
+        client.list(DEPLOYMENTS, namespace, label_selector=selector),
+        _found(client.get(HTTPROUTES, namespace, endpoint)),
     )
+    return replace(both, deployments={name_of(each): each for each in deployments["items"]}, route=route)
 
 
 async def read_service(client: ClusterClient, spec: ServingSpec) -> Json | None:
@@ -68,7 +57,7 @@ async def read_service(client: ClusterClient, spec: ServingSpec) -> Json | None:
     :raises WorkloadConflictError: it was not made by nighttrain
     :raises ConfigurationError: it serves another model
     """
-    found = await _get(client, INFERENCE_SERVICES, spec.namespace, spec.endpoint)
+    found = await _found(client.get(INFERENCE_SERVICES, spec.namespace, spec.endpoint))
     if found is None:
         return None
     labels = mapping(metadata(found).get("labels"))
@@ -96,8 +85,8 @@ def mode_of(service: Json) -> Mode:
     return Mode.of(text(status(service).get("deploymentMode")) or text(annotations.get(MODE_ANNOTATION)))
 
 
-async def _get(client: ClusterClient, resource: Resource, namespace: str, name: str) -> Json | None:
+async def _found(asked: Awaitable[Json]) -> Json | None:
     try:
-        return await client.get(resource, namespace, name)
+        return await asked
     except ObjectNotFoundError:
         return None

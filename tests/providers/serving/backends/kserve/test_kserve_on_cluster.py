@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -30,7 +31,6 @@ from nighttrain.providers.kubernetes.api.resources import (
     KNATIVE_REVISIONS,
 )
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
-from nighttrain.providers.serving.backends.choice import make_backend
 from nighttrain.providers.serving.backends.kserve.backend import KServe
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.state import Names, Order, Phase
@@ -39,6 +39,7 @@ from nighttrain.providers.serving.strategy import canary
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
+    from nighttrain.providers.serving.rollouts.state import State
     from nighttrain.providers.serving.spec import ServingSpec
 
 Make = Callable[..., "ServingSpec"]
@@ -67,9 +68,14 @@ async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
             except ObjectExistsError:
                 continue
         yield opened
-        for kind in (INFERENCE_SERVICES, DEPLOYMENTS, HTTPROUTES, KNATIVE_REVISIONS, CONFIGMAPS):
-            for item in (await opened.list(kind, NAMESPACE))["items"]:
-                await opened.delete(kind, NAMESPACE, item["metadata"]["name"], propagation="Background")
+        await emptied(opened)
+
+
+async def emptied(client: ClusterClient) -> None:
+    """Nothing is left of an endpoint."""
+    for kind in (INFERENCE_SERVICES, DEPLOYMENTS, HTTPROUTES, KNATIVE_REVISIONS, CONFIGMAPS):
+        for item in (await client.list(kind, NAMESPACE))["items"]:
+            await client.delete(kind, NAMESPACE, item["metadata"]["name"], propagation="Background")
 
 
 @pytest.fixture
@@ -376,46 +382,115 @@ async def test_a_canary_that_somebody_left_is_replaced_without_requests_and_refu
         await hand.backend.bring_up(spec("3"), target, 9, hand.told.append)
 
 
+class Driven:
+    """One rollout of version 2, by as many processes as it takes; time passes as fast as it is waited for."""
+
+    def __init__(self, kserve: PlayedKServe, mode: str, make: Make) -> None:
+        self.kserve, self.mode, self.candidate = kserve, mode, make("2")
+        self.world, self.store = World(), RolloutStore(kserve.client)
+
+    async def sleep(self, seconds: float) -> None:
+        self.world.now += max(seconds, 0.05)
+        await self.kserve.reconcile()
+
+    def engine(self, client: ClusterClient) -> RolloutEngine:
+        backend = KServe(client, mode=self.mode, sleep=self.kserve.sleep)
+        return RolloutEngine(
+            backend,
+            self.store,
+            MemoryRegistrar(self.world),
+            sources={},
+            check_metric=_accept,
+            clock=lambda: self.world.now,
+            sleep=self.sleep,
+        )
+
+    async def run(self, client: ClusterClient, order: Order | None) -> Phase:
+        """To the end; the order is given at half of the requests."""
+        engine, strategy = self.engine(client), canary(10, 50, hold_seconds=20.0, watch_seconds=30.0)
+        names = Names(alias="champion")
+        await engine.begin(self.candidate, strategy, rollout_id="r", actor="a", names=names, tell=print)
+        if order:
+            held = await engine.drive("delay", NAMESPACE, spec=self.candidate, until=_at_half, tell=print)
+            if not held.ended:
+                await self.store.order("delay", NAMESPACE, order, by="me")
+        return (await engine.drive("delay", NAMESPACE, spec=self.candidate, tell=print)).phase
+
+    async def is_as_it_should_be(self, order: Order | None) -> None:
+        """Alias and requests with one version, and nothing of the rollout left."""
+        serves = "1" if order else "2"
+        assert self.world.holders["champion"] == serves
+        held = (await self.kserve.service())["spec"]
+        assert held["predictor"]["labels"]["nighttrain.dev/version"] == serves
+        assert "canary" not in held
+        assert "canaryTrafficPercent" not in held["predictor"]
+
+
+def _accept(field: str, metric: Any, golden: Any) -> None:
+    """There is none."""
+
+
+def _at_half(state: State) -> bool:
+    return state.ended or (state.phase is Phase.HOLDING and state.step == 1)
+
+
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 @pytest.mark.parametrize("order", [None, Order.ABORT])
 async def test_the_engine_drives_it_to_either_end(
     client: ClusterClient, kserve: PlayedKServe, spec: Make, mode: str, order: Order | None
 ) -> None:
     await served(hand_of(kserve, mode), spec)
-    world = World()
-    backend = make_backend(client, {"type": "kserve", "mode": mode})
+    driven = Driven(kserve, mode, spec)
+    assert await driven.run(client, order) is (Phase.UNDONE if order else Phase.PROMOTED)
+    await driven.is_as_it_should_be(order)
 
-    async def sleep(seconds: float) -> None:
-        world.now += max(seconds, 0.05)
-        await kserve.reconcile()
 
-    store = RolloutStore(client)
-    engine = RolloutEngine(
-        backend, store, MemoryRegistrar(world), sources={}, clock=lambda: world.now, sleep=sleep
-    )
-    strategy = canary(10, 50, hold_seconds=20.0, watch_seconds=30.0)
-    candidate = spec("2")
-    begun = await engine.begin(
-        candidate, strategy, rollout_id="r", actor="a", names=Names(alias="champion"), tell=print
-    )
-    assert begun is not None
-    # KServe answers while the backend waits for it, too.
-    backend._sleep = kserve.sleep  # type: ignore[attr-defined]
-    if order:
-        held = await engine.drive(
-            "delay",
-            NAMESPACE,
-            spec=candidate,
-            until=lambda state: state.phase is Phase.HOLDING and state.step == 1,
-            tell=print,
-        )
-        assert held.percent == 50
-        await engine.order("delay", NAMESPACE, order, by="me")
-    ended = await engine.drive("delay", NAMESPACE, spec=candidate, tell=print)
-    assert ended.phase is (Phase.UNDONE if order else Phase.PROMOTED), ended.reason
-    serves = "1" if order else "2"
-    assert world.holders["champion"] == serves
-    held = await kserve.service()
-    assert held["spec"]["predictor"]["labels"]["nighttrain.dev/version"] == serves
-    assert "canary" not in held["spec"]
-    assert "canaryTrafficPercent" not in held["spec"]["predictor"]
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Dying:
+    """A client whose process dies at its n-th write, before or after the cluster acted on it."""
+
+    def __init__(self, client: ClusterClient, dies_at: int, *, after: bool) -> None:
+        self._client, self._dies_at, self._after, self.writes = client, dies_at, after, 0
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._client, name)
+        if name not in ("create", "replace", "patch", "delete"):
+            return real
+
+        async def write(*given: Any, **named: Any) -> Any:
+            self.writes += 1
+            if self.writes == self._dies_at and not self._after:
+                raise Killed
+            answer = await real(*given, **named)
+            if self.writes == self._dies_at:
+                raise Killed
+            return answer
+
+        return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+@pytest.mark.parametrize("order", [None, Order.ABORT])
+@pytest.mark.parametrize("after", [False, True])
+async def test_killed_at_any_write_another_process_brings_it_to_the_same_end(
+    client: ClusterClient, kserve: PlayedKServe, spec: Make, mode: str, order: Order | None, after: bool
+) -> None:
+    died = 0
+    for dies_at in count(1):
+        await served(hand_of(kserve, mode), spec)
+        driven, dying = Driven(kserve, mode, spec), Dying(client, dies_at, after=after)
+        try:
+            ended = await driven.run(cast("ClusterClient", dying), order)
+        except Killed:
+            died += 1
+            ended = await driven.run(client, order)
+        assert ended is (Phase.UNDONE if order else Phase.PROMOTED), f"killed at write {dies_at}"
+        await driven.is_as_it_should_be(order)
+        await emptied(client)
+        if died < dies_at:
+            break
+    assert died >= 8, "each step writes the stamp and the InferenceService"
