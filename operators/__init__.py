@@ -21,6 +21,7 @@ __all__ = [
     "SetModelVersionTagsOperator",
     "TrainingJobOperator",
     "WorkloadOperator",
+    "rollout_task_group",
     "train_task",
 ]
 
@@ -38,7 +39,11 @@ if TYPE_CHECKING:
         SetModelVersionTagsOperator,
     )
     from nighttrain.operators.registry.approval import ApproveModelOperator
-    from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
+    from nighttrain.operators.serving import (
+        RollbackModelOperator,
+        RolloutModelOperator,
+        rollout_task_group,
+    )
     from nighttrain.operators.train_function import train_task
     from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOperator
     from nighttrain.operators.workload import WorkloadOperator
@@ -60,6 +65,7 @@ else:
             "SetModelVersionTagsOperator": "nighttrain.operators.registry",
             "TrainingJobOperator": "nighttrain.operators.training",
             "WorkloadOperator": "nighttrain.operators.workload",
+            "rollout_task_group": "nighttrain.operators.serving",
             "train_task": "nighttrain.operators.train_function",
         },
     )

@@ -13,6 +13,7 @@ __all__ = [
     "ModelStageSensor",
     "ModelTagSensor",
     "ModelVersionSensor",
+    "RolloutSensor",
     "registered_model",
 ]
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
         ModelTagSensor,
         ModelVersionSensor,
     )
-    from nighttrain.sensors.serving import EndpointReadySensor
+    from nighttrain.sensors.serving import EndpointReadySensor, RolloutSensor
 else:
     __getattr__, __dir__ = public_names(
         __name__,
@@ -38,6 +39,7 @@ else:
             "ModelStageSensor": "nighttrain.sensors.registry",
             "ModelTagSensor": "nighttrain.sensors.registry",
             "ModelVersionSensor": "nighttrain.sensors.registry",
+            "RolloutSensor": "nighttrain.sensors.serving",
             "registered_model": "nighttrain.sensors.assets",
         },
     )

@@ -8,7 +8,7 @@ from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
 from nighttrain.operators.registry.promotion import held
-from nighttrain.operators.serving.served import served, tell_registry
+from nighttrain.operators.serving.served import Served, tell_registry
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.texts import as_texts
@@ -125,8 +125,9 @@ class RollbackModelOperator(TextTemplates):
             version=self._mlflow.version_url(model_name, status.stable_version),
             endpoint=status.cluster_ip_url or status.url,
         )
-        tell_registry(self._mlflow, model_name, status, task_context.actor(context), self.log.warning)
-        return served(status)
+        served = Served.by_status(status)
+        tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
+        return served.to_dict()
 
     def _say(self, change: Change) -> None:
         where = held(change.alias, change.stage) or "nothing else"

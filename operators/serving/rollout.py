@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from airflow.sdk.exceptions import TaskDeferralTimeout
@@ -10,9 +11,12 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
-from nighttrain.operators.serving.served import served, tell_registry
+from nighttrain.operators.serving.served import Served, tell_registry
+from nighttrain.operators.serving.steps import Steps, as_strategy, rollout_id
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError, RolloutFailedError
+from nighttrain.providers.serving.backends.choice import check_backend
+from nighttrain.providers.serving.strategy import blue_green
 from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.common.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
@@ -33,7 +37,13 @@ if TYPE_CHECKING:
     from nighttrain.providers.registry.models import ModelRegistry
     from nighttrain.providers.registry.versions import ModelVersion
     from nighttrain.providers.serving.backends.base import EndpointStatus
+    from nighttrain.providers.serving.rollouts.opening import Setting
+    from nighttrain.providers.serving.rollouts.state import State
     from nighttrain.providers.serving.spec import ServingSpec
+    from nighttrain.providers.serving.strategy import Strategy
+
+# The backend that a rollout without a strategy has.
+PLAIN = "deployment"
 
 PINNED_KEY = "nighttrain_pinned"
 DEPLOYED_BY = "nighttrain.dev/deployed-by"
@@ -63,6 +73,15 @@ class RolloutModelOperator(TextTemplates):
     :param port: the Service's and the scoring server's port; 8080 is what MLflow's containers use
     :param mlflow_secret: name of a Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods
     :param startup_timeout_seconds: how long the candidate may take to become ready
+    :param strategy: steps, analysis and time after 100 percent, as a
+        :class:`~nighttrain.providers.serving.strategy.Strategy` or as plain values. Left out, everything is
+        switched at once when the candidate is ready, and nothing is analysed
+    :param backend: the serving system of a strategy: its name, or ``{"type": name}`` with its parameters
+    :param measured_from: ``"here"``, or ``"cluster"`` where this process cannot reach the endpoint: Jobs in
+        its namespace then measure
+    :param moves_alias: goes to the version with all of its requests, and back when it is undone; the
+        ``alias`` that is served, if left out (templated)
+    :param moves_stage: the same for a stage (templated)
     :param deferrable: wait in the triggerer (the default) or in the worker
 
     ``container_resources, env_vars, env_from, node_selector, tolerations, affinity, service_account_name,
@@ -80,6 +99,8 @@ class RolloutModelOperator(TextTemplates):
         "env_vars",
         "labels",
         "annotations",
+        "moves_alias",
+        "moves_stage",
     )
     structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = dict.fromkeys(
         ("env_vars", "labels", "annotations"), dict
@@ -88,6 +109,8 @@ class RolloutModelOperator(TextTemplates):
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
     ui_color = "#fdf0d9"
     _under_way: tuple[Context, Mapping[str, str]] | None = None
+    # A task that stands for one step waits for that one only.
+    step: int | None = None
 
     def __init__(
         self,
@@ -115,6 +138,11 @@ class RolloutModelOperator(TextTemplates):
         pod_security: Literal["baseline", "restricted"] | None = None,
         mlflow_secret: str | None = None,
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
+        strategy: Strategy | Mapping[str, Any] | None = None,
+        backend: str | Mapping[str, Any] = "deployment",
+        measured_from: str = "here",
+        moves_alias: str | None = None,
+        moves_stage: str | None = None,
         kubernetes_conn_id: str = DEFAULT_KUBERNETES_CONN_ID,
         mlflow_conn_id: str = DEFAULT_MLFLOW_CONN_ID,
         deferrable: bool = True,
@@ -149,6 +177,13 @@ class RolloutModelOperator(TextTemplates):
         self.pod_security = pod_security
         self.mlflow_secret = mlflow_secret
         self.startup_timeout_seconds = startup_timeout_seconds
+        self.backend = {"type": backend} if isinstance(backend, str) else dict(backend)
+        check_backend(self.backend)
+        at_once = None if self.backend["type"] == PLAIN else blue_green(watch_seconds=0)
+        self.strategy = as_strategy(strategy) or at_once
+        self.measured_from = measured_from
+        self.moves_alias = moves_alias
+        self.moves_stage = moves_stage
         self.kubernetes_conn_id = kubernetes_conn_id
         self.mlflow_conn_id = mlflow_conn_id
         self.deferrable = deferrable
@@ -160,6 +195,12 @@ class RolloutModelOperator(TextTemplates):
             context["ti"].xcom_push(key=PINNED_KEY, value=pinned)
             remember_links(context, version=self._mlflow.version_url(self.model_name, pinned["version"]))
             self._under_way = (context, pinned)
+            begun = self._begin_steps(context, pinned, self.strategy) if self.strategy else None
+        if begun is not None:
+            return self._go_on(context, begun)
+        with failing_clearly():
+            if self.backend["type"] != PLAIN:
+                return self._serves_already(context, pinned)
             changed = run_sync(self._start(context, pinned))
             namespace = self.namespace or self._cluster.namespace or "default"
             remember_links(context, endpoint=f"http://{self.endpoint}.{namespace}.svc:{self.port}")
@@ -168,6 +209,87 @@ class RolloutModelOperator(TextTemplates):
             self._defer(pinned)
         with failing_clearly():
             return self._complete(context, pinned, wait=changed)
+
+    def _begin_steps(self, context: Context, pinned: Mapping[str, str], strategy: Strategy) -> State | None:
+        """Begin the rollout and bring its candidate up; ``None`` if the version serves already."""
+        from nighttrain.providers.serving.rollouts.state import Names
+
+        return run_sync(
+            self._steps().begin(
+                lambda namespace: self._make_spec(context, namespace, pinned),
+                strategy,
+                rollout_id=self._rollout_id(context),
+                actor=task_context.actor(context),
+                names=Names(alias=self.moves_alias or self.alias, stage=self.moves_stage or self.stage),
+                tell=self.log.info,
+            )
+        )
+
+    def _go_on(self, context: Context, begun: State) -> dict[str, Any]:
+        if self.deferrable and not begun.ended:
+            warn_without_triggerer(self.log.warning)
+            self._defer_steps(self._rollout_id(context))
+        with failing_clearly():
+            return self._finish_steps(context)
+
+    def _rollout_id(self, context: Context) -> str:
+        return rollout_id(context)
+
+    def _serves_already(self, context: Context, pinned: Mapping[str, str]) -> dict[str, Any]:
+        make_spec = partial(self._make_spec, context, pinned=pinned)
+        target, route = run_sync(self._steps().serving(make_spec))
+        self.log.info("%s: version %s serves already", self.endpoint, pinned["version"])
+        return Served.by_target(target, route).to_dict()
+
+    def _defer_steps(self, identity: str) -> None:
+        from nighttrain.sensors.triggers import RolloutTrigger
+
+        self.defer(
+            trigger=RolloutTrigger(
+                kubernetes_conn_id=self.kubernetes_conn_id,
+                mlflow_conn_id=self.mlflow_conn_id,
+                namespace=self.namespace,
+                endpoint=self.endpoint,
+                rollout_id=identity,
+                setting=self._setting().to_dict(),
+                step=self.step,
+            ),
+            method_name="steps_complete",
+            timeout=self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None,
+        )
+
+    def steps_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Tell the end that the trigger saw."""
+        self._connect()
+        if error := event.get("error"):
+            raise RolloutFailedError(error)
+        with failing_clearly():
+            return self._finish_steps(context)
+
+    def _finish_steps(self, context: Context) -> dict[str, Any]:
+        """Drive to the end, which may have come already, and tell it."""
+        identity = self._rollout_id(context)
+        state = run_sync(self._steps().drive(self.endpoint, identity, tell=self.log.info))
+        route = run_sync(self._steps().take(state))
+        self._raise_unless_promoted(state)
+        remember_links(context, endpoint=route.url)
+        served = Served.by_target(state.target, route)
+        tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
+        return served.to_dict()
+
+    @staticmethod
+    def _raise_unless_promoted(state: State) -> None:
+        from nighttrain.sensors.rollout_end import raise_unless_promoted
+
+        raise_unless_promoted(state)
+
+    def _steps(self) -> Steps:
+        return Steps(self._cluster, self._mlflow.config, self._setting(), self.namespace)
+
+    def _setting(self) -> Setting:
+        from nighttrain.providers.serving.rollouts.opening import Setting
+
+        return Setting.of(self.backend, self.measured_from, self.image)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Switch, or undo what was started."""
@@ -236,6 +358,12 @@ class RolloutModelOperator(TextTemplates):
             return await rollout.start(self._spec(context, client, pinned), on_progress=self.log.info)
 
     async def _abort(self, context: Context, pinned: Mapping[str, str]) -> None:
+        if self.strategy is not None:
+            by, why = task_context.actor(context), "its task was ended"
+            await self._steps().abort(
+                self.endpoint, self._rollout_id(context), by=by, reason=why, tell=self.log.info
+            )
+            return
         async with open_rollout(self._cluster) as (client, rollout):
             await rollout.abort(self._spec(context, client, pinned))
 
@@ -249,8 +377,9 @@ class RolloutModelOperator(TextTemplates):
             status.url,
             status.previous_version or "none",
         )
-        tell_registry(self._mlflow, self.model_name, status, task_context.actor(context), self.log.warning)
-        return served(status)
+        served = Served.by_status(status)
+        tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
+        return served.to_dict()
 
     async def _finish(self, context: Context, pinned: Mapping[str, str], *, wait: bool) -> EndpointStatus:
         async with open_rollout(self._cluster) as (client, rollout):
@@ -282,12 +411,15 @@ class RolloutModelOperator(TextTemplates):
         )
 
     def _spec(self, context: Context, client: ClusterClient, pinned: Mapping[str, str]) -> ServingSpec:
+        return self._make_spec(context, self.namespace or client.namespace, pinned)
+
+    def _make_spec(self, context: Context, namespace: str, pinned: Mapping[str, str]) -> ServingSpec:
         from nighttrain.providers.serving.spec import ServingSpec
 
         access = self._mlflow.pods().with_secret(self.mlflow_secret)
         return ServingSpec(
             endpoint=self.endpoint,
-            namespace=self.namespace or client.namespace,
+            namespace=namespace,
             image=self.image,
             model_name=self.model_name,
             version=pinned["version"],

@@ -6,7 +6,7 @@ import argparse
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.commands import history, reap, webhooks
+from nighttrain.providers.commands import history, reap, rollout, webhooks
 from nighttrain.providers.commands.environment import warn
 from nighttrain.providers.errors import NighttrainError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DONE, FAILED = 0, 1
 
-COMMANDS = (history, reap, webhooks)
+COMMANDS = (history, reap, rollout, webhooks)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -60,3 +62,12 @@ def tracking_from_environment(uri: str) -> TrackingConfig:
 def warn(message: str) -> None:
     """Say something on standard error, so that the output stays what it is."""
     print(f"nighttrain: {message}", file=sys.stderr)
+
+
+def person() -> str:
+    """Who runs the command, and where, for histories."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in many containers
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

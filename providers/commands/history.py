@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
-import socket
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.commands.environment import add_mlflow_uri, required_tracking
+from nighttrain.providers.commands.environment import add_mlflow_uri, person, required_tracking
 from nighttrain.providers.errors import (
     ConfigurationError,
     RegistryError,
@@ -62,8 +60,13 @@ def add_to(commands: Any) -> None:
         "Endpoints follow where something deploys what an alias or a stage holds.",
     )
     rollback.add_argument("model", metavar="MODEL")
-    rollback.add_argument(
-        "--to", metavar="VERSION", help="undo every promotion since this version was in place"
+    what = rollback.add_mutually_exclusive_group()
+    what.add_argument("--to", metavar="VERSION", help="undo every promotion since this version was in place")
+    what.add_argument(
+        "--undo",
+        metavar="ENTRY",
+        type=int,
+        help="undo this entry of the history and no other: to repeat it never goes back twice",
     )
     rollback.add_argument(
         "--alias", help="of which the last promotion is undone; the last of all, if left out"
@@ -86,9 +89,7 @@ def _history(options: argparse.Namespace) -> bool:
 
 async def _read_history(options: argparse.Namespace) -> Ledger:
     async with MLflowClient(required_tracking(options.mlflow_uri)) as client:
-        registry = ModelRegistry(client)
-        await registry.get_model(options.model)  # a name that is misspelt has no history either
-        return await Changes(registry, options.model).history.read()
+        return await Changes(ModelRegistry(client), options.model).read()
 
 
 def history_table(ledger: Ledger) -> str:
@@ -111,7 +112,12 @@ def history_table(ledger: Ledger) -> str:
                     _cell(entry.reason),
                 )
             )
-    text = columns(rows) if ledger.entries else f"{ledger.model} has no history yet."
+    text = columns(rows) if ledger.entries else one_line(f"{ledger.model} has no history yet.")
+    if ledger.earlier:
+        text += (
+            f"\n{ledger.earlier} entries before these are about a model of this name that was deleted: "
+            f"see the experiment 'nighttrain history of {one_line(ledger.model)}'"
+        )
     return "\n".join([text, *(f"FAULT: {fault}" for fault in ledger.faults)])
 
 
@@ -185,10 +191,7 @@ def _rollback(options: argparse.Namespace) -> bool:
     try:
         change = asyncio.run(_roll_back(options))
     except TrackingError as error:
-        raise TrackingError(
-            f"{error}\nThe rollback may be begun, which the same command finishes, or done already: look at "
-            f"nighttrain history {options.model} before you repeat it"
-        ) from error
+        raise TrackingError(f"{error}\n{_after_an_error(options, error)}") from error
     where = change.alias or change.stage or "the stage"
     if change.changed:
         text = (
@@ -201,6 +204,13 @@ def _rollback(options: argparse.Namespace) -> bool:
     return True
 
 
+def _after_an_error(options: argparse.Namespace, error: TrackingError) -> str:
+    """What to do where nobody knows whether the rollback was made."""
+    if options.to or options.undo:
+        return "The rollback may be begun or done already: repeat the command, it does not go back twice"
+    return "\n".join(getattr(error, "__notes__", ())) or "Nothing was begun: repeat the command"
+
+
 async def _roll_back(options: argparse.Namespace) -> Change:
     async with MLflowClient(required_tracking(options.mlflow_uri)) as client:
         return await roll_back(
@@ -209,16 +219,9 @@ async def _roll_back(options: argparse.Namespace) -> Change:
             alias=options.alias,
             stage=options.stage,
             to=options.to,
-            author=Author(actor=_person(), reason=options.reason or "rolled back by hand"),
+            undo=options.undo,
+            author=Author(actor=person(), reason=options.reason or "rolled back by hand"),
         )
-
-
-def _person() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in many containers
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _version(version: str | None) -> str:

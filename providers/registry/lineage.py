@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
 
 from nighttrain.providers.errors import (
     TrackingError,
@@ -19,6 +18,7 @@ from nighttrain.providers.errors import (
     TrackingUnauthorizedError,
 )
 from nighttrain.providers.tracking.names import MAX_VERSION_TAG, fit, night_of
+from nighttrain.providers.tracking.run_store import RunStore
 from nighttrain.providers.tracking.runs import Run, inherited
 from nighttrain.providers.tracking.tags import PREFIX, clean_tags
 
@@ -45,8 +45,6 @@ MAX_LINEAGE_BYTES = 1_000_000
 """Two dozen short texts take some kB; a file that is larger is not ours."""
 
 RUN_FILE = "/get-artifact"
-_UPLOAD = "/ajax-api/2.0/mlflow/upload-artifact"
-_PROXY = "/api/2.0/mlflow-artifacts/artifacts/"
 _SCHEMA = 1
 
 
@@ -105,13 +103,7 @@ async def write_lineage(client: MLflowClient, run: Run, lineage: Mapping[str, st
     values = {name.removeprefix(PREFIX): value for name, value in clean_tags(lineage).items()}
     document = {"schema": _SCHEMA, "mlflow_run_id": run.run_id, "lineage": values}
     content = json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True).encode()
-    location = urlsplit(run.artifact_uri)
-    if location.scheme == "mlflow-artifacts":
-        place = "/".join(part for part in (location.path.strip("/"), LINEAGE_FILE) if part)
-        await client.upload("PUT", _PROXY + quote(place), content)
-    else:
-        # The server reaches its own store, with credentials that we do not have.
-        await client.upload("POST", _UPLOAD, content, params={"run_uuid": run.run_id, "path": LINEAGE_FILE})
+    await RunStore(client).put_file(run, LINEAGE_FILE, content)
 
 
 async def read_lineage(client: MLflowClient, version: ModelVersion) -> dict[str, str]:

@@ -15,10 +15,12 @@ from nighttrain.providers.errors import (
     NothingToUndoError,
     PromotedSinceError,
     RegistryError,
+    TrackingError,
 )
 from nighttrain.providers.registry.history.changes import PATIENCE_SECONDS, Changes
 from nighttrain.providers.registry.history.earlier import RecordState, recorded
 from nighttrain.providers.registry.history.entries import Entry, Kind, Move, text
+from nighttrain.providers.registry.undoing import Scope, moves_back, named_entry, scopes, to_undo
 from nighttrain.providers.registry.versions import (
     ACTIVE_STAGES,
     check_alias,
@@ -152,6 +154,7 @@ async def roll_back(
     alias: str | None = None,
     stage: str | None = None,
     to: str | int | None = None,
+    undo: int | None = None,
     withdraws: str | int | None = None,
     author: Author | None = None,
     patience: float = PATIENCE_SECONDS,
@@ -162,53 +165,62 @@ async def roll_back(
     :param alias: of which the last promotion is undone; the last of all, if left out
     :param stage: the same for promotions that moved no alias; not looked at where ``alias`` is given
     :param to: the version to go back to: every promotion since it was in place is undone
+    :param undo: the number of the history's entry to undo, and no other: to repeat it never goes back twice
     :param withdraws: the version that an endpoint does not serve any more in favour of ``to``. Nothing is
         changed unless it holds the alias still, and ``to`` gets it also where no history knows of it
     :param patience: seconds that another process gets to finish what it began
     :param clock: seconds since 1970; injected in tests
-    :raises NothingToUndoError: nothing is in effect, or ``to`` was not in place before it
+    :raises ConfigurationError: ``to`` without an alias, where several were moved
+    :raises NothingToUndoError: nothing is in effect, or ``to`` was not in place before it, or ``undo`` is
+        undone already
+    :raises TrackingError: MLflow does not answer, or refuses; a note on it says how to repeat it
     """
     check_name(name)
-    alias = check_alias(alias) if alias else None
-    stage = check_stage(stage) if stage and not alias else None
-    target = None if to is None else check_version(to)
-    withdrawn = None if withdraws is None else check_version(withdraws)
-    seen = Change(name=name, version=None, alias=alias, stage=stage)
+    asked = _asked(alias, stage, to, undo, withdraws)
+    seen = Change(name=name, version=None, alias=asked.scope.alias, stage=asked.scope.stage)
+    undoing: tuple[int, ...] = ()
     changes = Changes(registry, name, patience=patience, clock=clock)
-    if target is None and (repeated := await _same_rollback(changes, alias, author or Author())):
-        return _rolled_back(name, repeated, alias)
+    if asked.target is None and (repeated := await _same_rollback(changes, asked, author or Author())):
+        return _rolled_back(name, repeated, asked.scope.alias)
 
     async def decide(ledger: Ledger, state: State) -> Entry | None:
-        nonlocal seen
-        scope = (alias, stage) if withdrawn is None else _held_by(state, withdrawn, alias, stage)
-        last, undone = _to_undo(ledger, state, *scope, target)
-        moved = scope[0] or (last.alias if last and not scope[1] else None)
-        holder = _holder(state, moved, scope[1], last)
-        seen = Change(name=name, version=holder, alias=moved, stage=scope[1])
-        if (target is not None and holder == target) or (withdrawn is not None and holder != withdrawn):
+        nonlocal seen, undoing
+        scope = _scope(ledger, state, asked)
+        last, undone = to_undo(ledger, state, scope, asked.target)
+        holder = scope.holder(state)
+        seen = Change(name=name, version=holder, alias=scope.alias, stage=scope.stage)
+        if holder is not None and holder == asked.target:
             return None
-        if target is None:
+        if asked.withdrawn is not None and holder != asked.withdrawn:
+            return None
+        if asked.target is None and asked.undo is None:
             _check_plain(name, ledger, last)
         if undone:
-            back = _back(ledger, state, undone)
-        elif target and withdrawn:
-            back = _straight_to(state, target, withdrawn, moved)
+            back = moves_back(ledger, state, undone)
+        elif asked.target and asked.withdrawn:
+            back = _straight_to(state, asked.target, asked.withdrawn, scope.alias)
         else:
-            raise NothingToUndoError(_nothing(name, alias or stage, target))
-        seen = Change(name=name, version=_given_to(back, moved), alias=moved, stage=_stage_given(back))
+            raise NothingToUndoError(_nothing(name, scope, asked.target, scopes(ledger, state)))
+        undoing = tuple(each.number for each in undone)
+        version = _holder_after(scope, state, back)
+        seen = Change(name=name, version=version, alias=scope.alias, stage=_stage_given(back))
         entry = Entry(
             number=0,
             kind=Kind.ROLLBACK,
             model=name,
-            version=seen.version,
+            version=version,
             moves=back,
             back=ledger.holdings.undoing(back),
             previous_version=holder,
-            undoes=tuple(each.number for each in undone),
+            undoes=undoing,
         )
         return (author or Author()).signed(entry)
 
-    entry = await changes.make(decide)
+    try:
+        entry = await changes.make(decide)
+    except TrackingError as error:
+        _note_what_was_begun(error, undoing)
+        raise
     return seen if entry is None else _made(seen, entry)
 
 
@@ -283,28 +295,93 @@ def _promotion(
     )
 
 
-def _held_by(
-    state: State, version: str, alias: str | None, stage: str | None
-) -> tuple[str | None, str | None]:
+@dataclass(frozen=True)
+class _Asked:
+    """What a rollback was asked for, checked."""
+
+    scope: Scope
+    target: str | None
+    undo: int | None
+    withdrawn: str | None
+
+
+def _asked(
+    alias: str | None, stage: str | None, to: str | int | None, undo: int | None, withdraws: str | int | None
+) -> _Asked:
+    if undo is not None:
+        if isinstance(undo, bool) or not isinstance(undo, int) or undo < 1:
+            raise ConfigurationError(
+                "undo", undo, "give the number of an entry, as nighttrain history shows it"
+            )
+        for field, value in (("alias", alias), ("stage", stage), ("to", to), ("withdraws", withdraws)):
+            if value is not None:
+                raise ConfigurationError(field, value, f"leave it out: entry {undo} says what it had moved")
+    alias = check_alias(alias) if alias else None
+    return _Asked(
+        Scope(alias, check_stage(stage) if stage and not alias else None),
+        None if to is None else check_version(to),
+        undo,
+        None if withdraws is None else check_version(withdraws),
+    )
+
+
+def _scope(ledger: Ledger, state: State, asked: _Asked) -> Scope:
+    """Whose promotion is undone, where it is not said: the last one's."""
+    if asked.undo is not None:
+        return Scope.of(named_entry(ledger, state, asked.undo))
+    if asked.withdrawn is not None:
+        return _held_by(state, asked.withdrawn, asked.scope)
+    if asked.scope != Scope():
+        return asked.scope
+    found = scopes(ledger, state)
+    if asked.target is not None and len(found) > 1:
+        raise ConfigurationError(
+            "alias",
+            None,
+            f"{_listed(found)} of {ledger.model!r} were moved: say which of them goes back to version "
+            f"{asked.target}",
+        )
+    return found[0] if found else Scope()
+
+
+def _held_by(state: State, version: str, scope: Scope) -> Scope:
     """The alias that the version holds, or else the stage that it is in."""
     found = state.version(version)
-    if alias and state.aliases.get(alias) != version and found and found.stage in ACTIVE_STAGES:
-        return None, found.stage
-    return alias, stage
+    if scope.alias and scope.holder(state) != version and found and found.stage in ACTIVE_STAGES:
+        return Scope(None, found.stage)
+    return scope
 
 
-async def _same_rollback(changes: Changes, alias: str | None, author: Author) -> Entry | None:
+async def _same_rollback(changes: Changes, asked: _Asked, author: Author) -> Entry | None:
     """The rollback that the same author began already, finished now: to repeat it is not to go back twice."""
-    ledger = await changes.history.read()
+    ledger = await changes.read()
     signed = author.signed(Entry(number=0, kind=Kind.ROLLBACK, model=changes.model))
     # A DAG run rolls back once. Somebody at a terminal may mean it when they say it again.
     begun = ledger.unfinished or (ledger.made_last if signed.dag_run else None)
+    alias = asked.scope.alias
     if begun is None or begun.kind is not Kind.ROLLBACK or (alias and begun.alias != alias):
+        return None
+    if asked.undo is not None and begun.undoes != (asked.undo,):
         return None
     if (begun.actor, begun.dag_run) != (signed.actor, signed.dag_run):
         return None
-    closing = (await changes.settled())[0].closing(begun.number)
+    try:
+        closing = (await changes.settled())[0].closing(begun.number)
+    except TrackingError as error:
+        _note_what_was_begun(error, begun.undoes)
+        raise
     return begun if closing is not None and closing.kind is Kind.DONE else None
+
+
+def _note_what_was_begun(error: TrackingError, undoing: Sequence[int]) -> None:
+    """Say on an error how to repeat the rollback: nobody knows whether it was made."""
+    if not undoing:
+        return
+    number = undoing[0]
+    how = f"undo entry {number} by its number (--undo {number}): that does not go back twice"
+    if len(undoing) > 1 or not number:
+        how = "look at the model's history first"
+    error.add_note(f"The rollback may be begun or done already. To repeat it, {how}")
 
 
 def _rolled_back(name: str, entry: Entry, alias: str | None) -> Change:
@@ -333,91 +410,6 @@ def _check_plain(name: str, ledger: Ledger, last: Entry | None) -> None:
         )
 
 
-def _holder(state: State, alias: str | None, stage: str | None, last: Entry | None) -> str | None:
-    if alias is not None:
-        return state.aliases.get(alias)
-    if stage is not None:
-        return next(iter(state.holders(stage)), None)
-    return last.version if last else None
-
-
-def _to_undo(
-    ledger: Ledger, state: State, alias: str | None, stage: str | None, target: str | None
-) -> tuple[Entry | None, list[Entry]]:
-    """The last entry in effect, and those to undo from it on; none where nothing leads back to ``target``."""
-
-    def concerns(entry: Entry) -> bool:
-        if not _is_possible(entry, state):
-            return False
-        if alias is not None:
-            return any(move.alias == alias for move in entry.back)
-        if stage is not None:
-            return entry.alias is None and entry.stage == stage
-        # A stage that somebody moved by hand is no promotion.
-        return entry.kind is not Kind.OUTSIDE or entry.alias is not None
-
-    entries = [entry for entry in reversed(ledger.in_effect()) if entry.back and concerns(entry)]
-    entries += _from_records(state, alias, stage, entries)
-    last = next(iter(entries), None)
-    if target is None or last is None:
-        return last, entries[:1]
-    same = [entry for entry in entries if entry.alias == (alias or last.alias)]
-    for number, entry in enumerate(same):
-        if entry.previous_version == target:
-            return last, same[: number + 1]
-    return last, []
-
-
-def _is_possible(entry: Entry, state: State) -> bool:
-    """Tell whether the versions that the alias would go back to are there."""
-    back = [move.version for move in entry.back if move.alias is not None and move.version is not None]
-    return all(state.version(version) is not None for version in back)
-
-
-def _from_records(
-    state: State, alias: str | None, stage: str | None, entries: Sequence[Entry]
-) -> list[Entry]:
-    """What the tags of versions tell of promotions before those that the history knows."""
-    found: list[Entry] = []
-    before = entries[-1].previous_version if entries else _holder(state, alias, stage, None)
-    passed = {entry.version for entry in entries}
-    while before and before not in passed:
-        record = recorded(state.version(before))
-        if record is None or record.state is not RecordState.DONE:
-            break
-        if (alias and record.alias != alias) or (not alias and record.stage != stage):
-            break
-        passed.add(before)
-        found.append(
-            Entry(
-                number=0,
-                kind=Kind.CARRIED_OVER,
-                model="",
-                version=record.version,
-                moves=record.moves,
-                back=record.back,
-                previous_version=record.previous_version,
-            )
-        )
-        before = record.previous_version
-    return found
-
-
-def _back(ledger: Ledger, state: State, undone: Sequence[Entry]) -> tuple[Move, ...]:
-    """The moves that undo these entries: of one its own, of several what they come to."""
-    if len(undone) == 1:
-        entry = undone[0]
-        version = state.version(entry.version)
-        holders = state.holders(entry.stage or "")
-        stands = entry.stage is None or version is None or version.stage == entry.stage or not holders
-        # Another promotion may have taken the stage since, and keeps it.
-        return tuple(move for move in entry.back if stands or move.alias is not None)
-    after = ledger.holdings
-    for entry in undone:
-        after = after.after(entry.back)
-    return ledger.holdings.towards(after, gone=state.gone(after))
-
-
 def _straight_to(state: State, target: str, withdrawn: str, alias: str | None) -> tuple[Move, ...]:
     version, before = state.version(target), state.version(withdrawn)
     moves = (Move(target, alias=alias),) if alias else ()
@@ -426,25 +418,34 @@ def _straight_to(state: State, target: str, withdrawn: str, alias: str | None) -
     return (*state.stage_moves(version, before.stage, archive=True)[0], *moves)
 
 
-def _given_to(moves: Sequence[Move], alias: str | None) -> str | None:
-    if alias is None:
-        stages = [move.version for move in moves if move.stage in ACTIVE_STAGES]
-        return stages[-1] if stages else None
-    return next((move.version for move in moves if move.alias == alias), None)
+def _holder_after(scope: Scope, state: State, moves: Sequence[Move]) -> str | None:
+    """Who holds the alias, or the stage, once these moves are made."""
+    if scope.alias is not None:
+        return state.holdings.after(moves).aliases.get(scope.alias)
+    given = [move.version for move in moves if move.stage == scope.stage]
+    moved = {move.version for move in moves if move.stage is not None}
+    left = [each for each in state.holders(scope.stage or "") if each not in moved]
+    return next(iter((*given[-1:], *left)), None)
 
 
 def _stage_given(moves: Sequence[Move]) -> str | None:
     return next((move.stage for move in moves if move.stage in ACTIVE_STAGES), None)
 
 
-def _nothing(name: str, moved: str | None, target: str | None) -> str:
-    where = f" of {moved!r}" if moved else ""
+def _nothing(name: str, scope: Scope, target: str | None, known: Sequence[Scope]) -> str:
+    where = "" if scope == Scope() else f" of {scope}"
+    others = [each for each in known if each != scope]
+    hint = f"; promotions of {_listed(others)} are on record, too: name one" if others else ""
     if target is None:
-        return f"the history of {name!r} has no promotion{where} in effect that can be undone"
+        return f"the history of {name!r} has no promotion{where} in effect that can be undone{hint}"
     return (
         f"version {target} of {name!r} was not in place before the promotions{where} that are in effect: "
-        "promote it instead"
+        f"promote it instead{hint}"
     )
+
+
+def _listed(scopes: Sequence[Scope]) -> str:
+    return " and ".join(f"{'alias' if each.alias else 'stage'} {each}" for each in scopes)
 
 
 def _shown(version: str | None) -> str:

@@ -9,9 +9,14 @@ from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError, NothingToSelectError, clip
 from nighttrain.providers.measured import NoNumber, read
+from nighttrain.providers.texts import one_line
+from nighttrain.providers.tracking.names import check_key
 
 MAX_NAMED = 10
 """In a message: more trainings than a person reads."""
+
+MAX_SHOWN = 250
+"""Characters of a name in a message: as long as MLflow lets a metric's name be."""
 
 
 class Mode(StrEnum):
@@ -79,12 +84,14 @@ class Selection:
     def explain(self) -> str:
         """Lines for a log: who was chosen, who shares the value, who was left out and why."""
         word = "least" if self.mode is Mode.MIN else "greatest"
+        best = f"{_shown(self.best.run_id)} (index {self.best.index})"
         lines = [
-            f"{self.metric}: run {self.best.run_id} (index {self.best.index}) has the {word}, "
+            f"{_shown(self.metric)}: run {best} has the {word}, "
             f"{self.best.value:.6g}, of {len(self.candidates)}"
         ]
         if self.ties:
-            others = ", ".join(f"{each.run_id} (index {each.index})" for each in self.ties[1:][:MAX_NAMED])
+            named = self.ties[1:][:MAX_NAMED]
+            others = ", ".join(f"{_shown(each.run_id)} (index {each.index})" for each in named)
             lines.append(f"the same value: {others}; the first counts")
         if self.missing:
             lines.append(f"left out: {_named(self.missing)}")
@@ -104,13 +111,14 @@ def select_best(results: Iterable[object], metric: str, mode: str | Mode = Mode.
 
     :param results: what trainings returned: mappings with ``run_id`` and ``metrics``. ``None`` stands for one
         that was skipped
-    :raises ConfigurationError: no such mode, no name, or no results at all
+    :raises ConfigurationError: no such mode, no name, no results at all, or what is no list of them
     :raises NothingToSelectError: none of them has a number
     """
     wanted = check_mode(mode)
     if not isinstance(metric, str) or not metric.strip():
         raise ConfigurationError("metric", metric, "name a metric that the trainings log, such as val_mae")
-    read_results = [_read(index, result, metric) for index, result in enumerate(results)]
+    check_key(metric, field="metric")
+    read_results = [_read(index, result, metric) for index, result in enumerate(_several(results))]
     if not read_results:
         raise ConfigurationError(
             "results", None, "there are none: give the outputs of the trainings, such as train.output"
@@ -126,6 +134,15 @@ def select_best(results: Iterable[object], metric: str, mode: str | Mode = Mode.
     equals = sorted((each for each in candidates if each.value == value), key=lambda each: each.index)
     ties = tuple(equals) if len(equals) > 1 else ()
     return Selection(metric, wanted, equals[0], candidates, missing, ties)
+
+
+def _several(results: object) -> list[object]:
+    fix = "give the outputs of the trainings, such as train.output of a mapped task"
+    if results is None:
+        raise ConfigurationError("results", None, f"there are none (None): {fix}")
+    if isinstance(results, str | bytes | Mapping) or not isinstance(results, Iterable):
+        raise ConfigurationError("results", results, f"{fix}: a list, also where there is one")
+    return list(results)
 
 
 def _read(place: int, result: object, metric: str) -> Candidate | NotMeasured:
@@ -147,9 +164,15 @@ def _read(place: int, result: object, metric: str) -> Candidate | NotMeasured:
     return NotMeasured(index, str(run_id), f"it is {value.sentence}")
 
 
+def _shown(name: str) -> str:
+    """A name that somebody wrote, as it may stand within a line."""
+    return one_line(clip(name, MAX_SHOWN))
+
+
 def _named(missing: tuple[NotMeasured, ...]) -> str:
     shown = "; ".join(
-        f"{each.run_id or 'no run'} (index {each.index}): {each.why}" for each in missing[:MAX_NAMED]
+        f"{_shown(each.run_id or 'no run')} (index {each.index}): {one_line(each.why)}"
+        for each in missing[:MAX_NAMED]
     )
     more = len(missing) - MAX_NAMED
     return f"{shown}; and {more} more" if more > 0 else shown

@@ -68,7 +68,7 @@ async def read_status(registry: ModelRegistry, model: str) -> ModelStatus:
     :raises ModelNotFoundError: no such model
     :raises TrackingError: MLflow does not answer, or refuses
     """
-    ledger = await Changes(registry, model).history.read()
+    ledger = await Changes(registry, model).read()
     state = await read_state(registry, model)
     return ModelStatus(
         model=model,

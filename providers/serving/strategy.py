@@ -186,8 +186,9 @@ def require_possible(strategy: Strategy, name: str, capabilities: Capabilities) 
                 "blue_green() or a serving system that splits traffic",
             )
         if isinstance(step, Shadow) and not capabilities.shadow:
+            because = f" ({capabilities.no_shadow_because})" if capabilities.no_shadow_because else ""
             raise ConfigurationError(
-                field, step, f"{name} cannot copy requests here; leave the shadow step out"
+                field, step, f"{name} cannot copy requests here{because}; leave the shadow step out"
             )
         if isinstance(step, Shadow) and step.percent < 100 and not capabilities.shadow_shares:
             raise ConfigurationError(

@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlsplit
 
 from nighttrain.providers.errors import (
     ConfigurationError,
@@ -19,7 +20,7 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
 )
 from nighttrain.providers.tracking.config import PAGE
-from nighttrain.providers.tracking.names import MAX_PARAM, fit_run_name
+from nighttrain.providers.tracking.names import MAX_PARAM, MAX_RUN_ID, check_text, fit_run_name
 from nighttrain.providers.tracking.runs import (
     CHANGED_PARAMS_TAG,
     OPENING_TAG,
@@ -41,7 +42,11 @@ CREATE_ATTEMPTS = 3
 
 BATCH_PARAMS = 100
 BATCH_TAGS = 100
+BATCH_METRICS = 1000
 """MLflow's own limits of one log-batch call."""
+
+_UPLOAD = "/ajax-api/2.0/mlflow/upload-artifact"
+_PROXY = "/api/2.0/mlflow-artifacts/artifacts/"
 
 T = TypeVar("T")
 
@@ -85,7 +90,12 @@ class RunStore:
         return str(experiment["experiment_id"])
 
     async def get(self, run_id: str) -> Run:
-        """The run of that id. :raises TrackingNotFoundError: no such run"""
+        """The run of that id.
+
+        :raises TrackingNotFoundError: no such run
+        :raises ConfigurationError: no run can have that id
+        """
+        check_text("run_id", run_id, MAX_RUN_ID)
         return Run.from_api((await self.client.get("runs/get", {"run_id": run_id}))["run"])
 
     async def _get_or_none(self, run_id: str) -> Run | None:
@@ -194,6 +204,24 @@ class RunStore:
         )
         if changed:
             await self.set_tags(run.run_id, {CHANGED_PARAMS_TAG: json.dumps(changed, sort_keys=True)})
+
+    async def log_metrics(self, run_id: str, metrics: Sequence[Mapping[str, object]]) -> None:
+        """Log points ``{"key", "value", "timestamp", "step"}`` of series; the same again changes nothing."""
+        for part in _parts(metrics, BATCH_METRICS):
+            await self.client.post("runs/log-batch", {"run_id": run_id, "metrics": list(part)})
+
+    async def put_file(self, run: Run, path: str, content: bytes) -> None:
+        """Put a file among the run's artifacts.
+
+        :raises TrackingError: MLflow refuses, or does not answer
+        """
+        location = urlsplit(run.artifact_uri)
+        if location.scheme == "mlflow-artifacts":
+            place = "/".join(part for part in (location.path.strip("/"), path) if part)
+            await self.client.upload("PUT", _PROXY + quote(place), content)
+        else:
+            # The server reaches its own store, with credentials that we do not have.
+            await self.client.upload("POST", _UPLOAD, content, params={"run_uuid": run.run_id, "path": path})
 
     async def reopen(self, run_id: str) -> None:
         """Set the run's status to RUNNING, if it is not. One in the trash is left there."""

@@ -16,6 +16,8 @@ __all__ = [
     "MLflowAnswersTrigger",
     "ModelChangeTrigger",
     "RegistryTrigger",
+    "RolloutEndTrigger",
+    "RolloutTrigger",
     "WorkloadTrigger",
 ]
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from nighttrain.sensors.triggers.mlflow_answers import MLflowAnswersTrigger
     from nighttrain.sensors.triggers.model_changes import ModelChangeTrigger
     from nighttrain.sensors.triggers.registry import RegistryTrigger
+    from nighttrain.sensors.triggers.rollout import RolloutEndTrigger, RolloutTrigger
     from nighttrain.sensors.triggers.workload import WorkloadTrigger
 else:
     __getattr__, __dir__ = public_names(
@@ -33,6 +36,8 @@ else:
             "MLflowAnswersTrigger": "nighttrain.sensors.triggers.mlflow_answers",
             "ModelChangeTrigger": "nighttrain.sensors.triggers.model_changes",
             "RegistryTrigger": "nighttrain.sensors.triggers.registry",
+            "RolloutEndTrigger": "nighttrain.sensors.triggers.rollout",
+            "RolloutTrigger": "nighttrain.sensors.triggers.rollout",
             "WorkloadTrigger": "nighttrain.sensors.triggers.workload",
         },
     )

@@ -414,8 +414,19 @@ TRAINING_CODE = [
         f"providers/kubernetes/{module}.py"
         for module in ("job/config_map", "mirror/hub", "mirror/wait_reasons", "logs/logs")
     ),
+    # A Job that measures for a rollout.
+    "providers/serving/analysis/sources/asker.py",
 ]
-SERVING_CODE = ["providers/serving/backends/kubernetes_deployment.py"]
+SERVING_CODE = [
+    "providers/serving/backends/kubernetes_deployment.py",
+    *(
+        f"providers/serving/backends/plain/{module}.py"
+        for module in ("changes", "objects", "version_services")
+    ),
+    "providers/serving/rollouts/store.py",
+    "providers/serving/analysis/sources/counters.py",
+]
+GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("gateways", "route_writes")]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
 
@@ -473,10 +484,12 @@ def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str
     training = set().union(*map(calls, TRAINING_CODE))
     assert granted(rbac["Role", "nighttrain-training"]) == training
     assert granted(rbac["Role", "nighttrain-serving"]) == set().union(*map(calls, SERVING_CODE))
+    routes, classes = rbac["Role", "nighttrain-gateway"], rbac["ClusterRole", "nighttrain-gateway-classes"]
+    assert granted(routes) | granted(classes) == set().union(*map(calls, GATEWAY_CODE))
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE, "providers/kubernetes/api/client.py"}
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, "providers/kubernetes/api/client.py"}
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):
             path = file.relative_to(ROOT).as_posix()
@@ -485,9 +498,11 @@ def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any])
 
 
 def test_the_roles_are_for_one_namespace_and_bound(rbac: dict[tuple[str, str], Any]) -> None:
-    assert {kind for kind, _ in rbac} == {"Role", "RoleBinding"}
+    clusterwide = {name for kind, name in rbac if kind.startswith("Cluster")}
+    assert clusterwide == {"nighttrain-gateway-classes"}
+    assert {verb for _, _, verb in granted(rbac["ClusterRole", "nighttrain-gateway-classes"])} == {"get"}
     for (kind, name), document in rbac.items():
-        assert document["metadata"]["namespace"] == "ml"
-        if kind == "RoleBinding":
-            assert ("Role", document["roleRef"]["name"]) in rbac
+        assert document["metadata"].get("namespace") == (None if name in clusterwide else "ml")
+        if kind.endswith("RoleBinding"):
+            assert (kind.removesuffix("Binding"), document["roleRef"]["name"]) in rbac
             assert name == document["roleRef"]["name"]

@@ -155,7 +155,7 @@ class SimulatedBackend:
         self.weights = weights
 
     async def capabilities(self, namespace: str) -> Capabilities:
-        return Capabilities(weights=self.weights, split_seen_in="the route", shadow=True)
+        return Capabilities(weights=self.weights, split_seen_in="the route", shadow=True, shadow_shares=True)
 
     async def begin(self, spec: ServingSpec) -> Target:
         self.world.begins()

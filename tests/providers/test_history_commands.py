@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helpers.mlflow_proxy import Answer, Asked, proxy, refused
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.commands import DONE, FAILED, main
 from nighttrain.providers.registry.models import ModelRegistry
@@ -115,3 +116,61 @@ def test_a_model_that_is_misspelt_is_told(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert main(["status"]) == FAILED
     assert "--mlflow-uri" in capsys.readouterr().err
+
+
+def test_a_rollback_whose_answer_is_lost_names_the_entry_by_which_it_is_repeated_safely(
+    model: str,
+    mlflow_server: MLflowServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = 0
+
+    def judge(asked: Asked) -> Answer | None:
+        nonlocal written
+        written += asked.path.endswith("runs/create")
+        # The rollback's entry is written and made, and so is the one that closes it: only the answer is lost.
+        lost = written == 2 and asked.path.endswith("runs/search")
+        return refused(500, "INTERNAL_ERROR") if lost else None
+
+    with proxy(mlflow_server.uri, judge) as before:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", before.uri)
+        assert main(["rollback", model]) == FAILED
+    told = capsys.readouterr().err
+    assert "may be begun or done already" in told
+    assert "--undo 3" in told
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    assert main(["history", model]) == DONE
+    assert "rollback of 3" in capsys.readouterr().out
+    for _ in range(2):
+        assert main(["rollback", model, "--undo", "3"]) == FAILED
+        assert "was undone already, by entry 5" in capsys.readouterr().err
+    champion = mlflow_server.call("GET", "registered-models/alias", name=model, alias="champion")
+    assert champion["model_version"]["version"] == "1"
+    assert main(["rollback", model, "--undo", "1"]) == DONE
+    assert "champion is on no version again" in capsys.readouterr().out
+
+
+def test_history_says_that_earlier_entries_are_about_a_model_that_was_deleted(
+    model: str, mlflow_server: MLflowServer, make_model: MakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow_server.call("DELETE", "registered-models/delete", name=model)
+    make_model(model)
+    assert main(["history", model]) == DONE
+    shown = capsys.readouterr().out
+    assert "has no history yet" in shown
+    assert "4 entries before these are about a model of this name that was deleted" in shown
+
+
+def test_which_of_several_aliases_is_said(
+    model: str, mlflow_server: MLflowServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def promoted() -> None:
+        async with MLflowClient(TrackingConfig(mlflow_server.uri)) as client:
+            await promote(ModelRegistry(client), model, 3, alias="shadow")
+
+    run_sync(promoted())
+    assert main(["rollback", model, "--to", "1"]) == FAILED
+    assert "alias: alias 'shadow' and alias 'champion'" in capsys.readouterr().err
+    assert main(["rollback", model, "--to", "1", "--alias", "champion"]) == DONE
+    assert "champion is on version 1 again" in capsys.readouterr().out

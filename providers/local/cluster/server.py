@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
+    from nighttrain.providers.local.cluster.controllers.gateway_controller import Serving
     from nighttrain.providers.local.cluster.controllers.pace import BackOff, Pace
 
 HOST = "127.0.0.1"
@@ -82,6 +83,8 @@ class EmbeddedCluster:
         :data:`~nighttrain.providers.local.cluster.controllers.pace.REAL_PACE` is a real Job controller's, for
         measurements
     :param namespaces: how containers get mount namespaces; None: as this machine allows
+    :param serving: stand-ins for a gateway (Gateway API) and for KServe, see
+        :class:`~nighttrain.providers.local.cluster.controllers.gateway_controller.Serving`; None: neither
     """
 
     namespace = "default"
@@ -103,6 +106,7 @@ class EmbeddedCluster:
         job_back_off: BackOff | None = None,
         job_pace: Pace | None = None,
         namespaces: Namespaces | None = None,
+        serving: Serving | None = None,
     ) -> None:
         self.token = token or ""
         self.port = port
@@ -110,6 +114,7 @@ class EmbeddedCluster:
         self._job_back_off = job_back_off
         self._job_pace = job_pace
         self._namespaces = namespaces
+        self._serving = serving
         self._quotas: dict[str, int] = {}
         self.faults = faults or FaultPlan()
         self.state = Path(state).absolute() if state is not None else None
@@ -344,6 +349,7 @@ class EmbeddedCluster:
                 network,
                 job_back_off=self._job_back_off or JOB_BACK_OFF,
                 job_pace=self._job_pace,
+                serving=self._serving,
             )
             admission.claims = kubelet.claims
             await controllers.start()

@@ -50,11 +50,16 @@ def judge(
     """Judge measurements alone.
 
     :param champion: the champion's measurements on the same data; ``None`` when there is no champion yet
-    :param others: of any other group: ``{"baseline": {...}}``
+    :param others: of any other group: ``{"baseline": {...}}``; a champion among them counts where
+        ``champion`` is ``None``
     :param no_champion: what a rule against the champion says then: ``accept``, ``reject`` or ``inconclusive``
     :raises ConfigurationError: as :func:`judge_recorded`
     """
-    groups = {**(others or {}), CANDIDATE: candidate}
+    if others is not None and not isinstance(others, Mapping):
+        raise ConfigurationError("others", others, "give a mapping of groups: {'baseline': {'mae': 18.0}}")
+    groups: dict[str, Mapping[str, Any]] = {**(others or {}), CANDIDATE: candidate}
     if champion is not None:
         groups[CHAMPION] = champion
-    return judge_recorded(rules, Recorded(groups, has_champion=champion is not None), no_champion=no_champion)
+    elif groups.get(CHAMPION) is None:
+        groups.pop(CHAMPION, None)
+    return judge_recorded(rules, Recorded(groups, has_champion=CHAMPION in groups), no_champion=no_champion)

@@ -10,7 +10,13 @@ from typing import Any
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.measured import NoNumber, read
 from nighttrain.providers.registry.gates.recorded import CHAMPION
-from nighttrain.providers.registry.gates.rules.base import Rule
+from nighttrain.providers.registry.gates.rules.base import (
+    DATA_AGE_FORM,
+    SIGNATURE_FORM,
+    MetricRule,
+    Rule,
+    check_metric,
+)
 from nighttrain.providers.registry.gates.rules.comparisons import BetterThan, NotWorseThan
 from nighttrain.providers.registry.gates.rules.limits import (
     AtLeast,
@@ -44,6 +50,7 @@ _OTHER = re.compile(
 )
 _SAMPLES = re.compile(r"samples\((?P<metric>[^\s()]+)\)\s*>=\s*(?P<count>\d{1,18})")
 _SIGNATURE = re.compile(r"signature\s+compatible(?:\s+with\s+(?P<against>\S+))?")
+_DATA_AGE = re.compile(r"(?:candidate\.)?data_age\s*<=\s*(?P<limit>[^<>=()\[\]]+)")
 _TAG = re.compile(r"tag:(?P<key>[^\s=]+)(?:\s*=\s*(?P<value>.+))?")
 _OPTION = re.compile(
     r"(?P<name>confidence|margin)\s+(?P<value>\S+)|(?P<counted>n|rows|groups)\s*>=\s*(?P<count>\d{1,18})"
@@ -52,6 +59,14 @@ _UNIT = re.compile(r"(?P<number>[\d.]+(?:e[+-]?\d+)?)\s*(?P<unit>[A-Za-z]+)", re
 _BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SECONDS = {"ms": 0.001, "s": 1, "min": 60, "h": 3_600, "d": 86_400}
 _UNITS: dict[str, float] = {**_BYTES, **_SECONDS}
+
+_BEGINNINGS = {
+    r"samples\(": "write 'samples(n) >= 500'",
+    r"signature\b": SIGNATURE_FORM,
+    r"(candidate\.)?data_age\b": DATA_AGE_FORM,
+    "tag:": "write 'tag:owner', or 'tag:reviewed = yes'",
+}
+"""What a line that cannot be read was meant to be."""
 
 _KINDS: dict[str, type[Any]] = {
     rule.kind: rule
@@ -69,10 +84,12 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
 
     :raises ConfigurationError: it cannot be read, with the forms that can
     """
-    if isinstance(rule, Rule):
-        return rule
-    if isinstance(rule, Mapping):
-        return _from_dict(rule)
+    if isinstance(rule, Rule | Mapping):
+        read_rule = rule if isinstance(rule, Rule) else _from_dict(rule)
+        if isinstance(read_rule, MetricRule) and is_every_slice(read_rule):
+            fix = "for every slice give EverySlice(...), or the line 'mae[carrier=*] <= 25'"
+            raise ConfigurationError("metric", read_rule.metric, fix)
+        return read_rule
     if not isinstance(rule, str):
         raise ConfigurationError("rule", rule, FORMS)
     line = rule.strip()
@@ -80,7 +97,7 @@ def parse_rule(rule: str | Mapping[str, Any] | Rule) -> Rule:
         raise ConfigurationError("rule", rule[:200], f"a rule has at most {MAX_LINE:,} characters")
     if not line.isprintable():
         raise ConfigurationError("rule", rule, "a rule is one line, without control characters")
-    return _requirement(line) or _measured(rule, line)
+    return _requirement(rule, line) or _measured(rule, line)
 
 
 def parse_rules(rules: Sequence[str | Mapping[str, Any] | Rule]) -> tuple[Rule, ...]:
@@ -93,7 +110,7 @@ def parse_rules(rules: Sequence[str | Mapping[str, Any] | Rule]) -> tuple[Rule, 
     return parsed
 
 
-def _requirement(line: str) -> Rule | None:
+def _requirement(rule: str, line: str) -> Rule | None:
     """A rule that does not compare a metric, if it is one."""
     if line.startswith("custom:"):
         return CustomCheck(line.removeprefix("custom:").strip())
@@ -101,7 +118,12 @@ def _requirement(line: str) -> Rule | None:
         return RequiredTag(found["key"], found["value"])
     if found := _SIGNATURE.fullmatch(line):
         return SignatureCompatible(found["against"] or CHAMPION)
+    if found := _DATA_AGE.fullmatch(line):
+        return DataAge(_to_number(rule, found["limit"].strip(), _SECONDS, DATA_AGE_FORM))
     if found := _SAMPLES.fullmatch(line):
+        _check_slice(rule, found["metric"])
+        if found["metric"].endswith("=*]"):
+            raise ConfigurationError("rule", rule, "write '(rows >= 200)' behind a rule for every slice")
         return MinimumSamples(found["metric"], int(found["count"]))
     return None
 
@@ -109,7 +131,9 @@ def _requirement(line: str) -> Rule | None:
 def _measured(rule: str, line: str) -> Rule:
     found = _RULE.fullmatch(line)
     if found is None:
-        raise ConfigurationError("rule", rule, FORMS)
+        meant = (form for beginning, form in _BEGINNINGS.items() if re.match(beginning, line))
+        raise ConfigurationError("rule", rule, next(meant, FORMS))
+    _check_left_side(rule, found["metric"])
     options = _options(rule, found["options"])
     other = _OTHER.fullmatch(found["right"])
     if options.pop("paired", False):
@@ -124,7 +148,8 @@ def _measured(rule: str, line: str) -> Rule:
     if other is not None:
         each = _parse_comparison(rule, found, other)
     else:
-        each = _parse_absolute(rule, found["metric"], found["operator"], _to_number(rule, found["right"]))
+        number = _to_number(rule, found["right"], _units(found["metric"]))
+        each = _parse_absolute(rule, found["metric"], found["operator"], number)
     if is_every_slice(each):
         return EverySlice(each, 1 if minimum_rows is None else minimum_rows)
     if minimum_rows is not None:
@@ -133,8 +158,6 @@ def _measured(rule: str, line: str) -> Rule:
 
 
 def _parse_absolute(rule: str, metric: str, operator: str, number: float) -> Any:
-    if metric == "data_age" and operator == "<=":
-        return DataAge(number)
     if operator == "<=":
         return AtMost(metric, number)
     if operator == ">=":
@@ -167,7 +190,7 @@ def _slack(rule: str, metric: str, higher: bool, other: re.Match[str]) -> tuple[
     factor = 1.0 if other["factor"] is None else _to_number(rule, other["factor"])
     if not 0 < factor <= 2:
         raise ConfigurationError("rule", rule, "the factor is a number near 1, such as 1.02 for two per cent")
-    margin = 0.0 if other["margin"] is None else _to_number(rule, other["margin"])
+    margin = 0.0 if other["margin"] is None else _to_number(rule, other["margin"], _units(metric))
     if margin < 0:
         raise ConfigurationError("rule", rule, "write 'champion - 0.5' for a margin below")
     up = margin if other["sign"] == "+" else -margin
@@ -218,13 +241,43 @@ def _margin(rule: str, text: str) -> tuple[float, float]:
     return 0.0, _to_number(rule, text)
 
 
-def _to_number(rule: str, text: str) -> float:
+def _check_left_side(rule: str, metric: str) -> None:
+    try:
+        check_metric(metric)
+    except ConfigurationError as error:
+        raise ConfigurationError("rule", rule, error.fix) from None
+    _check_slice(rule, metric)
+
+
+def _check_slice(rule: str, metric: str) -> None:
+    """:raises ConfigurationError: a pattern of slices, or blanks that would belong to a slice's name"""
+    name, bracket, place = metric.removesuffix("]").partition("[")
+    dimension, _, value = place.partition("=")
+    if "*" in place and (dimension.strip(" *") != dimension or value != "*"):
+        raise ConfigurationError(
+            "rule",
+            rule,
+            f"every slice is written '{name}[{dimension.strip(' *')}=*]', and one by its whole name; a slice "
+            "whose own name has a * is given as a class: AtMost(...)",
+        )
+    if bracket and (dimension.strip() != dimension or value.strip() != value):
+        exact = f"{name}[{dimension.strip()}={value.strip()}]"
+        raise ConfigurationError("rule", rule, f"write '{exact}', without blanks at the brackets and the =")
+
+
+def _units(metric: str) -> Mapping[str, float]:
+    return _BYTES if metric == "artifact_bytes" else _UNITS
+
+
+def _to_number(rule: str, text: str, units: Mapping[str, float] = _UNITS, forms: str = FORMS) -> float:
     found = _UNIT.fullmatch(text)
-    factor = _UNITS.get(found["unit"]) if found else None
+    factor = units.get(found["unit"]) if found else None
+    if found and factor is None and found["unit"] in _UNITS:
+        raise ConfigurationError("rule", rule, f"{found['unit']} does not fit: use {', '.join(units)}")
     try:
         number = float(found["number"] if found and factor else text)
     except ValueError:
-        raise ConfigurationError("rule", rule, f"{text!r} is not a number; {FORMS}") from None
+        raise ConfigurationError("rule", rule, f"{text!r} is not a number; {forms}") from None
     number *= factor or 1
     if isinstance(read(number), NoNumber):
         raise ConfigurationError("rule", rule, f"a limit is a finite number, and {text} is not")
@@ -238,7 +291,7 @@ def _from_dict(values: Mapping[str, Any]) -> Rule:
     if kind is None:
         raise ConfigurationError("rule", name, f"the rules are {', '.join(_KINDS)}")
     if kind is EverySlice and isinstance(plain.get("each"), Mapping):
-        plain["each"] = parse_rule(plain["each"])
+        plain["each"] = _from_dict(plain["each"])
     try:
         rule = kind(**plain)
     except TypeError as error:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from nighttrain.providers.measured import Measured, NoNumber, plain, read
-from nighttrain.providers.registry.gates.markdown import markdown_row
+from nighttrain.providers.registry.markdown import cell, row
 
 
 class VerdictKind(Enum):
@@ -78,6 +78,21 @@ class Verdict:
         """True if the candidate may be promoted."""
         return self.kind is VerdictKind.ACCEPTED
 
+    def let_through(self, reason: str) -> Verdict:
+        """The verdict of a gate that was told to let the candidate pass; what its rules found stays in it."""
+        if self.accepted:
+            return self
+        told = Evidence(
+            rule="let through",
+            candidate=None,
+            champion=None,
+            limit=None,
+            verdict=VerdictKind.ACCEPTED,
+            sentence=f"it was {self.kind.value}, and the gate was told to let it through: {reason}",
+            note=f"was {self.kind.value}: {reason}",
+        )
+        return Verdict(VerdictKind.ACCEPTED, (*self.evidence, told))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"kind": self.kind.value, "evidence": [item.to_dict() for item in self.evidence]}
@@ -111,7 +126,7 @@ class Verdict:
         """
         header, *rows = self._rows([item.sentence for item in self.evidence])
         ruler = "|" + "---|" * len(header)
-        return "\n".join((markdown_row(header), ruler, *(markdown_row(row) for row in rows)))
+        return "\n".join((row(*header), ruler, *(row(*map(cell, cells)) for cells in rows)))
 
     def _rows(self, last: list[str]) -> list[tuple[str, ...]]:
         header = ("rule", "candidate", "champion", "limit", "verdict")

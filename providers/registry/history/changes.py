@@ -102,13 +102,22 @@ class Changes:
                 raise RegistryError(f"{self.model!r}: {moves}: {closing.reason}")
             return written
 
+    async def read(self) -> Ledger:
+        """The history of the model of that name that there is now.
+
+        :raises ModelNotFoundError: no such model
+        :raises TrackingError: MLflow does not answer, or refuses
+        """
+        ledger = await self.history.read()
+        return ledger.of_model((await self.registry.get_model(self.model)).created)
+
     async def note(self, entry: Entry, *, once: bool = False) -> Entry:
         """Write an entry that moves nothing; what is unfinished stays so.
 
         :param once: unless one of its kind says the same of the same version already
         """
         while True:
-            ledger = await self.history.read()
+            ledger = await self.read()
             if once and (found := _same(ledger, entry)) is not None:
                 return found
             try:
@@ -123,10 +132,10 @@ class Changes:
         :raises TrackingError: MLflow does not answer, or refuses
         """
         while True:
-            ledger = await self.history.read()
+            ledger, state = await self._read_both()
             if ledger.unfinished is not None:
                 return ledger
-            found = self._difference(ledger, await read_state(self.registry, self.model))
+            found = self._difference(ledger, state)
             if found is None or found.kind in INTENTIONS:
                 return ledger
             try:
@@ -141,13 +150,12 @@ class Changes:
         :raises TrackingError: MLflow does not answer, or refuses
         """
         while True:
-            ledger = await self.history.read()
+            ledger, state = await self._read_both()
             unfinished = ledger.unfinished
             try:
                 if unfinished is not None:
                     await self._wait_or_take_over(ledger, unfinished)
                     continue
-                state = await read_state(self.registry, self.model)
                 found = self._difference(ledger, state)
                 if found is None:
                     return ledger, state
@@ -156,6 +164,12 @@ class Changes:
                     await self._carry_out(written, written)
             except HistoryMovedError:
                 await self._pause()
+
+    async def _read_both(self) -> tuple[Ledger, State]:
+        # The history first: what moves after it was read belongs to an entry that nobody can write before.
+        ledger = await self.history.read()
+        state = await read_state(self.registry, self.model)
+        return ledger.of_model(state.created), state
 
     async def _pause(self) -> None:
         # By chance, so that many who wait for one another do not all come again at once.
@@ -205,7 +219,7 @@ class Changes:
                 continue  # that version is gone, too, or was never moved
 
     async def _close(self, last: Entry, kind: Kind, entry: Entry, reason: str = "") -> Entry:
-        ledger = Ledger(self.model, (last,), last.number, last.digest)
+        ledger = Ledger(self.model, (last,), last.number, last.digest, model_created=last.model_created)
         closing = Entry(
             number=0, kind=kind, model=self.model, version=entry.version, finishes=entry.number, reason=reason
         )

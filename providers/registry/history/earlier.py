@@ -108,9 +108,7 @@ def carried_over(model: str, state: State) -> Entry | None:
     )
     if not moves:
         return None
-    records = [found for each in state.versions if (found := recorded(each)) and _still_holds(found, state)]
-    # Of promotions of several aliases the last one; ISO 8601 in UTC sorts by time.
-    record = max(records, key=lambda found: found.at, default=None)
+    record = next(iter(in_effect(state)), None)
     return Entry(
         number=0,
         kind=Kind.CARRIED_OVER,
@@ -124,6 +122,13 @@ def carried_over(model: str, state: State) -> Entry | None:
         evidence=text(record.evidence) if record else "",
         at=record.at if record else "",
     )
+
+
+def in_effect(state: State) -> list[Record]:
+    """The records of promotions that still hold what they gave, the last one first."""
+    records = [found for each in state.versions if (found := recorded(each)) and _still_holds(found, state)]
+    # ISO 8601 in UTC sorts by time.
+    return sorted(records, key=lambda found: found.at, reverse=True)
 
 
 def _still_holds(record: Record, state: State) -> bool:

@@ -96,6 +96,8 @@ class Entry:
     :param finishes: the number of the entry that it closes
     :param takes_over: the number of the entry whose moves another process makes
     :param previous: the digest of the entry before; empty for the first
+    :param model_created: when the registered model was made, in milliseconds since 1970, as MLflow says:
+        tells it from another of the same name that was deleted; 0 where it is not known
     """
 
     number: int
@@ -115,6 +117,7 @@ class Entry:
     finishes: int | None = None
     takes_over: int | None = None
     previous: str = ""
+    model_created: int = 0
 
     @property
     def digest(self) -> str:
@@ -159,7 +162,8 @@ class Entry:
             _check(isinstance(read.get(name, ""), str), name)
         for name in ("version", "previous_version"):
             _check(_is_version(read.get(name)), name)
-        for number in (read.get("finishes"), read.get("takes_over"), *read["undoes"]):
+        numbers = (read.get("finishes"), read.get("takes_over"), *read["undoes"])
+        for number in (*numbers, read.get("model_created", 0)):
             _check(number is None or isinstance(number, int), "a number")
         return cls(**read)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from nighttrain.providers.registry.history.entries import INTENTIONS, Entry, Kin
 from nighttrain.providers.registry.versions import ACTIVE_STAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,8 @@ class Ledger:
     :param last_number: the number of the last, whether it can be read or not; 0 before the first
     :param last_digest: the digest of the last, which the next entry names
     :param faults: sentences about entries that are gone, changed or unreadable
+    :param model_created: of the model that the entries are about; 0 while that is not looked at
+    :param earlier: how many entries are about a model of this name that was deleted
     """
 
     model: str
@@ -87,6 +89,17 @@ class Ledger:
     last_number: int = 0
     last_digest: str = ""
     faults: tuple[str, ...] = ()
+    model_created: int = 0
+    earlier: int = 0
+
+    def of_model(self, created: int) -> Ledger:
+        """The history of the model that was made then: without what is about one that was deleted.
+
+        Numbers go on, as does the chain of digests. An entry that does not say which it is about counts.
+        """
+        entries = tuple(entry for entry in self.entries if entry.model_created in (0, created))
+        earlier = len(self.entries) - len(entries)
+        return replace(self, entries=entries, model_created=created, earlier=earlier)
 
     @property
     def unfinished(self) -> Entry | None:
@@ -130,7 +143,7 @@ class Ledger:
     def in_effect(self) -> tuple[Entry, ...]:
         """The entries that moved something and were not undone, oldest first."""
         found: list[Entry] = []
-        for entry in self._made():
+        for entry in self.made:
             if entry.kind is Kind.ROLLBACK and entry.undoes:
                 found = [each for each in found if each.number not in entry.undoes]
             elif entry.kind is not Kind.RESTORED:
@@ -140,8 +153,7 @@ class Ledger:
     @property
     def made_last(self) -> Entry | None:
         """The last entry that moved something."""
-        made = self._made()
-        return made[-1] if made else None
+        return self.made[-1] if self.made else None
 
     def moved_last(self, *, alias: str | None = None, version: str | None = None) -> Entry | None:
         """The last entry that moved that alias, or that version's stage."""
@@ -153,13 +165,15 @@ class Ledger:
                 for move in entry.moves
             )
 
-        return next((entry for entry in reversed(self._made()) if moves(entry)), None)
+        return next((entry for entry in reversed(self.made) if moves(entry)), None)
 
-    def _made(self) -> Sequence[Entry]:
+    @cached_property
+    def made(self) -> tuple[Entry, ...]:
+        """The entries that moved something, in the order in which they did."""
         made = []
         for entry in self.entries:
             if entry.kind in (Kind.OUTSIDE, Kind.CARRIED_OVER):
                 made.append(entry)
             elif entry.kind is Kind.DONE and (finished := self.entry(entry.finishes)):
                 made.append(finished)
-        return made
+        return tuple(made)

@@ -31,7 +31,7 @@ async def notice(
     :raises TrackingError: MLflow does not answer, or refuses
     """
     changes = Changes(registry, model)
-    ledger = await changes.history.read()
+    ledger = await changes.read()
     # A change that is under way explains it, too, and is not waited for.
     found = _explains(ledger.unfinished, version, alias, stage) or _last(ledger, version, alias, stage)
     return found or _last(await changes.recorded(), version, alias, stage)

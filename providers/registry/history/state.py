@@ -21,10 +21,12 @@ class State:
 
     :param aliases: alias -> version
     :param versions: all of them, the last updated first, without their aliases
+    :param created: when the registered model was made, in milliseconds since 1970
     """
 
     aliases: dict[str, str]
     versions: tuple[ModelVersion, ...]
+    created: int = 0
 
     @cached_property
     def holdings(self) -> Holdings:
@@ -68,5 +70,5 @@ async def read_state(registry: ModelRegistry, model: str) -> State:
     :raises ModelNotFoundError: no such model
     :raises TrackingError: MLflow does not answer, or refuses
     """
-    aliases = (await registry.get_model(model)).aliases
-    return State(aliases, tuple(await registry.versions(model)))
+    found = await registry.get_model(model)
+    return State(found.aliases, tuple(await registry.versions(model)), found.created)

@@ -83,7 +83,7 @@ class History(RunStore):
     async def append(self, ledger: Ledger, entry: Entry) -> Entry:
         """Write the next entry, unless somebody else did since ``ledger`` was read.
 
-        :param entry: its number, its time and the digest of the one before are filled in
+        :param entry: its number, its time, the digest of the one before and the model's are filled in
         :returns: the entry as it is written
         :raises HistoryMovedError: somebody else did; nothing is left of this one
         """
@@ -92,6 +92,7 @@ class History(RunStore):
             number=ledger.last_number + 1,
             model=self.model,
             previous=ledger.last_digest,
+            model_created=ledger.model_created,
             at=entry.at or datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="seconds"),
         ).fitted()
         if await self.has_moved_past(ledger.last_number):  # before a run is made in vain

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from nighttrain.providers.measured import Measured, NoNumber, read
 from nighttrain.providers.registry.gates.verdicts import VerdictKind, show_number
-from nighttrain.providers.registry.version_page.markdown import link, row, text
+from nighttrain.providers.registry.markdown import link, row, text
 from nighttrain.providers.tracking.names import MAX_DESCRIPTION
 
 BEGIN, END = "<!-- nighttrain: written anew with each verdict -->", "<!-- /nighttrain -->"

@@ -49,7 +49,8 @@ def judge(metric: Metric, tallies: Sequence[Tally], *, false_alarms: float, let_
         verdict=verdict,
         sentence=(
             f"{metric.name}: the distributions of {requests:,} predictions of the candidate and "
-            f"{stable_requests:,} of the stable version are {distance:.3g} apart, {says}; {metric.limit:.3g} is tolerable."
+            f"{stable_requests:,} of the stable version are {distance:.3g} apart, {says}; "
+            f"{metric.limit:.3g} is tolerable."
         ),
         evidence={**evidence, "distance": distance, "lower": lower, "upper": upper},
     )

@@ -13,7 +13,7 @@ from nighttrain.providers.serving.analysis.metrics import LET_THROUGH, Analysis,
 from nighttrain.providers.serving.analysis.tallies import add
 from nighttrain.providers.serving.analysis.values import Judgement, Tally, Verdict
 
-__all__ = ["add", "judge", "judge_all", "overall"]
+__all__ = ["add", "false_alarms_each", "judge", "judge_all", "overall"]
 
 _SEVERITY = (Verdict.FAILED, Verdict.ERROR, Verdict.INCONCLUSIVE)
 
@@ -23,8 +23,7 @@ def judge_all(analysis: Analysis, tallies: Mapping[str, Sequence[Tally]]) -> tup
 
     :param tallies: by the metric's name; none is no data
     """
-    tests = sum(metric.kind is not Kind.NUMBER for metric in analysis.metrics)
-    each = analysis.false_alarms / max(tests, 1)
+    each = false_alarms_each(analysis)
     return tuple(
         judge(
             metric,
@@ -34,6 +33,12 @@ def judge_all(analysis: Analysis, tallies: Mapping[str, Sequence[Tally]]) -> tup
         )
         for metric in analysis.metrics
     )
+
+
+def false_alarms_each(analysis: Analysis) -> float:
+    """The probability of a false alarm that each test is given; numbers are no tests."""
+    tests = sum(metric.kind is not Kind.NUMBER for metric in analysis.metrics)
+    return analysis.false_alarms / max(tests, 1)
 
 
 def judge(

@@ -11,12 +11,13 @@ from nighttrain.providers.serving.analysis.sequences import (
     Side,
     Stratum,
     excess_of,
-    log_excess,
+    log_below,
     log_rate,
+    rate_bounds,
     total,
     worse_since,
 )
-from nighttrain.providers.serving.analysis.tallies import evidence_of, stratum_of
+from nighttrain.providers.serving.analysis.tallies import ratios_of, stakes_of, stratum_of
 from nighttrain.providers.serving.analysis.values import Counts, Tally, Verdict
 
 # A version that is worse for certain is undone even where it is tolerable, but not for a twentieth of what
@@ -33,42 +34,45 @@ class Compared:
     """What the tallies of one metric say, sorted by what it can be compared with.
 
     :param strata: the requests to both versions, of each share that had both
-    :param evidence: of each of them that the candidate is worse
+    :param ratios: of each of them the evidence that the candidate is worse
+    :param stakes: of all of them the evidence that it is tolerable
     :param alone: the candidate's requests of shares that sent nothing to the stable version
     :param newest: the requests of the share that is routed now
     :param has_stable: there is a version to compare with, even if it gets no requests
     """
 
     strata: tuple[Stratum, ...]
-    evidence: tuple[tuple[float, ...], ...]
+    ratios: tuple[tuple[float, ...], ...]
+    stakes: tuple[float, ...]
     alone: Counts
     newest: Stratum
     has_stable: bool
 
     @property
     def candidate(self) -> Counts:
-        """All of the candidate's requests."""
-        return total(stratum.candidate for stratum in self.strata) + self.alone
+        """The candidate's requests that can be compared."""
+        return total(stratum.candidate for stratum in self.strata)
 
     @property
     def stable(self) -> Counts:
-        """The stable version's requests that the candidate's are compared with."""
+        """The stable version's requests that they are compared with."""
         return total(stratum.stable for stratum in self.strata)
 
 
 def compare(metric: Metric, tallies: Sequence[Tally]) -> Compared:
     """Sort the tallies of a metric that counts requests."""
     one_rate = metric.kind is Kind.DISAGREEMENT
-    both = [each for each in tallies if not one_rate and _has_both(each)]
-    alone = [each for each in tallies if one_rate or not _has_both(each)]
-    newest = stratum_of(tallies[-1]) if tallies else Stratum(candidate=Counts(), stable=Counts())
+    strata = [stratum_of(each) for each in tallies]
     if one_rate:
-        newest = Stratum(candidate=newest.candidate, stable=Counts())
+        strata = [Stratum(candidate=each.candidate, stable=Counts()) for each in strata]
+    both = [tally for tally, stratum in zip(tallies, strata, strict=True) if stratum.compared]
+    stakes = zip(*(stakes_of(tally) for tally in both), strict=True)
     return Compared(
-        strata=tuple(stratum_of(each) for each in both),
-        evidence=tuple(evidence_of(each) for each in both),
-        alone=total(each.candidate for each in alone),
-        newest=newest,
+        strata=tuple(stratum for stratum in strata if stratum.compared),
+        ratios=tuple(ratios_of(tally) for tally in both),
+        stakes=tuple(map(sum, stakes)),
+        alone=total(stratum.candidate for stratum in strata if not stratum.compared),
+        newest=strata[-1] if strata else Stratum(candidate=Counts(), stable=Counts()),
         has_stable=not one_rate and any(each.stable is not None for each in tallies),
     )
 
@@ -86,8 +90,8 @@ def fails(metric: Metric, found: Compared, false_alarms: float) -> tuple[Stratum
     :param false_alarms: the probability that this ever happens to a version that is no worse, over all looks
     """
     needed = metric.min_requests
-    if found.strata and min(total_candidate(found.strata), found.stable.requests) >= needed:
-        evidence, start = worse_since(found.evidence)
+    if found.strata and min(found.candidate.requests, found.stable.requests) >= needed:
+        evidence, start = worse_since(found.ratios)
         strata = found.strata[start:]
         excess = excess_of(strata)
         certain = evidence >= -math.log(false_alarms * (1 - _ALONE))
@@ -95,7 +99,7 @@ def fails(metric: Metric, found: Compared, false_alarms: float) -> tuple[Stratum
             return strata
     if found.alone.requests >= needed:
         level = false_alarms * (_ALONE if found.has_stable else 1.0)
-        if _alone_evidence(metric, found, Side.AT_MOST) >= -math.log(level):
+        if _is_beyond(found.alone, metric.limit, found.stable, Side.AT_MOST, level):
             return (Stratum(candidate=found.alone, stable=found.stable),)
     return None
 
@@ -105,45 +109,43 @@ def passes(metric: Metric, found: Compared, let_through: float) -> bool:
 
     :param let_through: the probability that this ever happens to a version beyond the limit
     """
-    newest, threshold = found.newest, -math.log(let_through)
-    if newest.candidate.requests < metric.min_requests:
+    newest, limit = found.newest, metric.limit
+    if too_few(metric, found) or _excess_now(found) > limit:
         return False
-    if newest.stable.requests:
-        enough = newest.stable.requests >= metric.min_requests
-        return (
-            enough
-            and excess_of([newest]) <= metric.limit
-            and log_excess(found.strata, metric.limit, Side.AT_LEAST) >= threshold
-        )
-    if found.strata and log_excess(found.strata, metric.limit, Side.AT_LEAST) >= threshold:
-        return excess_of([Stratum(candidate=newest.candidate, stable=found.stable)]) <= metric.limit
-    return _alone_evidence(metric, found, Side.AT_LEAST) >= threshold
+    if found.strata:
+        evidence = log_below(found.stakes, found.candidate.requests, limit)
+        if newest.compared or evidence >= -math.log(let_through):
+            return evidence >= -math.log(let_through)
+    return _is_beyond(found.alone, limit, found.stable, Side.AT_LEAST, let_through)
 
 
 def too_few(metric: Metric, found: Compared) -> str | None:
-    """Which requests are too few to say anything, for people."""
+    """Which requests of the share that is routed now are too few to call it successful, for people."""
     newest, needed = found.newest, metric.min_requests
     if newest.candidate.requests < needed:
         return f"{newest.candidate.requests:,} requests to the candidate at this share, {needed:,} are needed"
-    if newest.stable.requests and newest.stable.requests < needed:
-        return (
-            f"{newest.stable.requests:,} requests to the stable version at this share, {needed:,} are needed"
-        )
+    if newest.compared and newest.stable.requests < needed:
+        have = f"{newest.stable.requests:,} requests to the stable version at this share"
+        return f"{have}, {needed:,} are needed"
     return None
 
 
-def total_candidate(strata: Sequence[Stratum]) -> int:
-    """The candidate's requests in all of them."""
-    return total(stratum.candidate for stratum in strata).requests
+def _excess_now(found: Compared) -> float:
+    """Of the share that is routed now, above the stable version's rate: of the same time, or of before."""
+    newest = found.newest
+    if newest.compared:
+        return excess_of([newest])
+    before = found.stable.bad / found.stable.requests if found.strata else 0.0
+    return newest.candidate.bad / newest.candidate.requests - before
 
 
-def _alone_evidence(metric: Metric, found: Compared, side: Side) -> float:
-    """Against the limit above the stable version's earlier rate, or above nothing where there is none."""
-    if not found.stable.requests:
-        return log_rate(found.alone, metric.limit, side)
-    stratum = Stratum(candidate=found.alone, stable=found.stable)
-    return log_excess([stratum], metric.limit, side)
+def _is_beyond(alone: Counts, limit: float, before: Counts, side: Side, alpha: float) -> bool:
+    """True if a rate is for certain on the other side of the limit above what the stable version had before.
 
-
-def _has_both(tally: Tally) -> bool:
-    return tally.candidate.requests > 0 and tally.stable is not None and tally.stable.requests > 0
+    Half of the errors are allowed to each of the two rates; without a stable version there is but one.
+    """
+    if not before.requests:
+        return log_rate(alone, limit, side) >= -math.log(alpha)
+    lower, upper = rate_bounds(before, alpha / 2)
+    most = min((upper if side is Side.AT_MOST else lower) + limit, 1.0)
+    return log_rate(alone, most, side) >= -math.log(alpha / 2)

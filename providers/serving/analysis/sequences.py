@@ -6,6 +6,10 @@ inequality), so looking every 30 seconds costs nothing, and nothing has to be pl
 "Statistical methods related to the law of the iterated logarithm", Annals of Mathematical Statistics 41
 (1970); Ramdas, Gruenwald, Vovk and Shafer, "Game-theoretic statistics and safe anytime-valid inference",
 Statistical Science 38 (2023). All e-values here are natural logarithms.
+
+Evidence is gathered interval by interval, each with its own split of the requests. So neither a rate that
+changes with the time of day nor a share that changes with the number of replicas is taken for a difference
+of the versions.
 """
 
 from __future__ import annotations
@@ -19,19 +23,21 @@ from nighttrain.providers.serving.analysis.values import Counts
 
 # How many times as often as the stable version's a candidate's requests may go wrong, and how likely each
 # ratio is taken to be beforehand. It decides how soon a bad version is found and not how often a good one is
-# accused. Most weight lies where finding takes longest; the last ratio is for a version that breaks all.
-_RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
-_WEIGHTS = (0.10, 0.20, 0.25, 0.20, 0.10, 0.05, 0.05, 0.05)
+# accused. Most weight lies where finding takes longest; the last ratio is for a version that breaks all. What
+# is less than about a twentieth worse is never found.
+_RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
+_WEIGHTS = (0.05, 0.10, 0.20, 0.25, 0.15, 0.10, 0.05, 0.05, 0.05)
+
+# The part of an e-value that is staked on one wrong request. Large stakes show soon that what hardly ever
+# goes wrong is tolerable, and lose most where much goes wrong, for which the small ones are.
+_STAKES = (0.01, 0.03, 0.1, 0.2, 0.35, 0.55, 0.8, 0.95)
 
 # A rate is taken to be anywhere (Jeffreys' distribution), or of a few percent, or below one in a hundred:
-# with the first alone, ruling out an excess of 0.01 takes twice as many requests where errors are rare.
+# with the first alone, ruling out a rate of 0.01 takes twice as many requests where little goes wrong.
 _RATES = ((0.5, 0.5), (0.5, 20.0), (0.5, 500.0))
 
-# Halvings of an interval from 0 to 1: far finer than what any number of requests can tell apart.
-_HALVINGS = 45
-
 # A bound for people is shown with at most four digits.
-_BOUND_HALVINGS = 20
+_HALVINGS = 20
 
 
 class Side(StrEnum):
@@ -43,7 +49,7 @@ class Side(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Stratum:
-    """Requests to both versions during one share.
+    """Requests to both versions, over the same time.
 
     :param both: requests that went wrong at both, where both had the same requests (``paired``)
     """
@@ -53,33 +59,77 @@ class Stratum:
     paired: bool = False
     both: int = 0
 
+    @property
+    def compared(self) -> bool:
+        """Both versions had requests."""
+        return self.candidate.requests > 0 and self.stable.requests > 0
+
+    @property
+    def worse(self) -> int:
+        """Requests that went wrong at the candidate; where both had the same, at it alone."""
+        return self.candidate.bad - self.both
+
+    @property
+    def better(self) -> int:
+        """Requests that went wrong at the stable version; where both had the same, at it alone."""
+        return self.stable.bad - self.both
+
 
 def log_ratios(stratum: Stratum) -> tuple[float, ...]:
     """The evidence of one interval that the candidate goes wrong more often, one number for each ratio.
 
-    Given how many requests went wrong in all, each of them was the candidate's with a probability of at most
-    ``w``, its share of the requests, if the candidate is no worse: whatever the rate is, and however it
-    changes from one interval to the next. If it is ``r`` times as high, the probability is
-    ``w r / (w r + 1 - w)``. Each wrong request multiplies the evidence by the ratio of these two
-    probabilities. Drawing without replacement only makes it smaller (Hoeffding, "Probability inequalities
-    for sums of bounded random variables", JASA 58 (1963), theorem 4). For the idea of conditioning on the
-    sum: Turner, Ly and Gruenwald, "Generic E-variables for exact sequential k-sample tests that allow for
-    optional stopping", Journal of Statistical Planning and Inference 230 (2024).
+    Given how many requests went wrong in all, each of them was the candidate's with a probability of ``w``, its
+    share of the requests, if both versions go wrong as often: whatever the rate is. If the candidate's rate
+    is ``r`` times the stable one's, the probability is ``w r / g`` with ``g = w r + 1 - w``. Each wrong request
+    multiplies the evidence by the ratio of these two: ``r / g`` for the candidate's, ``1 / g`` for the stable
+    version's. With ``n`` and ``m`` requests and rates ``p`` and ``q`` its mean is at most
+    ``exp((r - 1) / g * n m / (n + m) * (p - q))``, because ``1 + x <= exp(x)``: at most 1 if the candidate is
+    no worse. For conditioning on the sum see Turner, Ly and Gruenwald, "Generic E-variables for exact
+    sequential k-sample tests that allow for optional stopping", Journal of Statistical Planning and Inference
+    230 (2024).
 
     Where both versions had the same requests, those that went wrong at one only count, and ``w`` is a half
     (McNemar's test).
     """
-    candidate, stable = stratum.candidate, stratum.stable
-    total = candidate.requests + stable.requests
-    if not candidate.requests or not stable.requests:
+    if not stratum.compared:
         return (0.0,) * len(_RATIOS)
-    worse, better = candidate.bad - stratum.both, stable.bad - stratum.both
-    share = 0.5 if stratum.paired else candidate.requests / total
-    found = []
-    for ratio in _RATIOS:
-        grown = share * ratio + 1 - share
-        found.append(worse * math.log(ratio) - (worse + better) * math.log(grown))
-    return tuple(found)
+    candidate, stable = stratum.candidate.requests, stratum.stable.requests
+    share = candidate / (candidate + stable)
+    worse, wrong = stratum.worse, stratum.worse + stratum.better
+    return tuple(worse * math.log(ratio) - wrong * math.log(share * ratio + 1 - share) for ratio in _RATIOS)
+
+
+def log_stakes(stratum: Stratum) -> tuple[float, ...]:
+    """What one interval leaves of each stake on "the excess is below the limit"; see :func:`log_below`.
+
+    A wrong request of the candidate's costs the part ``u`` that is staked on it; each of the stable version's
+    gains ``u`` times the candidate's requests for one of the stable's.
+    """
+    if not stratum.compared:
+        return (0.0,) * len(_STAKES)
+    times = stratum.candidate.requests / stratum.stable.requests
+    return tuple(
+        stratum.worse * math.log1p(-stake) + stratum.better * math.log1p(stake * times) for stake in _STAKES
+    )
+
+
+def log_below(stakes: Sequence[float], requests: int, excess: float) -> float:
+    """The evidence against "the candidate's rate is at least ``excess`` above the stable version's".
+
+    With a stake of ``u``, ``n`` requests of the candidate and ``m`` of the stable version in an interval,
+    ``exp(u n excess) (1 - u) ** bad (1 + u n / m) ** stable_bad`` has a mean of at most
+    ``exp(u n (excess - p + q))``, for the rates ``p`` and ``q``, because ``1 + x <= exp(x)``. So the product
+    over the intervals is an e-process if the excess, in the mean over the candidate's requests, is at least
+    that; nothing need be known of ``q``. The result is the mean over the stakes. Waudby-Smith and Ramdas,
+    "Estimating means of bounded random variables by betting", JRSS B 86 (2024); Howard, Ramdas, McAuliffe
+    and Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence sequences", Annals of Statistics 49
+    (2021).
+
+    :param stakes: the sum of the intervals' :func:`log_stakes`
+    :param requests: the candidate's, in these intervals
+    """
+    each = [stake * requests * excess + left for stake, left in zip(_STAKES, stakes, strict=True)]
+    return log_sum(each) - math.log(len(_STAKES))
 
 
 def worse_since(shares: Sequence[Sequence[float]]) -> tuple[float, int]:
@@ -104,50 +154,26 @@ def worse_since(shares: Sequence[Sequence[float]]) -> tuple[float, int]:
     return log_sum([*logs, rest]), start
 
 
-def log_excess(strata: Sequence[Stratum], excess: float, side: Side) -> float:
-    """The evidence against "the candidate's rate is at most (or at least) ``excess`` above the stable one's".
-
-    The probability of what was seen, where the rates are not known beforehand (a mixture of beta
-    distributions), divided by its largest probability under the hypothesis. Each stratum may have rates of
-    its own under the hypothesis, so that a rate that changes with the time of day, together with the share,
-    is not taken for a difference of the versions. A mixture over a likelihood that is maximal is at most the
-    likelihood ratio to the truth, whose mean is 1: Robbins (1970); Wasserman, Ramdas and Balakrishnan,
-    "Universal inference", PNAS 117 (2020).
-    """
-    unpaired = [stratum for stratum in strata if not stratum.paired]
-    paired = [stratum for stratum in strata if stratum.paired]
-    evidence = sum(-_largest(stratum, excess, side) for stratum in strata)
-    if unpaired:
-        evidence += _log_rate_mixture(total(stratum.candidate for stratum in unpaired))
-        evidence += _log_rate_mixture(total(stratum.stable for stratum in unpaired))
-    if paired:
-        worse = sum(stratum.candidate.bad - stratum.both for stratum in paired)
-        better = sum(stratum.stable.bad - stratum.both for stratum in paired)
-        requests = sum(stratum.candidate.requests for stratum in paired)
-        evidence += _log_rate_mixture(Counts(requests=requests, bad=worse + better))
-        evidence += _log_beta(0.5 + worse, 0.5 + better) - _log_beta(0.5, 0.5)
-    return evidence
-
-
 def log_rate(counts: Counts, rate: float, side: Side) -> float:
-    """The evidence against "the rate is at most (or at least) ``rate``"; see :func:`log_excess`."""
+    """The evidence against "the rate is at most (or at least) ``rate``".
+
+    The probability of what was seen if the rate is not known (a mixture of beta distributions), divided by
+    its largest probability under the hypothesis. Robbins (1970).
+    """
     found = counts.bad / counts.requests if counts.requests else rate
     nearest = min(found, rate) if side is Side.AT_MOST else max(found, rate)
     good = counts.requests - counts.bad
-    return _log_rate_mixture(counts) - _log_power(counts.bad, nearest) - _log_power(good, 1 - nearest)
+    return _log_any_rate(counts) - _log_power(counts.bad, nearest) - _log_power(good, 1 - nearest)
 
 
-def excess_bounds(strata: Sequence[Stratum], alpha: float) -> tuple[float, float]:
-    """A lower and an upper bound of the excess; each is wrong at any time with probability ``alpha``."""
-    point = excess_of(strata)
+def upper_excess(stakes: Sequence[float], requests: int, alpha: float) -> float:
+    """An upper bound of the excess, over all intervals; it is ever wrong with a probability of ``alpha``."""
     threshold = -math.log(alpha)
-    lower = _last_refused(-1.0, point, lambda at: log_excess(strata, at, Side.AT_MOST) >= threshold)
-    upper = _last_refused(1.0, point, lambda at: log_excess(strata, at, Side.AT_LEAST) >= threshold)
-    return lower, upper
+    return _last_refused(1.0, -1.0, lambda at: log_below(stakes, requests, at) >= threshold)
 
 
 def rate_bounds(counts: Counts, alpha: float) -> tuple[float, float]:
-    """A lower and an upper bound of a rate; each is wrong at any time with probability ``alpha``."""
+    """A lower and an upper bound of a rate; each is ever wrong with a probability of ``alpha``."""
     point = counts.bad / counts.requests if counts.requests else 0.5
     threshold = -math.log(alpha)
     lower = _last_refused(0.0, point, lambda at: log_rate(counts, at, Side.AT_MOST) >= threshold)
@@ -186,56 +212,7 @@ def log_sum(logs: Sequence[float]) -> float:
     return largest + math.log(sum(math.exp(each - largest) for each in logs))
 
 
-def _largest(stratum: Stratum, excess: float, side: Side) -> float:
-    """The largest log-likelihood under the hypothesis."""
-    found = excess_of([stratum])
-    if (found <= excess) is (side is Side.AT_MOST):
-        excess = found
-    return _largest_paired(stratum, excess) if stratum.paired else _largest_unpaired(stratum, excess)
-
-
-def _largest_unpaired(stratum: Stratum, excess: float) -> float:
-    """Over all rates of the stable version, the candidate's being ``excess`` higher."""
-    bad, good = stratum.candidate.bad, stratum.candidate.requests - stratum.candidate.bad
-    stable_bad, stable_good = stratum.stable.bad, stratum.stable.requests - stratum.stable.bad
-
-    def slope(rate: float) -> float:
-        higher = rate + excess
-        return (
-            (bad / higher if bad else 0.0)
-            - (good / (1 - higher) if good else 0.0)
-            + (stable_bad / rate if stable_bad else 0.0)
-            - (stable_good / (1 - rate) if stable_good else 0.0)
-        )
-
-    rate = _zero(slope, max(0.0, -excess), min(1.0, 1.0 - excess))
-    return (
-        _log_power(bad, rate + excess)
-        + _log_power(good, 1 - rate - excess)
-        + _log_power(stable_bad, rate)
-        + _log_power(stable_good, 1 - rate)
-    )
-
-
-def _largest_paired(stratum: Stratum, excess: float) -> float:
-    """Over all rates of "wrong at the stable version only", the opposite one being ``excess`` higher."""
-    worse, better = stratum.candidate.bad - stratum.both, stratum.stable.bad - stratum.both
-    same = stratum.candidate.requests - worse - better
-
-    def slope(rate: float) -> float:
-        return (
-            (worse / (rate + excess) if worse else 0.0)
-            + (better / rate if better else 0.0)
-            - (2 * same / (1 - 2 * rate - excess) if same else 0.0)
-        )
-
-    rate = _zero(slope, max(0.0, -excess), (1.0 - excess) / 2)
-    return (
-        _log_power(worse, rate + excess) + _log_power(better, rate) + _log_power(same, 1 - 2 * rate - excess)
-    )
-
-
-def _log_rate_mixture(counts: Counts) -> float:
+def _log_any_rate(counts: Counts) -> float:
     """The probability of so many wrong requests, in the order they came, where the rate is not known."""
     good = counts.requests - counts.bad
     each = [_log_beta(a + counts.bad, b + good) - _log_beta(a, b) for a, b in _RATES]
@@ -253,19 +230,9 @@ def _log_power(times: float, probability: float) -> float:
     return times * math.log(probability) if probability > 0 else -math.inf
 
 
-def _zero(falling: Callable[[float], float], lower: float, upper: float) -> float:
-    for _ in range(_HALVINGS):
-        middle = (lower + upper) / 2
-        if falling(middle) > 0:
-            lower = middle
-        else:
-            upper = middle
-    return (lower + upper) / 2
-
-
 def _last_refused(refused: float, held: float, is_refused: Callable[[float], bool]) -> float:
     """Between a value that is refused and one that is not, where the one becomes the other."""
-    for _ in range(_BOUND_HALVINGS):
+    for _ in range(_HALVINGS):
         middle = (refused + held) / 2
         if is_refused(middle):
             refused = middle

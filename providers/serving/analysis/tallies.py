@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from nighttrain.providers.serving.analysis.sequences import Stratum, log_ratios
+from nighttrain.providers.serving.analysis.sequences import Stratum, log_ratios, log_stakes
 from nighttrain.providers.serving.analysis.values import KEPT_VALUES, Counts, Sample, Tally
+
+N = TypeVar("N", int, float)
 
 
 def add(tallies: Sequence[Tally], sample: Sample, *, share: float) -> tuple[Tally, ...]:
@@ -33,9 +36,14 @@ def add(tallies: Sequence[Tally], sample: Sample, *, share: float) -> tuple[Tall
     return (*held, _with_counts(last, sample.candidate, sample.stable, sample.both))
 
 
-def evidence_of(tally: Tally) -> tuple[float, ...]:
+def ratios_of(tally: Tally) -> tuple[float, ...]:
     """What the intervals of one share say about "the candidate is worse", added up."""
-    return tally.evidence or log_ratios(stratum_of(tally))
+    return tally.ratios or log_ratios(stratum_of(tally))
+
+
+def stakes_of(tally: Tally) -> tuple[float, ...]:
+    """What the intervals of one share say about "it is tolerable", added up."""
+    return tally.stakes or log_stakes(stratum_of(tally))
 
 
 def stratum_of(tally: Tally) -> Stratum:
@@ -52,22 +60,19 @@ def _with_counts(tally: Tally, candidate: Counts, stable: Counts | None, both: i
         paired=tally.paired,
         both=both if tally.paired else 0,
     )
-    evidence = log_ratios(compared)
     return replace(
         tally,
         candidate=tally.candidate + candidate,
         stable=(tally.stable or Counts()) + stable if stable else tally.stable,
         both=tally.both + compared.both,
-        evidence=tuple(
-            a + b for a, b in zip(tally.evidence or (0.0,) * len(evidence), evidence, strict=True)
-        ),
+        ratios=_sums(tally.ratios, log_ratios(compared)),
+        stakes=_sums(tally.stakes, log_stakes(compared)),
     )
 
 
 def _with_bins(tally: Tally, sample: Sample) -> Tally:
-    nothing = (0,) * len(sample.candidate_bins)
-    candidate = _sums(tally.candidate_bins or nothing, sample.candidate_bins)
-    stable = _sums(tally.stable_bins or nothing, sample.stable_bins)
+    candidate = _sums(tally.candidate_bins, sample.candidate_bins)
+    stable = _sums(tally.stable_bins, sample.stable_bins)
     return replace(
         tally,
         candidate=Counts(requests=sum(candidate)),
@@ -77,8 +82,8 @@ def _with_bins(tally: Tally, sample: Sample) -> Tally:
     )
 
 
-def _sums(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
-    return tuple(a + b for a, b in zip(one, other, strict=True))
+def _sums(held: Sequence[N], more: Sequence[N]) -> tuple[N, ...]:
+    return tuple(a + b for a, b in zip(held, more, strict=True)) if held else tuple(more)
 
 
 def _same_form(tally: Tally, sample: Sample) -> bool:

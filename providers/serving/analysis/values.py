@@ -67,8 +67,10 @@ class Tally:
     :param share: the candidate's share of the requests, 0 to 1; within one tally it does not change
     :param paired: candidate and stable answered the same requests
     :param both: where paired, the requests that went wrong at both
-    :param evidence: that the candidate is worse, from each interval's own split of the requests: the
-        logarithms that :func:`~nighttrain.providers.serving.analysis.sequences.log_ratios` gives, added up
+    :param ratios: the evidence that the candidate is worse, from each interval's own split of the requests:
+        what :func:`~nighttrain.providers.serving.analysis.sequences.log_ratios` gives, added up
+    :param stakes: the evidence that it is tolerable: what
+        :func:`~nighttrain.providers.serving.analysis.sequences.log_stakes` gives, added up
     :param values: of a metric that is a number, the newest last; at most :data:`KEPT_VALUES`
     :param candidate_bins: of a distance, how many predictions fell into each bin
     :param stable_bins: the stable version's, in the same bins
@@ -81,7 +83,8 @@ class Tally:
     stable: Counts | None = None
     paired: bool = False
     both: int = 0
-    evidence: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
+    stakes: tuple[float, ...] = ()
     values: tuple[float | None, ...] = ()
     candidate_bins: tuple[int, ...] = ()
     stable_bins: tuple[int, ...] = ()
@@ -92,7 +95,7 @@ class Tally:
     def from_dict(cls, given: Mapping[str, Any]) -> Tally:
         """A tally from plain values, as ``dataclasses.asdict`` and JSON leave them."""
         stable = given.get("stable")
-        lists = ("evidence", "values", "candidate_bins", "stable_bins")
+        lists = ("ratios", "stakes", "values", "candidate_bins", "stable_bins")
         read = {
             "candidate": Counts(**given["candidate"]),
             "stable": None if stable is None else Counts(**stable),

@@ -10,10 +10,11 @@ from nighttrain.providers.serving.analysis.metrics import Kind, Metric
 from nighttrain.providers.serving.analysis.rates import Compared, fails, too_few
 from nighttrain.providers.serving.analysis.sequences import (
     Stratum,
-    excess_bounds,
     excess_of,
+    log_stakes,
     rate_bounds,
     total,
+    upper_excess,
     worse_since,
 )
 from nighttrain.providers.serving.analysis.values import Counts, Judgement, Verdict
@@ -38,7 +39,10 @@ def of_rates(
     return Judgement(
         metric=metric.name,
         verdict=verdict,
-        sentence=f"{metric.name}: {_counted(metric, shown)}{_says(metric, found, verdict, evidence)}",
+        sentence=(
+            f"{metric.name}: {_counted(metric, shown)}{_says(metric, found, verdict, evidence, len(shown))}"
+            f"{_since_everything(found, verdict)}"
+        ),
         evidence=evidence,
     )
 
@@ -73,13 +77,30 @@ def _evidence(
         lower, upper = rate_bounds(candidate, let_through)
         rate = candidate.bad / candidate.requests
         return {**evidence, "rate": rate, "lower": lower, "upper": upper}
-    lower, upper = excess_bounds(shown, let_through)
+    lower, upper = _bounds(shown, let_through)
     evidence |= {"stable_requests": stable.requests, "stable_bad": stable.bad}
     evidence |= {"excess": excess_of(shown), "lower": lower, "upper": upper}
-    if found.evidence:
+    if found.ratios:
         # As a power of ten: what is against "no worse", from one in a hundred on is 2.
-        evidence["log10_evidence"] = worse_since(found.evidence)[0] / math.log(10)
+        evidence["log10_evidence"] = worse_since(found.ratios)[0] / math.log(10)
     return evidence
+
+
+def _bounds(strata: Sequence[Stratum], alpha: float) -> tuple[float, float]:
+    """Of the excess; each share counts as one interval, which changes a bound for people but little."""
+    turned = [
+        Stratum(candidate=each.stable, stable=each.candidate, paired=each.paired, both=each.both)
+        for each in strata
+    ]
+    upper, lower = (
+        upper_excess(
+            [sum(each) for each in zip(*map(log_stakes, side), strict=True)],
+            total(stratum.candidate for stratum in side).requests,
+            alpha,
+        )
+        for side in (strata, turned)
+    )
+    return min(-lower, excess_of(strata)), upper
 
 
 def _counted(metric: Metric, shown: Sequence[Stratum]) -> str:
@@ -101,27 +122,46 @@ def _rate(counts: Counts) -> str:
     return f" ({percent(counts.bad / counts.requests)})"
 
 
-def _says(metric: Metric, found: Compared, verdict: Verdict, evidence: dict[str, Any]) -> str:
-    limit = f"{percent(metric.limit)} {'more ' if 'excess' in evidence else ''}is tolerable"
+def _says(metric: Metric, found: Compared, verdict: Verdict, evidence: dict[str, Any], shares: int) -> str:
+    compared = "excess" in evidence
+    limit = f"{metric.limit * 100:.3g}{'' if compared else ' %'} is tolerable"
     if verdict is Verdict.INCONCLUSIVE:
         few = too_few(metric, found)
         if few or "lower" not in evidence:
             return f"{few or 'No requests'}."
-        return f"{_between(evidence)}; {limit}, so more requests have to tell."
+        if evidence["upper"] <= metric.limit:
+            return f"{_between(evidence, shares)}, but not at the share that is routed now; {limit}."
+        return f"{_between(evidence, shares)}; {limit}, so more requests have to tell."
     if verdict is Verdict.SUCCESSFUL:
-        most = evidence["upper"]
-        return f"At most {percent(max(most, 0.0))}{' more' if 'excess' in evidence else ''}; {limit}."
+        return f"{_most(evidence, shares)}; {limit}."
+    if not compared:
+        return f"That is more than chance makes; {limit}."
+    return f"That is {_points(evidence['excess'])} more, and more than chance makes, however often one looks."
+
+
+def _since_everything(found: Compared, verdict: Verdict) -> str:
+    """What is not in the comparison: the time after 100 percent."""
+    alone = found.alone
+    if verdict is Verdict.FAILED or not found.strata or not alone.requests:
+        return ""
+    return f" Since it gets all requests, {_of(alone)}{_rate(alone)}."
+
+
+def _most(evidence: dict[str, Any], shares: int) -> str:
+    upper = evidence["upper"]
     if "excess" not in evidence:
-        return f"That is more than chance; {limit}."
-    return (
-        f"It is worse by {percent(evidence['excess'])}, which is more than chance, however often one looks."
-    )
+        return f"At most {percent(upper)}"
+    most = f"at most {_points(upper)} more" if upper >= 0 else f"at least {_points(-upper)} less"
+    return f"Share by share {most}" if shares > 1 else most.capitalize()
 
 
-def _between(evidence: dict[str, Any]) -> str:
+def _between(evidence: dict[str, Any], shares: int) -> str:
     lower, upper = evidence["lower"], evidence["upper"]
     if "excess" not in evidence:
         return f"The rate is between {percent(lower)} and {percent(upper)}"
-    low = f"{percent(-lower)} less" if lower < 0 else f"{percent(lower)} more"
-    high = f"{percent(-upper)} less" if upper < 0 else f"{percent(upper)} more"
-    return f"That is between {low} and {high} than the stable version's"
+    low, high = (f"{_points(abs(each))} {'less' if each < 0 else 'more'}" for each in (lower, upper))
+    return f"{'Share by share that' if shares > 1 else 'That'} is between {low} and {high}"
+
+
+def _points(share: float) -> str:
+    return f"{share * 100:.3g} percentage points"

@@ -32,6 +32,7 @@ class Capabilities:
 
     :param shadow: requests can be copied to the candidate, whose answers nobody sees
     :param shadow_shares: so can a share of them, not only all
+    :param no_shadow_because: why requests cannot be copied, in words
     :param headers: testers can choose a version by a header
     :param split_seen_in: where the effective split is read back, in words for people
     """
@@ -40,6 +41,7 @@ class Capabilities:
     split_seen_in: str
     shadow: bool = False
     shadow_shares: bool = False
+    no_shadow_because: str = ""
     headers: bool = False
 
 
@@ -95,10 +97,12 @@ class Address:
     """Where requests can be sent, by whoever is in the cluster's network.
 
     :param url: base address, without a path of the model server's
+    :param named_url: the same by name, for who can resolve the cluster's names
     :param headers: to be sent with each request, e.g. ``Host``
     """
 
     url: str
+    named_url: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

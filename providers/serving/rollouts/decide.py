@@ -414,7 +414,7 @@ def _undoing(state: State, seen: Seen, now: float) -> State:
         return state
     stable = state.target.stable
     serves = f"version {stable} serves" if stable else "nothing serves"
-    return state.entering(Phase.UNDONE, now, f"undone, {serves}: {state.reason}")
+    return state.entering(Phase.UNDONE, now, f"undone: {serves}")
 
 
 def _back(state: State, now: float, why: str) -> State:

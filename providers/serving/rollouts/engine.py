@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
     ClusterUnreachableError,
@@ -41,8 +41,20 @@ if TYPE_CHECKING:
     from nighttrain.providers.serving.analysis.metrics import Analysis
     from nighttrain.providers.serving.analysis.sources.base import Source
     from nighttrain.providers.serving.analysis.values import Sample
-    from nighttrain.providers.serving.backends.traffic import Look, Progress, TrafficBackend
-    from nighttrain.providers.serving.rollouts.surroundings import AskRoute, Recorder, Registrar, WarmUp
+    from nighttrain.providers.serving.backends.traffic import (
+        Addresses,
+        Look,
+        Progress,
+        Target,
+        TrafficBackend,
+    )
+    from nighttrain.providers.serving.rollouts.surroundings import (
+        AskRoute,
+        CheckMetric,
+        Recorder,
+        Registrar,
+        WarmUp,
+    )
     from nighttrain.providers.serving.spec import ServingSpec
 
 # A change is followed within a second; while a share is held, an order is obeyed within two.
@@ -61,9 +73,8 @@ _ASK_ROUTE = frozenset({Phase.SHIFTING, Phase.SWITCHING, Phase.DRAINING})
 class _Driving:
     """What one process remembers while it drives; another process starts without it."""
 
-    told: int = 0
+    told: int
     names_looked_at: float = 0.0
-    outage: str = ""
     readiness: str = ""
     answers: RouteAnswers = field(default_factory=RouteAnswers)
 
@@ -72,8 +83,10 @@ class RolloutEngine:
     """Takes versions to production step by step on one serving system, watches them, and undoes them.
 
     :param sources: by the type that a metric names
+    :param check_metric: refuses a metric whose source cannot be
     :param ask_route: ``None`` where the route cannot be reached from here: then shares are believed from
         where the serving system says them
+    :param setting: what another process needs to open an engine like this one; kept with the state
     :param clock: seconds since 1970
     """
 
@@ -84,9 +97,11 @@ class RolloutEngine:
         registrar: Registrar,
         *,
         sources: Mapping[str, Source],
+        check_metric: CheckMetric,
         ask_route: AskRoute | None = None,
         warm_up: WarmUp | None = None,
         recorder: Recorder | None = None,
+        setting: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -94,9 +109,11 @@ class RolloutEngine:
         self._store = store
         self._registrar = registrar
         self._sources = sources
+        self._check_metric = check_metric
         self._ask_route = ask_route
         self._warm_up = warm_up
         self._recorder = recorder
+        self._setting = dict(setting or {})
         self._clock = clock
         self._sleep = sleep
 
@@ -124,7 +141,7 @@ class RolloutEngine:
         """
         spec.validate()
         strategy.validate()
-        self._check_sources(strategy)
+        self._check_metrics(strategy)
         require_possible(strategy, self._backend.name, await self._backend.capabilities(spec.namespace))
         while True:
             kept = await self._store.read(spec.endpoint, spec.namespace)
@@ -160,6 +177,7 @@ class RolloutEngine:
             names=names,
             begun_at=now,
             since=now,
+            setting=self._setting,
             startup_seconds=spec.startup_timeout_seconds,
             moved=bool(names) and holder == spec.version,
             replaces=holder if names.alias and holder != spec.version else None,
@@ -168,20 +186,13 @@ class RolloutEngine:
         text = f"rollout of version {spec.version} on {spec.endpoint} begins{beside}"
         return (await self._store.begin(state.entering(Phase.STARTING, now, text), kept)).state
 
-    def _check_sources(self, strategy: Strategy) -> None:
+    def _check_metrics(self, strategy: Strategy) -> None:
         for number, metric in enumerate(strategy.analysis.metrics if strategy.analysis else ()):
-            if metric.source["type"] not in self._sources:
-                raise ConfigurationError(
-                    f"strategy.analysis.metrics[{number}].source.type",
-                    metric.source["type"],
-                    f"there is no such source; known: {', '.join(sorted(self._sources))}",
-                )
+            self._check_metric(f"strategy.analysis.metrics[{number}]", metric, strategy.golden)
 
     async def _supersede(self, kept: Kept, spec: ServingSpec, actor: str, tell: Progress) -> None:
         state = kept.state
-        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(
-            state, actor
-        ):
+        if state.phase not in UNDER_WAY_BACK and not await self._may_be_superseded(state, actor):
             raise RolloutUnderWayError(
                 f"{state.describe()}, begun by {state.actor}; one rollout of an endpoint at a time. Wait for "
                 f"it, or end it: nighttrain rollout abort {spec.endpoint}"
@@ -219,39 +230,48 @@ class RolloutEngine:
         :raises NothingToRollBackToError: nothing was ever rolled out there
         :raises RolloutFailedError: another rollout has taken its place
         """
-        driving = _Driving()
+        driving: _Driving | None = None
+        outage = ""
         while True:
             try:
                 kept = await self._read(endpoint, namespace, rollout_id)
+                driving = driving or _Driving(told=kept.state.events[-1].number - 1)
                 self._tell(kept.state, driving, tell)
                 if (until and until(kept.state)) or (kept.state.ended and await self._is_settled(kept)):
                     return kept.state
                 kept = await self._once(kept, spec, driving, tell)
-                driving.outage = ""
+                outage = ""
                 pause = HELD_POLL_SECONDS if kept.state.phase in HELD | {Phase.HOLDING} else POLL_SECONDS
             except (ObjectConflictError, RolloutMovedError):
                 pause = 0.0
             except (ClusterUnreachableError, TrackingUnreachableError) as error:
-                if not driving.outage:
+                if not outage:
                     tell(f"{endpoint}: waiting: {error}")
-                driving.outage = str(error)
+                outage = str(error)
                 pause = OUTAGE_POLL_SECONDS
             await self._sleep(pause)
 
-    async def order(self, endpoint: str, namespace: str, order: Order, *, by: str, reason: str = "") -> State:
-        """Leave a person's order for whoever drives the rollout.
-
-        :raises NothingToRollBackToError: nothing was ever rolled out there
-        :raises RolloutFailedError: it has ended
-        """
-        while True:
-            kept = await self._read(endpoint, namespace, None)
-            if kept.state.ended:
-                raise RolloutFailedError(f"{kept.state.describe()}; there is nothing to {order}")
+    async def abort(
+        self, endpoint: str, namespace: str, rollout_id: str, *, by: str, reason: str, tell: Progress
+    ) -> None:
+        """Undo this rollout, if it is under way and has not got everything: traffic first, then the rest."""
+        kept = await self._store.read(endpoint, namespace)
+        while kept is not None and kept.state.rollout_id == rollout_id and not kept.state.ended:
             try:
-                return (await self._store.ask(kept, order, by=by, reason=reason)).state
+                await self._store.ask(kept, Order.ABORT, by=by, reason=reason)
             except RolloutMovedError:
+                kept = await self._store.read(endpoint, namespace)
                 continue
+            await self.drive(endpoint, namespace, rollout_id=rollout_id, tell=tell)
+            return
+
+    async def target(self, spec: ServingSpec) -> Target:
+        """The endpoint and its versions as they are now; nothing is changed."""
+        return await self._backend.begin(spec)
+
+    async def addresses(self, target: Target) -> Addresses:
+        """Where the endpoint and its versions answer."""
+        return await self._backend.addresses(target)
 
     async def status(self, endpoint: str, namespace: str) -> State | None:
         """The endpoint's rollout, under way or ended; ``None`` if there never was one."""
@@ -284,8 +304,9 @@ class RolloutEngine:
         if state.ended:
             return await self._note(kept)
         look = await self._backend.look(state.target)
-        if look.readiness.detail != driving.readiness and not state.brought_up:
+        if state.brought_up and state.phase is Phase.STARTING and look.readiness.detail != driving.readiness:
             driving.readiness = look.readiness.detail
+            tell(f"{state.target.endpoint}: version {state.target.candidate}: {driving.readiness}")
         seen, samples = await self._see(kept, look, driving)
         following, actions = decide(state, seen, self._clock())
         if samples and self._recorder:

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.errors import ConfigurationError, NothingToRollBackToError
 from nighttrain.providers.kubernetes.api.client import shared_client
 from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.serving.analysis.sources.choice import Ways, check_source, make_sources
 from nighttrain.providers.serving.backends.choice import check_backend, make_backend
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.http_route import ask_route
+from nighttrain.providers.serving.rollouts.record import MLflowRecorder
 from nighttrain.providers.serving.rollouts.registry_side import MLflowRegistrar
 from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.tracking.client import MLflowClient
@@ -72,6 +74,17 @@ class Setting:
         return cls(**{**given, "measured_from": MeasuredFrom(given["measured_from"])})
 
 
+async def setting_of(client: ClusterClient, endpoint: str, namespace: str) -> Setting:
+    """Where the endpoint's rollout happens, as whoever began it said.
+
+    :raises NothingToRollBackToError: there is none
+    """
+    kept = await RolloutStore(client).read(endpoint, namespace)
+    if kept is None:
+        raise NothingToRollBackToError(f"there is no rollout of {endpoint} in namespace {namespace}")
+    return Setting.from_dict(kept.state.setting)
+
+
 @asynccontextmanager
 async def open_engine(
     cluster: ClusterConfig, tracking: TrackingConfig, setting: Setting
@@ -83,10 +96,15 @@ async def open_engine(
 
 def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -> RolloutEngine:
     """An engine on open clients."""
+    in_cluster = setting.measured_from is MeasuredFrom.CLUSTER
+    ways = Ways(client=client, mlflow=mlflow, in_cluster=in_cluster, image=setting.image)
     return RolloutEngine(
         make_backend(client, setting.backend),
         RolloutStore(client),
         MLflowRegistrar(ModelRegistry(mlflow)),
-        sources={},
+        sources=make_sources(ways),
+        check_metric=check_source,
         ask_route=ask_route,
+        recorder=MLflowRecorder(mlflow),
+        setting=setting.to_dict(),
     )

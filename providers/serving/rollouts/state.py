@@ -15,8 +15,8 @@ from nighttrain.providers.serving.strategy import Shadow, Strategy, Weight
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# As many as a person reads, and small beside the limit of a megabyte on the object that keeps the state.
-_EVENTS, _TEXT = 60, 500
+# As many as a person reads, each with a pod's last lines; small beside the megabyte that the object may have.
+_EVENTS, _TEXT = 60, 3000
 
 # Two numbers a minute for two hours at full detail; then every second one is dropped, and so on.
 _POINTS = 240
@@ -143,6 +143,7 @@ class State:
     :param revision: grows with every write
     :param fence: the revision at the last change of phase: what a process that comes too late does not have
     :param applied: the fence that was seen on the objects last: an older one there was put back by somebody
+    :param setting: where it happens, and from where it is seen, as ``Setting.to_dict`` gives it
     :param startup_seconds: how long the candidate may take to become ready
     :param brought_up: what the candidate needs was made
     :param step: the index into the strategy's steps; their number is everything
@@ -172,6 +173,7 @@ class State:
     revision: int = 0
     fence: int = 0
     applied: int = 0
+    setting: Mapping[str, Any] = field(default_factory=dict)
     startup_seconds: float = 600.0  # as ServingSpec's
     brought_up: bool = False
     paused: bool = False
@@ -216,8 +218,10 @@ class State:
 
     def entering(self, phase: Phase, now: float, text: str, **changed: Any) -> State:
         """The state at the beginning of a phase, with a line that says so."""
-        values = {"phase": phase, "since": now, "fence": self.revision + 1, "sighted_at": now, "looks": 0}
-        return replace(self, **(values | changed)).saying(now, text, to_note=phase in _NOTED)
+        begun = replace(
+            self, phase=phase, since=now, fence=self.revision + 1, sighted_at=now, looks=0, **changed
+        )
+        return begun.saying(now, text, to_note=phase in _NOTED)
 
     def saying(self, now: float, text: str, *, to_note: bool = False) -> State:
         """The state with one more line.
@@ -260,6 +264,14 @@ class State:
                 "the rollout's state cannot be read: it was edited, or written by another release of "
                 f"nighttrain ({type(error).__name__}: {clip(str(error), 200)})"
             ) from error
+
+
+def has_held(state: State, step: int) -> bool:
+    """True once the rollout has gone past a step; the number of steps stands for everything, held."""
+    if state.phase in (Phase.PROMOTING, Phase.PROMOTED):
+        return True
+    before = (Phase.STARTING, Phase.WARMING, *UNDER_WAY_BACK, Phase.UNDONE, Phase.STOPPED)
+    return state.phase not in before and state.step > step
 
 
 def _read(given: dict[str, Any]) -> State:

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import (
+    NothingToRollBackToError,
     ObjectConflictError,
     ObjectExistsError,
     ObjectNotFoundError,
+    RolloutFailedError,
     ServingError,
     WorkloadConflictError,
 )
@@ -81,6 +83,23 @@ class RolloutStore:
         number = max(kept.asked.number if kept.asked else 0, kept.state.obeyed) + 1
         asked = Asked(number=number, order=order, by=by, reason=reason)
         return await self._write(kept.state, asked, kept.resource_version)
+
+    async def order(self, endpoint: str, namespace: str, order: Order, *, by: str, reason: str = "") -> State:
+        """Leave a person's order for whoever drives the rollout.
+
+        :raises NothingToRollBackToError: nothing was ever rolled out there
+        :raises RolloutFailedError: it has ended
+        """
+        while True:
+            kept = await self.read(endpoint, namespace)
+            if kept is None:
+                raise NothingToRollBackToError(f"there is no rollout of {endpoint} in namespace {namespace}")
+            if kept.state.ended:
+                raise RolloutFailedError(f"{kept.state.describe()}; there is nothing to {order}")
+            try:
+                return (await self.ask(kept, order, by=by, reason=reason)).state
+            except RolloutMovedError:
+                continue
 
     async def _write(self, state: State, asked: Asked | None, resource_version: str | None) -> Kept:
         target = state.target

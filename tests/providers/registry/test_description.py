@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nighttrain.providers.registry.markdown import cell, link, text
 from nighttrain.providers.registry.version_page.description import (
     BEGIN,
     END,
@@ -17,7 +19,6 @@ from nighttrain.providers.registry.version_page.description import (
     describe,
     persons_part,
 )
-from nighttrain.providers.registry.version_page.markdown import link, text
 from nighttrain.providers.tracking.names import MAX_DESCRIPTION, check_description
 
 FACTS = VersionFacts(
@@ -202,3 +203,20 @@ def test_with_little_room_a_persons_text_stays_whole_and_ours_is_cut() -> None:
     assert len(whole) <= MAX_DESCRIPTION
     assert whole.endswith(mine)
     assert "line 3\n" in whole
+
+
+@pytest.mark.parametrize("show", [text, cell])
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("git+ssh://h/x ://h", "git+ssh&#58;//h/x &#58;//h"),
+        ("mailto:a javascript:b data:c http:d", "mailto&#58;a javascript&#58;b data&#58;c http&#58;d"),
+        ("{{ x }} ^a^ $b$", "&#123;&#123; x &#125;&#125; &#94;a&#94; &#36;b&#36;"),
+        ("so\u00adft \u180e \ue000 \u061c end", "so ft end"),
+        ("mae 12.5, test.ai: 3", "mae 12.5, test.ai: 3"),
+    ],
+)
+def test_a_verdicts_table_and_a_description_escape_alike(
+    show: Callable[[str], str], value: str, shown: str
+) -> None:
+    assert show(value) == shown

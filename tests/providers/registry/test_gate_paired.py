@@ -200,3 +200,14 @@ def test_a_true_difference_is_found() -> None:
     rule = parse_rule("mae <= champion * 1.2 (paired)")
     assert isinstance(rule, PairedBootstrap)
     assert judge_recorded([rule], recorded).kind is ACCEPTED
+
+
+@pytest.mark.parametrize("rows", [83, 97])
+@pytest.mark.parametrize("operator", ["<=", ">="])
+def test_what_is_exactly_at_the_limit_on_every_row_is_accepted_whatever_rounding_leaves(
+    operator: str, rows: int
+) -> None:
+    champion = [7.2, 28.4, 27.1, 10.7, 20.5, 22.9, 15.3, 29.0, 15.5, 11.3, 26.5, 23.4]
+    candidate = [round(value - 0.2, 1) for value in champion]
+    rule = f"mae {operator} champion - 0.2 (paired)"
+    assert judged(rule, losses(candidate, champion, rows)).kind is ACCEPTED

@@ -292,3 +292,54 @@ def test_table() -> None:
         "mae <= champion.mae * 1.02  23.10      22.40     22.85  rejected",
         "rows >= 500                 18,000     18,000    500    accepted",
     ]
+
+
+def test_a_champion_among_the_others_is_one() -> None:
+    others = {"champion": {"mae": 10.0}, "baseline": {"mae": 30.0}}
+    verdict = judge(["mae <= champion", "mae <= baseline.mae"], {"mae": 20.0}, None, others=others)
+    assert verdict.summary() == "rejected: mae 20 is above the champion's 10 × 1.00"
+    assert judge(["mae <= champion"], {"mae": 20.0}, {"mae": 25.0}, others=others).kind is ACCEPTED
+    none_yet = judge(["mae <= champion"], {"mae": 20.0}, None, others={"champion": None})  # type: ignore[dict-item]
+    assert "no champion yet" in none_yet.summary()
+    with pytest.raises(ConfigurationError, match="others = 7"):
+        judge(["mae <= champion"], {"mae": 20.0}, None, others=7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("rule", "candidate", "other", "kind"),
+    [
+        # 0.3 - 0.1 is 0.19999999999999998 in binary fractions.
+        ("mae < champion - 0.1", 0.2, 0.3, ACCEPTED),
+        ("mae <= champion - 0.1", 0.2, 0.3, ACCEPTED),
+        ("mae <= champion + 0.2", 0.30000000000000004, 0.1, ACCEPTED),
+        ("mae <= champion * 1.1", 1.21, 1.1, ACCEPTED),
+        ("accuracy > champion + 0.1", 0.8, 0.7, ACCEPTED),
+        ("accuracy >= champion * 0.9", 0.63, 0.7, ACCEPTED),
+        # What is subtracted is large beside what is left.
+        ("mae <= champion - 1000000.1", 0.2, 1000000.3, ACCEPTED),
+        ("mae <= 0.3", 0.1 + 0.2, None, ACCEPTED),
+        ("accuracy >= 0.3", 0.3 - 1e-16, None, ACCEPTED),
+        # Rounding is no improvement either.
+        ("mae < champion", 0.3, 0.1 + 0.2, REJECTED),
+        ("accuracy > champion", 0.1 + 0.2, 0.3, REJECTED),
+        # Whatever a person may have measured decides.
+        ("mae < champion - 0.1", 0.2000000001, 0.3, REJECTED),
+        ("mae <= 25", 25.0000000001, None, REJECTED),
+        ("mae < champion", 24.9999999999, 25.0, ACCEPTED),
+        ("mae <= champion", 1e-17, 0.0, REJECTED),
+    ],
+)
+def test_the_rounding_of_binary_fractions_decides_nothing(
+    rule: str, candidate: float, other: float | None, kind: VerdictKind
+) -> None:
+    metric = parse_rule(rule).metric
+    champion = None if other is None else {metric: other}
+    verdict = judge([rule], {metric: candidate}, champion)
+    assert verdict.kind is kind
+    assert ("0000000000" in verdict.summary()) is False
+
+
+def test_what_rounding_leaves_is_shown_as_the_same_number() -> None:
+    assert judge(["mae <= 0.3"], {"mae": 0.1 + 0.2}, None).summary() == "accepted: mae 0.3 is at most 0.3"
+    worse = judge(["mae < champion"], {"mae": 0.3}, {"mae": 0.1 + 0.2}).summary()
+    assert worse == "rejected: mae 0.3 is no better than the champion's 0.3 × 1.00"

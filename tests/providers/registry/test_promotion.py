@@ -7,6 +7,7 @@ import pytest
 
 from helpers.dying_client import CrashError, DyingClient
 from helpers.mlflow_proxy import Answer, Asked, proxy, refused
+from helpers.promotions import RECORD, entries, held, made, written_before
 from nighttrain.providers.errors import (
     ConfigurationError,
     ModelVersionNotFoundError,
@@ -31,22 +32,6 @@ pytestmark = pytest.mark.mlflow
 
 def clock() -> float:
     return 1_800_000_000.0
-
-
-async def entries(registry: ModelRegistry, name: str) -> list[Entry]:
-    return list((await Changes(registry, name).history.read()).entries)
-
-
-async def held(registry: ModelRegistry, name: str) -> tuple[dict[str, str], dict[str, str]]:
-    model = await registry.get_model(name)
-    return model.aliases, {each.version: each.stage for each in await registry.versions(name)}
-
-
-def made(make_model: MakeModel, versions: int) -> str:
-    name = make_model().name
-    for _ in range(versions - 1):
-        make_model(name)
-    return name
 
 
 async def test_a_promotion_is_an_entry_and_repeating_it_changes_nothing(
@@ -187,31 +172,6 @@ async def test_what_an_endpoint_withdrew_loses_the_alias_unless_somebody_promote
     await promote(registry, name, 3)
     since = await roll_back(registry, name, alias="champion", to=1, withdraws=2)
     assert (since.version, since.changed) == ("3", False)
-
-
-# What 0.1 wrote on a version: no history was there yet.
-RECORD = {
-    "alias": "champion",
-    "stage": "Production",
-    "previous_version": "1",
-    "previous_stage": "None",
-    "stage_holders": ["1"],
-    "archived": True,
-    "actor": "airflow:nightly/promote/run",
-    "reason": "promoted by a DAG",
-    "evidence": "accepted: mae 20 is at most 22",
-    "at": "2026-11-20T02:00:00+00:00",
-    "state": "done",
-}
-FIRST = {**RECORD, "previous_version": None, "stage_holders": [], "at": "2026-11-19T02:00:00+00:00"}
-
-
-async def written_before(registry: ModelRegistry, name: str, **changed: object) -> None:
-    await registry.set_alias(name, "champion", 2)
-    await registry.transition_stage(name, 1, "Production")
-    await registry.transition_stage(name, 2, "Production")
-    await registry.set_tags(name, "1", {"nighttrain.promotion": json.dumps(FIRST)})
-    await registry.set_tags(name, "2", {"nighttrain.promotion": json.dumps({**RECORD, **changed})})
 
 
 async def test_promotions_of_the_version_before_are_read_undone_and_continued(

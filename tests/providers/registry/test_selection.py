@@ -109,3 +109,24 @@ def test_whatever_was_measured_the_best_is_a_number_and_everybody_is_named_once(
     assert said["value"] == (min if mode == "min" else max)(compared)
     named = [each["index"] for each in said["candidates"] + said["missing"]]
     assert sorted(named) == list(range(len(values)))
+
+
+@pytest.mark.parametrize("results", [None, 7, "run-a", b"x", trained("a", mae=1.0)])
+def test_what_is_no_list_of_results_is_refused_with_the_fix(results: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^results.*outputs of the trainings") as caught:
+        select_best(results, "mae")
+    assert caught.value.field == "results"
+
+
+def test_a_name_with_other_plans_stays_on_its_line() -> None:
+    evil = "a\n2026-11-27 INFO forged\x1b[31m" + "x" * 1_000
+    results = [trained(evil, mae=1.0), trained(evil + "b", mae=1.0), trained(evil + "c", **{evil: 1.0})]
+    selection = select_best(results, "mae")
+    shown = selection.explain()
+    assert len(shown.splitlines()) == 3
+    assert all(line.isprintable() and len(line) < 1_000 for line in shown.splitlines())
+    # What is passed on is the run's own name.
+    assert selection.to_dict()["run_id"] == evil
+    with pytest.raises(NothingToSelectError) as caught:
+        select_best(results, "rmse")
+    assert str(caught.value).isprintable()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from nighttrain.providers.local.cluster.kinds.crd_definitions import storage_version
 from nighttrain.providers.local.cluster.kinds.schemas import Schema, broken_rules
@@ -22,6 +25,21 @@ _ACCEPTED = (
 )
 # The order in which a real API server lists the verbs of a custom resource.
 _VERBS = ("delete", "get", "list", "patch", "create", "update", "watch")
+
+# The Gateway API's and KServe's definitions, as ``tests/helpers/definition_generator.py`` wrote them.
+SERVING = Path(__file__).with_name("serving.json.gz")
+
+
+def install_serving(store: Store) -> dict[str, ResourceType]:
+    """Create the definitions of the Gateway API and KServe that are not there; their types by kind."""
+    found = {}
+    for definition in json.loads(gzip.decompress(SERVING.read_bytes())):
+        name = definition["metadata"]["name"]
+        if store.find(CUSTOMRESOURCEDEFINITIONS, None, name) is None:
+            store.create(CUSTOMRESOURCEDEFINITIONS, definition)
+        type_ = _types(store.get(CUSTOMRESOURCEDEFINITIONS, None, name))[0]
+        found[type_.kind] = type_
+    return found
 
 
 @dataclass(frozen=True, slots=True)

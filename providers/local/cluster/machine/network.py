@@ -158,12 +158,11 @@ def _reserve(wanted: int | None) -> tuple[socket.socket, int]:
 
 
 class ServiceProxy:
-    """Listens on one Service port while there are ready pods, and passes connections on, each pod in turn."""
+    """Listens on one Service port while there are ready pods, and passes each connection on to one at random."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
         self._backends: list[Address] = []
-        self._turn = 0
         self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -171,7 +170,7 @@ class ServiceProxy:
     def set_backends(self, backends: list[Address]) -> None:
         self._backends = backends
         if backends and self._listener is None:
-            self._listener = _listener(self._address)
+            self._listener = listen(self._address)
             self._loop.add_reader(self._listener, self._accept)
         elif not backends:
             self.stop_listening()
@@ -231,14 +230,11 @@ class ServiceProxy:
                         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     async def _reach_backend(self) -> socket.socket | None:
-        backends = list(self._backends)
-        start, self._turn = self._turn, self._turn + 1
-        for offset in range(len(backends)):
+        for address in random.sample(self._backends, len(self._backends)):
             backend = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             backend.setblocking(False)
             try:
                 async with asyncio.timeout(_CONNECT_SECONDS):
-                    address = backends[(start + offset) % len(backends)]
                     await self._loop.sock_connect(backend, address)
             except BaseException as error:
                 backend.close()
@@ -249,8 +245,10 @@ class ServiceProxy:
         return None
 
 
-def _listener(address: Address) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def listen(address: Address) -> socket.socket:
+    """A listening socket. :raises OSError: the port cannot be bound"""
+    # Named TCP outright: asyncio turns Nagle's algorithm off only then.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)

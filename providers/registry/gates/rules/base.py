@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from nighttrain.providers.errors import ConfigurationError, clip
 from nighttrain.providers.measured import Measured, NoNumber, read
-from nighttrain.providers.registry.gates.recorded import CANDIDATE, CHAMPION, Recorded, Source
+from nighttrain.providers.registry.gates.recorded import (
+    CANDIDATE,
+    CHAMPION,
+    NAMED_ALIAS,
+    NAMED_VERSION,
+    Recorded,
+    Source,
+)
 from nighttrain.providers.registry.gates.verdicts import Evidence, VerdictKind, show_number, stored
 
 if TYPE_CHECKING:
@@ -20,6 +27,12 @@ MAX_NAME = 250
 
 MAX_ADDRESS = MAX_NAME + 2 * 200 + 3
 """With a dimension and a slice, whose names in a file have at most 200 characters."""
+
+WORDS_FOR_GROUPS = (CANDIDATE, CHAMPION, "baseline")
+"""With these begins no name of a metric: a rule would be about another one than it says."""
+
+DATA_AGE_FORM = "write 'data_age <= 2d'"
+SIGNATURE_FORM = "write 'signature compatible', or 'signature compatible with version:12'"
 
 _METRIC = re.compile(r"""[^\s<>=*+()\[\]{}|`'"\\&,;\x00-\x1f\x7f]+""")
 _SLICE = re.compile(r"\[(?P<dimension>[^\[\]=]+)=(?P<value>[^\[\]]+)\]")
@@ -51,7 +64,10 @@ class Rule:
         return self.against == CHAMPION
 
     def text(self) -> str:
-        """The one-line form; :func:`parse_rule` reads it back."""
+        """The one-line form; :func:`parse_rule` reads it back.
+
+        Not that of a slice whose own name has a star, or a blank at its ends: there is only the class.
+        """
         raise NotImplementedError
 
     def judge(self, recorded: Recorded, no_champion: NoChampion) -> Evidence:
@@ -177,8 +193,13 @@ def no_data(values: Mapping[str, Any], metric: str, found: NoNumber) -> str:
     return f"usable {metric}: it is {found.sentence}"
 
 
-def pair(value: float, limit: float) -> tuple[str, str]:
-    """Both as text, with as many digits as it takes to tell them apart."""
+def pair(value: float, limit: float, spare: float = 0.0) -> tuple[str, str]:
+    """Both as text, with as many digits as it takes to tell them apart.
+
+    :param spare: how far they may be apart and still count as equal
+    """
+    if abs(value - limit) <= spare:
+        return show_number(limit), show_number(limit)
     shown = show_number(value), show_number(limit)
     if value == limit or float(shown[0].replace(",", "")) != float(shown[1].replace(",", "")):
         return shown
@@ -206,6 +227,24 @@ def check_metric(metric: object) -> None:
         raise ConfigurationError("metric", metric, fix)
     if not metric.isprintable():
         raise ConfigurationError("metric", metric, "use printable characters only")
+    misused = _misused(name, bool(bracket))
+    if misused:
+        raise ConfigurationError("metric", metric, misused)
+
+
+def _misused(name: str, sliced: bool) -> str:
+    """What to write instead of a name that means something else in a rule; empty for the name of a metric."""
+    if name == "data_age":
+        return f"the age of the data has one form: {DATA_AGE_FORM}"
+    if name == "signature":
+        return f"a signature has no number: {SIGNATURE_FORM}"
+    if name.startswith(("tag:", "custom:")):
+        return "a tag and a check of your own have no number: 'tag:reviewed = yes', 'custom:my_pkg.check'"
+    if name.split(".")[0] in WORDS_FOR_GROUPS or name.startswith((NAMED_VERSION, NAMED_ALIAS)):
+        return "on the left stands the candidate's metric, by its name alone: write 'mae <= champion.mae'"
+    if name == "artifact_bytes" and sliced:
+        return "the artifact has no slices: write 'artifact_bytes <= 50MB'"
+    return ""
 
 
 def check_group(group: object) -> None:
@@ -214,6 +253,8 @@ def check_group(group: object) -> None:
         raise ConfigurationError(
             "against", group, "give champion, baseline, version:12, alias:NAME or another prefix of metrics"
         )
+    if group not in WORDS_FOR_GROUPS and group.lower() in WORDS_FOR_GROUPS:
+        raise ConfigurationError("against", group, f"write {group.lower()}, in small letters")
 
 
 def check_finite(name: str, value: object) -> None:

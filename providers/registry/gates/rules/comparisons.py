@@ -17,6 +17,7 @@ from nighttrain.providers.registry.gates.rules.base import (
     named,
     pair,
 )
+from nighttrain.providers.registry.gates.rules.rounding import rounding
 from nighttrain.providers.registry.gates.verdicts import Evidence, VerdictKind, show_number
 
 
@@ -87,8 +88,9 @@ class NotWorseThan(Comparison):
     def check(self, candidate: float, reference: Measured | None) -> Evidence:
         other = given(reference)
         limit = self.limit(other)
-        good = candidate >= limit if self.higher_is_better else candidate <= limit
-        return _compared(self, good, candidate, other, limit)
+        spare = rounding(candidate, other, self.margin)
+        good = candidate >= limit - spare if self.higher_is_better else candidate <= limit + spare
+        return _compared(self, good, candidate, other, limit, spare)
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,12 @@ class BetterThan(Comparison):
     def check(self, candidate: float, reference: Measured | None) -> Evidence:
         other = given(reference)
         limit = self.limit(other)
+        spare = rounding(candidate, other, self.margin)
         if self.higher_is_better:
-            good = candidate > other and candidate >= limit
+            good = candidate > other + spare and candidate >= limit - spare
         else:
-            good = candidate < other and candidate <= limit
-        return _compared(self, good, candidate, other, limit)
+            good = candidate < other - spare and candidate <= limit + spare
+        return _compared(self, good, candidate, other, limit, spare)
 
 
 def moved(value: float, share: float) -> float:
@@ -165,13 +168,18 @@ def limit_in_words(against: str, share: float, offset: float, reference: float, 
 
 
 def _compared(
-    rule: NotWorseThan | BetterThan, good: bool, candidate: float, reference: float, limit: float
+    rule: NotWorseThan | BetterThan,
+    good: bool,
+    candidate: float,
+    reference: float,
+    limit: float,
+    spare: float,
 ) -> Evidence:
     if isinstance(read(limit), NoNumber):
         words = rule.limit_in_words(reference, "").partition(" = ")[0]
         sentence = f"{rule.metric} cannot be compared: {words} is infinite"
         return rule.evidence(VerdictKind.INCONCLUSIVE, sentence, candidate, reference, None)
-    value, shown_limit = pair(candidate, limit)
+    value, shown_limit = pair(candidate, limit, spare)
     words = rule.limit_in_words(reference, shown_limit)
     if good:
         relation = "is at least" if rule.higher_is_better else "is at most"
@@ -181,7 +189,7 @@ def _compared(
             VerdictKind.ACCEPTED, f"{rule.metric} {value} {relation} {words}", candidate, reference, limit
         )
     worse = "is below" if rule.higher_is_better else "is above"
-    relation = "is no better than" if candidate == limit else worse
+    relation = "is no better than" if abs(candidate - limit) <= spare else worse
     return rule.evidence(
         VerdictKind.REJECTED, f"{rule.metric} {value} {relation} {words}", candidate, reference, limit
     )

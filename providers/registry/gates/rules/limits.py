@@ -15,6 +15,7 @@ from nighttrain.providers.registry.gates.rules.base import (
     check_metric,
     pair,
 )
+from nighttrain.providers.registry.gates.rules.rounding import rounding
 from nighttrain.providers.registry.gates.verdicts import Evidence, VerdictKind
 
 if TYPE_CHECKING:
@@ -40,8 +41,9 @@ class AtMost(MetricRule):
         return f"{self.metric} <= {self.limit!r}"
 
     def check(self, candidate: float, reference: Measured | None) -> Evidence:
-        value, limit = pair(candidate, self.limit)
-        if candidate <= self.limit:
+        spare = rounding(candidate, self.limit)
+        value, limit = pair(candidate, self.limit, spare)
+        if candidate <= self.limit + spare:
             sentence, verdict = f"{self.metric} {value} is at most {limit}", VerdictKind.ACCEPTED
         else:
             sentence, verdict = f"{self.metric} {value} is above the limit {limit}", VerdictKind.REJECTED
@@ -64,8 +66,9 @@ class AtLeast(MetricRule):
         return f"{self.metric} >= {self.limit!r}"
 
     def check(self, candidate: float, reference: Measured | None) -> Evidence:
-        value, limit = pair(candidate, self.limit)
-        if candidate >= self.limit:
+        spare = rounding(candidate, self.limit)
+        value, limit = pair(candidate, self.limit, spare)
+        if candidate >= self.limit - spare:
             sentence, verdict = f"{self.metric} {value} is at least {limit}", VerdictKind.ACCEPTED
         else:
             sentence, verdict = f"{self.metric} {value} is below the limit {limit}", VerdictKind.REJECTED

@@ -22,6 +22,7 @@ from nighttrain.providers.registry.gates.rules.base import (
     not_measured,
 )
 from nighttrain.providers.registry.gates.rules.comparisons import limit_in_words, moved, plus, times
+from nighttrain.providers.registry.gates.rules.rounding import rounding
 from nighttrain.providers.registry.gates.verdicts import Evidence, VerdictKind, show_number
 
 if TYPE_CHECKING:
@@ -137,10 +138,11 @@ class PairedBootstrap(Rule):
         good, bad = interval.low, interval.high
         if not self.higher_is_better:
             good, bad = -bad, -good
+        spare = rounding(candidate, reference, self.margin)
         verdict = VerdictKind.INCONCLUSIVE
-        if good >= 0:
+        if good >= -spare:
             verdict = VerdictKind.ACCEPTED
-        elif bad < 0:
+        elif bad < -spare:
             verdict = VerdictKind.REJECTED
         words = {
             VerdictKind.ACCEPTED: "is certainly on the good side of",

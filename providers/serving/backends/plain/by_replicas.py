@@ -29,14 +29,12 @@ from nighttrain.providers.serving.backends.plain.objects import (
     is_marked_stable,
     percent_of,
     read_objects,
-    stable_is_ready,
     version_of,
 )
 from nighttrain.providers.serving.backends.plain.replica_look import (
     asked_percent,
     look_at_replicas,
     selector_for,
-    selector_of,
 )
 from nighttrain.providers.serving.backends.plain.shares import is_ready, replicas_for_share
 from nighttrain.providers.serving.backends.plain.version_services import service_address, version_address
@@ -92,7 +90,9 @@ class ReplicaShares:
         :raises RolloutFailedError: an earlier rollout left the requests with a version that is not the stable
             one, and the stable one cannot take them
         """
-        await self._return_requests(target, fence, tell)
+        await self._changes.return_requests(
+            target, await self._read(target), fence, tell, {PERCENT_ANNOTATION: "0"}
+        )
         await self._changes.bring_up(spec, target, tell, replicas=1)
         await self._empty_others(target, tell)
         objects = await self._read(target)
@@ -101,23 +101,6 @@ class ReplicaShares:
         else:
             changed: dict[str, str | None] = {PERCENT_ANNOTATION: "0", SHARE_REPLICAS_ANNOTATION: None}
             await self._changes.patch_service(target, objects.service, None, fence, changed)
-
-    async def _return_requests(self, target: Target, fence: int, tell: Progress) -> None:
-        """Give the stable version the requests that a rollout which stopped half-way left elsewhere."""
-        objects = await self._read(target)
-        home = selector_for(target, 0)
-        if objects.service is None or target.stable is None or selector_of(objects.service) == home:
-            return
-        if not stable_is_ready(target, objects):
-            raise RolloutFailedError(
-                f"Service {target.endpoint} selects {selector_of(objects.service)}, not the stable version "
-                f"{target.stable}, which is not ready: roll back to a version that is, or correct the Service"
-            )
-        tell(
-            f"{target.endpoint}: the requests go back to version {target.stable}: an earlier rollout stopped"
-        )
-        changed: dict[str, str | None] = {PERCENT_ANNOTATION: "0"}
-        await self._changes.patch_service(target, objects.service, None, fence, changed, home)
 
     async def _empty_others(self, target: Target, tell: Progress | None = None) -> bool:
         """Scale every version but the two to zero; False if there was none with pods to come."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import ObjectConflictError, ObjectNotFoundError, RolloutFailedError
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, SERVICES
-from nighttrain.providers.kubernetes.values.objects import metadata, name_of
+from nighttrain.providers.kubernetes.values.objects import mapping, metadata, name_of
 from nighttrain.providers.serving.backends.kubernetes_deployment import switch_patch, whole_selector
-from nighttrain.providers.serving.backends.manifests import build_service
+from nighttrain.providers.serving.backends.manifests import build_service, version_labels
 from nighttrain.providers.serving.backends.plain.objects import (
     FULL_REPLICAS,
     HEALTH_PATH,
@@ -19,6 +19,7 @@ from nighttrain.providers.serving.backends.plain.objects import (
     annotations_of,
     fence_of,
     fence_text,
+    stable_is_ready,
 )
 from nighttrain.providers.serving.backends.plain.version_services import ensure_version_service
 from nighttrain.providers.serving.backends.pods import desired_replicas
@@ -37,7 +38,6 @@ from nighttrain.providers.serving.spec import (
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.api.resources import Resource
     from nighttrain.providers.plain_json import Json
     from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
     from nighttrain.providers.serving.backends.plain.objects import Objects
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 # Between the moment in which a version is seen to have lost its requests and its end: recorded gateways and
 # nodes follow within two seconds, and this is more than twice as long.
 DRAIN_SECONDS = 5.0
-
-# What MLflow's scoring server answers at once.
-_HEALTH = "/ping"
 
 _OF_A_STABLE = frozenset({STABLE_ANNOTATION, SWITCHED_ANNOTATION})
 
@@ -86,7 +83,7 @@ class Changes:
         await self._deployments.check(spec)
         service = await self._deployments.service(spec.endpoint, spec.namespace)
         found = await self._deployments.deployment(spec.endpoint, spec.namespace, spec.version)
-        names = {HEALTH_PATH: _HEALTH}
+        names = {HEALTH_PATH: spec.filled_server().readiness_path}
         if spec.replicas is not None:
             names[FULL_REPLICAS] = str(spec.replicas)
         if found is not None:
@@ -118,6 +115,30 @@ class Changes:
             if up:
                 await ensure_version_service(self._client, up)
 
+    async def return_requests(
+        self, target: Target, objects: Objects, fence: int, tell: Progress, changed: dict[str, str | None]
+    ) -> None:
+        """Have the Service select the stable version, where a rollout that stopped half-way left another one.
+
+        :param changed: annotations, in the same patch
+        :raises RolloutFailedError: the stable version cannot take the requests
+        """
+        service = objects.service
+        if service is None or target.stable is None:
+            return
+        home = version_labels(target.endpoint, target.stable)
+        selector = mapping(mapping(service.get("spec")).get("selector"))
+        if selector == home:
+            await self.patch_service(target, service, None, fence, changed)
+            return
+        if not stable_is_ready(target, objects):
+            raise RolloutFailedError(
+                f"Service {target.endpoint} selects {selector}, not the stable version {target.stable}, "
+                "which is not ready: roll back to a version that is, or correct the Service"
+            )
+        tell(f"{target.endpoint}: an earlier rollout stopped; requests go back to version {target.stable}")
+        await self.patch_service(target, service, None, fence, changed, home)
+
     async def others(self, target: Target) -> list[Json]:
         """The Deployments of every version but the two of the rollout."""
         known = {target.stable, target.candidate}
@@ -147,9 +168,10 @@ class Changes:
 
     async def stamp_deployment(self, target: Target, deployment: Json | None, fence: int) -> None:
         """Stamp the fence on the candidate, where there is no Service yet."""
-        if deployment is not None and fence_of(target, deployment) < fence:
+        if deployment is not None and fence_of(target, deployment) != fence:
             marks = {FENCE_ANNOTATION: fence_text(target, fence)}
-            await self._patch(DEPLOYMENTS, deployment, {"metadata": {"annotations": marks}})
+            body = {"metadata": {"annotations": marks}}
+            await self._client.patch(DEPLOYMENTS, target.namespace, name_of(deployment), body)
 
     async def first_service(self, target: Target, deployment: Json, fence: int) -> None:
         """Make the Service of an endpoint that had no version: every request goes to the candidate.
@@ -184,8 +206,10 @@ class Changes:
         self, deployment: Json, replicas: int, marks: dict[str, str | None] | None = None
     ) -> None:
         """Give a Deployment another size, unless somebody changed it just now."""
-        guarded = {"resourceVersion": metadata(deployment)["resourceVersion"], "annotations": marks or {}}
-        await self._patch(DEPLOYMENTS, deployment, {"metadata": guarded, "spec": {"replicas": replicas}})
+        held = metadata(deployment)
+        guarded = {"resourceVersion": held["resourceVersion"], "annotations": marks or {}}
+        body: Json = {"metadata": guarded, "spec": {"replicas": replicas}}
+        await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], body)
 
     async def switch(self, target: Target, objects: Objects, seen: Look, fence: int) -> None:
         """Make the candidate the stable version: annotations and selector in one patch.
@@ -240,6 +264,3 @@ class Changes:
         versions = [metadata(each)["resourceVersion"] if each else None for each in (service, now)]
         if versions[0] != versions[1]:
             raise ObjectConflictError(f"Service {target.endpoint} was changed while its candidate drained")
-
-    async def _patch(self, resource: Resource, obj: Json, body: Json) -> None:
-        await self._client.patch(resource, metadata(obj)["namespace"], name_of(obj), body)

@@ -72,6 +72,11 @@ def is_ready(pod: Json) -> bool:
     return not is_deleting(pod) and any_condition(pod, "Ready").get("status") == "True"
 
 
+def has_ready(slices: Sequence[Json]) -> bool:
+    """True if a Service has an endpoint that takes requests."""
+    return bool(_in_slices(slices))
+
+
 def _in_slices(slices: Sequence[Json]) -> set[str]:
     found = set()
     for each in slices:

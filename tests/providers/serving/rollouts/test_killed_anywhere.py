@@ -42,7 +42,7 @@ class Meddling:
         for at in [at for at in self.orders if at <= self.world.now]:
             order = self.orders.pop(at)
             with contextlib.suppress(RolloutFailedError):  # It has ended: there is nothing to order any more.
-                await self.rollouts.engine().order("delay", "default", order, by="ann")
+                await self.rollouts.store.order("delay", "default", order, by="ann")
         if self.deleted_at is not None and self.world.now >= self.deleted_at and self.world.stable == "1":
             self.deleted_at = None
             self.world.versions["2"].up_since = None
@@ -155,7 +155,7 @@ async def test_a_slow_process_that_comes_too_late_changes_nothing(
         slow.drive("delay", "default", spec=serving_spec("2"), tell=rollouts.told.append)
     )
     await arrives.wait()
-    await rollouts.engine().order("delay", "default", Order.ABORT, by="ann")
+    await rollouts.store.order("delay", "default", Order.ABORT, by="ann")
     end = await rollouts.drive()
     assert (end.phase, world.asked) == (Phase.UNDONE, 0)
     aborted.set()

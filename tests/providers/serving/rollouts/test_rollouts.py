@@ -198,7 +198,7 @@ async def test_people_pause_resume_promote_and_abort(rollouts: Rollouts, world: 
     assert await rollouts.begin()
     await until(rollouts, world, Phase.HOLDING)
     engine = rollouts.engine()
-    await engine.order("delay", "default", Order.PAUSE, by="ann", reason="lunch")
+    await rollouts.store.order("delay", "default", Order.PAUSE, by="ann", reason="lunch")
     paused = rollouts.engine()
 
     async def for_an_hour(seconds: float) -> None:
@@ -213,22 +213,22 @@ async def test_people_pause_resume_promote_and_abort(rollouts: Rollouts, world: 
     assert state is not None
     assert state.paused
     assert world.asked == 10
-    await engine.order("delay", "default", Order.PROMOTE, by="ann")
+    await rollouts.store.order("delay", "default", Order.PROMOTE, by="ann")
     await until(rollouts, world, Phase.SHIFTING)
     await until(rollouts, world, Phase.HOLDING)
     assert world.asked == 50
-    await engine.order("delay", "default", Order.ABORT, by="bob", reason="changed my mind")
+    await rollouts.store.order("delay", "default", Order.ABORT, by="bob", reason="changed my mind")
     end = await rollouts.drive()
     assert end.phase is Phase.UNDONE
     assert end.reason == "abort by bob: changed my mind"
     with pytest.raises(RolloutFailedError, match="nothing to abort"):
-        await engine.order("delay", "default", Order.ABORT, by="bob")
+        await rollouts.store.order("delay", "default", Order.ABORT, by="bob")
 
 
 async def test_a_paused_rollout_still_undoes_itself(rollouts: Rollouts, world: World) -> None:
     assert await rollouts.begin()
     await until(rollouts, world, Phase.HOLDING)
-    await rollouts.engine().order("delay", "default", Order.PAUSE, by="ann")
+    await rollouts.store.order("delay", "default", Order.PAUSE, by="ann")
     world.versions["2"].errors = 1.0
     assert (await rollouts.drive()).phase is Phase.UNDONE
 
@@ -238,7 +238,7 @@ async def test_a_person_is_asked(rollouts: Rollouts, world: World) -> None:
     assert await rollouts.begin(strategy=strategy)
     await until(rollouts, world, Phase.WAITING)
     assert world.asked == 10
-    await rollouts.engine().order("delay", "default", Order.PROMOTE, by="ann", reason="looks fine")
+    await rollouts.store.order("delay", "default", Order.PROMOTE, by="ann", reason="looks fine")
     assert (await rollouts.drive()).phase is Phase.PROMOTED
     assert any("look at the errors" in note for note in world.notes)
 

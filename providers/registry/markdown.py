@@ -1,18 +1,23 @@
-"""Texts from anywhere inside Markdown: whatever they hold, they are shown as text."""
+"""Texts from anywhere inside Markdown or HTML: whatever they hold, they are shown as text."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from urllib.parse import quote, urlsplit
 
 from nighttrain.providers.errors import clip
 
+MAX_CELL = 1_000
+"""Characters of a text in a cell: a version's description holds 5,000."""
+
 # Markdown's own characters and HTML's, as entities: renderers differ in which backslashes they know.
 _ACTIVE = frozenset("&<>\"'`*_[]()|\\#~!@^{}$")
 _ENTITIES = {ord(character): f"&#{ord(character)};" for character in _ACTIVE}
-# Line breaks and other control characters; also those that turn the direction of what follows.
-_INVISIBLE = re.compile("[\x00-\x20\x7f-\x9f\u2028\u2029\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]+")
-_ADDRESS = re.compile(r"(?i)(?:\b(?:[a-z][a-z0-9+.\-]*)?:(?=//)|\bwww\.)")
+# Some renderers make links of bare addresses. A bare name with a dot is none: every metric has one.
+_ADDRESS = re.compile(
+    r"(?i):(?=//)|(?<=http|data):|(?<=https):|(?<=ftp):|(?<=mailto):|(?<=javascript):|(?<=www)\."
+)
 _LEADING = re.compile(r"^(?:[-+=:>]|\d+[.)])")
 _IN_ADDRESS = "/:?#@!$&*+,;=~%-._"
 _LONGEST_ADDRESS = 1_000
@@ -21,13 +26,18 @@ _LONGEST_ADDRESS = 1_000
 def text(value: object, limit: int = 200) -> str:
     """``value`` on one line, as itself: no emphasis, link, cell, heading, list or element begins in it.
 
+    Line breaks and what else cannot be seen (what turns the direction of writing, too) become blanks.
+
     :param limit: characters of ``value`` that are shown
     """
-    plain = clip(_INVISIBLE.sub(" ", str(value)).strip(), limit)
-    # Some renderers make links of bare addresses.
-    plain = _ADDRESS.sub(lambda found: f"{found[0][:-1]}\0{ord(found[0][-1])};", plain)
-    escaped = plain.translate(_ENTITIES).replace("\0", "&#")
-    return _LEADING.sub(lambda found: f"{found[0][:-1]}&#{ord(found[0][-1])};", escaped)
+    return _LEADING.sub(lambda found: found[0][:-1] + _entity(found[0][-1]), cell(value, limit))
+
+
+def cell(value: object, limit: int = MAX_CELL) -> str:
+    """The same within a line, such as in a cell of a table, where neither heading nor list can begin."""
+    seen = "".join(" " if _is_invisible(character) else character for character in str(value))
+    escaped = clip(" ".join(seen.split()), limit).translate(_ENTITIES)
+    return _ADDRESS.sub(lambda found: _entity(found[0]), escaped)
 
 
 def link(label: object, url: object) -> str:
@@ -43,7 +53,7 @@ def row(*cells: str) -> str:
 
 def _address(url: object) -> str:
     given = str(url)
-    if len(given) > _LONGEST_ADDRESS or _INVISIBLE.search(given):
+    if len(given) > _LONGEST_ADDRESS or any(each.isspace() or _is_invisible(each) for each in given):
         return ""
     try:
         parts = urlsplit(given)
@@ -53,3 +63,12 @@ def _address(url: object) -> str:
         return ""
     # What is left of Markdown's: brackets, quotes, pipes, backslashes.
     return quote(given, safe=_IN_ADDRESS).replace("*", "%2A").replace("_", "%5F").replace("~", "%7E")
+
+
+def _entity(character: str) -> str:
+    return f"&#{ord(character)};"
+
+
+def _is_invisible(character: str) -> bool:
+    # Halves of surrogate pairs are not among them: they become U+FFFD where the text is clipped.
+    return unicodedata.category(character) in ("Cc", "Cf", "Co", "Zl", "Zp")

@@ -1,0 +1,176 @@
+"""Alias, stage, history and picture of a rollout on a real MLflow server; the serving system is simulated."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from helpers.promotions import entries, held, made
+from helpers.simulated_serving import AskedRoute, ConfigMaps, SimulatedBackend, Traffic, Version, World
+from nighttrain.providers.errors import TrackingUnreachableError
+from nighttrain.providers.registry.history.entries import Kind
+from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.registry.promotion import Author, promote
+from nighttrain.providers.serving.rollouts.engine import RolloutEngine
+from nighttrain.providers.serving.rollouts.picture import draw
+from nighttrain.providers.serving.rollouts.record import PICTURE_FILE, MLflowRecorder
+from nighttrain.providers.serving.rollouts.registry_side import MLflowRegistrar
+from nighttrain.providers.serving.rollouts.state import Names, Phase, State
+from nighttrain.providers.serving.rollouts.store import RolloutStore
+from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
+
+from .conftest import CANARY, only_traffic
+
+if TYPE_CHECKING:
+    from helpers.mlflow_server import MakeModel, MLflowServer
+    from nighttrain.providers.serving.spec import ServingSpec
+
+pytestmark = pytest.mark.mlflow
+
+
+@pytest.fixture
+async def registry(mlflow_server: MLflowServer) -> AsyncIterator[ModelRegistry]:
+    async with MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as client:
+        yield ModelRegistry(client)
+
+
+async def roll_out(
+    registry: ModelRegistry,
+    world: World,
+    spec: ServingSpec,
+    names: Names,
+    *,
+    tracking: MLflowClient | None = None,
+) -> State:
+    engine = RolloutEngine(
+        SimulatedBackend(world),
+        RolloutStore(ConfigMaps(world)),  # type: ignore[arg-type]
+        MLflowRegistrar(registry),
+        sources={"traffic": Traffic(world)},
+        check_metric=only_traffic,
+        ask_route=AskedRoute(world),
+        recorder=MLflowRecorder(tracking or registry.client),
+        clock=lambda: world.now,
+        sleep=world.sleep,
+    )
+    told: list[str] = []
+    begun = await engine.begin(
+        spec, CANARY, rollout_id="deploy/night-1@1", actor="airflow:deploy", names=names, tell=told.append
+    )
+    assert begun is not None
+    return await engine.drive(spec.endpoint, spec.namespace, spec=spec, tell=told.append)
+
+
+async def test_a_promoted_version_gets_the_alias_and_each_step_is_an_entry(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1)
+    end = await roll_out(registry, world, serving_spec("2", model_name=name), Names(alias="champion"))
+    assert end.phase is Phase.PROMOTED
+    assert (await held(registry, name))[0] == {"champion": "2"}
+    found = (await entries(registry, name))[2:]
+    assert [entry.kind for entry in found] == [
+        Kind.ROLLOUT,
+        Kind.ROLLOUT,
+        Kind.ROLLOUT,
+        Kind.PROMOTION,
+        Kind.DONE,
+        Kind.ROLLOUT,
+        Kind.ROLLOUT,
+    ]
+    assert found[1].reason.startswith("10 percent of the requests go to the candidate (deploy/night-1@1, ")
+    assert {entry.actor for entry in found if entry.kind is not Kind.DONE} == {"airflow:deploy"}
+
+
+async def test_an_undone_version_gives_alias_and_stage_back_to_who_held_them(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1, stage="Production")
+    # As the nightly DAG does: the gate promotes, and the transition starts the deployment.
+    await promote(registry, name, 2, stage="Production", author=Author(actor="nightly"))
+    world.versions["2"] = Version(errors=1.0)
+    spec = serving_spec("2", model_name=name)
+    end = await roll_out(registry, world, spec, Names(alias="champion", stage="Production"))
+    assert end.phase is Phase.UNDONE
+    assert await held(registry, name) == ({"champion": "1"}, {"1": "Production", "2": "None"})
+    last = [entry for entry in await entries(registry, name) if entry.kind is not Kind.DONE]
+    assert [entry.kind for entry in last[-2:]] == [Kind.ROLLBACK, Kind.ROLLOUT]
+    assert "rollout on delay undone" in last[-2].reason
+
+
+async def test_the_series_and_the_picture_are_in_the_rollouts_run(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    mlflow_server: MLflowServer,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1)
+    end = await roll_out(registry, world, serving_spec("2", model_name=name), Names(alias="champion"))
+    assert end.run_id is not None
+    run = (await registry.client.get("runs/get", {"run_id": end.run_id}))["run"]
+    assert run["info"]["status"] == "FINISHED"
+    assert run["info"]["run_name"] == "delay version 2"
+    assert {metric["key"] for metric in run["data"]["metrics"]} == {
+        "percent",
+        "errors/candidate",
+        "errors/stable",
+    }
+    history = await registry.client.get(
+        "metrics/get-history", {"run_id": end.run_id, "metric_key": "percent", "max_results": 1000}
+    )
+    assert len(history["metrics"]) == len(end.points), "each point once"
+    picture = b"".join(
+        [
+            piece
+            async for piece in registry.client.stream(
+                "/get-artifact", {"run_uuid": end.run_id, "path": PICTURE_FILE}
+            )
+        ]
+    )
+    assert picture.decode() == draw(end)
+    ET.fromstring(picture.decode())  # noqa: S314  (our own)
+
+
+async def test_mlflow_gone_for_the_series_does_not_hold_the_rollout_up(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1)
+
+    class Gone(MLflowClient):
+        async def get(self, *_: object, **__: object) -> dict[str, object]:
+            raise TrackingUnreachableError("connection refused")
+
+    tracking = Gone(TrackingConfig(uri="http://127.0.0.1:9"))
+    spec = serving_spec("2", model_name=name)
+    end = await roll_out(registry, world, spec, Names(alias="champion"), tracking=tracking)
+    assert (end.phase, end.run_id) == (Phase.PROMOTED, None)
+
+
+def test_hostile_names_stay_text_in_the_picture(serving_spec: Callable[..., ServingSpec]) -> None:
+    from nighttrain.providers.serving.backends.traffic import Target
+
+    target = Target(endpoint="<script>", namespace="d", model_name="m", candidate='"&<b>', stable="1")
+    state = State(
+        rollout_id="r", actor="a", target=target, strategy=CANARY, names=Names(), begun_at=0.0, since=0.0
+    )
+    text = draw(replace(state, reason="</svg><script>alert(1)</script>"))
+    tags = [element.tag for element in ET.fromstring(text).iter()]  # noqa: S314
+    assert not any("script" in tag for tag in tags)
