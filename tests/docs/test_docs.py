@@ -414,6 +414,8 @@ TRAINING_CODE = [
         f"providers/kubernetes/{module}.py"
         for module in ("job/config_map", "mirror/hub", "mirror/wait_reasons", "logs/logs")
     ),
+    # A Job that measures for a rollout.
+    "providers/serving/analysis/sources/asker.py",
 ]
 SERVING_CODE = [
     "providers/serving/backends/kubernetes_deployment.py",
@@ -422,6 +424,7 @@ SERVING_CODE = [
         for module in ("changes", "objects", "version_services")
     ),
     "providers/serving/rollouts/store.py",
+    "providers/serving/analysis/sources/counters.py",
 ]
 GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("gateways", "route_writes")]
 KSERVE_CODE = [f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError, NothingToRollBackToError
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
-    from nighttrain.providers.serving.analysis.sources.asker import Asker
     from nighttrain.providers.serving.backends.traffic import Addresses
     from nighttrain.providers.serving.rollouts.state import State
     from nighttrain.providers.tracking.client import TrackingConfig
@@ -38,7 +36,7 @@ class MeasuredFrom(StrEnum):
     HERE = "here"
     """The process that drives the rollout: it has to reach the endpoint and its pods."""
     CLUSTER = "cluster"
-    """A Job in the endpoint's namespace: for an orchestrator outside the cluster's network."""
+    """A Job in the connection's namespace: for an orchestrator outside the cluster's network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,12 @@ async def open_engine(
 def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -> RolloutEngine:
     """An engine on open clients."""
     in_cluster = setting.measured_from is MeasuredFrom.CLUSTER
-    ways = Ways(client=client, mlflow=mlflow, in_cluster=in_cluster, image=setting.image)
+    ways = Ways(client, mlflow, in_cluster=in_cluster, image=setting.image)
+
+    async def warm(state: State, addresses: Addresses) -> bool | str:
+        golden, count = state.strategy.golden, state.strategy.warm_up
+        return golden is None or await warm_up(ways.asker(), state.target.endpoint, addresses, golden, count)
+
     return RolloutEngine(
         make_backend(client, setting.backend),
         RolloutStore(client),
@@ -110,14 +113,8 @@ def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -
         sources=make_sources(ways),
         check_metric=check_source,
         ask_route=RouteFromJobs(ways.jobs()) if in_cluster else ask_route,
-        warm_up=partial(_warm_up, ways.asker()),
+        warm_up=warm,
         recorder=MLflowRecorder(mlflow),
         setting=setting.to_dict(),
     )
 
-
-async def _warm_up(ask: Asker, state: State, addresses: Addresses) -> bool | str:
-    golden, count = state.strategy.golden, state.strategy.warm_up
-    if golden is None or not count:
-        return True
-    return await warm_up(ask, state.target.endpoint, addresses, golden, count)

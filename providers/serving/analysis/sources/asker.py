@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -169,10 +170,11 @@ class JobForEachOrder:
         from nighttrain.providers.kubernetes.job.checked import check_workload
         from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 
+        text = json.dumps(order, sort_keys=True)
         spec = WorkloadSpec(
             image=self.image,
             cmds=["python", "-c", _PROGRAM],
-            files={**programs(), _ORDER: json.dumps(order, sort_keys=True)},
+            files={**programs(), _ORDER: text},
             env_from=[{"secretRef": {"name": name}} for name in self.secrets],
             container_resources=RESOURCES,
             security_context={"runAsUser": USER},
@@ -180,8 +182,13 @@ class JobForEachOrder:
             active_deadline_seconds=self.running_seconds,
             ttl_seconds_after_finished=KEPT_SECONDS,
         )
+        # Two orders of one interval are two Jobs: each would take the other for an earlier wish of its own.
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         identity = WorkloadIdentity(
-            orchestrator="nighttrain", dag_id=interval.endpoint, run_id=interval.key, task_id="measure"
+            orchestrator="nighttrain",
+            dag_id=interval.endpoint,
+            run_id=f"{interval.key}, order {digest}",
+            task_id="measure",
         )
         try:
             workload = await submit(

@@ -179,6 +179,15 @@ async def test_another_process_adopts_the_job_of_one_that_died(ways: Ways, clien
         assert name.startswith("delay-measure-")
 
 
+async def test_two_orders_of_one_interval_are_two_jobs(ways: Ways, client: ClusterClient) -> None:
+    interval = Interval("delay", "2 since 2000000.000")
+    with model_server(ways=(0.5,)) as candidate, model_server(ways=(0.5,)) as other:
+        counted = await asyncio.gather(
+            *(Asker(ways.jobs())(interval, order(each.url), ERRORS) for each in (candidate, other))
+        )
+    assert [each["candidate"] for each in counted] == [0, 0]
+
+
 async def test_why_a_job_could_not_measure_is_told_and_is_no_bad_version(
     client: ClusterClient, window: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
