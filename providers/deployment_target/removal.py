@@ -95,7 +95,9 @@ async def _forget(client: ClusterClient, kept: Kept) -> None:
         )
     name, seen = state_name(target.endpoint), kept.resource_version
     try:
-        await client.delete(CONFIGMAPS, target.namespace, name, resource_version=seen)
+        await client.delete(
+            CONFIGMAPS, target.namespace, name, resource_version=seen, propagation="Background"
+        )
     except ObjectNotFoundError:
         return
     except ObjectConflictError as error:
@@ -105,10 +107,12 @@ async def _forget(client: ClusterClient, kept: Kept) -> None:
 async def _remove_route(client: ClusterClient, route: Json) -> None:
     held = metadata(route)
     with suppress(ObjectNotFoundError):
-        await client.delete(HTTPROUTES, held["namespace"], held["name"], uid=held["uid"])
+        place = (held["namespace"], held["name"])
+        await client.delete(HTTPROUTES, *place, uid=held["uid"], propagation="Background")
 
 
 async def _remove_service(client: ClusterClient, service: Json) -> None:
     held = metadata(service)
     with suppress(ObjectNotFoundError):
-        await client.delete(SERVICES, held["namespace"], held["name"], uid=held["uid"])
+        place = (held["namespace"], held["name"])
+        await client.delete(SERVICES, *place, uid=held["uid"], propagation="Background")
