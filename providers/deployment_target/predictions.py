@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from nighttrain.providers.deployment_target.standing import PLAIN
+from nighttrain.providers.deployment_target.standing import PLAIN, PLAIN_BACKENDS
 from nighttrain.providers.errors import (
     ClusterForbiddenError,
     ClusterRequestError,
+    ConfigurationError,
     ObjectNotFoundError,
     ServingError,
     clip,
@@ -34,8 +35,9 @@ async def ask(client: ClusterClient, standing: Standing, question: dict[str, Any
 
     On plain Deployments it goes through the API server, which reaches the Service also where this process
     does not; the Service's own address is used where the API server does not pass requests on, or does not
-    for who asks. On another serving system it goes to the address that clients use.
+    for who asks. Behind a gateway it goes to the address that clients use.
 
+    :raises ConfigurationError: the endpoint is another serving system's
     :raises ServingError: the endpoint cannot be reached, or refuses the question; the message is its own
     """
     answer = await _raw(client, standing, question)
@@ -51,6 +53,10 @@ async def _raw(client: ClusterClient, standing: Standing, question: dict[str, An
     name, namespace = standing.name, standing.namespace
     if standing.kept is not None and standing.backend["type"] != PLAIN:
         addresses = await make_backend(client, standing.backend).addresses(standing.kept.state.target)
+        if standing.backend["type"] not in PLAIN_BACKENDS:
+            raise ConfigurationError(
+                "name", name, f"its server speaks another protocol: ask it yourself, at {addresses.route.url}"
+            )
         return await _post(name, addresses.route, question)
     try:
         return await client.ask_service(namespace, name, PORT_NAME, PATH, question)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.deployment_target.standing import PLAIN_BACKENDS
 from nighttrain.providers.errors import (
     ClusterForbiddenError,
     ConfigurationError,
+    ObjectConflictError,
     ObjectNotFoundError,
+    RolloutUnderWayError,
     WorkloadConflictError,
 )
-from nighttrain.providers.kubernetes.api.resources import HTTPROUTES, SERVICES, Resource
+from nighttrain.providers.kubernetes.api.resources import CONFIGMAPS, HTTPROUTES, SERVICES
 from nighttrain.providers.kubernetes.values.objects import items, mapping, metadata
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.backends.plain.routes import is_ours
-from nighttrain.providers.serving.rollouts.store import RolloutStore
+from nighttrain.providers.serving.rollouts.store import state_name
 
 if TYPE_CHECKING:
     from nighttrain.providers.deployment_target.standing import Standing
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.plain_json import Json
     from nighttrain.providers.serving.backends.base import Progress
+    from nighttrain.providers.serving.rollouts.store import Kept
 
 
 async def take_down(client: ClusterClient, standing: Standing, tell: Progress) -> bool:
@@ -34,25 +39,25 @@ async def take_down(client: ClusterClient, standing: Standing, tell: Progress) -
     :raises ConfigurationError: the endpoint is another serving system's; nothing was deleted
     """
     name, namespace, kept = standing.name, standing.namespace, standing.kept
-    deployments = KubernetesDeployments(client)
-    service = await deployments.service(name, namespace)
-    versions = await deployments.versions(name, namespace)
-    route = await _route(client, name, namespace)
-    if kept is not None and service is None and not versions and standing.version:
+    if standing.backend["type"] not in PLAIN_BACKENDS:
         raise ConfigurationError(
             "name",
             name,
             f"it is on {standing.backend['type']}, whose objects nighttrain does not delete: delete them "
-            f"with kubectl, and then ConfigMap {name}-rollout",
+            f"with kubectl, and then ConfigMap {state_name(name)}",
         )
+    deployments = KubernetesDeployments(client)
+    service = await deployments.service(name, namespace)
+    versions = await deployments.versions(name, namespace)
+    route = await _route(client, name, namespace)
     if kept is not None:
-        await RolloutStore(client).remove(kept)
+        await _forget(client, kept)
         tell(f"{name}: the state of its last rollout is deleted")
     if route is not None:
-        await _delete(client, HTTPROUTES, route)
+        await _remove_route(client, route)
         tell(f"{name}: its HTTPRoute is deleted")
     if service is not None:
-        await _delete(client, SERVICES, service)
+        await _remove_service(client, service)
         tell(f"{name}: its Service is deleted; no request reaches it any more")
     for each in versions:
         await deployments.remove(name, namespace, each.version)
@@ -80,11 +85,34 @@ async def _route(client: ClusterClient, name: str, namespace: str) -> Json | Non
     return None
 
 
-async def _delete(client: ClusterClient, resource: Resource, found: Json) -> None:
-    held = metadata(found)
+async def _forget(client: ClusterClient, kept: Kept) -> None:
+    """Delete the state of the last rollout, unless it goes on or another one has begun."""
+    state, target = kept.state, kept.state.target
+    if not state.ended:
+        raise RolloutUnderWayError(
+            f"{state.describe()}, begun by {state.actor}. Wait for it, or end it: "
+            f"nighttrain rollout abort {target.endpoint}"
+        )
+    name, seen = state_name(target.endpoint), kept.resource_version
     try:
         await client.delete(
-            resource, held["namespace"], held["name"], uid=held["uid"], propagation="Background"
+            CONFIGMAPS, target.namespace, name, resource_version=seen, propagation="Background"
         )
     except ObjectNotFoundError:
         return
+    except ObjectConflictError as error:
+        raise RolloutUnderWayError(f"{target.endpoint}: a rollout has just begun") from error
+
+
+async def _remove_route(client: ClusterClient, route: Json) -> None:
+    held = metadata(route)
+    with suppress(ObjectNotFoundError):
+        place = (held["namespace"], held["name"])
+        await client.delete(HTTPROUTES, *place, uid=held["uid"], propagation="Background")
+
+
+async def _remove_service(client: ClusterClient, service: Json) -> None:
+    held = metadata(service)
+    with suppress(ObjectNotFoundError):
+        place = (held["namespace"], held["name"])
+        await client.delete(SERVICES, *place, uid=held["uid"], propagation="Background")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ObjectNotFoundError
@@ -30,13 +30,18 @@ DEPLOYED_BY_ANNOTATION = PREFIX + "deployed-by"
 SETTINGS_ANNOTATION = PREFIX + "deployment-settings"
 
 PLAIN = "deployment"
+"""The serving system that a switch at once is possible on."""
+
+PLAIN_BACKENDS = frozenset({PLAIN, "gateway"})
+"""Serving systems whose endpoints are nighttrain's own Services and Deployments."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """An endpoint as one look saw it.
 
-    :param status: of its Service and Deployments; ``None`` where there is no Service
+    :param status: of its Service and Deployments; ``None`` where there is no Service, or another serving
+        system's
     :param kept: its last rollout in steps; ``None`` if there was none
     :param annotations: of the Deployment of the version that serves
     """
@@ -57,7 +62,7 @@ class Standing:
         """The version that serves; empty where none does yet."""
         if self.status is not None:
             return self.status.stable_version
-        if self.kept is None or self.backend["type"] == PLAIN:
+        if self.kept is None or self.backend["type"] in PLAIN_BACKENDS:
             return ""
         state = self.kept.state
         return (state.target.candidate if state.phase is Phase.PROMOTED else state.target.stable) or ""
@@ -112,15 +117,17 @@ async def look_at(client: ClusterClient, name: str, namespace: str) -> Standing:
 
     :raises WorkloadConflictError: an object of that name is not nighttrain's
     """
+    kept = await RolloutStore(client).read(name, namespace)
+    standing = Standing(name=name, namespace=namespace, status=None, kept=kept, annotations={})
+    if standing.backend["type"] not in PLAIN_BACKENDS:
+        return standing
     deployments = KubernetesDeployments(client)
-    status, kept = await asyncio.gather(
-        deployments.status(name, namespace), RolloutStore(client).read(name, namespace)
-    )
+    status = await deployments.status(name, namespace)
     deployment = None
     if status is not None and status.stable_version:
         deployment = await deployments.deployment(name, namespace, status.stable_version)
     held = mapping(metadata(deployment).get("annotations")) if deployment else {}
-    return Standing(name=name, namespace=namespace, status=status, kept=kept, annotations=held)
+    return replace(standing, status=status, annotations=held)
 
 
 async def look_at_served(client: ClusterClient, name: str, namespace: str) -> Standing:

@@ -428,6 +428,7 @@ SERVING_CODE = [
 ]
 GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("gateways", "route_writes")]
 KSERVE_CODE = [f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")]
+TARGET_CODE = [f"providers/deployment_target/{module}.py" for module in ("removal", "standing")]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
 
@@ -487,6 +488,9 @@ def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str
     assert granted(rbac["Role", "nighttrain-serving"]) == set().union(*map(calls, SERVING_CODE))
     routes, classes = rbac["Role", "nighttrain-gateway"], rbac["ClusterRole", "nighttrain-gateway-classes"]
     assert granted(routes) | granted(classes) == set().union(*map(calls, GATEWAY_CODE))
+    more = set().union(*map(calls, TARGET_CODE)) - granted(rbac["Role", "nighttrain-serving"])
+    more |= {("", "services/proxy", "create")}  # ClusterClient.ask_service
+    assert granted(rbac["Role", "nighttrain-mlflow-deployments"]) == more - granted(routes)
 
 
 def test_kserves_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], Any]) -> None:
@@ -494,7 +498,8 @@ def test_kserves_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], 
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, "providers/kubernetes/api/client.py"}
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, *TARGET_CODE}
+    looked_at.add("providers/kubernetes/api/client.py")
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):
             path = file.relative_to(ROOT).as_posix()

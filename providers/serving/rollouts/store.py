@@ -15,7 +15,6 @@ from nighttrain.providers.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     RolloutFailedError,
-    RolloutUnderWayError,
     ServingError,
     WorkloadConflictError,
 )
@@ -57,7 +56,7 @@ class RolloutStore:
         :raises ServingError: it cannot be read
         """
         try:
-            return _kept(await self._client.get(CONFIGMAPS, namespace, _name(endpoint)), endpoint)
+            return _kept(await self._client.get(CONFIGMAPS, namespace, state_name(endpoint)), endpoint)
         except ObjectNotFoundError:
             return None
 
@@ -85,25 +84,6 @@ class RolloutStore:
         asked = Asked(number=number, order=order, by=by, reason=reason)
         return await self._write(kept.state, asked, kept.resource_version)
 
-    async def remove(self, kept: Kept) -> None:
-        """Forget the endpoint's last rollout, together with the endpoint.
-
-        :raises RolloutUnderWayError: it is under way, or another one has just begun
-        """
-        target = kept.state.target
-        if not kept.state.ended:
-            raise RolloutUnderWayError(
-                f"{kept.state.describe()}, begun by {kept.state.actor}. Wait for it, or end it: "
-                f"nighttrain rollout abort {target.endpoint}"
-            )
-        name, version = _name(target.endpoint), kept.resource_version
-        try:
-            await self._client.delete(CONFIGMAPS, target.namespace, name, resource_version=version)
-        except ObjectNotFoundError:
-            return
-        except ObjectConflictError as error:
-            raise RolloutUnderWayError(f"{target.endpoint}: a rollout has just begun") from error
-
     async def order(self, endpoint: str, namespace: str, order: Order, *, by: str, reason: str = "") -> State:
         """Leave a person's order for whoever drives the rollout.
 
@@ -127,7 +107,7 @@ class RolloutStore:
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {
-                "name": _name(target.endpoint),
+                "name": state_name(target.endpoint),
                 "namespace": target.namespace,
                 "labels": {ENDPOINT_LABEL: target.endpoint, MANAGED_BY_LABEL: MANAGED_BY},
             },
@@ -139,7 +119,7 @@ class RolloutStore:
             else:
                 body["metadata"]["resourceVersion"] = resource_version
                 written = await self._client.replace(
-                    CONFIGMAPS, target.namespace, _name(target.endpoint), body
+                    CONFIGMAPS, target.namespace, state_name(target.endpoint), body
                 )
         except (ObjectConflictError, ObjectExistsError, ObjectNotFoundError) as error:
             raise RolloutMovedError(
@@ -148,7 +128,8 @@ class RolloutStore:
         return Kept(state=state, asked=asked, resource_version=metadata(written)["resourceVersion"])
 
 
-def _name(endpoint: str) -> str:
+def state_name(endpoint: str) -> str:
+    """The name of the ConfigMap that keeps an endpoint's rollout."""
     return f"{endpoint}-rollout"
 
 
