@@ -424,7 +424,9 @@ SERVING_CODE = [
     "providers/serving/rollouts/store.py",
 ]
 GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("gateways", "route_writes")]
-KSERVE_CODE = [f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")]
+KSERVE_CODE = [
+    f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")
+]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
 
@@ -491,7 +493,13 @@ def test_kserves_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], 
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, "providers/kubernetes/api/client.py"}
+    looked_at = {
+        *TRAINING_CODE,
+        *SERVING_CODE,
+        *GATEWAY_CODE,
+        *KSERVE_CODE,
+        "providers/kubernetes/api/client.py",
+    }
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):
             path = file.relative_to(ROOT).as_posix()
