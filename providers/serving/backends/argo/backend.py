@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -38,11 +39,13 @@ from nighttrain.providers.serving.backends.argo.objects import (
     ROLLOUT,
     SERVICE,
     STABLE_HASH,
+    STABLE_TEMPLATE,
     Objects,
     Stage,
     canary_of,
     candidate_hash,
     find,
+    template_of,
 )
 from nighttrain.providers.serving.backends.argo.reading import find_object, read_objects
 from nighttrain.providers.serving.backends.http_routes import rule_weights
@@ -123,6 +126,7 @@ class ArgoRollouts:
         stable = stable_version(spec, objects) if objects.rollout is not None else None
         if objects.rollout is not None:
             names[STABLE_HASH] = text(status(objects.rollout).get("stableRS"))
+            names[STABLE_TEMPLATE] = json.dumps(template_of(objects.rollout))
         if self._http_route is not None:
             await self._check_route(spec, objects.rollout)
         await self._check_services(spec)
