@@ -39,7 +39,7 @@ def _argo_rollouts(client: ClusterClient, given: Mapping[str, Any]) -> TrafficBa
 
 
 def _seldon(client: ClusterClient, given: Mapping[str, Any]) -> TrafficBackend:
-    from nighttrain.providers.serving.backends.seldon.backend import Seldon
+    from nighttrain.providers.serving.backends.seldon import Seldon
 
     return Seldon(client, **given)
 

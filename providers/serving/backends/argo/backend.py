@@ -185,17 +185,13 @@ class ArgoRollouts:
         if not objects.routed and target.stable is not None:
             await self._pin(target, objects, fence)
             objects = await self._read(target)
-            if objects.rollout is None:
-                raise ObjectConflictError(f"Rollout {target.names[ROLLOUT]} is gone: look again")
-        found = find(target, objects)
+        found, rollout = find(target, objects), objects.rollout
         if found.stage in (Stage.STEPS, Stage.EVERYTHING):
             await self._stamp(target, objects, fence, 0, None)
             return
-        if found.stage is not Stage.STABLE:
-            raise RolloutFailedError(
-                f"Rollout {target.names[ROLLOUT]}: {found.stage}, since this rollout began"
-            )
-        body = new_version(spec, target, objects.rollout)
+        if rollout is None or found.stage is not Stage.STABLE:
+            raise RolloutFailedError(f"Rollout {target.names[ROLLOUT]} was changed: {found.stage}")
+        body = new_version(spec, target, rollout)
         if "strategy" in body["spec"]:
             tell(f"{target.endpoint}: the Rollout's steps become those of the strategy")
         await self._write(target, objects, fence, 0, moves.Move(body=body), None)
