@@ -428,6 +428,8 @@ SERVING_CODE = [
 ]
 GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("gateways", "route_writes")]
 KSERVE_CODE = [f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")]
+ARGO_CODE = [f"providers/serving/backends/argo/{module}.py" for module in ("backend", "reading")]
+SELDON_CODE = ["providers/serving/backends/seldon.py"]
 TARGET_CODE = [f"providers/deployment_target/{module}.py" for module in ("removal", "standing")]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
@@ -462,7 +464,9 @@ def calls(path: str) -> set[tuple[str, str, str]]:
             asked.add(("", "pods/log", "get"))
         for target in targets(node.args[0]) if node.args else ():
             verbs = MIRRORED if name == "Selection" else {VERBS[name]}
-            asked |= {(target.group, target.plural, verb) for verb in verbs}
+            below = next((each.value for each in node.keywords if each.arg == "subresource"), None)
+            plural = f"{target.plural}/{below.value}" if isinstance(below, ast.Constant) else target.plural
+            asked |= {(target.group, plural, verb) for verb in verbs}
     return asked
 
 
@@ -497,8 +501,13 @@ def test_kserves_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], 
     assert granted(rbac["Role", "nighttrain-kserve"]) == set().union(*map(calls, KSERVE_CODE))
 
 
+def test_argos_and_seldons_roles_grant_what_their_code_asks_for(rbac: dict[tuple[str, str], Any]) -> None:
+    assert granted(rbac["Role", "nighttrain-argo-rollouts"]) == set().union(*map(calls, ARGO_CODE))
+    assert granted(rbac["Role", "nighttrain-seldon"]) == set().union(*map(calls, SELDON_CODE))
+
+
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, *TARGET_CODE}
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, *ARGO_CODE, *SELDON_CODE, *TARGET_CODE}
     looked_at.add("providers/kubernetes/api/client.py")
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):

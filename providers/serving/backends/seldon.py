@@ -15,7 +15,6 @@ from nighttrain.providers.errors import (
     ConfigurationError,
     ObjectConflictError,
     ObjectExistsError,
-    ObjectNotFoundError,
     RolloutFailedError,
     WorkloadConflictError,
 )
@@ -29,6 +28,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     whole,
 )
 from nighttrain.providers.serving.backends.base import Readiness
+from nighttrain.providers.serving.backends.finding import found
 from nighttrain.providers.serving.backends.manifests import deployment_name, version_labels
 from nighttrain.providers.serving.backends.plain.changes import resource_version
 from nighttrain.providers.serving.backends.plain.objects import (
@@ -58,7 +58,6 @@ from nighttrain.providers.serving.spec import (
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.api.resources import Resource
     from nighttrain.providers.plain_json import Json
     from nighttrain.providers.serving.spec import ServingSpec
 
@@ -215,7 +214,7 @@ class Seldon:
         """
         spec.validate()
         self._storage(spec)
-        experiment = await self._find(SELDON_EXPERIMENTS, spec.namespace, spec.endpoint)
+        experiment = await found(self._client.get(SELDON_EXPERIMENTS, spec.namespace, spec.endpoint))
         marks = annotations_of(experiment)
         if experiment is not None and STABLE_ANNOTATION not in marks:
             raise WorkloadConflictError(
@@ -274,7 +273,16 @@ class Seldon:
         if objects.experiment is not None and (target.stable or percent):
             await self._patch(target, objects, seen, fence, body)
         elif objects.experiment is not None:
-            await self._delete(SELDON_EXPERIMENTS, target.namespace, objects.experiment)
+            held = metadata(objects.experiment)
+            await found(
+                self._client.delete(
+                    SELDON_EXPERIMENTS,
+                    target.namespace,
+                    held["name"],
+                    uid=held["uid"],
+                    propagation="Background",
+                )
+            )
         elif target.stable is None and percent == 100:
             await self._make_experiment(target, fence)
         elif percent:
@@ -310,7 +318,7 @@ class Seldon:
         }
         await self._patch(target, objects, seen, fence, body)
         if annotations_of(objects.experiment).get(STABLE_ANNOTATION) == target.candidate and objects.stable:
-            await self._delete(SELDON_MODELS, target.namespace, objects.stable)
+            await self._delete_model(target, objects.stable)
 
     async def undo(self, target: Target, seen: Look, fence: int) -> None:
         """Remove the candidate's Model, which the Experiment does not name any more."""
@@ -320,7 +328,7 @@ class Seldon:
         if objects.experiment is not None:
             await self._patch(target, objects, seen, fence, {})
         if objects.candidate is not None:
-            await self._delete(SELDON_MODELS, target.namespace, objects.candidate)
+            await self._delete_model(target, objects.candidate)
 
     async def addresses(self, target: Target) -> Addresses:
         """The mesh, where a header names the Experiment or a Model."""
@@ -342,18 +350,16 @@ class Seldon:
 
     async def _read(self, target: Target) -> Objects:
         versions = (target.stable, target.candidate)
-        names = [deployment_name(target.endpoint, each) if each else "" for each in versions]
-        stable, candidate = [await self._find(SELDON_MODELS, target.namespace, name) for name in names]
-        experiment = await self._find(SELDON_EXPERIMENTS, target.namespace, target.endpoint)
+        stable, candidate = [
+            await found(
+                self._client.get(SELDON_MODELS, target.namespace, deployment_name(target.endpoint, each))
+            )
+            if each
+            else None
+            for each in versions
+        ]
+        experiment = await found(self._client.get(SELDON_EXPERIMENTS, target.namespace, target.endpoint))
         return Objects(experiment=experiment, stable=stable, candidate=candidate)
-
-    async def _find(self, resource: Resource, namespace: str, name: str) -> Json | None:
-        if not name:
-            return None
-        try:
-            return await self._client.get(resource, namespace, name)
-        except ObjectNotFoundError:
-            return None
 
     async def _patch(
         self, target: Target, objects: Objects, seen: Look | None, fence: int, body: dict[str, Any]
@@ -365,11 +371,10 @@ class Seldon:
         whole_body = {**body, "metadata": {"resourceVersion": version, "annotations": marks}}
         await self._client.patch(SELDON_EXPERIMENTS, target.namespace, target.endpoint, whole_body)
 
-    async def _delete(self, resource: Resource, namespace: str, obj: Json) -> None:
-        held = metadata(obj)
-        try:
-            await self._client.delete(
-                resource, namespace, held["name"], uid=held["uid"], propagation="Background"
+    async def _delete_model(self, target: Target, model: Json) -> None:
+        held = metadata(model)
+        await found(
+            self._client.delete(
+                SELDON_MODELS, target.namespace, held["name"], uid=held["uid"], propagation="Background"
             )
-        except ObjectNotFoundError:
-            return
+        )

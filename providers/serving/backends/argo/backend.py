@@ -14,7 +14,7 @@ from nighttrain.providers.errors import (
     RolloutFailedError,
     WorkloadConflictError,
 )
-from nighttrain.providers.kubernetes.api.resources import HTTPROUTES, ROLLOUTS, SERVICES
+from nighttrain.providers.kubernetes.api.resources import ROLLOUTS, SERVICES
 from nighttrain.providers.kubernetes.values.objects import (
     mapping,
     metadata,
@@ -47,7 +47,8 @@ from nighttrain.providers.serving.backends.argo.objects import (
     find,
     template_of,
 )
-from nighttrain.providers.serving.backends.argo.reading import find_object, read_objects
+from nighttrain.providers.serving.backends.argo.reading import read_objects, read_route
+from nighttrain.providers.serving.backends.finding import found
 from nighttrain.providers.serving.backends.http_routes import rule_weights
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments, whole_selector
 from nighttrain.providers.serving.backends.manifests import version_labels
@@ -141,7 +142,7 @@ class ArgoRollouts:
 
     async def _check_route(self, spec: ServingSpec, rollout: Json | None) -> None:
         """Refuse an HTTPRoute that is not there: Argo would wait for it, and say nothing."""
-        route = await find_object(self._client, HTTPROUTES, spec.namespace, self._http_route)
+        route = await read_route(self._client, spec.namespace, self._http_route)
         if route is None:
             raise ConfigurationError(
                 "backend['http_route']", self._http_route, "there is no such HTTPRoute: make it first"
@@ -160,8 +161,8 @@ class ArgoRollouts:
 
     async def _check_services(self, spec: ServingSpec) -> None:
         for name in self._own_services(spec.endpoint):
-            found = await find_object(self._client, SERVICES, spec.namespace, name)
-            if found is not None and not is_ours(found, spec.endpoint) and not self._adopt:
+            held = await found(self._client.get(SERVICES, spec.namespace, name))
+            if held is not None and not is_ours(held, spec.endpoint) and not self._adopt:
                 raise WorkloadConflictError(
                     f"Service {name} exists and was not made by nighttrain for this endpoint: choose another "
                     "endpoint name, or remove it"
@@ -185,12 +186,12 @@ class ArgoRollouts:
         if not objects.routed and target.stable is not None:
             await self._pin(target, objects, fence)
             objects = await self._read(target)
-        found, rollout = find(target, objects), objects.rollout
-        if found.stage in (Stage.STEPS, Stage.EVERYTHING):
+        stage, rollout = find(target, objects).stage, objects.rollout
+        if stage in (Stage.STEPS, Stage.EVERYTHING):
             await self._stamp(target, objects, fence, 0, None)
             return
-        if rollout is None or found.stage is not Stage.STABLE:
-            raise RolloutFailedError(f"Rollout {target.names[ROLLOUT]} was changed: {found.stage}")
+        if rollout is None or stage is not Stage.STABLE:
+            raise RolloutFailedError(f"Rollout {target.names[ROLLOUT]} was changed: {stage}")
         body = new_version(spec, target, rollout)
         if "strategy" in body["spec"]:
             tell(f"{target.endpoint}: the Rollout's steps become those of the strategy")
@@ -281,10 +282,10 @@ class ArgoRollouts:
 
     def _route(self, target: Target, objects: Objects) -> Address:
         if not objects.routed:
-            found = service_address(objects.services.get(target.endpoint))
-            if found is None:
+            address = service_address(objects.services.get(target.endpoint))
+            if address is None:
                 raise RolloutFailedError(f"{target.endpoint}: there is no Service to send requests to")
-            return found
+            return address
         spec: Any = mapping(objects.route.get("spec")) if objects.route else {}
         host = next((each for each in spec.get("hostnames") or [] if isinstance(each, str)), target.endpoint)
         if self._address is None:
@@ -317,7 +318,7 @@ class ArgoRollouts:
         :raises ObjectConflictError: somebody changed an object since
         """
         version = await self._stamp(target, objects, fence, percent, seen, move)
-        if move is None or (move.body is not None and move.below is None):
+        if move is None or (move.body is not None and not move.of_status):
             return
         if move.selector is not None:
             service = objects.services[target.endpoint]
@@ -327,7 +328,7 @@ class ArgoRollouts:
             return
         body = {"metadata": {"resourceVersion": version}, **(move.body or {})}
         name = target.names[ROLLOUT]
-        await self._client.patch(ROLLOUTS, target.namespace, name, body, subresource=move.below)
+        await self._client.patch(ROLLOUTS, target.namespace, name, body, subresource="status")
 
     async def _stamp(
         self,
@@ -348,7 +349,7 @@ class ArgoRollouts:
         held = metadata(rollout)["resourceVersion"]
         if seen is not None and resource_version(seen, ROLLOUT) != held:
             raise ObjectConflictError(f"Rollout {target.names[ROLLOUT]} has changed since: look again")
-        spec = move.body if move is not None and move.body is not None and move.below is None else {}
+        spec = move.body if move is not None and move.body is not None and not move.of_status else {}
         meta = {"resourceVersion": held, "annotations": marks(target, fence, percent)}
         service = objects.services.get(target.endpoint)
         if service is not None and not objects.routed and not (move and move.selector):

@@ -44,18 +44,18 @@ class Move:
     """One change.
 
     :param body: merge patch of the Rollout
-    :param below: the subresource that it goes to, if any
+    :param of_status: it goes to the status, which is a resource of its own
     :param selector: of the endpoint's Service instead
     """
 
     body: Json | None = None
-    below: str | None = None
+    of_status: bool = False
     selector: dict[str, str] | None = None
 
 
-ABORT = Move(body={"status": {"abort": True}}, below="status")
-PROMOTE = Move(body={"status": {"pauseConditions": None}}, below="status")
-PROMOTE_IN_FULL = Move(body={"status": {"promoteFull": True}}, below="status")
+ABORT = Move(body={"status": {"abort": True}}, of_status=True)
+PROMOTE = Move(body={"status": {"pauseConditions": None}}, of_status=True)
+PROMOTE_IN_FULL = Move(body={"status": {"promoteFull": True}}, of_status=True)
 
 
 def towards(target: Target, objects: Objects, percent: int) -> Move | None:
@@ -95,7 +95,7 @@ def onwards(target: Target, objects: Objects) -> Move | None:
     if _INCONCLUSIVE in pause_reasons(rollout):
         # Without the next step's index the analysis would only run again.
         state = {"pauseConditions": None, "controllerPause": False, "currentStepIndex": index + 1}
-        return Move(body={"status": state}, below="status")
+        return Move(body={"status": state}, of_status=True)
     return PROMOTE if is_open_pause(steps_of(rollout), index) else None
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.errors import ObjectNotFoundError
 from nighttrain.providers.kubernetes.api.resources import (
     HTTPROUTES,
     PODS,
@@ -16,11 +14,11 @@ from nighttrain.providers.kubernetes.api.resources import (
 )
 from nighttrain.providers.kubernetes.values.objects import items, mapping, metadata, text, uid_of
 from nighttrain.providers.serving.backends.argo.objects import PLUGIN, Objects, canary_of
+from nighttrain.providers.serving.backends.finding import found
 from nighttrain.providers.serving.spec import ENDPOINT_LABEL
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.kubernetes.api.resources import Resource
     from nighttrain.providers.plain_json import Json
 
 
@@ -30,37 +28,28 @@ async def read_objects(client: ClusterClient, endpoint: str, namespace: str, nam
     :param name: the Rollout's
     """
     selector = f"{ENDPOINT_LABEL}={endpoint}"
-    before = await find_object(client, ROLLOUTS, namespace, name)
+    before = await found(client.get(ROLLOUTS, namespace, name))
     names = service_names(endpoint, before)
-    route_name = route_of(before)
     sets, pods, route, *services = await asyncio.gather(
         client.list(REPLICASETS, namespace, label_selector=selector),
         client.list(PODS, namespace, label_selector=selector),
-        find_object(client, HTTPROUTES, namespace, route_name),
-        *(find_object(client, SERVICES, namespace, each) for each in names),
+        read_route(client, namespace, route_of(before)),
+        *(found(client.get(SERVICES, namespace, each)) for each in names),
     )
-    rollout = await find_object(client, ROLLOUTS, namespace, name) if before else None
+    rollout = await found(client.get(ROLLOUTS, namespace, name)) if before else None
     return Objects(
         rollout=rollout,
         replica_sets=[each for each in sets["items"] if rollout is None or _is_of(each, rollout)],
-        services={each: found for each, found in zip(names, services, strict=True) if found is not None},
+        services={each: held for each, held in zip(names, services, strict=True) if held is not None},
         route=route,
         pods=pods["items"],
         steady=_version(before) == _version(rollout),
     )
 
 
-async def find_object(
-    client: ClusterClient, resource: Resource, namespace: str, name: str | None
-) -> Json | None:
-    """An object by name, if there is one."""
-    if not name:
-        return None
-    found: Awaitable[Json] = client.get(resource, namespace, name)
-    try:
-        return await found
-    except ObjectNotFoundError:
-        return None
+async def read_route(client: ClusterClient, namespace: str, name: str | None) -> Json | None:
+    """An HTTPRoute, if there is one of that name."""
+    return await found(client.get(HTTPROUTES, namespace, name)) if name else None
 
 
 def service_names(endpoint: str, rollout: Json | None) -> list[str]:

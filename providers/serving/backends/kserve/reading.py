@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nighttrain.providers.errors import ConfigurationError, ObjectNotFoundError, WorkloadConflictError
+from nighttrain.providers.errors import ConfigurationError, WorkloadConflictError
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     DEPLOYMENTS,
@@ -17,6 +16,7 @@ from nighttrain.providers.kubernetes.api.resources import (
     PODS,
 )
 from nighttrain.providers.kubernetes.values.objects import mapping, metadata, name_of, status, text
+from nighttrain.providers.serving.backends.finding import found
 from nighttrain.providers.serving.backends.kserve.objects import Objects
 from nighttrain.providers.serving.backends.kserve.patches import MODE_ANNOTATION
 from nighttrain.providers.serving.backends.kserve.plan import Mode
@@ -35,9 +35,9 @@ _SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 async def read_objects(client: ClusterClient, mode: Mode, endpoint: str, namespace: str) -> Objects:
     """Read an endpoint's objects."""
     selector = f"{_SERVICE_LABEL}={endpoint}"
-    service = await _found(client.get(INFERENCE_SERVICES, namespace, endpoint))
+    service = await found(client.get(INFERENCE_SERVICES, namespace, endpoint))
     stamp, pods = await asyncio.gather(
-        _found(client.get(CONFIGMAPS, namespace, stamp_name(endpoint))),
+        found(client.get(CONFIGMAPS, namespace, stamp_name(endpoint))),
         client.list(PODS, namespace, label_selector=f"{ENDPOINT_LABEL}={endpoint}"),
     )
     both = Objects(service=service, stamp=stamp, pods=pods["items"])
@@ -46,7 +46,7 @@ async def read_objects(client: ClusterClient, mode: Mode, endpoint: str, namespa
         return replace(both, revisions={name_of(each): each for each in revisions["items"]})
     deployments, route = await asyncio.gather(
         client.list(DEPLOYMENTS, namespace, label_selector=selector),
-        _found(client.get(HTTPROUTES, namespace, endpoint)),
+        found(client.get(HTTPROUTES, namespace, endpoint)),
     )
     return replace(both, deployments={name_of(each): each for each in deployments["items"]}, route=route)
 
@@ -57,23 +57,23 @@ async def read_service(client: ClusterClient, spec: ServingSpec) -> Json | None:
     :raises WorkloadConflictError: it was not made by nighttrain
     :raises ConfigurationError: it serves another model
     """
-    found = await _found(client.get(INFERENCE_SERVICES, spec.namespace, spec.endpoint))
-    if found is None:
+    service = await found(client.get(INFERENCE_SERVICES, spec.namespace, spec.endpoint))
+    if service is None:
         return None
-    labels = mapping(metadata(found).get("labels"))
+    labels = mapping(metadata(service).get("labels"))
     if labels.get(MANAGED_BY_LABEL) != MANAGED_BY or labels.get(ENDPOINT_LABEL) != spec.endpoint:
         raise WorkloadConflictError(
             f"InferenceService {spec.endpoint} exists and was not made by nighttrain: choose another "
             "endpoint name, or remove it"
         )
-    model = mapping(metadata(found).get("annotations")).get(MODEL_ANNOTATION)
+    model = mapping(metadata(service).get("annotations")).get(MODEL_ANNOTATION)
     if model != spec.model_name:
         raise ConfigurationError(
             "endpoint",
             spec.endpoint,
             f"it serves the model {model!r}; choose another endpoint for {spec.model_name!r}",
         )
-    return found
+    return service
 
 
 def mode_of(service: Json) -> Mode:
@@ -83,10 +83,3 @@ def mode_of(service: Json) -> Mode:
     """
     annotations = mapping(metadata(service).get("annotations"))
     return Mode.of(text(status(service).get("deploymentMode")) or text(annotations.get(MODE_ANNOTATION)))
-
-
-async def _found(asked: Awaitable[Json]) -> Json | None:
-    try:
-        return await asked
-    except ObjectNotFoundError:
-        return None

@@ -131,7 +131,7 @@ def test_every_patch_has_the_shape_of_one_that_was_recorded(serving_spec: Make) 
     known, used = recorded(), set()
     for name, move in every_move().items():
         assert move is not None, name
-        found = (move.below, shape(move.body))
+        found = ("status" if move.of_status else None, shape(move.body))
         assert found in known, (name, move)
         used.add(found)
     spec = serving_spec("2")
@@ -252,7 +252,7 @@ def test_the_template_comes_back_once_the_stable_version_is_at_full_size() -> No
     unseen = rollout("2", 0, observedGeneration="2", currentPodHash="h1")
     early = moves.back(TARGET, objects(unseen))
     assert early is not None
-    assert (early.below, early.body) == (None, move.body)
+    assert (early.of_status, early.body) == (False, move.body)
 
 
 def test_who_asked_for_an_abort_is_told_apart() -> None:
