@@ -9,6 +9,7 @@ import dagster as dg
 
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.registry.selection import check_mode, select_best
+from nighttrain.providers.tracking.names import check_key
 
 
 def best_training_asset(
@@ -45,6 +46,7 @@ def best_training_asset(
         raise ConfigurationError("trainings", trainings, "name the training assets to choose from")
     if not metric.strip():
         raise ConfigurationError("metric", metric, "name a metric that the trainings log, such as val_mae")
+    check_key(metric, field="metric")
     keys = [training.key for training in trainings]
 
     @dg.asset(

@@ -10,6 +10,9 @@ from nighttrain.providers.errors import ConfigurationError
 from nighttrain.sensors.common.connections import DEFAULT_MLFLOW_CONN_ID, DEFAULT_POLL_SECONDS
 from nighttrain.sensors.triggers import ModelChangeTrigger
 
+MAX_ASSET_NAME = 1_500
+"""Airflow's own limit; model, tag and the words between take up to 600."""
+
 
 def registered_model(
     model_name: str,
@@ -58,6 +61,8 @@ def registered_model(
     if stage is not None:
         parts[1] = stage  # as it was written: Airflow knows the asset by it
     name = "-".join([model_name, *parts])
+    if len(name) > MAX_ASSET_NAME:
+        raise ConfigurationError("value", value, "an asset's name holds it: use at most 900 characters")
     place = "/".join(quote(part, safe="") for part in [model_name, *parts])
     return Asset(
         name=name,

@@ -49,7 +49,7 @@ class _RegistrySensor(DeferringSensor):
         raise NotImplementedError
 
     def _build(self, awaited: Awaited, key: str = "", value: str | None = None) -> RegistryCondition:
-        return RegistryCondition(
+        condition = RegistryCondition(
             model_name=text_of("model_name", self.model_name),
             awaited=awaited,
             key=text_of(awaited.name.lower(), key),
@@ -57,12 +57,13 @@ class _RegistrySensor(DeferringSensor):
             newer_than=_number(self.newer_than),
             value=value,
         )
+        condition.interest.checked()
+        return condition
 
     def _trigger(self) -> RegistryTrigger:
         from nighttrain.sensors.triggers import RegistryTrigger
 
         condition = self._condition()
-        condition.interest.checked()
         self.log.info("Waiting for %s", condition)
         return RegistryTrigger(
             mlflow_conn_id=self.mlflow_conn_id,

@@ -49,7 +49,7 @@ class RegistryCondition:
     def __post_init__(self) -> None:
         for field in ("version", "newer_than"):
             value = getattr(self, field)
-            if value is not None and not re.fullmatch(r"[1-9]\d*", str(value)):
+            if value is not None and not re.fullmatch(r"[1-9][0-9]{0,9}", str(value)):
                 raise ConfigurationError(field, value, "must be a version number such as 3")
 
     def to_dict(self) -> dict[str, Any]:

@@ -101,7 +101,8 @@ class EndpointReadySensor(DeferringSensor):
 class RolloutSensor(DeferringSensor):
     """Waits until a rollout in steps, which another task or a person drives, has promoted a version.
 
-    Fails as soon as it is undone or stopped. Returns ``{"endpoint", "version", "previous_version", "phase"}``.
+    Fails as soon as it is undone or stopped. Returns ``{"endpoint", "version", "previous_version",
+    "phase"}``.
 
     :param endpoint: the endpoint's name (templated)
     :param version: the version that is rolled out; whichever it is, if left out (templated)

@@ -14,7 +14,7 @@ from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry
 from nighttrain.operators.registry.base import RegistryOperator
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ConfigurationError, NotApprovedError
+from nighttrain.providers.errors import ConfigurationError, NotApprovedError, storable
 from nighttrain.sensors.common.failures import failing_clearly
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ APPROVE, REJECT = "Approve", "Reject"
 
 COMMENT = "comment"
 """The field of the form whose text is the reason in the history."""
+
+MAX_REASONS = 600
+"""Characters of the reasons above the table, which has each of them whole."""
 
 RESPONSE_TIMEOUT = timedelta(days=1)
 """By then the next night has another candidate."""
@@ -81,10 +84,7 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
             body=body,
             options=[APPROVE, REJECT],
             response_timeout=response_timeout,
-            params={
-                COMMENT: Param("", type="string", description="Why? For the history."),
-                **(kwargs.pop("params", None) or {}),
-            },
+            params={COMMENT: _comment(), **(kwargs.pop("params", None) or {})},
             **kwargs,
         )
         self.assigned_users = _users(assigned_users)
@@ -97,8 +97,9 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
             self._connect()
             verdict = self._read_verdict()
             self._link(context, verdict["model_name"], str(verdict["version"]))
+            parts = (self.body, _evidence(verdict), self._origin(verdict))
         self.subject = self.subject or f"Promote {verdict['model_name']} version {verdict['version']}?"
-        self.body = "\n\n".join(part for part in (self.body, _evidence(verdict)) if part)
+        self.body = "\n\n".join(part for part in parts if part)
         return HITLOperator.execute(self, context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
@@ -110,8 +111,8 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
             if "error" in event:
                 return self._unanswered(context, event)
             user = event.get("responded_by_user") or {}
-            approver = str(user.get("name") or user.get("id") or "")
-            reason = str((event.get("params_input") or {}).get(COMMENT) or "")
+            approver = storable(str(user.get("name") or user.get("id") or ""))
+            reason = storable(str((event.get("params_input") or {}).get(COMMENT) or ""))
             if not self._was_asked(user):
                 self._note(context, Kind.ANSWER_REFUSED, approver, reason)
                 names = ", ".join(each["name"] for each in self.assigned_users or ())
@@ -130,6 +131,19 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
             "reason": reason,
             "answered_at": event["responded_at"].isoformat(),
         }
+
+    def _origin(self, verdict: Mapping[str, Any]) -> str:
+        """Where the versions can be looked at, and who was asked: Airflow's form does not say it."""
+        from nighttrain.providers.registry.markdown import link, text
+
+        def page(version: Any) -> str:
+            url = self._mlflow.version_url(verdict["model_name"], str(version))
+            return link(f"version {version}", url)
+
+        champion = verdict.get("champion_version")
+        compared = f", champion: {page(champion)}" if champion else ""
+        asked = ", ".join(text(user["name"]) for user in self.assigned_users or ())
+        return f"Candidate: {page(verdict['version'])}{compared}. Asked: {asked or 'anybody who may answer'}."
 
     def _unanswered(self, context: Context, event: Mapping[str, Any]) -> NoReturn:
         from nighttrain.providers.registry.history.entries import Kind
@@ -173,14 +187,20 @@ class ApproveModelOperator(RegistryOperator, HITLOperator):
             )
 
     def _read_verdict(self) -> Mapping[str, Any]:
+        from nighttrain.providers.registry.versions import check_name, check_version
+
         needed = {"model_name", "version", "kind"}
         if not isinstance(self.verdict, Mapping) or not needed <= set(self.verdict):
             raise ConfigurationError("verdict", self.verdict, "give the gate's own, gate.output")
+        check_name(self.verdict["model_name"])
+        check_version(self.verdict["version"])
         return self.verdict
 
 
 def _comment() -> Param:
-    return Param("", type="string", description="Why? It goes into the model's history.")
+    # Airflow's page locks both buttons until a field that may not be null is filled in.
+    why = "Why? It goes into the model's history."
+    return Param(None, type=["null", "string"], title="Comment", description=why)
 
 
 def _users(given: Sequence[str | Mapping[str, str]] | None) -> Any:
@@ -200,9 +220,16 @@ def _users(given: Sequence[str | Mapping[str, str]] | None) -> Any:
 
 
 def _evidence(verdict: Mapping[str, Any]) -> str:
+    """The verdict in a sentence, and each rule's finding in a table."""
     from nighttrain.providers.registry.gates.verdicts import Verdict
+    from nighttrain.providers.registry.markdown import text
 
     try:
-        return Verdict.from_dict(verdict).markdown_table()
+        read = Verdict.from_dict(verdict)
+        if read.accepted:
+            why = "every rule holds"
+        else:
+            why = text(read.summary().removeprefix(f"{read.kind.value}: "), MAX_REASONS)
+        return f"The gate's verdict: **{read.kind.value}**, {why}.\n\n{read.markdown_table()}"
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError("verdict", verdict, "give the gate's own, gate.output") from error

@@ -43,11 +43,14 @@ class ModelGateOperator(RegistryOperator):
     :param on_inconclusive: the same; ``"fail"`` by default, since somebody should look
     :param no_champion: what rules against the champion mean when there is none: ``"accept"`` (the default:
         the first model has nobody to beat), ``"reject"`` or ``"inconclusive"``
+    :param let_through: why a candidate passes whatever the rules say; a row of the table says so, and the
+        verdict is "accepted". Empty, or left out, for none (templated: a parameter of the DAG run, say)
     :param mlflow_conn_id: connection of type ``mlflow``
     """
 
-    template_fields: Sequence[str] = ("evaluation", "rules")
+    template_fields: Sequence[str] = ("evaluation", "rules", "let_through")
     native_fields = frozenset({"evaluation"})
+    text_fields = ("let_through",)
     structured_fields: ClassVar[Mapping[str, type | tuple[type, ...]]] = {"rules": list}
 
     def __init__(
@@ -58,6 +61,7 @@ class ModelGateOperator(RegistryOperator):
         on_rejected: Reaction = "skip",
         on_inconclusive: Reaction = "fail",
         no_champion: Literal["accept", "reject", "inconclusive"] = "accept",
+        let_through: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -74,6 +78,7 @@ class ModelGateOperator(RegistryOperator):
         self.on_rejected = on_rejected
         self.on_inconclusive = on_inconclusive
         self.no_champion = no_champion
+        self.let_through = let_through
 
     def execute(self, context: Context) -> dict[str, Any]:
         with failing_clearly():
@@ -115,7 +120,8 @@ class ModelGateOperator(RegistryOperator):
 
         rules = parse_rules(self.rules)
         recorded = await gather(registry, rules, evaluation, now=datetime.now(UTC))
-        return judge_recorded(rules, recorded, no_champion=self.no_champion)
+        verdict = judge_recorded(rules, recorded, no_champion=self.no_champion)
+        return verdict.let_through(self.let_through) if self.let_through else verdict
 
     def _react(self, verdict: Verdict) -> None:
         from nighttrain.providers.registry.gates.verdicts import VerdictKind

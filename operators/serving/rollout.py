@@ -237,9 +237,9 @@ class RolloutModelOperator(TextTemplates):
 
     def _serves_already(self, context: Context, pinned: Mapping[str, str]) -> dict[str, Any]:
         make_spec = partial(self._make_spec, context, pinned=pinned)
-        target, url = run_sync(self._steps().serving(make_spec))
+        target, route = run_sync(self._steps().serving(make_spec))
         self.log.info("%s: version %s serves already", self.endpoint, pinned["version"])
-        return Served.by_target(target, url).to_dict()
+        return Served.by_target(target, route).to_dict()
 
     def _defer_steps(self, identity: str) -> None:
         from nighttrain.sensors.triggers import RolloutTrigger
@@ -270,10 +270,10 @@ class RolloutModelOperator(TextTemplates):
         """Drive to the end, which may have come already, and tell it."""
         identity = self._rollout_id(context)
         state = run_sync(self._steps().drive(self.endpoint, identity, tell=self.log.info))
-        url = run_sync(self._steps().take(state))
+        route = run_sync(self._steps().take(state))
         self._raise_unless_promoted(state)
-        remember_links(context, endpoint=url)
-        served = Served.by_target(state.target, url)
+        remember_links(context, endpoint=route.url)
+        served = Served.by_target(state.target, route)
         tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
         return served.to_dict()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nighttrain.providers.serving.backends.base import EndpointStatus
-    from nighttrain.providers.serving.backends.traffic import Target
+    from nighttrain.providers.serving.backends.traffic import Address, Target
     from nighttrain.sensors.common.connections import MLflowConnection
 
 
@@ -43,10 +43,10 @@ class Served:
         )
 
     @classmethod
-    def by_target(cls, target: Target, url: str) -> Self:
+    def by_target(cls, target: Target, route: Address) -> Self:
         """As a rollout in steps left it.
 
-        :param url: where its route answers
+        :param route: where it answers
         """
         return cls(
             endpoint=target.endpoint,
@@ -54,8 +54,8 @@ class Served:
             model_name=target.model_name,
             version=target.candidate,
             previous_version=None if target.stable == target.candidate else target.stable,
-            url=url,
-            cluster_ip_url=url,
+            url=route.named_url or route.url,
+            cluster_ip_url=route.url,
         )
 
     def to_dict(self) -> dict[str, Any]:

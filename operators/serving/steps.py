@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from nighttrain.providers.kubernetes.api.client import ClusterConfig
-    from nighttrain.providers.serving.backends.traffic import Progress, Target
+    from nighttrain.providers.serving.backends.traffic import Address, Progress, Target
     from nighttrain.providers.serving.rollouts.opening import Setting
     from nighttrain.providers.serving.rollouts.state import Names, State
     from nighttrain.providers.serving.spec import ServingSpec
@@ -25,11 +25,11 @@ def as_strategy(given: Strategy | Mapping[str, Any] | None) -> Strategy | None:
 
     :raises ConfigurationError: names the field, the value and the fix
     """
-    if given is None or isinstance(given, Strategy):
-        if given is not None:
-            given.validate()
-        return given
-    return Strategy.from_dict(given)
+    if given is None:
+        return None
+    strategy = given if isinstance(given, Strategy) else Strategy.from_dict(given)
+    strategy.validate()
+    return strategy
 
 
 def rollout_id(context: Context) -> str:
@@ -98,19 +98,19 @@ class Steps:
             namespace = self._namespace or client.namespace
             await engine.abort(endpoint, namespace, rollout_id, by=by, reason=reason, tell=tell)
 
-    async def serving(self, make_spec: Callable[[str], ServingSpec]) -> tuple[Target, str]:
+    async def serving(self, make_spec: Callable[[str], ServingSpec]) -> tuple[Target, Address]:
         """The endpoint of a version that serves already, and where it answers."""
         from nighttrain.providers.serving.rollouts.opening import open_engine
 
         async with open_engine(self._cluster, self._tracking, self._setting) as (client, engine):
             target = await engine.target(make_spec(self._namespace or client.namespace))
-            return target, (await engine.addresses(target)).route.url
+            return target, (await engine.addresses(target)).route
 
-    async def take(self, state: State) -> str:
+    async def take(self, state: State) -> Address:
         """Remember that the end was told; the address where the endpoint answers."""
         from nighttrain.providers.serving.rollouts.opening import open_engine
 
         async with open_engine(self._cluster, self._tracking, self._setting) as (_, engine):
             target = state.target
             await engine.take(target.endpoint, target.namespace, state.rollout_id)
-            return (await engine.addresses(target)).route.url
+            return (await engine.addresses(target)).route

@@ -27,8 +27,8 @@ BEFORE_THE_FIRST = -1
 class RolloutStepOperator(RolloutModelOperator):
     """One step of a rollout that several tasks carry: it ends once the step was held.
 
-    Made by :func:`rollout_task_group`. The first begins the rollout; clearing any of them goes on with the one
-    that is under way, and clearing the first after the end begins anew.
+    Made by :func:`rollout_task_group`. The first begins the rollout; clearing any of them goes on with the
+    one that is under way, and clearing the first after the end begins anew.
 
     :param group: what the tasks of one rollout share
     :param step: the step to be held; -1 stands for the candidate's readiness, ``None`` for the end
@@ -87,7 +87,7 @@ def rollout_task_group(group_id: str, *, strategy: Strategy | Mapping[str, Any],
 
     :param strategy: as :class:`RolloutModelOperator` takes it
     :param rollout: the other parameters of :class:`RolloutModelOperator`
-    :raises ConfigurationError: the strategy cannot be, or ``task_id`` is given: the tasks have names of theirs
+    :raises ConfigurationError: the strategy cannot be, or ``task_id`` is given: the tasks have names
     """
     if "task_id" in rollout:
         raise ConfigurationError(

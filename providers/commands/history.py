@@ -112,7 +112,7 @@ def history_table(ledger: Ledger) -> str:
                     _cell(entry.reason),
                 )
             )
-    text = columns(rows) if ledger.entries else f"{ledger.model} has no history yet."
+    text = columns(rows) if ledger.entries else one_line(f"{ledger.model} has no history yet.")
     if ledger.earlier:
         text += (
             f"\n{ledger.earlier} entries before these are about a model of this name that was deleted: "

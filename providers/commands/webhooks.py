@@ -15,11 +15,17 @@ from nighttrain.providers.registry.feed.webhooks import (
     register,
     remove,
 )
+from nighttrain.providers.texts import one_line
 from nighttrain.providers.tracking.client import MLflowClient
+from nighttrain.providers.tracking.names import check_text
 
 if TYPE_CHECKING:
     import argparse
+
 DEFAULT_NAME = "nighttrain"
+
+MAX_NAME = 256
+"""MLflow's column."""
 
 
 def add_to(commands: Any) -> None:
@@ -52,19 +58,20 @@ def _run(options: argparse.Namespace) -> bool:
 
 
 async def _register_or_remove(options: argparse.Namespace) -> bool:
+    name = check_text("--name", options.name, MAX_NAME)
     async with MLflowClient(required_tracking(options.mlflow_uri)) as client:
         if options.action == "remove":
-            removed = await remove(client, options.name)
-            print(f"Removed {options.name}." if removed else f"MLflow has no webhook {options.name}.")
+            removed = await remove(client, name)
+            print(one_line(f"Removed {name}." if removed else f"MLflow has no webhook {name}."))
             return True
         found = await register(
             client,
-            name=options.name,
+            name=name,
             url=receiver_url(options.airflow_url),
             secret=os.environ.get(SECRET_VARIABLE, ""),
             events=options.events,
         )
-    print(f"{'Registered' if found.made else 'Changed'} {options.name}: MLflow sends to {found.url}")
+    print(one_line(f"{'Registered' if found.made else 'Changed'} {name}: MLflow sends to {found.url}"))
     if found.problem:
         warn(f"a delivery did not arrive: {found.problem}")
         return False

@@ -303,6 +303,17 @@ class _ProxyFiles:
 _Place = _LoggedModelFiles | _RunFiles | _ProxyFiles
 
 
+async def artifact_location(client: MLflowClient, version: ModelVersion) -> str:
+    """Where MLflow keeps a version's files, ``s3://...`` for example: not what the version was made from.
+
+    A server that hands files out itself says ``mlflow-artifacts:/...``, which nobody else can read.
+    """
+    answer = await client.for_registry().get(
+        "model-versions/get-download-uri", {"name": version.name, "version": version.version}
+    )
+    return str(answer.get("artifact_uri", ""))
+
+
 async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
     """Find the listing of the folder that this version's downloads come from."""
     if version.model_id:
@@ -310,10 +321,7 @@ async def _place_of(client: MLflowClient, version: ModelVersion) -> _Place:
     source = urlsplit(version.source)
     if source.scheme == "runs" and version.run_id:
         return _RunFiles(client, version.run_id, source.path.lstrip("/").partition("/")[2])
-    answer = await client.for_registry().get(
-        "model-versions/get-download-uri", {"name": version.name, "version": version.version}
-    )
-    location = str(answer.get("artifact_uri", ""))
+    location = await artifact_location(client, version)
     if version.run_id:
         run = await client.get("runs/get", {"run_id": version.run_id})
         root = str(run["run"]["info"].get("artifact_uri", "")).rstrip("/")

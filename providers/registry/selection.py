@@ -10,6 +10,7 @@ from typing import Any
 from nighttrain.providers.errors import ConfigurationError, NothingToSelectError, clip
 from nighttrain.providers.measured import NoNumber, read
 from nighttrain.providers.texts import one_line
+from nighttrain.providers.tracking.names import check_key
 
 MAX_NAMED = 10
 """In a message: more trainings than a person reads."""
@@ -116,6 +117,7 @@ def select_best(results: Iterable[object], metric: str, mode: str | Mode = Mode.
     wanted = check_mode(mode)
     if not isinstance(metric, str) or not metric.strip():
         raise ConfigurationError("metric", metric, "name a metric that the trainings log, such as val_mae")
+    check_key(metric, field="metric")
     read_results = [_read(index, result, metric) for index, result in enumerate(_several(results))]
     if not read_results:
         raise ConfigurationError(

@@ -25,6 +25,9 @@ ACTIVE_STAGES = ("Staging", "Production")
 MAX_NAME = 256
 """MLflow's column."""
 
+_MAX_DIGITS = 10
+"""Of a version's number: MLflow's column is an integer of 32 bits."""
+
 _ALIAS = re.compile(r"[A-Za-z0-9_\-]{1,255}")
 _RESERVED_ALIAS = re.compile(r"latest|v\d+", re.IGNORECASE)
 _LOGGED_MODEL = re.compile(r"m-[A-Za-z0-9_\-]+")
@@ -115,6 +118,8 @@ def check_name(name: str) -> str:
     check_text("model", name, MAX_NAME)
     if name == "." or name.startswith(".."):
         raise ConfigurationError("model", name, "MLflow takes it for a path: begin with a letter or digit")
+    if "\\" in name:
+        raise ConfigurationError("model", name, "use no backslash: MLflow's filters take it for an escape")
     if quoted(name) is None:
         raise ConfigurationError(
             "model", name, "use one sort of quote only: MLflow's filters have no escapes"
@@ -143,8 +148,11 @@ def check_stage(stage: str) -> str:
 
 def check_version(version: str | int) -> str:
     """A version's number as text. :raises ConfigurationError: it is no whole number from 1"""
-    text = str(version).strip()
-    if isinstance(version, bool) or not (text.isascii() and text.isdigit()) or int(text) == 0:
+    # Before it is made text: that of an integer of more than 4,300 digits is refused by Python.
+    is_huge = isinstance(version, int) and abs(version) >= 10**_MAX_DIGITS
+    text = "" if is_huge else str(version).strip()
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+    if isinstance(version, bool) or not is_number or int(text) == 0:
         raise ConfigurationError("version", version, "a version is a number from 1, for example '7'")
     return str(int(text))
 

@@ -57,6 +57,20 @@ _SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MAX_ENDPOINT = 40
 
 
+def check_endpoint(endpoint: str, namespace: str) -> None:
+    """An endpoint's name and namespace, which become addresses and labels.
+
+    :raises ConfigurationError: no endpoint can have that name, or be there
+    """
+    if not _ENDPOINT.fullmatch(endpoint) or len(endpoint) > _MAX_ENDPOINT:
+        raise ConfigurationError(
+            "endpoint",
+            endpoint,
+            f"use at most {_MAX_ENDPOINT} lower-case letters, digits and '-', beginning with a letter",
+        )
+    check_dns_label("namespace", namespace)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServingSpec:
     """One version of one model behind one endpoint.
@@ -84,6 +98,8 @@ class ServingSpec:
     :param server: the program that serves the version; ``image`` has to have it
     :param download_image: an image with Python and mlflow, for a server that does not download by itself: an
         init container brings the version and verifies it
+    :param source: where the registry says that the version's files are, for a serving system that fetches
+        them from there itself
     :param mlflow_env_from: credentials for MLflow, from a Secret; only the container that downloads gets them
     """
 
@@ -123,6 +139,7 @@ class ServingSpec:
     server: ModelServer = MLFLOW
     download_image: str | None = None
     mlflow_env_from: Sequence[Any] = ()
+    source: str = ""
 
     def validate(self) -> None:
         """Find every mistake that can be found without the cluster.
@@ -135,13 +152,7 @@ class ServingSpec:
         self._validate_pod()
 
     def _validate_names(self) -> None:
-        if not _ENDPOINT.fullmatch(self.endpoint) or len(self.endpoint) > _MAX_ENDPOINT:
-            raise ConfigurationError(
-                "endpoint",
-                self.endpoint,
-                f"use at most {_MAX_ENDPOINT} lower-case letters, digits and '-', beginning with a letter",
-            )
-        check_dns_label("namespace", self.namespace)
+        check_endpoint(self.endpoint, self.namespace)
         if not self.model_name:
             raise ConfigurationError("model_name", self.model_name, "name a registered model")
         if not re.fullmatch(r"[0-9]{1,18}", self.version):

@@ -259,6 +259,10 @@ class MLflowClient:
                 params=_present(params),
                 json=None if body is None else _present(body),
             )
+        except UnicodeError as error:
+            raise ConfigurationError(
+                path, None, "a text has half of a surrogate pair, which no request can carry: remove it"
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
             raise await no_answer_error(self.config, error) from error
         if not response.is_success:

@@ -17,6 +17,9 @@ from datetime import date, datetime
 from nighttrain.providers.errors import ConfigurationError, clip, storable
 from nighttrain.providers.redaction import is_secret, redact
 
+MAX_RUN_ID = 256
+"""MLflow's own limit; its ids have 32 characters."""
+
 MAX_KEY = 250
 """Of a param, tag or metric: MLflow's own limit, and the column's."""
 

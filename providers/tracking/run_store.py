@@ -20,7 +20,7 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
 )
 from nighttrain.providers.tracking.config import PAGE
-from nighttrain.providers.tracking.names import MAX_PARAM, fit_run_name
+from nighttrain.providers.tracking.names import MAX_PARAM, MAX_RUN_ID, check_text, fit_run_name
 from nighttrain.providers.tracking.runs import (
     CHANGED_PARAMS_TAG,
     OPENING_TAG,
@@ -90,7 +90,12 @@ class RunStore:
         return str(experiment["experiment_id"])
 
     async def get(self, run_id: str) -> Run:
-        """The run of that id. :raises TrackingNotFoundError: no such run"""
+        """The run of that id.
+
+        :raises TrackingNotFoundError: no such run
+        :raises ConfigurationError: no run can have that id
+        """
+        check_text("run_id", run_id, MAX_RUN_ID)
         return Run.from_api((await self.client.get("runs/get", {"run_id": run_id}))["run"])
 
     async def _get_or_none(self, run_id: str) -> Run | None:

@@ -53,8 +53,11 @@ def clean_tags(
 def quoted(value: str) -> str | None:
     """``value`` as a literal of MLflow's filter language, or ``None`` where it cannot be written as one.
 
-    The language knows no escapes: a value may hold one sort of quote only.
+    The language knows no escapes of its own: a value may hold one sort of quote only. Its parser takes a
+    backslash before the closing quote for one, though.
     """
+    if value.endswith("\\"):
+        return None
     if "'" not in value:
         return f"'{value}'"
     if '"' not in value:

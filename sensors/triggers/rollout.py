@@ -113,7 +113,9 @@ class RolloutTrigger(BaseTrigger):
 
 
 class RolloutEndTrigger(BaseTrigger):
-    """Waits until a rollout that others drive has ended. The event is ``{"state": its state as JSON}``, or ``{"error": sentence}``.
+    """Waits until a rollout that others drive has ended.
+
+    The event is ``{"state": its state as JSON}``, or ``{"error": sentence}``.
 
     :param version: of which version; any, if left out
     """

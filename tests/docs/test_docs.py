@@ -414,6 +414,8 @@ TRAINING_CODE = [
         f"providers/kubernetes/{module}.py"
         for module in ("job/config_map", "mirror/hub", "mirror/wait_reasons", "logs/logs")
     ),
+    # A Job that measures for a rollout.
+    "providers/serving/analysis/sources/asker.py",
 ]
 SERVING_CODE = [
     "providers/serving/backends/kubernetes_deployment.py",
@@ -422,8 +424,11 @@ SERVING_CODE = [
         for module in ("changes", "objects", "version_services")
     ),
     "providers/serving/rollouts/store.py",
+    "providers/serving/analysis/sources/counters.py",
 ]
 GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("gateways", "route_writes")]
+KSERVE_CODE = [f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")]
+TARGET_CODE = [f"providers/deployment_target/{module}.py" for module in ("removal", "standing")]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
 
@@ -483,10 +488,18 @@ def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str
     assert granted(rbac["Role", "nighttrain-serving"]) == set().union(*map(calls, SERVING_CODE))
     routes, classes = rbac["Role", "nighttrain-gateway"], rbac["ClusterRole", "nighttrain-gateway-classes"]
     assert granted(routes) | granted(classes) == set().union(*map(calls, GATEWAY_CODE))
+    more = set().union(*map(calls, TARGET_CODE)) - granted(rbac["Role", "nighttrain-serving"])
+    more |= {("", "services/proxy", "create")}  # ClusterClient.ask_service
+    assert granted(rbac["Role", "nighttrain-mlflow-deployments"]) == more - granted(routes)
+
+
+def test_kserves_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], Any]) -> None:
+    assert granted(rbac["Role", "nighttrain-kserve"]) == set().union(*map(calls, KSERVE_CODE))
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, "providers/kubernetes/api/client.py"}
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, *TARGET_CODE}
+    looked_at.add("providers/kubernetes/api/client.py")
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):
             path = file.relative_to(ROOT).as_posix()

@@ -38,7 +38,7 @@ _BEFORE = 1_000
 GOLDEN = 30
 """Golden requests that each version is sent at each look, one a second, whatever the traffic is.
 
-They are counted like clients' requests, and the two answers to the same one are compared.
+The two answers to the same one are compared.
 """
 
 ANALYSIS = Analysis(
@@ -63,11 +63,13 @@ class World:
     :param per_second: requests, in the mean; they come independently of one another
     :param errors: the stable version's rate
     :param drift: at each look, by how much the rates of both versions are multiplied; empty for 1
+    :param golden_counted: golden requests are counted with clients', as a server's own counters do
     """
 
     per_second: float
     errors: float
     drift: tuple[float, ...] = ()
+    golden_counted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,8 @@ def draw(world: World, version: Version, rollouts: int, seed: int) -> Streams:
     requests = rng.poisson(world.per_second * LOOK_SECONDS, size[:2])[:, :, None]
     candidate = rng.binomial(np.broadcast_to(requests, size), np.array(SHARES) / 100)
     clients = candidate
-    candidate, stable = clients + GOLDEN, requests - clients + GOLDEN
+    golden = GOLDEN if world.golden_counted else 0
+    candidate, stable = clients + golden, requests - clients + golden
     drift = np.array(world.drift or (1.0,) * LOOKS)[None, :, None]
     errors = np.minimum(world.errors * drift, 1.0)
     slow, stable_slow = _slow_shares(version, rng.beta(_BEFORE * 0.95, _BEFORE * 0.05, rollouts))

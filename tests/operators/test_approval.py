@@ -64,6 +64,13 @@ def test_anybody_may_answer_where_nobody_is_named(
     assert told(mlflow_server, model) == [("approved", "eve")]
 
 
+def test_the_page_lets_somebody_answer_without_a_comment() -> None:
+    # Its buttons stay locked while a field is empty whose type is not null too.
+    comment = asking("model").serialized_params["comment"]
+    assert comment["value"] is None
+    assert "null" in comment["schema"]["type"]
+
+
 @pytest.mark.parametrize(
     ("reaction", "raised"), [("skip", AirflowSkipException), ("fail", AirflowFailException)]
 )
@@ -102,4 +109,14 @@ def test_without_the_gates_verdict_nobody_is_asked(
     mlflow_server: MLflowServer, context: Any, verdict: Any
 ) -> None:
     with pytest.raises(AirflowFailException, match=r"verdict.*gate\.output"):
+        ApproveModelOperator(task_id="approve", verdict=verdict).execute(context)
+
+
+@pytest.mark.parametrize(("field", "value"), [("model", "../m"), ("version", "1?x"), ("version", "../2")])
+def test_a_verdict_about_what_cannot_be_there_is_no_question(
+    mlflow_server: MLflowServer, context: Any, field: str, value: str
+) -> None:
+    verdict = {"kind": "accepted", "model_name": "m", "version": "1"}
+    verdict["model_name" if field == "model" else field] = value
+    with pytest.raises(AirflowFailException, match=f"ConfigurationError: {field} = "):
         ApproveModelOperator(task_id="approve", verdict=verdict).execute(context)

@@ -133,6 +133,27 @@ def test_an_accepted_verdict_lets_the_version_be_promoted(
     assert json.loads(written["nighttrain.history.entry"])["evidence"] == accepted["summary"]
 
 
+def test_a_rejected_one_that_is_let_through_says_so(
+    mlflow_server: MLflowServer, context: Any, model: str
+) -> None:
+    told = gate(model, context, WORSE, let_through="to see the canary undo it")
+    assert told["kind"] == "accepted"
+    assert told["summary"].endswith(
+        "it was rejected, and the gate was told to let it through: to see the canary undo it"
+    )
+    kinds = [(row["rule"], row["verdict"]) for row in told["evidence"]]
+    assert kinds == [
+        ("mae <= champion.mae", "rejected"),
+        ("rows >= 500", "accepted"),
+        ("let through", "accepted"),
+    ]
+    assert tags(mlflow_server, model, "2")["nighttrain.gate.verdict"] == "accepted"
+    assert (
+        gate(model, context, {"mae": 11.0, "rows": 900}, let_through="")["evidence"][-1]["rule"]
+        == "rows >= 500"
+    )
+
+
 def holder(server: MLflowServer, model: str) -> str | None:
     found = server.call("GET", "registered-models/get", name=model)["registered_model"]
     held = {each["alias"]: each["version"] for each in found.get("aliases", [])}

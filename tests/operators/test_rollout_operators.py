@@ -22,6 +22,10 @@ from helpers.mlflow_proxy import proxy, refused
 from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.registry import PromoteModelOperator
 from nighttrain.operators.serving import RollbackModelOperator, RolloutModelOperator
+from nighttrain.operators.serving.rollout import DEPLOYED_BY
+from nighttrain.providers.bridge import run_sync
+from nighttrain.providers.deployment_target.deployments import Deployments
+from nighttrain.providers.deployment_target.standing import DEPLOYED_BY_ANNOTATION
 from nighttrain.providers.errors import NothingToRollBackToError, RolloutFailedError
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.sensors import triggers
@@ -411,3 +415,35 @@ def watching(controllers: Controllers, name: str, act: Callable[[], Any]) -> Ite
     finally:
         ended.set()
         thread.join()
+
+
+# Beside MLflow's command line
+
+
+def test_an_endpoint_goes_from_the_command_line_to_a_task_and_back(
+    night: Night, cluster: EmbeddedCluster, mlflow_server: MLflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert DEPLOYED_BY == DEPLOYED_BY_ANNOTATION
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    told: list[str] = []
+    by_hand = Deployments("kubernetes:/default", mlflow_server.uri, actor="ann", tell=told.append)
+    first, second = (f"models:/{night.model}/{version}" for version in ("1", "2"))
+    made = run_sync(by_hand.create(night.endpoint, first, {"image": "scoring:1", "env_vars": {"A": "1"}}))
+    assert (made["version"], made["created_by"]) == ("1", "ann")
+    served = night.rollout("2").execute(night.context)
+    assert served is not None
+    assert (served["version"], served["previous_version"]) == ("2", "1")
+    shown = run_sync(by_hand.get(night.endpoint))
+    assert (shown["model_uri"], shown["image"]) == (second, "scoring:1")
+    assert "deploy" in shown["created_by"]
+    assert night.endpoint in {each["name"] for each in run_sync(by_hand.list())}
+
+    told.clear()
+    shown = run_sync(by_hand.update(night.endpoint, first, {"env_vars": {"A": "1"}}))
+    assert (shown["version"], shown["previous_version"]) == ("1", "2")
+    assert [line for line in told if "of its settings only the image is kept" in line]
+    back = RollbackModelOperator(task_id="back", endpoint=night.endpoint, reason="wrong predictions")
+    assert back.execute(night.context)["version"] == "2"
+    run_sync(by_hand.delete(night.endpoint))
+    assert "nighttrain.serving" not in night.tags("2")
+    assert night.rollout("2").execute(night.context)["previous_version"] is None  # type: ignore[index]

@@ -121,6 +121,9 @@ def test_an_approval_by_somebody_who_was_asked_promotes_and_the_history_names_th
     assert question["subject"] == f"Promote {model} version 1?"
     assert "| mae &lt;= champion | 20 | 22 |" in question["body"]
     assert "<b>" not in question["body"]
+    assert question["body"].startswith("The gate's verdict: **accepted**, every rule holds.\n\n|")
+    page = f"{asking.stack.mlflow_uri}/#/models/{model}/versions/1"
+    assert question["body"].endswith(f"\n\nCandidate: [version 1]({page}). Asked: ann, bob.")
 
 
 def test_a_rejection_promotes_nothing_and_stands_in_the_history(asking: Asking) -> None:

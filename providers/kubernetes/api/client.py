@@ -51,6 +51,8 @@ __all__ = [
 ATTEMPTS = 5
 # What the API server allows a request that is not a watch; so long may a log that is not followed be silent.
 LOG_SILENCE_SECONDS = 60.0
+# So long does an API server wait for an answer that it passes on.
+REQUEST_SILENCE_SECONDS = 60.0
 # A continue token lives for minutes, and a list begun anew comes in one answer from most servers: one that
 # expires for the third time comes from a server that cannot keep up.
 LIST_ROUNDS = 3
@@ -324,6 +326,22 @@ class ClusterClient:
         async with self._transport.stream(call, silence) as chunks:
             async for line in _lines(chunks, limit=LOG_LINE_LIMIT):
                 yield line.decode("utf-8", "replace")
+
+    async def ask_service(self, namespace: str, service: str, port: str, path: str, body: Any) -> bytes:
+        """Send JSON to a Service through the API server, from wherever that is reached; once.
+
+        :param port: the name of the Service's port
+        :raises ObjectNotFoundError: no such Service, or an API server without such a way
+        :raises ClusterForbiddenError: ``create`` on ``services/proxy`` is not granted
+        :raises ClusterRequestError: the Service has no ready pod, or answers with this status
+        """
+        asked = self._asked("create", SERVICES, namespace, service, "proxy")
+        where = f"{SERVICES.path(namespace, f'{service}:{port}', 'proxy')}/{path.lstrip('/')}"
+        # The answer is the Service's own, whatever its form.
+        async with self._transport.stream(
+            Call(asked, "POST", where, body=body), REQUEST_SILENCE_SECONDS
+        ) as chunks:
+            return b"".join([chunk async for chunk in chunks])
 
     def _asked(
         self,

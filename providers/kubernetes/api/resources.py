@@ -48,6 +48,8 @@ GATEWAYS = Resource("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
 GATEWAY_CLASSES = Resource(
     "gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", namespaced=False
 )
+INFERENCE_SERVICES = Resource("serving.kserve.io", "v1beta1", "inferenceservices", "InferenceService")
+KNATIVE_REVISIONS = Resource("serving.knative.dev", "v1", "revisions", "Revision")
 # Newest first: which of them is served depends on Kueue's release.
 KUEUE_WORKLOADS = tuple(
     Resource("kueue.x-k8s.io", version, "workloads", "Workload") for version in ("v1beta2", "v1beta1")

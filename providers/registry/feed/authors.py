@@ -9,8 +9,9 @@ import asyncio
 import dataclasses
 import logging
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
-from nighttrain.providers.errors import NighttrainError
+from nighttrain.providers.errors import NighttrainError, clip
 from nighttrain.providers.registry.feed.changes import ChangeKind
 from nighttrain.providers.registry.history.noticing import notice
 from nighttrain.providers.registry.models import ModelRegistry
@@ -25,29 +26,61 @@ if TYPE_CHECKING:
 SECONDS = 5.0
 """A history is read in a tenth of a second. The news does not wait longer for its author."""
 
+AT_ONCE = 4
+"""Histories that one process reads at a time: when it starts, hundreds of watchers look for the first time."""
+
 _log = logging.getLogger(__name__)
+
+_Key = tuple[object, ...]
+
+
+@dataclasses.dataclass
+class _Lookups:
+    """The lookups of one event loop: watchers who are told of the same move share one."""
+
+    slots: asyncio.Semaphore = dataclasses.field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
+    running: dict[_Key, asyncio.Task[str]] = dataclasses.field(default_factory=dict)
+
+
+_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookups] = WeakKeyDictionary()
 
 
 async def with_authors(config: TrackingConfig, changes: Sequence[Change]) -> tuple[Change, ...]:
     """The changes with their authors. Where the history cannot be asked now they stay as they are."""
-    moved = [each for each in changes if each.kind in (ChangeKind.ALIAS, ChangeKind.STAGE)]
-    if not moved:
-        return tuple(changes)
-    # The news itself came from an MLflow that answers; one that went away since is not waited for.
-    async with MLflowClient(dataclasses.replace(config, retry_seconds=0.0)) as client:
-        registry = ModelRegistry(client)
-        return tuple([await _with_author(registry, each) if each in moved else each for each in changes])
+    return tuple([await _with_author(config, each) for each in changes])
 
 
-async def _with_author(registry: ModelRegistry, change: Change) -> Change:
+async def _with_author(config: TrackingConfig, change: Change) -> Change:
+    if change.kind not in (ChangeKind.ALIAS, ChangeKind.STAGE):
+        return change
+    lookups = _loops.setdefault(asyncio.get_running_loop(), _Lookups())
+    key = (config, change.name, change.version, change.kind, change.key)
+    task = lookups.running.get(key)
+    if task is None:
+        task = lookups.running[key] = asyncio.ensure_future(_author(config, change, lookups.slots))
+        task.add_done_callback(lambda _: lookups.running.pop(key, None))
+    # Whoever is cancelled takes the answer from nobody else.
+    author = await asyncio.shield(task)
+    return dataclasses.replace(change, author=author) if author else change
+
+
+async def _author(config: TrackingConfig, change: Change, slots: asyncio.Semaphore) -> str:
+    """Who moved it; empty where the history cannot be asked, or does not say."""
     alias = change.key if change.kind is ChangeKind.ALIAS else None
     stage = change.key if change.kind is ChangeKind.STAGE else None
+    # The news itself came from an MLflow that answers; one that went away since is not waited for.
+    at_once = dataclasses.replace(config, retry_seconds=0.0)
     try:
-        async with asyncio.timeout(SECONDS):
+        async with slots, asyncio.timeout(SECONDS), MLflowClient(at_once) as client:
+            registry = ModelRegistry(client)
             entry = await notice(registry, change.name, version=change.version, alias=alias, stage=stage)
-    except (NighttrainError, TimeoutError) as error:
-        _log.warning("Who moved %s of %s is not known now: %s", change.key, change.name, error)
-        return change
-    if entry is None or not entry.actor:
-        return change
-    return dataclasses.replace(change, author=entry.actor)
+    except TimeoutError:
+        _log.warning(
+            "Who moved %s of %s is not known: no answer within %g s", change.key, change.name, SECONDS
+        )
+        return ""
+    except NighttrainError as error:
+        why = clip(str(error), 300)
+        _log.warning("Who moved %s of %s is not known now: %s", change.key, change.name, why)
+        return ""
+    return entry.actor if entry else ""

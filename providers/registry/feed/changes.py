@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.registry.feed.model_state import WATCHED_STAGES
 from nighttrain.providers.registry.versions import check_alias, check_name, check_stage
-from nighttrain.providers.tracking.names import check_key
+from nighttrain.providers.tracking.names import MAX_VERSION_TAG, check_key, check_text
 from nighttrain.providers.tracking.tags import quoted
 
 if TYPE_CHECKING:
@@ -96,9 +96,12 @@ class Interest:
                 return replace(self, key=stage)
             case ChangeKind.TAG:
                 check_key(self.key, field="tag")
-                if "`" in self.key or quoted(self.value or "") is None:
+                check_text("value", self.value or "", MAX_VERSION_TAG)
+                if quoted(self.value or "") is None:
                     raise ConfigurationError(
-                        "tag", f"{self.key}={self.value}", "use one sort of quote only: MLflow has no escapes"
+                        "value",
+                        self.value,
+                        "use one sort of quote only, and no backslash at the end: MLflow has no escapes",
                     )
             case ChangeKind.VERSION:
                 pass

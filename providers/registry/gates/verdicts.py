@@ -78,6 +78,21 @@ class Verdict:
         """True if the candidate may be promoted."""
         return self.kind is VerdictKind.ACCEPTED
 
+    def let_through(self, reason: str) -> Verdict:
+        """The verdict of a gate that was told to let the candidate pass; what its rules found stays in it."""
+        if self.accepted:
+            return self
+        told = Evidence(
+            rule="let through",
+            candidate=None,
+            champion=None,
+            limit=None,
+            verdict=VerdictKind.ACCEPTED,
+            sentence=f"it was {self.kind.value}, and the gate was told to let it through: {reason}",
+            note=f"was {self.kind.value}: {reason}",
+        )
+        return Verdict(VerdictKind.ACCEPTED, (*self.evidence, told))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"kind": self.kind.value, "evidence": [item.to_dict() for item in self.evidence]}

@@ -28,9 +28,9 @@ from nighttrain.providers.serving.analysis.values import Counts
 _RATIOS = (1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 _WEIGHTS = (0.05, 0.10, 0.20, 0.25, 0.15, 0.10, 0.05, 0.05, 0.05)
 
-# The part of an e-value that is staked on one wrong request. Large stakes show soon that what hardly ever goes
-# wrong is tolerable, and lose most where much goes wrong, for which the small ones are.
-_STAKES = (0.03, 0.1, 0.2, 0.35, 0.55, 0.8, 0.95)
+# The part of an e-value that is staked on one wrong request. Large stakes show soon that what hardly ever
+# goes wrong is tolerable, and lose most where much goes wrong, for which the small ones are.
+_STAKES = (0.01, 0.03, 0.1, 0.2, 0.35, 0.55, 0.8, 0.95)
 
 # A rate is taken to be anywhere (Jeffreys' distribution), or of a few percent, or below one in a hundred:
 # with the first alone, ruling out a rate of 0.01 takes twice as many requests where little goes wrong.
@@ -78,13 +78,15 @@ class Stratum:
 def log_ratios(stratum: Stratum) -> tuple[float, ...]:
     """The evidence of one interval that the candidate goes wrong more often, one number for each ratio.
 
-    Given how many requests went wrong in all, each of them was the candidate's with a probability of at most
-    ``w``, its share of the requests, if the candidate is no worse: whatever the rate is. If it is ``r`` times
-    as high, the probability is ``w r / (w r + 1 - w)``. Each wrong request multiplies the evidence by the
-    ratio of these two probabilities. Drawing without replacement only makes it smaller (Hoeffding,
-    "Probability inequalities for sums of bounded random variables", JASA 58 (1963), theorem 4). For the idea
-    of conditioning on the sum: Turner, Ly and Gruenwald, "Generic E-variables for exact sequential k-sample
-    tests that allow for optional stopping", Journal of Statistical Planning and Inference 230 (2024).
+    Given how many requests went wrong in all, each of them was the candidate's with a probability of ``w``,
+    its share of the requests, if both versions go wrong as often: whatever the rate is. If the candidate's
+    rate is ``r`` times the stable one's, it is ``w r / g`` with ``g = w r + 1 - w``. Each wrong request
+    multiplies the evidence by the ratio of these two: ``r / g`` for the candidate's, ``1 / g`` for the stable
+    version's. With ``n`` and ``m`` requests and rates ``p`` and ``q`` its mean is at most
+    ``exp((r - 1) / g * n m / (n + m) * (p - q))``, because ``1 + x <= exp(x)``: at most 1 if the candidate is
+    no worse. For conditioning on the sum see Turner, Ly and Gruenwald, "Generic E-variables for exact
+    sequential k-sample tests that allow for optional stopping", Journal of Statistical Planning and Inference
+    230 (2024).
 
     Where both versions had the same requests, those that went wrong at one only count, and ``w`` is a half
     (McNemar's test).

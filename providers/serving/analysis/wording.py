@@ -80,8 +80,8 @@ def _evidence(
     lower, upper = _bounds(shown, let_through)
     evidence |= {"stable_requests": stable.requests, "stable_bad": stable.bad}
     evidence |= {"excess": excess_of(shown), "lower": lower, "upper": upper}
-    if found.ratios:
-        # As a power of ten: what is against "no worse", from one in a hundred on is 2.
+    if shown[0] in found.strata:
+        # As a power of ten, what is against "no worse": 2 is one in a hundred.
         evidence["log10_evidence"] = worse_since(found.ratios)[0] / math.log(10)
     return evidence
 

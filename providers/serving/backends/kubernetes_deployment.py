@@ -58,6 +58,7 @@ from nighttrain.providers.serving.spec import (
     SWITCHED_ANNOTATION,
     VERSION_LABEL,
     ServingSpec,
+    check_endpoint,
 )
 
 if TYPE_CHECKING:
@@ -312,7 +313,8 @@ class KubernetesDeployments:
         )
 
     async def status(self, endpoint: str, namespace: str) -> EndpointStatus | None:
-        """Read off the Service and its Deployments."""
+        """Read off the Service and its Deployments. :raises ConfigurationError: no name of an endpoint"""
+        check_endpoint(endpoint, namespace)
         service = await self.service(endpoint, namespace)
         if service is None:
             return None

@@ -97,10 +97,12 @@ class Address:
     """Where requests can be sent, by whoever is in the cluster's network.
 
     :param url: base address, without a path of the model server's
+    :param named_url: the same by name, for who can resolve the cluster's names
     :param headers: to be sent with each request, e.g. ``Host``
     """
 
     url: str
+    named_url: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -175,7 +175,7 @@ def _rates(sample: Sample) -> tuple[float | None, float | None]:
 
 def _remembered(state: State, seen: Seen, now: float) -> State:
     """The state with what is known by now of the objects and of the registry."""
-    if seen.look.fence >= state.fence > state.applied:
+    if state.fence > state.applied and not _traffic_differs(state, seen.look):
         state = replace(state, applied=state.fence)
     if seen.holds_names is None or seen.holds_names == state.moved:
         return state
@@ -234,8 +234,9 @@ def _strayed(state: State, look: Look) -> str | None:
             "somebody put the traffic back to what it was before (is it kept in Git?): "
             "let the tool that does so leave the weights alone, and roll out again"
         )
-    ours = look.fence == state.fence and state.phase not in (Phase.PROMOTING, Phase.UNDOING)
-    if ours and _traffic_differs(state, look):
+    # A change of several objects is half made for a moment: only what was seen whole can be taken back.
+    whole = state.applied == state.fence == look.fence
+    if whole and state.phase not in (Phase.PROMOTING, Phase.UNDOING) and _traffic_differs(state, look):
         return (
             f"somebody changed the candidate's share from {state.percent} to {look.asked_percent} percent: "
             "roll out again, or go on by hand"
@@ -300,7 +301,7 @@ def _shifting(state: State, seen: Seen, now: float) -> State:
 
 def _not_routed(state: State, seen: Seen) -> str:
     routed = seen.look.routed_percent
-    shown = "cannot be seen" if routed is None else f"is {routed:g} percent"
+    shown = seen.look.unseen or "cannot be seen" if routed is None else f"is {routed:g} percent"
     answers = seen.answers.by_version if seen.answers else {}
     counted = ", ".join(f"{number} from version {name}" for name, number in sorted(answers.items()))
     return (
@@ -414,7 +415,7 @@ def _undoing(state: State, seen: Seen, now: float) -> State:
         return state
     stable = state.target.stable
     serves = f"version {stable} serves" if stable else "nothing serves"
-    return state.entering(Phase.UNDONE, now, f"undone, {serves}: {state.reason}")
+    return state.entering(Phase.UNDONE, now, f"undone: {serves}")
 
 
 def _back(state: State, now: float, why: str) -> State:

@@ -48,7 +48,13 @@ if TYPE_CHECKING:
         Target,
         TrafficBackend,
     )
-    from nighttrain.providers.serving.rollouts.surroundings import AskRoute, Recorder, Registrar, WarmUp
+    from nighttrain.providers.serving.rollouts.surroundings import (
+        AskRoute,
+        CheckMetric,
+        Recorder,
+        Registrar,
+        WarmUp,
+    )
     from nighttrain.providers.serving.spec import ServingSpec
 
 # A change is followed within a second; while a share is held, an order is obeyed within two.
@@ -67,9 +73,8 @@ _ASK_ROUTE = frozenset({Phase.SHIFTING, Phase.SWITCHING, Phase.DRAINING})
 class _Driving:
     """What one process remembers while it drives; another process starts without it."""
 
-    told: int = 0
+    told: int
     names_looked_at: float = 0.0
-    outage: str = ""
     readiness: str = ""
     answers: RouteAnswers = field(default_factory=RouteAnswers)
 
@@ -78,6 +83,7 @@ class RolloutEngine:
     """Takes versions to production step by step on one serving system, watches them, and undoes them.
 
     :param sources: by the type that a metric names
+    :param check_metric: refuses a metric whose source cannot be
     :param ask_route: ``None`` where the route cannot be reached from here: then shares are believed from
         where the serving system says them
     :param setting: what another process needs to open an engine like this one; kept with the state
@@ -91,6 +97,7 @@ class RolloutEngine:
         registrar: Registrar,
         *,
         sources: Mapping[str, Source],
+        check_metric: CheckMetric,
         ask_route: AskRoute | None = None,
         warm_up: WarmUp | None = None,
         recorder: Recorder | None = None,
@@ -102,6 +109,7 @@ class RolloutEngine:
         self._store = store
         self._registrar = registrar
         self._sources = sources
+        self._check_metric = check_metric
         self._ask_route = ask_route
         self._warm_up = warm_up
         self._recorder = recorder
@@ -133,7 +141,7 @@ class RolloutEngine:
         """
         spec.validate()
         strategy.validate()
-        self._check_sources(strategy)
+        self._check_metrics(strategy)
         require_possible(strategy, self._backend.name, await self._backend.capabilities(spec.namespace))
         while True:
             kept = await self._store.read(spec.endpoint, spec.namespace)
@@ -178,14 +186,9 @@ class RolloutEngine:
         text = f"rollout of version {spec.version} on {spec.endpoint} begins{beside}"
         return (await self._store.begin(state.entering(Phase.STARTING, now, text), kept)).state
 
-    def _check_sources(self, strategy: Strategy) -> None:
+    def _check_metrics(self, strategy: Strategy) -> None:
         for number, metric in enumerate(strategy.analysis.metrics if strategy.analysis else ()):
-            if metric.source["type"] not in self._sources:
-                raise ConfigurationError(
-                    f"strategy.analysis.metrics[{number}].source.type",
-                    metric.source["type"],
-                    f"there is no such source; known: {', '.join(sorted(self._sources))}",
-                )
+            self._check_metric(f"strategy.analysis.metrics[{number}]", metric, strategy.golden)
 
     async def _supersede(self, kept: Kept, spec: ServingSpec, actor: str, tell: Progress) -> None:
         state = kept.state
@@ -227,22 +230,25 @@ class RolloutEngine:
         :raises NothingToRollBackToError: nothing was ever rolled out there
         :raises RolloutFailedError: another rollout has taken its place
         """
-        driving = _Driving()
+        driving: _Driving | None = None
+        outage = ""
         while True:
             try:
                 kept = await self._read(endpoint, namespace, rollout_id)
+                driving = driving or _Driving(told=kept.state.events[-1].number - 1)
                 self._tell(kept.state, driving, tell)
                 if (until and until(kept.state)) or (kept.state.ended and await self._is_settled(kept)):
                     return kept.state
                 kept = await self._once(kept, spec, driving, tell)
-                driving.outage = ""
+                outage = ""
                 pause = HELD_POLL_SECONDS if kept.state.phase in HELD | {Phase.HOLDING} else POLL_SECONDS
             except (ObjectConflictError, RolloutMovedError):
                 pause = 0.0
-            except (ClusterUnreachableError, TrackingUnreachableError) as error:
-                if not driving.outage:
+            except (ClusterUnreachableError, TrackingUnreachableError, ConfigurationError) as error:
+                # What somebody took away from under a rollout can be put back: it holds meanwhile.
+                if not outage:
                     tell(f"{endpoint}: waiting: {error}")
-                driving.outage = str(error)
+                outage = str(error)
                 pause = OUTAGE_POLL_SECONDS
             await self._sleep(pause)
 
@@ -299,8 +305,9 @@ class RolloutEngine:
         if state.ended:
             return await self._note(kept)
         look = await self._backend.look(state.target)
-        if look.readiness.detail != driving.readiness and not state.brought_up:
+        if state.brought_up and state.phase is Phase.STARTING and look.readiness.detail != driving.readiness:
             driving.readiness = look.readiness.detail
+            tell(f"{state.target.endpoint}: version {state.target.candidate}: {driving.readiness}")
         seen, samples = await self._see(kept, look, driving)
         following, actions = decide(state, seen, self._clock())
         if samples and self._recorder:
@@ -354,6 +361,7 @@ class RolloutEngine:
             stable=target.stable,
             at=now,
             seconds=now - (state.measured_at or now) if state.looks else 0.0,
+            interval_seconds=analysis.interval_seconds,
             addresses=await self._backend.addresses(target),
             golden=state.strategy.golden,
         )

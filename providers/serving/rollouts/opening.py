@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.errors import ConfigurationError, NothingToRollBackToError
 from nighttrain.providers.kubernetes.api.client import shared_client
 from nighttrain.providers.registry.models import ModelRegistry
+from nighttrain.providers.serving.analysis.sources.choice import Ways, check_source, make_sources
+from nighttrain.providers.serving.analysis.sources.routes import RouteFromJobs, warm_up
 from nighttrain.providers.serving.backends.choice import check_backend, make_backend
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.http_route import ask_route
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
+    from nighttrain.providers.serving.backends.traffic import Addresses
+    from nighttrain.providers.serving.rollouts.state import State
     from nighttrain.providers.tracking.client import TrackingConfig
 
 
@@ -32,7 +36,7 @@ class MeasuredFrom(StrEnum):
     HERE = "here"
     """The process that drives the rollout: it has to reach the endpoint and its pods."""
     CLUSTER = "cluster"
-    """A Job in the endpoint's namespace: for an orchestrator outside the cluster's network."""
+    """A Job in the connection's namespace: for an orchestrator outside the cluster's network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +99,22 @@ async def open_engine(
 
 def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -> RolloutEngine:
     """An engine on open clients."""
+    in_cluster = setting.measured_from is MeasuredFrom.CLUSTER
+    ways = Ways(client, mlflow, in_cluster=in_cluster, image=setting.image)
+
+    async def warm(state: State, addresses: Addresses) -> bool | str:
+        golden, count = state.strategy.golden, state.strategy.warm_up
+        return golden is None or await warm_up(ways.asker(), state.target.endpoint, addresses, golden, count)
+
     return RolloutEngine(
         make_backend(client, setting.backend),
         RolloutStore(client),
         MLflowRegistrar(ModelRegistry(mlflow)),
-        sources={},
-        ask_route=ask_route,
+        sources=make_sources(ways),
+        check_metric=check_source,
+        ask_route=RouteFromJobs(ways.jobs()) if in_cluster else ask_route,
+        warm_up=warm,
         recorder=MLflowRecorder(mlflow),
         setting=setting.to_dict(),
     )
+

@@ -15,8 +15,8 @@ from nighttrain.providers.serving.strategy import Shadow, Strategy, Weight
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# As many as a person reads, and small beside the limit of a megabyte on the object that keeps the state.
-_EVENTS, _TEXT = 60, 500
+# As many as a person reads, each with a pod's last lines; small beside the megabyte that the object may have.
+_EVENTS, _TEXT = 60, 3000
 
 # Two numbers a minute for two hours at full detail; then every second one is dropped, and so on.
 _POINTS = 240

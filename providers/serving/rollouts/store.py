@@ -56,7 +56,7 @@ class RolloutStore:
         :raises ServingError: it cannot be read
         """
         try:
-            return _kept(await self._client.get(CONFIGMAPS, namespace, _name(endpoint)), endpoint)
+            return _kept(await self._client.get(CONFIGMAPS, namespace, state_name(endpoint)), endpoint)
         except ObjectNotFoundError:
             return None
 
@@ -107,7 +107,7 @@ class RolloutStore:
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": {
-                "name": _name(target.endpoint),
+                "name": state_name(target.endpoint),
                 "namespace": target.namespace,
                 "labels": {ENDPOINT_LABEL: target.endpoint, MANAGED_BY_LABEL: MANAGED_BY},
             },
@@ -119,7 +119,7 @@ class RolloutStore:
             else:
                 body["metadata"]["resourceVersion"] = resource_version
                 written = await self._client.replace(
-                    CONFIGMAPS, target.namespace, _name(target.endpoint), body
+                    CONFIGMAPS, target.namespace, state_name(target.endpoint), body
                 )
         except (ObjectConflictError, ObjectExistsError, ObjectNotFoundError) as error:
             raise RolloutMovedError(
@@ -128,7 +128,8 @@ class RolloutStore:
         return Kept(state=state, asked=asked, resource_version=metadata(written)["resourceVersion"])
 
 
-def _name(endpoint: str) -> str:
+def state_name(endpoint: str) -> str:
+    """The name of the ConfigMap that keeps an endpoint's rollout."""
     return f"{endpoint}-rollout"
 
 

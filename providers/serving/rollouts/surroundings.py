@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from nighttrain.providers.serving.analysis.golden import Golden
+    from nighttrain.providers.serving.analysis.metrics import Metric
     from nighttrain.providers.serving.analysis.values import Sample
     from nighttrain.providers.serving.backends.traffic import Addresses
     from nighttrain.providers.serving.rollouts.state import Event, Names, State
@@ -56,3 +58,6 @@ class AskRoute(Protocol):
 
 WarmUp = Callable[["State", "Addresses"], Awaitable["bool | str"]]
 """Sends golden requests to the candidate; a text says why it did not answer them."""
+
+CheckMetric = Callable[["str", "Metric", "Golden | None"], None]
+"""Refuses a metric whose source cannot be, by the name of its field."""

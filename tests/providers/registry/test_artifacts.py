@@ -14,6 +14,7 @@ from nighttrain.providers.errors import ArtifactDigestMismatchError, RegistryErr
 from nighttrain.providers.registry.artifacts import (
     EXCLUDED_FILES,
     ArtifactManifest,
+    artifact_location,
     artifact_manifest,
     logged_model_manifest,
     manifest_of_directory,
@@ -181,6 +182,21 @@ async def test_models_of_older_kinds_are_listed_through_their_run_and_the_proxy(
         version = await registry.get_version(name, answer["model_version"]["version"])
         assert version.model_id is None
         assert await artifact_manifest(client, version) == expected, source
+
+
+@pytest.mark.mlflow
+async def test_a_version_s_location_is_where_its_files_are_whatever_it_was_made_from(
+    client: MLflowClient, mlflow_server: MLflowServer
+) -> None:
+    name, call = unique("model"), mlflow_server.call
+    made = call("POST", "experiments/create", name=unique("e"), artifact_location="s3://bucket/experiment")
+    run_id = mlflow_server.run(made["experiment_id"])
+    body = {"experiment_id": made["experiment_id"], "source_run_id": run_id, "name": "model"}
+    model_id = call("POST", "logged-models", **body)["model"]["info"]["model_id"]
+    version = await ModelRegistry(client).get_version(name, mlflow_server.version(name, run_id, model_id))
+    assert version.source == f"models:/{model_id}"
+    location = await artifact_location(client, version)
+    assert location == f"s3://bucket/experiment/models/{model_id}/artifacts"
 
 
 @pytest.mark.mlflow

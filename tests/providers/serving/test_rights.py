@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -19,22 +19,40 @@ from helpers.server_proxy import SeenRequest, ServerProxy, api_refusal
 from helpers.subresources import status_of
 from nighttrain.providers import errors
 from nighttrain.providers.attempts import lifecycle
+from nighttrain.providers.deployment_target.removal import take_down
+from nighttrain.providers.deployment_target.standing import look_at
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
-from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, JOBS, KUEUE_WORKLOADS, NAMESPACES
+from nighttrain.providers.kubernetes.api.resources import (
+    DEPLOYMENTS,
+    GATEWAYS,
+    JOBS,
+    KUEUE_WORKLOADS,
+    NAMESPACES,
+)
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.kubernetes.job.spec import WorkloadSpec
 from nighttrain.providers.kubernetes.logs import logs
 from nighttrain.providers.kubernetes.values.identity import WorkloadIdentity
 from nighttrain.providers.kubernetes.values.timeouts import Timeouts
+from nighttrain.providers.local.cluster.controllers.gateway_controller import Serving
+from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
+from nighttrain.providers.serving.backends.plain.by_replicas import ReplicaShares
+from nighttrain.providers.serving.backends.plain.by_route import GatewayRoutes
+from nighttrain.providers.serving.backends.plain.routes import RouteSettings
+from nighttrain.providers.serving.backends.traffic import Target
 from nighttrain.providers.serving.rollout import Rollout
+from nighttrain.providers.serving.rollouts.opening import Setting
+from nighttrain.providers.serving.rollouts.state import Names, Phase, State
+from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.serving.spec import ServingSpec
+from nighttrain.providers.serving.strategy import Strategy, canary
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from nighttrain.providers.local.cluster.server import EmbeddedCluster
+    from nighttrain.providers.serving.backends.traffic import Look, TrafficBackend
 
 Make = Callable[..., ServingSpec]
 Right = tuple[str, str, str]
@@ -61,10 +79,12 @@ def rights(role: str) -> list[Right]:
 
 
 TRAINING, SERVING = rights("nighttrain-training"), rights("nighttrain-serving")
+GATEWAY = rights("nighttrain-gateway")
+CLASSES: Right = ("gateway.networking.k8s.io", "gatewayclasses", "get")
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/[^/]+"
-    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?"
+    r"(?:/namespaces/(?P<namespace>[^/]+))?/(?P<resource>[^/]+)(?:/(?P<name>[^/]+))?(?:/(?P<sub>[^/]+))?(?:/.*)?"
 )
 
 
@@ -86,7 +106,8 @@ class Authorizer:
             verb = "delete" if match["name"] else "deletecollection"
         resource = f"{match['resource']}/{match['sub']}" if match["sub"] else match["resource"]
         right = (match["group"] or "", resource, verb or seen.method)
-        if match["namespace"] == NAMESPACE and right in self.granted:
+        # What belongs to no namespace is granted by the one ClusterRole.
+        if match["namespace"] in (NAMESPACE, None) and right in self.granted:
             self.used.add(right)
             return None
         self.refused.append(right)
@@ -230,6 +251,74 @@ async def rollouts(client: ClusterClient, admin: ClusterClient, make: Make) -> N
     assert status.candidate_version is None
 
 
+Pods = Callable[[], Awaitable[None]]
+
+
+async def in_steps(
+    backend: TrafficBackend, client: ClusterClient, make: Callable[[str], ServingSpec], pods: Pods
+) -> None:
+    """A first version undone, one promoted, then a share of another: undone, and promoted.
+
+    :param pods: lets them come
+    """
+    store, fences = RolloutStore(client), count(1)
+    await backend.capabilities(NAMESPACE)
+
+    async def until(target: Target, condition: Callable[[Look], bool], then: Any = None) -> None:
+        async with asyncio.timeout(30):
+            while not condition(look := await backend.look(target)):
+                with contextlib.suppress(errors.ObjectConflictError):
+                    await (then(look) if then else asyncio.sleep(0.05))
+                await pods()
+
+    async def traffic(target: Target, percent: int) -> None:
+        def asked(look: Look) -> bool:
+            return (look.asked_percent, look.unseen) == (percent, None)
+
+        fence = next(fences)
+        await until(
+            target,
+            lambda look: asked(look) and look.fence >= fence,
+            lambda look: backend.set_traffic(target, look, fence, percent=percent),
+        )
+
+    async def undone(target: Target) -> None:
+        await traffic(target, 0)
+        fence = next(fences)
+        await until(target, lambda look: look.undone, lambda look: backend.undo(target, look, fence))
+
+    for version, promoted in (("1", False), ("2", True), ("3", False), ("4", True)):
+        spec = make(version)
+        target = await backend.begin(spec)
+        await backend.bring_up(spec, target, next(fences), lambda _: None)
+        await until(target, lambda look: look.readiness.ready)
+        await backend.addresses(target)
+        for percent in (40, 100) if target.stable else (100,):
+            await traffic(target, percent)
+        if promoted:
+            await backend.promote(target, await backend.look(target), next(fences))
+            continue
+        await undone(target)
+    state = State(
+        rollout_id="r", actor="a", target=target, strategy=Strategy(), names=Names(), begun_at=0.0, since=0.0
+    )
+    kept = await store.begin(state, await store.read(target.endpoint, NAMESPACE))
+    await store.write(state, kept)
+
+
+async def by_replicas(client: ClusterClient, admin: ClusterClient, make: Make) -> None:
+    player, endpoint = Player(admin), f"steps-{next(_numbers)}"
+
+    def spec(version: str) -> ServingSpec:
+        return make(version, endpoint=endpoint, namespace=NAMESPACE)
+
+    await in_steps(ReplicaShares(client, sleep=at_once), client, spec, lambda: player.sleep(1))
+
+
+async def at_once(_: float) -> None:
+    """Nobody sends requests here."""
+
+
 async def test_a_training_needs_exactly_its_role(cluster: EmbeddedCluster) -> None:
     async with judged(cluster, TRAINING) as (client, authorizer, _):
         assert await a_training(client, authorizer) == ["x"]
@@ -240,6 +329,7 @@ async def test_a_training_needs_exactly_its_role(cluster: EmbeddedCluster) -> No
 async def test_rollouts_need_exactly_their_role(idle_cluster: EmbeddedCluster, serving_spec: Make) -> None:
     async with judged(idle_cluster, SERVING) as (client, authorizer, admin):
         await rollouts(client, admin, serving_spec)
+        await by_replicas(client, admin, serving_spec)
         # A pod that does not come up is asked for its last lines: no pod runs here, so ask for one.
         with contextlib.suppress(errors.ObjectNotFoundError):
             await anext(client.logs(NAMESPACE, "absent", tail_lines=1), None)
@@ -247,11 +337,89 @@ async def test_rollouts_need_exactly_their_role(idle_cluster: EmbeddedCluster, s
     assert authorizer.used == set(SERVING)
 
 
-BEST_EFFORT = {("", "pods/log", "get"), DELETE_PODS} | {
+@pytest.fixture
+def routed_cluster(image: str) -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster({"model-server": image}, serving=Serving()) as running:
+        yield running
+
+
+async def by_route(client: ClusterClient, admin: ClusterClient, store: Any, make: Make) -> None:
+    listener = {"name": "http", "protocol": "HTTP", "port": 8091}
+    gateway = {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "Gateway",
+        "metadata": {"name": "gw"},
+        "spec": {"gatewayClassName": "nighttrain-router", "listeners": [listener]},
+    }
+    await admin.create(GATEWAYS, NAMESPACE, gateway)
+
+    def spec(version: str) -> ServingSpec:
+        return make(version, namespace=NAMESPACE, artifact_digest=store.add(version), drain_seconds=0)
+
+    settings = RouteSettings(gateway="gw", hostnames=("delay.test",))
+    await in_steps(GatewayRoutes(client, settings, sleep=at_once), client, spec, lambda: asyncio.sleep(0.05))
+
+
+async def test_routes_need_exactly_their_role_beside(
+    routed_cluster: EmbeddedCluster, store: Any, serving_spec: Make
+) -> None:
+    async with judged(routed_cluster, [*SERVING, *GATEWAY, CLASSES]) as (client, authorizer, admin):
+        await by_route(client, admin, store, serving_spec)
+    assert authorizer.refused == []
+    assert authorizer.used >= {*GATEWAY, CLASSES}
+    assert authorizer.used <= {*SERVING, *GATEWAY, CLASSES}
+
+
+@pytest.mark.parametrize("right", [*GATEWAY, CLASSES], ids="-".join)
+async def test_a_right_that_a_route_lacks_is_named(
+    right: Right, routed_cluster: EmbeddedCluster, store: Any, serving_spec: Make
+) -> None:
+    rest = [each for each in [*SERVING, *GATEWAY, CLASSES] if each != right]
+    async with judged(routed_cluster, rest) as (client, authorizer, admin):
+        await named(right, by_route(client, admin, store, serving_spec))
+    assert set(authorizer.refused) == {right}
+
+
+async def test_taking_an_endpoint_down_needs_the_optional_role_too(
+    idle_cluster: EmbeddedCluster, serving_spec: Make
+) -> None:
+    more = rights("nighttrain-mlflow-deployments")
+    async with judged(idle_cluster, [*SERVING, *more]) as (client, authorizer, admin):
+        player = Player(admin)
+        rollout = Rollout(KubernetesDeployments(client), sleep=player.sleep, clock=lambda: player.now)
+        await rollout.run(serving_spec("1", endpoint="gone", namespace=NAMESPACE))
+        target = Target(endpoint="gone", namespace=NAMESPACE, model_name="delay", candidate="1")
+        state = State(
+            rollout_id="r", actor="ann", target=target, strategy=canary(), names=Names(), begun_at=0, since=0
+        )
+        setting = Setting().to_dict()
+        await RolloutStore(admin).begin(replace(state, phase=Phase.PROMOTED, setting=setting), None)
+        assert await take_down(client, await look_at(client, "gone", NAMESPACE), print)
+        assert await rollout.status("gone", NAMESPACE) is None
+        with contextlib.suppress(errors.ObjectNotFoundError):
+            await client.ask_service(NAMESPACE, "gone", "http", "invocations", {})
+    assert set(more) <= authorizer.used
+    # Who may not read routes has made none.
+    assert set(authorizer.refused) == {("gateway.networking.k8s.io", "httproutes", "get")}
+
+
+# Without these the rest works: what is not seen is not said.
+LOOKS: set[Right] = {
+    ("discovery.k8s.io", "endpointslices", "list"),
+    ("gateway.networking.k8s.io", "gateways", "get"),
+    CLASSES,
+}
+BEST_EFFORT = {("", "pods/log", "get"), DELETE_PODS, *LOOKS} | {
     (group, resource, verb)
     for group, resource in (("", "events"), ("kueue.x-k8s.io", "workloads"))
     for verb in ("list", "watch")
 }
+
+
+async def everything(client: ClusterClient, admin: ClusterClient, make: Make) -> None:
+    """At once, and in steps."""
+    await rollouts(client, admin, make)
+    await by_replicas(client, admin, make)
 
 
 async def named(right: Right, scenario: Awaitable[Any]) -> None:
@@ -283,5 +451,5 @@ async def test_a_right_that_a_rollout_lacks_is_named(
         authorizer,
         admin,
     ):
-        await named(right, rollouts(client, admin, serving_spec))
+        await named(right, everything(client, admin, serving_spec))
     assert set(authorizer.refused) == {right}

@@ -22,6 +22,7 @@ from helpers.launched_server import Server, launched, ready
 from helpers.mlflow_server import free_port
 from helpers.polling import until_async
 from nighttrain.providers.serving import scoring_server
+from nighttrain.providers.serving.analysis.sources.asking.golden_requests import GOLDEN_HEADER
 from nighttrain.providers.serving.scoring_server import BUCKETS, Counts, Metrics, exposition
 from nighttrain.providers.serving.spec import ServingSpec
 
@@ -75,6 +76,8 @@ async def test_requests_for_predictions_are_counted_by_how_they_ended(store: Any
             await client.post(f"{server.url}/invocations", content="half an answer")
         await client.get(f"{server.url}/ping")
         await client.get(f"{server.url}/elsewhere")
+        # What a rollout asks both versions alike is none of the clients' requests.
+        await client.post(f"{server.url}/invocations", content="0", headers={GOLDEN_HEADER: "1"})
         after = await counted(client, server)
     assert requests(after) == {"200": 2, "400": 1, "404": 1, "500": 1, "503": 1, "504": 0, "none": 1}
     assert errors(after) == {"status_5xx": 2, "model_raised": 1, "no_answer": 1}

@@ -23,6 +23,7 @@ class Window:
     :param at: the end of the interval, seconds since 1970
     :param seconds: its length, since the last measurement; 0 asks only where counters stand now, so that the
         next interval does not count requests from before a change of the share
+    :param interval_seconds: how often is measured; asking for longer would hold up what others have found
     :param candidate: the version that is rolled out
     :param stable: the version that it is compared with; ``None`` where nothing serves yet
     :param addresses: the ways to both
@@ -36,6 +37,7 @@ class Window:
     stable: str | None
     at: float
     seconds: float
+    interval_seconds: float
     addresses: Addresses
     golden: Golden | None = None
 

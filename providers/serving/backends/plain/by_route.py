@@ -36,7 +36,7 @@ from nighttrain.providers.serving.backends.plain.objects import (
     read_slices,
     version_of,
 )
-from nighttrain.providers.serving.backends.plain.replica_look import selector_for
+from nighttrain.providers.serving.backends.plain.replica_look import selector_for, selector_of
 from nighttrain.providers.serving.backends.plain.route_look import ROUTE, backends_of, look_at_route
 from nighttrain.providers.serving.backends.plain.route_writes import RouteWrites
 from nighttrain.providers.serving.backends.plain.routes import (
@@ -145,11 +145,16 @@ class GatewayRoutes:
             await self._changes.stamp_deployment(target, objects.candidate, fence)
             return
         await self._changes.return_requests(target, objects, fence, tell, {PERCENT_ANNOTATION: None})
-        route = await self._routes.find(target)
-        if route is None:
-            raise ObjectConflictError(f"HTTPRoute {target.endpoint} was deleted just now")
-        rules = await self._rules(target, objects, route, 0, 0)
-        await self._routes.write(target, route, fence, rules, 0)
+
+        async def lead_testers() -> None:
+            route = await self._routes.find(target)
+            if route is None:
+                raise RolloutFailedError(f"HTTPRoute {target.endpoint} was deleted just now")
+            rules = await self._rules(target, objects, route, 0, 0)
+            await self._routes.write(target, route, fence, rules, 0)
+
+        # No look decided this, and the gateway writes its status meanwhile.
+        await self._deployments.written(lead_testers)
 
     async def look(self, target: Target) -> Look:
         """See where things stand."""
@@ -220,11 +225,12 @@ class GatewayRoutes:
             raise RolloutFailedError(f"{target.endpoint}: there is no version to share the requests with")
         if not seen.readiness.answers:
             return
+        # The fence comes with the last of the two objects: where it is, everything is asked for.
         if service is None:
-            await self._changes.first_service(target, candidate, fence)
+            await self._changes.first_service(target, candidate, 0)
             return
-        changed: dict[str, str | None] = {PERCENT_ANNOTATION: None}
-        await self._changes.patch_service(target, service, seen, fence, changed, selector_for(target, 100))
+        if selector_of(service) != selector_for(target, 100):
+            await self._changes.patch_service(target, service, seen, 0, {}, selector_for(target, 100))
         if route is None:
             await self._routes.create(target, service, fence)
         else:

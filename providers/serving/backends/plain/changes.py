@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 # nodes follow within two seconds, and this is more than twice as long.
 DRAIN_SECONDS = 5.0
 
-# What MLflow's scoring server answers at once.
-_HEALTH = "/ping"
-
 _OF_A_STABLE = frozenset({STABLE_ANNOTATION, SWITCHED_ANNOTATION})
 
 # What the Service remembers of a rollout until it is over.
@@ -86,7 +83,7 @@ class Changes:
         await self._deployments.check(spec)
         service = await self._deployments.service(spec.endpoint, spec.namespace)
         found = await self._deployments.deployment(spec.endpoint, spec.namespace, spec.version)
-        names = {HEALTH_PATH: _HEALTH}
+        names = {HEALTH_PATH: spec.filled_server().readiness_path}
         if spec.replicas is not None:
             names[FULL_REPLICAS] = str(spec.replicas)
         if found is not None:
@@ -171,7 +168,7 @@ class Changes:
 
     async def stamp_deployment(self, target: Target, deployment: Json | None, fence: int) -> None:
         """Stamp the fence on the candidate, where there is no Service yet."""
-        if deployment is not None and fence_of(target, deployment) < fence:
+        if deployment is not None and fence_of(target, deployment) != fence:
             marks = {FENCE_ANNOTATION: fence_text(target, fence)}
             body = {"metadata": {"annotations": marks}}
             await self._client.patch(DEPLOYMENTS, target.namespace, name_of(deployment), body)

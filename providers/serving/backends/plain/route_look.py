@@ -30,6 +30,7 @@ from nighttrain.providers.serving.backends.plain.routes import (
     RouteSettings,
     Split,
     is_ours,
+    is_taken_by_nobody,
     read_split,
     why_not_accepted,
 )
@@ -50,7 +51,9 @@ def look_at_route(target: Target, objects: Objects, route: Json | None, settings
     split = read_split(route, backends_of(target, service)) if route else None
     unseen = why_not_accepted(route, settings, target.namespace) if route else None
     asked = asked_percent(target, objects, split)
-    seen = asked is not None and unseen is None
+    # A route that no gateway takes sends the candidate nothing, so that it can be taken down.
+    nobody = route is not None and asked == 0 and is_taken_by_nobody(route, settings, target.namespace)
+    seen = nobody or (asked is not None and unseen is None)
     readiness, stable_ready = candidate_readiness(target, objects), stable_is_ready(target, objects)
     at_rest = split is not None and split.at_rest and percent_of(route) is None
     promoted = is_marked_stable(target, objects) and selector_of(service) == selector_for(target, 100)
@@ -63,7 +66,7 @@ def look_at_route(target: Target, objects: Objects, route: Json | None, settings
         routed_percent=float(asked or 0) if seen else None,
         unseen=unseen,
         mirrored_percent=split.mirrored if split else 0,
-        promoted=promoted and at_rest and seen and readiness.ready,
+        promoted=promoted and at_rest and unseen is None and readiness.ready,
         undone=_is_undone(target, objects, route, settled=at_rest and seen, stable_ready=stable_ready),
         fence=max((fence_of(target, each) for each in there), default=NOTHING_THERE),
         strayed=_strayed(target, objects, route, split),

@@ -217,11 +217,7 @@ def why_not_accepted(route: Json, settings: RouteSettings, namespace: str) -> st
     """Why the gateway does not route as the route says by now; ``None`` if it says that it does."""
     name = text(metadata(route).get("name"))
     where = f"{settings.gateway_namespace or namespace}/{settings.gateway}"
-    parents = [
-        parent
-        for parent in items(status(route).get("parents"))
-        if _is_parent(mapping(parent.get("parentRef")), settings, namespace)
-    ]
+    parents = _said(route, settings, namespace)
     if not parents:
         return (
             f"no gateway has taken HTTPRoute {name} up: is there a Gateway {where}, does a controller run "
@@ -238,6 +234,25 @@ def why_not_accepted(route: Json, settings: RouteSettings, namespace: str) -> st
                 said = f": {text(found.get('message'))}" if text(found.get("message")) else ""
                 return f"Gateway {where} says {kind} {found.get('status')}, {found.get('reason')}{said}"
     return None
+
+
+def is_taken_by_nobody(route: Json, settings: RouteSettings, namespace: str) -> bool:
+    """True if no gateway sends any request by this route, as it is now."""
+    generation = whole(metadata(route).get("generation")) or 0
+    for parent in _said(route, settings, namespace):
+        found = next((each for each in items(parent.get("conditions")) if each.get("type") == "Accepted"), {})
+        if found.get("status") != "False" or (whole(found.get("observedGeneration")) or 0) < generation:
+            return False
+    return True
+
+
+def _said(route: Json, settings: RouteSettings, namespace: str) -> list[Json]:
+    """What controllers say of the route as a child of the Gateway."""
+    return [
+        parent
+        for parent in items(status(route).get("parents"))
+        if _is_parent(mapping(parent.get("parentRef")), settings, namespace)
+    ]
 
 
 def _match(settings: RouteSettings, version: str | None = None) -> Json:

@@ -88,7 +88,9 @@ def service_address(service: Json | None) -> Address | None:
     if not ports or not host or host == "None":
         return None
     shown = f"[{host}]" if ":" in host else host
-    return Address(url=f"http://{shown}:{ports[0].get('port')}")
+    held, port = metadata(service or {}), ports[0].get("port")
+    named = f"http://{held.get('name')}.{held.get('namespace')}.svc:{port}"
+    return Address(url=f"http://{shown}:{port}", named_url=named)
 
 
 def _owner(deployment: Json) -> Json:

@@ -56,6 +56,9 @@ def said(metric: Metric, *tallies: Tally) -> Judgement:
         ((1_000, 40), (9_000, 90), FAILED),
         ((60, 60), (540, 0), FAILED),
         ((60, 60), (540, 540), INCONCLUSIVE),
+        ((49, 49), (441, 0), INCONCLUSIVE),
+        ((500, 500), (49, 0), INCONCLUSIVE),
+        ((5_000, 0), (49, 0), INCONCLUSIVE),
     ],
 )
 def test_compared_over_the_same_time(kind: Kind, candidate: Pair, stable: Pair, verdict: Verdict) -> None:
@@ -91,6 +94,13 @@ def test_a_version_that_fails_from_a_later_share_on_has_failed_by_that_share() -
     assert "40 of 500 requests to the candidate failed (8 %)" in found.sentence
 
 
+def test_what_two_shares_show_is_added_up() -> None:
+    first, second = tally((1_000, 22), (9_000, 90)), tally((1_000, 22), (3_000, 30), 0.25)
+    assert said(ERRORS, first).verdict is INCONCLUSIVE
+    assert said(ERRORS, second).verdict is INCONCLUSIVE
+    assert said(ERRORS, first, second).verdict is FAILED
+
+
 def test_good_shares_before_do_not_make_the_present_one_successful() -> None:
     fine = tally((10_000, 100), (90_000, 900))
     assert said(ERRORS, fine).verdict is SUCCESSFUL
@@ -111,6 +121,20 @@ def test_rates_of_each_share_are_compared_within_it() -> None:
     assert "Share by share at most" in found.sentence
 
 
+def test_intervals_of_one_share_are_compared_each_by_itself() -> None:
+    """2 points worse by day and by night; added up it looks better, for it gets fewer requests by night."""
+    tallies: tuple[Tally, ...] = ()
+    for _ in range(20):
+        for candidate, stable in (((900, 27), (100, 1)), ((100, 52), (900, 450))):
+            counted = tally(candidate, stable)
+            sample = Sample(
+                metric="errors", at=0, seconds=30, candidate=counted.candidate, stable=counted.stable
+            )
+            tallies = add(tallies, sample, share=0.5)
+    assert said(ERRORS, tallies[0]).verdict is INCONCLUSIVE
+    assert said(ERRORS, tally((20_000, 1_580), (20_000, 9_020))).verdict is SUCCESSFUL
+
+
 def test_after_everything_is_its_own_the_stable_versions_rate_of_before_counts() -> None:
     before = tally((3_000, 60), (27_000, 540)), tally((9_000, 180), (9_000, 180), 0.5)
     everything = tally((2_000, 42), (0, 0), 1.0)
@@ -128,6 +152,7 @@ def test_after_everything_is_its_own_the_stable_versions_rate_of_before_counts()
 def test_with_nothing_to_compare_with_the_limit_is_the_rate(stable: Pair | None) -> None:
     assert said(ERRORS, tally((1_000, 0), stable, 1.0)).verdict is SUCCESSFUL
     assert said(ERRORS, tally((300, 3), stable, 1.0)).verdict is INCONCLUSIVE
+    assert said(ERRORS, tally((49, 49), stable, 1.0)).verdict is INCONCLUSIVE
     found = said(ERRORS, tally((1_000, 60), stable, 1.0))
     assert found.verdict is FAILED
     assert found.sentence == (
@@ -150,6 +175,7 @@ def test_the_same_requests_are_compared_one_by_one() -> None:
 
 def test_disagreement_is_a_rate_over_all_shares() -> None:
     assert said(DISAGREEMENT, tally((300, 1)), tally((700, 4), share=0.25)).verdict is SUCCESSFUL
+    assert said(DISAGREEMENT, tally((1_000, 60), (9_000, 540))).verdict is FAILED
     assert said(DISAGREEMENT, tally((300, 6)), tally((300, 6), share=0.25)).verdict is INCONCLUSIVE
     assert said(DISAGREEMENT, tally((5_000, 5)), tally((300, 9), share=0.25)).verdict is INCONCLUSIVE
     found = said(DISAGREEMENT, tally((300, 15)), tally((700, 40), share=0.25))
@@ -165,6 +191,7 @@ def bins(candidate: tuple[int, ...], stable: tuple[int, ...]) -> Tally:
 def test_distance_of_two_distributions() -> None:
     assert said(DISTANCE, bins((500, 500, 500), (5_000, 5_000, 5_000))).verdict is SUCCESSFUL
     assert said(DISTANCE, bins((50, 50, 50), (500, 500, 500))).verdict is INCONCLUSIVE
+    assert said(DISTANCE, bins((90, 30, 30), (500, 500, 500))).verdict is INCONCLUSIVE
     found = said(DISTANCE, bins((1_200, 200, 100), (5_000, 5_000, 5_000)))
     assert found.verdict is FAILED
     assert found.evidence["distance"] == pytest.approx(0.8 - 1 / 3)
@@ -189,6 +216,11 @@ def test_numbers_in_a_row(values: tuple[float | None, ...], verdict: Verdict) ->
     below = replace(NUMBER, worse="below", limit=-5.0)
     negated = tuple(None if value is None else -value for value in values)
     assert said(below, Tally(share=0.1, values=negated)).verdict is verdict
+
+
+def test_nothing_is_a_number_too() -> None:
+    at_least_one = replace(NUMBER, worse="below", limit=1.0)
+    assert said(at_least_one, Tally(share=0.1, values=(0.0, 0.0, 0.0))).verdict is FAILED
 
 
 def test_numbers_go_on_over_a_change_of_the_share_but_an_old_one_is_no_success() -> None:

@@ -114,7 +114,7 @@ def test_evidence_against_a_true_excess_has_a_mean_of_at_most_one(excess: float)
     mean = 0.0
     for outcome in product(*(range(size + 1) for pair in sizes for size in pair)):
         pairs = (outcome[:2], outcome[2:])
-        weight, stakes = 1.0, [0.0] * 7
+        weight, stakes = 1.0, [0.0] * 8
         for (requests, others), rate, (bad, other_bad) in zip(sizes, rates, pairs, strict=True):
             weight *= chance(requests, bad, rate + excess) * chance(others, other_bad, rate)
             left = log_stakes(stratum((requests, bad), (others, other_bad)))
@@ -167,9 +167,8 @@ def test_bounds_hold_the_estimate_and_close_in_on_it() -> None:
 def test_bounds_at_the_ends(bad: int, other_bad: int) -> None:
     both = stratum((50, bad), (70, other_bad))
     assert excess_of([both]) <= upper_excess(log_stakes(both), 50, 0.05) <= 1
-    assert (
-        0 <= rate_bounds(counts(50, bad), 0.05)[0] <= bad / 50 <= rate_bounds(counts(50, bad), 0.05)[1] <= 1
-    )
+    lower, upper = rate_bounds(counts(50, bad), 0.05)
+    assert 0 <= lower <= bad / 50 <= upper <= 1
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01, 0.001, 1e-5])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pytest
 
 from helpers import RECORDINGS
@@ -111,24 +114,38 @@ def test_every_recording_of_a_gateway_is_looked_at() -> None:
 def test_a_route_that_nobody_takes_up_says_so() -> None:
     *_, present = as_recorded(routes_of("gateway-refused"))
     absent = last_look(present, settings=RouteSettings(gateway="absent"))
-    assert absent.routed_percent is None
+    assert absent.routed_percent == 0
     assert absent.unseen is not None
     assert absent.unseen.startswith("no gateway has taken HTTPRoute m up: is there a Gateway rec/absent")
     other = last_look(present, "other", RouteSettings(gateway="gw", section="absent"))
     assert (other.routed_percent, other.unseen) == (
-        None,
+        0,
         "Gateway rec/gw says Accepted False, NoMatchingParent",
     )
 
 
-# When each share was accepted by the gateway, and when the next one was asked for.
+def test_where_nobody_takes_a_route_only_a_share_of_none_is_seen() -> None:
+    """It can be taken back so, and nothing else counts as routed."""
+    for percent in (0, 10, 100):
+        route = a_route(percent)
+        assert looked(route | {"status": {}}).routed_percent == (None if percent else 0)
+        conditions = route["status"]["parents"][0]["conditions"]
+        conditions[0] |= {"status": "False", "reason": "NoMatchingParent"}
+        assert looked(route).routed_percent == (None if percent else 0)
+        conditions[0]["observedGeneration"] = 0
+        assert looked(route).routed_percent is None, "it says so of the route as it was before"
+
+
+# When each share was accepted by the gateway, and when the next one was asked for. Without a status nobody
+# routes yet, which is a share of none where none was asked for.
 ACCEPTED = {
     "gateway-weights": {10: (4.74, 47.5), 50: (47.58, 72.7), 99: (72.77, 97.6), 100: (97.62, 200)},
-    "gateway-drained": {0: (4.23, 7.2), 100: (7.24, 200)},
+    "gateway-drained": {0: (4.21, 7.2), 100: (7.24, 200)},
     "gateway-undrained": {50: (5.55, 8.5), 100: (8.58, 200)},
     "gateway-no-endpoints": {25: (2.92, 200)},
     "gateway-no-service": {},
-    "gateway-refused": {},
+    # Nobody takes it, so that nothing goes to the candidate, of which it knows nothing.
+    "gateway-refused": {0: (2.94, 200)},
 }
 
 
@@ -183,7 +200,7 @@ def test_what_is_written_is_read(percent: int, mirror: int) -> None:
     assert (look.asked_percent, look.mirrored_percent, look.routed_percent) == (percent, mirror, percent)
     assert (look.fence, look.strayed) == (7, None)
     assert look.resource_versions == {"service": "1", "route": "5"}
-    assert looked(accepted(a_route(percent, mirror), 2) | {"status": {}}).routed_percent is None
+    assert looked(a_route(percent, mirror) | {"status": {}}).routed_percent == (None if percent else 0)
 
 
 def test_weights_that_another_hand_wrote_are_seen_and_named() -> None:
@@ -193,8 +210,8 @@ def test_weights_that_another_hand_wrote_are_seen_and_named() -> None:
         {"manager": "argocd", "time": "2026-11-26T02:00:00Z", "fieldsV1": {"f:spec": {"f:rules": {}}}}
     ]
     assert looked(route).strayed == (
-        "somebody changed spec.rules of HTTPRoute m: it is 0 percent to the candidate (m 1), and this rollout "
-        "had written 25 percent to the candidate; the field manager argocd wrote it last, at "
+        "somebody changed spec.rules of HTTPRoute m: it is 0 percent to the candidate (m 1), and this "
+        "rollout had written 25 percent to the candidate; the field manager argocd wrote it last, at "
         "2026-11-26T02:00:00Z"
     )
     route["spec"]["rules"] = [{"backendRefs": [{"name": "other", "port": 80}]}]
@@ -251,6 +268,39 @@ def test_of_an_adopted_route_only_backend_refs_change() -> None:
     route["spec"]["rules"] = [elsewhere]
     with pytest.raises(ConfigurationError, match="no rule of HTTPRoute m leads to a Service"):
         check_adoptable(route, SETTINGS, "rec", BACKENDS.names)
+
+
+CRDS = Path(os.environ.get("NIGHTTRAIN_CRDS") or Path(__file__).parents[5] / "shared" / "crds")
+ROUTES = CRDS / "httproutes.gateway.networking.k8s.io.json"
+
+
+@pytest.mark.skipif(not ROUTES.exists(), reason=f"no {ROUTES}: set NIGHTTRAIN_CRDS to a folder that has it")
+def test_every_manifest_and_patch_fits_the_upstream_schema() -> None:
+    """Patterns, lengths and sizes too, which the embedded cluster does not check."""
+    definition = json.loads(ROUTES.read_text("utf-8"))
+    (version,) = (each for each in definition["spec"]["versions"] if each["name"] == "v1")
+    schema = jsonschema.Draft4Validator(version["schema"]["openAPIV3Schema"])
+    settings = [
+        SETTINGS,
+        RouteSettings(
+            gateway="gw",
+            gateway_namespace="infra",
+            section="http",
+            hostnames=("delay.example.org", "*.delay.example.org"),
+            path_prefix="/v2/models/delay",
+        ),
+    ]
+    testers = {"1": BACKENDS.stable, "2": BACKENDS.candidate}
+    for each in settings:
+        made = build_route(each, BACKENDS.endpoint, "rec")
+        schema.validate(made)
+        for percent, mirror in ((0, 0), (1, 0), (50, 30), (100, 0), (0, 100)):
+            made["spec"]["rules"] = rollout_rules(each, BACKENDS, testers, percent, mirror)
+            schema.validate(made)
+            assert len(made["spec"]["rules"]) == 3
+    made["spec"]["rules"][0]["backendRefs"][0]["weight"] = -1
+    with pytest.raises(jsonschema.ValidationError):
+        schema.validate(made)
 
 
 def test_testers_have_a_rule_for_each_version() -> None:

@@ -16,6 +16,7 @@ from helpers.simulated_serving import (
     Traffic,
     World,
 )
+from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.serving.analysis.metrics import Analysis, Kind, Metric
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.state import Names, State
@@ -23,10 +24,17 @@ from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.serving.strategy import Strategy, canary
 
 if TYPE_CHECKING:
+    from nighttrain.providers.serving.analysis.golden import Golden
     from nighttrain.providers.serving.spec import ServingSpec
 
 ERRORS = Analysis(metrics=(Metric(name="errors", kind=Kind.ERRORS, source={"type": "traffic"}),))
 CANARY = canary(10, 50, hold_seconds=60, analysis=ERRORS, watch_seconds=120)
+
+
+def only_traffic(where: str, metric: Metric, golden: Golden | None) -> None:
+    """Refuse every source but the simulated one."""
+    if metric.source["type"] != "traffic":
+        raise ConfigurationError(f"{where}.source.type", metric.source["type"], "known: traffic")
 
 
 @dataclass
@@ -48,6 +56,7 @@ class Rollouts:
             self.store,
             MemoryRegistrar(world),
             sources={"traffic": Traffic(world)},
+            check_metric=only_traffic,
             ask_route=AskedRoute(world),
             clock=lambda: world.now,
             sleep=world.sleep,

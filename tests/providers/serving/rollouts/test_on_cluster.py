@@ -11,6 +11,7 @@ import pytest
 from helpers.serving_load import Load
 from helpers.simulated_serving import MemoryRegistrar, World
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.serving.analysis.sources.choice import check_source
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.backends.plain.by_replicas import ReplicaShares
 from nighttrain.providers.serving.rollout import Rollout
@@ -52,6 +53,7 @@ class Steps:
             RolloutStore(self.client),
             MemoryRegistrar(self.world),
             sources={},
+            check_metric=check_source,
             ask_route=ask_route,
             sleep=short,
         )

@@ -23,7 +23,7 @@ from nighttrain.providers.serving.rollouts.state import Names, Phase, State
 from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
-from .conftest import CANARY
+from .conftest import CANARY, only_traffic
 
 if TYPE_CHECKING:
     from helpers.mlflow_server import MakeModel, MLflowServer
@@ -51,6 +51,7 @@ async def roll_out(
         RolloutStore(ConfigMaps(world)),  # type: ignore[arg-type]
         MLflowRegistrar(registry),
         sources={"traffic": Traffic(world)},
+        check_metric=only_traffic,
         ask_route=AskedRoute(world),
         recorder=MLflowRecorder(tracking or registry.client),
         clock=lambda: world.now,

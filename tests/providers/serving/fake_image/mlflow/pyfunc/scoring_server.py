@@ -16,7 +16,7 @@ def load_model_with_mlflow_config(path):
     text = Path(path, "model.txt").read_text()
     if text == "broken":
         raise ImportError("No module named 'what_the_model_needs'")
-    if text.startswith("slow"):
+    if text.startswith("slow "):
         time.sleep(60)
     return text
 
@@ -33,6 +33,8 @@ def init(model):
         if scope["path"] == "/invocations" and body:
             Path(os.environ["FAKE_STORE"], "asked").touch()  # noqa: ASYNC240
             status, text = await _asked_for(body.decode(), model)
+            if model.startswith("behaves: "):
+                status, text = await _behaves(model.removeprefix("behaves: "))
         start = {
             "type": "http.response.start",
             "status": status,
@@ -45,6 +47,18 @@ def init(model):
             await send({"type": "http.response.body"})
 
     return app
+
+
+async def _behaves(how):
+    """A version that is bad whatever it is asked."""
+    if how == "hangs":
+        await asyncio.sleep(3600)
+    if how == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how.startswith("slow "):
+        await asyncio.sleep(float(how.removeprefix("slow ")))
+        return 200, '{"predictions": [1.0]}'
+    return int(how.removeprefix("status ")), how
 
 
 async def _asked_for(wish, model):

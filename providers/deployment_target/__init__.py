@@ -1,0 +1,1 @@
+"""The deployment target of MLflow's command line: ``mlflow deployments ... -t kubernetes:/NAMESPACE``."""

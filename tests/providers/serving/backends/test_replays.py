@@ -1,0 +1,131 @@
+"""What real controllers did, replayed to the backends' pure readings from any prefix and in any interleaving.
+
+``--recordings FOLDER`` replays others of the same kinds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helpers.kserve_replays import cases, is_kserve
+from helpers.replays import UNSEEN, End, check, load
+
+if TYPE_CHECKING:
+    from helpers.replays import Recording
+
+KEPT = Path(__file__).parent / "recordings"
+
+# So often are the streams interleaved, each time with other names: every recording in some seconds.
+SEEDS = 25
+
+NEVER = ("promoted", "undone", "ready")
+AT_FIRST, LATER = 0.0, 1e9
+
+
+def undone(until: float, since: float) -> dict[str, tuple[tuple[float, float], ...]]:
+    """It is so before the candidate is asked for, and again once it is gone."""
+    return {"undone": ((AT_FIRST, until), (since, LATER))}
+
+
+def before(until: float) -> dict[str, tuple[tuple[float, float], ...]]:
+    return {"undone": ((AT_FIRST, until),)}
+
+
+def promoted(until: float, since: float) -> dict[str, tuple[tuple[float, float], ...]]:
+    return {**before(until), "promoted": ((since, LATER),)}
+
+
+BACK = End(undone=True, asked=0, routed=0.0, ready=False, stable_ready=True, never=("promoted",))
+STUCK = End(asked=50, routed=UNSEEN, ready=False, stable_ready=True, never=("promoted",))
+
+# Of the second version's rollout. The seconds are those at which requests were made, and at which the last
+# thing that was missing came, read off the recordings.
+ENDS = {
+    "kserve-canary-next": End(
+        promoted=True, asked=100, routed=100.0, ready=True, windows=promoted(6.4, 27.18)
+    ),
+    "kserve-canary-promoted-in-two-next": End(
+        promoted=True, asked=100, routed=100.0, ready=True, windows=promoted(6.0, 25.71)
+    ),
+    "kserve-canary-undone-next": End(**{**vars(BACK), "windows": undone(6.1, 22.80)}),
+    "kserve-canary-undone-in-two-next": End(**{**vars(BACK), "windows": undone(6.8, 26.63)}),
+    "kserve-canary-never-ready-next": End(
+        **{**vars(STUCK), "never": ("promoted", "ready"), "windows": before(6.7)}
+    ),
+    # It was ready for a while, and got half of the requests.
+    "kserve-canary-unready-later-next": End(**{**vars(STUCK), "windows": before(6.5)}),
+    # 0.20: what it says of shares is not believed; how it promotes and removes is real.
+    "kserve-canary": End(promoted=True, asked=100, routed=100.0, ready=True, windows=promoted(7.0, 70.68)),
+    "kserve-canary-undone": End(**{**vars(BACK), "windows": undone(6.5, 23.0)}),
+    "kserve-canary-never-ready": End(
+        **{**vars(STUCK), "never": ("promoted", "ready"), "windows": before(6.7)}
+    ),
+    # Changes in place, by another hand: no rollout's doing, and never said to be.
+    "kserve-updated": End(asked=0, routed=UNSEEN, ready=False, never=("promoted",), windows=before(7.1)),
+    "kserve-traffic-percent": End(
+        asked=0, routed=UNSEEN, ready=False, never=("promoted",), windows=before(4.8)
+    ),
+    "kserve-updated-never-ready": End(
+        **{**vars(BACK), "never": ("promoted", "ready"), "windows": undone(4.9, 25.16)}
+    ),
+    "kserve-created": BACK,
+    "kserve-crashes": End(asked=0, routed=UNSEEN, ready=False, stable_ready=False, never=NEVER),
+    "kserve-deleted": End(ready=False, stable_ready=False, never=("promoted", "ready"), windows=before(4.3)),
+    "kserve-refused": End(ready=False, never=("promoted", "ready"), windows=before(4.1)),
+    "kserve-graph": BACK,
+    "knative-canary": End(promoted=True, asked=100, routed=100.0, ready=True, windows=promoted(6.0, 23.38)),
+    # Everybody was with the rejected version from 19.6 to 21.0, by the status.
+    "knative-undone": End(**{**vars(BACK), "windows": undone(5.6, 21.2)}),
+    "knative-undone-at-zero": End(**{**vars(BACK), "windows": undone(4.6, 25.88)}),
+    "knative-never-ready": End(
+        **{**vars(BACK), "never": ("promoted", "ready"), "windows": undone(4.6, 30.89)}
+    ),
+    # A new version without a percentage: asked for everything, gets nothing.
+    "knative-crashes": End(
+        asked=100,
+        routed=0.0,
+        ready=False,
+        stable_ready=True,
+        never=("promoted", "ready"),
+        windows=before(5.5),
+    ),
+    # A percentage at the first version: no endpoint at rest.
+    "knative-first": End(asked=0, routed=0.0, ready=False, never=NEVER),
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    folders = [KEPT]
+    given = metafunc.config.getoption("recordings", None)
+    if given:
+        folders = [Path(given)]
+        assert folders[0].is_dir(), f"{given} is no folder"
+    paths = sorted(path for folder in folders for path in folder.glob("*.jsonl*"))
+    metafunc.parametrize("path", paths, ids=[path.name.split(".jsonl")[0] for path in paths])
+
+
+def end_of(recording: Recording, path: Path, label: str) -> End | None:
+    """The second version's end; the first version's is bound by the invariants alone."""
+    if label != "next":
+        return None
+    return End.beside(path) or (ENDS.get(recording.name) if path.parent == KEPT else None)
+
+
+def test_nothing_is_said_before_it_is_so(path: Path) -> None:
+    recording = load(path)
+    if not is_kserve(recording):
+        pytest.skip("no InferenceService in it")
+    found = [each for seed in range(2) for each in cases(recording, seed)]
+    assert found
+    for label, known, case in found:
+        end = end_of(recording, path, label)
+        several = recording.name == "kserve-graph" and case.target.stable != "1"
+        check(known, case, None if several else end, seeds=SEEDS)
+
+
+def test_every_kept_recording_has_an_end_that_was_written_by_hand(path: Path) -> None:
+    if path.parent == KEPT:
+        assert load(path).name in ENDS
