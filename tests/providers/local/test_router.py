@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
 import sys
@@ -107,8 +108,7 @@ def site() -> Iterator[Site]:
         made.serve("b", "v2")
         spec = {"gatewayClassName": "nighttrain-router-basic", "listeners": [LISTENER]}
         made.post(f"{GROUP}/namespaces/default/gateways", {"metadata": {"name": "basic"}, "spec": spec})
-        for app in ("a", "b"):
-            until(lambda app=app: _is_ready(made, app))
+        until(lambda: _is_ready(made, "a") and _is_ready(made, "b"))
         yield made
         made.http.close()
 
@@ -129,7 +129,7 @@ def mirror(name: str, **more: Any) -> dict[str, Any]:
 
 def near(count: int, total: int, share: float) -> bool:
     """Within four standard deviations; the seed is fixed."""
-    return abs(count - total * share) <= 4 * (total * share * (1 - share)) ** 0.5
+    return abs(count - total * share) <= 4 * math.sqrt(total * share * (1 - share))
 
 
 def test_requests_are_shared_out_by_weight(site: Site) -> None:
