@@ -6,6 +6,7 @@ A call is made once everything has passed that the recording had seen before it;
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import sys
 from collections import Counter, defaultdict
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from helpers import RECORDINGS
+from helpers import RECORDINGS, TESTS
 from nighttrain.providers.local.cluster.controllers.gateway_controller import Serving
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
@@ -150,7 +151,13 @@ class History:
 
 
 def recorded(name: str) -> list[Object]:
-    return [json.loads(line) for line in (RECORDINGS / f"{name}.jsonl").read_text().splitlines()]
+    packed = TESTS / "providers" / "serving" / "backends" / "recordings" / f"{name}.jsonl.gz"
+    text = (
+        gzip.decompress(packed.read_bytes())
+        if packed.exists()
+        else (RECORDINGS / f"{name}.jsonl").read_bytes()
+    )
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def history_of(lines: list[Object]) -> History:

@@ -21,6 +21,7 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 ROUTES = f"{GROUP}/namespaces/default/httproutes"
 
@@ -249,6 +250,24 @@ def test_a_gateway_that_goes_leaves_its_port(site: Site) -> None:
         return False
 
     until(refused)
+
+
+def test_a_restart_keeps_the_gateways_address(tmp_path: Path) -> None:
+    with EmbeddedCluster(state=tmp_path / "state", serving=Serving()) as cluster:
+        before = Site(cluster)
+        url = before.url()
+        before.http.close()
+        cluster.restart()
+        after = Site(cluster)
+        assert after.url() == url
+        until(lambda: _answers(url))
+        after.http.close()
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.ConnectError):
+        return httpx.get(url).status_code == 404
+    return False
 
 
 def test_a_pod_that_is_killed_under_a_request(site: Site) -> None:
