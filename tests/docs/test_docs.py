@@ -427,7 +427,9 @@ SERVING_CODE = [
     "providers/serving/analysis/sources/counters.py",
 ]
 GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("gateways", "route_writes")]
-KSERVE_CODE = [f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")]
+KSERVE_CODE = [
+    f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")
+]
 TARGET_CODE = [f"providers/deployment_target/{module}.py" for module in ("removal", "standing")]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}

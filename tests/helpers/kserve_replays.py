@@ -1,4 +1,4 @@
-"""How a recording of KServe is read as a rollout of ours: who is the candidate, and what our labels would say.
+"""How a recording of KServe is read as a rollout of ours: who is the candidate, and what our labels said.
 
 The recorded objects have no labels of nighttrain's; what tells their versions apart is a variable of the
 container, or the storage address. The labels are put where KServe puts a predictor's: on its pods' template
