@@ -25,7 +25,9 @@ class Life:
     :param between: happens before each call, whoever makes it
     """
 
-    def __init__(self, dies_at: int | None, *, answered: bool, between: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, dies_at: int | None, *, answered: bool, between: Callable[[], Awaitable[None]]
+    ) -> None:
         self.calls = 0
         self.dead = False
         self._dies_at = dies_at

@@ -285,7 +285,9 @@ class Scene:
         kills: list[Kill | None] = [*self.schedule.kills]
         while True:
             kill = kills.pop(0) if kills else None
-            life = Life(kill.at if kill else None, answered=bool(kill and kill.answered), between=self.between)
+            life = Life(
+                kill.at if kill else None, answered=bool(kill and kill.answered), between=self.between
+            )
             try:
                 return await self._one_process(life)
             except CrashError:
@@ -297,9 +299,7 @@ class Scene:
                 await self.sleep(5)
 
     async def _one_process(self, life: Life) -> State:
-        async with MortalProcess(
-            life, self.config, self.mlflow, attempts=self.schedule.attempts
-        ) as process:
+        async with MortalProcess(life, self.config, self.mlflow, attempts=self.schedule.attempts) as process:
             engine = RolloutEngine(
                 ReplicaShares(process.cluster, sleep=self.sleep),
                 RolloutStore(process.cluster),
@@ -319,9 +319,7 @@ class Scene:
                 tell=self.told.append,
             )
             assert begun is not None
-            return await engine.drive(
-                ENDPOINT, self.namespace, spec=self.candidate, tell=self.told.append
-            )
+            return await engine.drive(ENDPOINT, self.namespace, spec=self.candidate, tell=self.told.append)
 
 
 def _any_metric(where: str, metric: Metric, golden: Golden | None) -> None:

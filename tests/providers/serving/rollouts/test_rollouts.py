@@ -149,7 +149,7 @@ async def until(rollouts: Rollouts, world: World, phase: Phase, version: str = "
     async def leave(seconds: float) -> None:
         await World.sleep(world, seconds)
         state = await engine.status("delay", "default")
-        if state and state.phase is phase:
+        if state and state.phase is phase and (phase is not Phase.HOLDING or state.applied == state.fence):
             raise Left
 
     engine._sleep = leave
@@ -322,3 +322,43 @@ async def test_a_finished_rollout_is_found_by_its_task_until_it_was_told(
     anew = await rollouts.begin()
     assert anew is not None
     assert anew.phase is Phase.STARTING
+
+
+async def test_a_bad_version_is_undone_while_mlflow_is_away_and_the_alias_follows(
+    rollouts: Rollouts, world: World
+) -> None:
+    world.holders["champion"] = "2"
+    assert await rollouts.begin()
+    await until(rollouts, world, Phase.HOLDING)
+    world.registry_down, world.versions["2"].errors = True, 1.0
+    gone = world.now
+    engine = rollouts.engine()
+
+    async def comes_back_in_an_hour(seconds: float) -> None:
+        await World.sleep(world, seconds)
+        if world.now > gone + 3600:
+            world.registry_down = False
+
+    engine._sleep = comes_back_in_an_hour
+    end = await engine.drive("delay", "default", tell=rollouts.told.append)
+    assert end.phase is Phase.UNDONE
+    requests_left = next(at for at, share in world.history if at > gone and share == 0)
+    assert requests_left < gone + 3 * ERRORS.interval_seconds
+    assert world.holders["champion"] == "1"
+    assert len({note.rsplit(" (", 1)[1] for note in world.notes}) == len(world.notes)
+
+
+async def test_another_hand_that_is_always_faster_stops_the_rollout(rollouts: Rollouts, world: World) -> None:
+    assert await rollouts.begin()
+    engine = rollouts.engine()
+
+    async def is_put_back_at_once(seconds: float) -> None:
+        await World.sleep(world, seconds)
+        if world.asked == 10:
+            world.change_route(0, 0, world.fence)
+
+    engine._sleep = is_put_back_at_once
+    spec = rollouts.make_spec("2")
+    end = await engine.drive("delay", "default", spec=spec, tell=rollouts.told.append)
+    assert end.phase is Phase.STOPPED
+    assert "as often as it is set" in end.reason
