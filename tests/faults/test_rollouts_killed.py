@@ -172,9 +172,7 @@ async def test_a_killed_rollout_ends_promoted_or_undone_and_nothing_between(
         registry = ModelRegistry(tracking)
         for seed in range(first, first + count):
             began = time.monotonic()
-            scene = Scene(
-                schedule_of(seed), client, config, mlflow_server.uri, plan, made(make_model, 2)
-            )
+            scene = Scene(schedule_of(seed), client, config, mlflow_server.uri, plan, made(make_model, 2))
             await promote(registry, scene.model, 1)
             await client.create(NAMESPACES, None, {"metadata": {"name": scene.namespace}})
             plan.clear()

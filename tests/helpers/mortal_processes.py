@@ -1,4 +1,4 @@
-"""A process that dies at its n-th call to the cluster or to MLflow, before or after the server acted on it."""
+"""A process that dies at its n-th call to the cluster or to MLflow, before or after the server acted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Life:
     :param between: happens before each call, whoever makes it
     """
 
-    def __init__(self, dies_at: int | None, *, answered: bool, between: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, dies_at: int | None, *, answered: bool, between: Callable[[], Awaitable[None]]
+    ) -> None:
         self.calls = 0
         self.dead = False
         self._dies_at = dies_at

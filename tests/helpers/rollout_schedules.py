@@ -49,7 +49,7 @@ CALLS = 320
 REQUESTS = 2_000
 
 # Nobody comes before; then somebody ends what waits for a person.
-PATIENT_SLEEPS, MOST_SLEEPS = 120, 1_500
+PATIENT_SLEEPS, MOST_SLEEPS = 50, 1_000
 
 _ERRORS = Metric(name="errors", kind=Kind.ERRORS, source={"type": "played"})
 
@@ -211,9 +211,9 @@ class Scene:
         self.sleeps += 1
         assert self.sleeps < MOST_SLEEPS, f"it does not end: {self.told[-20:]}"
         await self._undisturbed(self.controllers.follow)
-        if self.sleeps >= PATIENT_SLEEPS and self.sleeps % 20 == 0:
+        if self.sleeps >= PATIENT_SLEEPS and self.sleeps % 10 == 0:
             orders = [Order.RESUME, Order.PROMOTE, Order.PROMOTE, Order.ABORT]
-            order = orders[self.sleeps // 20 % len(orders)]
+            order = orders[self.sleeps // 10 % len(orders)]
             await self._undisturbed(lambda: self._act(Hand(self.calls, order)))
 
     async def between(self) -> None:
@@ -285,7 +285,9 @@ class Scene:
         kills: list[Kill | None] = [*self.schedule.kills]
         while True:
             kill = kills.pop(0) if kills else None
-            life = Life(kill.at if kill else None, answered=bool(kill and kill.answered), between=self.between)
+            life = Life(
+                kill.at if kill else None, answered=bool(kill and kill.answered), between=self.between
+            )
             try:
                 return await self._one_process(life)
             except CrashError:
@@ -297,9 +299,7 @@ class Scene:
                 await self.sleep(5)
 
     async def _one_process(self, life: Life) -> State:
-        async with MortalProcess(
-            life, self.config, self.mlflow, attempts=self.schedule.attempts
-        ) as process:
+        async with MortalProcess(life, self.config, self.mlflow, attempts=self.schedule.attempts) as process:
             engine = RolloutEngine(
                 ReplicaShares(process.cluster, sleep=self.sleep),
                 RolloutStore(process.cluster),
@@ -319,9 +319,7 @@ class Scene:
                 tell=self.told.append,
             )
             assert begun is not None
-            return await engine.drive(
-                ENDPOINT, self.namespace, spec=self.candidate, tell=self.told.append
-            )
+            return await engine.drive(ENDPOINT, self.namespace, spec=self.candidate, tell=self.told.append)
 
 
 def _any_metric(where: str, metric: Metric, golden: Golden | None) -> None:
