@@ -280,7 +280,6 @@ class Scene:
 
     async def run(self) -> State:
         """Begin and drive by one process after the other, until one comes to the end."""
-        self.plan.clear()
         self.plan.add(*self.schedule.faults)
         kills: list[Kill | None] = [*self.schedule.kills]
         while True:
@@ -289,7 +288,9 @@ class Scene:
                 kill.at if kill else None, answered=bool(kill and kill.answered), between=self.between
             )
             try:
-                return await self._one_process(life)
+                end = await self._one_process(life)
+                self.plan.clear()
+                return end
             except CrashError:
                 self.killed += 1
             except (ClusterError, TrackingError, RolloutFailedError) as error:
