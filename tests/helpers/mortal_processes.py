@@ -1,4 +1,4 @@
-"""A process that dies at its n-th call to the cluster or to MLflow, before or after the server acted on it."""
+"""A process that dies at its n-th call to the cluster or to MLflow, before or after the server acted."""
 
 from __future__ import annotations
 

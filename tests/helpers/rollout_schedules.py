@@ -49,7 +49,7 @@ CALLS = 320
 REQUESTS = 2_000
 
 # Nobody comes before; then somebody ends what waits for a person.
-PATIENT_SLEEPS, MOST_SLEEPS = 120, 1_500
+PATIENT_SLEEPS, MOST_SLEEPS = 50, 1_000
 
 _ERRORS = Metric(name="errors", kind=Kind.ERRORS, source={"type": "played"})
 
@@ -211,9 +211,9 @@ class Scene:
         self.sleeps += 1
         assert self.sleeps < MOST_SLEEPS, f"it does not end: {self.told[-20:]}"
         await self._undisturbed(self.controllers.follow)
-        if self.sleeps >= PATIENT_SLEEPS and self.sleeps % 20 == 0:
+        if self.sleeps >= PATIENT_SLEEPS and self.sleeps % 10 == 0:
             orders = [Order.RESUME, Order.PROMOTE, Order.PROMOTE, Order.ABORT]
-            order = orders[self.sleeps // 20 % len(orders)]
+            order = orders[self.sleeps // 10 % len(orders)]
             await self._undisturbed(lambda: self._act(Hand(self.calls, order)))
 
     async def between(self) -> None:
@@ -280,7 +280,6 @@ class Scene:
 
     async def run(self) -> State:
         """Begin and drive by one process after the other, until one comes to the end."""
-        self.plan.clear()
         self.plan.add(*self.schedule.faults)
         kills: list[Kill | None] = [*self.schedule.kills]
         while True:
@@ -289,7 +288,9 @@ class Scene:
                 kill.at if kill else None, answered=bool(kill and kill.answered), between=self.between
             )
             try:
-                return await self._one_process(life)
+                end = await self._one_process(life)
+                self.plan.clear()
+                return end
             except CrashError:
                 self.killed += 1
             except (ClusterError, TrackingError, RolloutFailedError) as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
+    ClusterError,
     ClusterUnreachableError,
     ObjectConflictError,
     ObjectExistsError,
@@ -87,6 +88,7 @@ class World:
     kill_before: int | None = None
     kill_after: int | None = None
     fails_at: frozenset[int] = frozenset()
+    failure: ClusterError = field(default_factory=lambda: ClusterUnreachableError("connection refused"))
     broken_route: bool = False
     registry_down: bool = False
     killed: int = 0
@@ -105,7 +107,7 @@ class World:
         if self.calls == self.kill_before:
             raise Killed
         if self.calls in self.fails_at or self.now < self.cluster_down_until:
-            raise ClusterUnreachableError("connection refused")
+            raise self.failure
 
     def ends(self) -> None:
         """Its answer comes back."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
+    ClusterRequestError,
     ClusterUnreachableError,
     ConfigurationError,
     NothingToRollBackToError,
@@ -260,7 +261,14 @@ class RolloutEngine:
                 pause = HELD_POLL_SECONDS if kept.state.phase in HELD | {Phase.HOLDING} else POLL_SECONDS
             except (ObjectConflictError, RolloutMovedError):
                 pause = 0.0
-            except (ClusterUnreachableError, TrackingUnreachableError, ConfigurationError) as error:
+            except (
+                ClusterRequestError,
+                ClusterUnreachableError,
+                ConfigurationError,
+                TrackingUnreachableError,
+            ) as error:
+                if isinstance(error, ClusterRequestError) and not error.is_busy:
+                    raise
                 # What somebody took away from under a rollout can be put back: it holds meanwhile.
                 if not outage:
                     tell(f"{endpoint}: waiting: {error}")

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.simulated_serving import Version, World
-from nighttrain.providers.errors import ConfigurationError, RolloutFailedError, RolloutUnderWayError
+from nighttrain.providers.errors import (
+    ClusterRequestError,
+    ConfigurationError,
+    RolloutFailedError,
+    RolloutUnderWayError,
+)
 from nighttrain.providers.serving.analysis.metrics import Analysis, WhenInconclusive
 from nighttrain.providers.serving.rollouts.state import Order, Phase, State
 from nighttrain.providers.serving.strategy import Approval, Shadow, Strategy, Weight, blue_green, canary
@@ -362,3 +367,22 @@ async def test_another_hand_that_is_always_faster_stops_the_rollout(rollouts: Ro
     end = await engine.drive("delay", "default", spec=spec, tell=rollouts.told.append)
     assert end.phase is Phase.STOPPED
     assert "as often as it is set" in end.reason
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_cluster_that_is_busy_for_long_is_waited_for(
+    rollouts: Rollouts, world: World, status: int
+) -> None:
+    await rollouts.begin()
+    world.failure = ClusterRequestError("try again later", status=status)
+    world.cluster_down_until = world.now + 120
+    assert (await rollouts.drive()).phase is Phase.PROMOTED
+    assert [line for line in rollouts.told if "waiting" in line] == ["delay: waiting: try again later"]
+
+
+async def test_what_the_cluster_refuses_is_not_waited_for(rollouts: Rollouts, world: World) -> None:
+    await rollouts.begin()
+    world.failure = ClusterRequestError("not like this", status=400)
+    world.cluster_down_until = world.now + 120
+    with pytest.raises(ClusterRequestError):
+        await rollouts.drive()
