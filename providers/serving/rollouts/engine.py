@@ -448,7 +448,8 @@ class RolloutEngine:
         if spec is None:
             return kept
         await self._backend.bring_up(spec, kept.state.target, kept.state.fence, tell)
-        return await self._store.write(replace(kept.state, brought_up=True), kept)
+        # An outage before it was asked for is no time that it had to become ready.
+        return await self._store.write(replace(kept.state, brought_up=True, since=self._clock()), kept)
 
     async def _note(self, kept: Kept) -> Kept:
         """Write into the model's history what is not there yet."""

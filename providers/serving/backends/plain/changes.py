@@ -260,9 +260,9 @@ class Changes:
             if size != desired_replicas(found) or SHARE_REPLICAS_ANNOTATION in annotations_of(found):
                 await self.scale(found, size, {SHARE_REPLICAS_ANNOTATION: None})
         for other in await self.others(target):
-            size = annotations_of(other).get(SCALED_DOWN_ANNOTATION, "")
-            if size.isdecimal():
-                replicas = desired_replicas(other) or int(size)
+            before = annotations_of(other).get(SCALED_DOWN_ANNOTATION, "")
+            if before.isdecimal():
+                replicas = desired_replicas(other) or int(before)
                 await self.scale(other, replicas, {SCALED_DOWN_ANNOTATION: None})
         service = await self._deployments.service(target.endpoint, target.namespace)
         if service is not None and _MARKS & annotations_of(service).keys():
