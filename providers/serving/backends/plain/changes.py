@@ -238,7 +238,7 @@ class Changes:
         await self.settle(objects.candidate)
 
     async def settle(self, deployment: Json | None) -> None:
-        """Have the candidate's Deployment forget the rollout; also after a process that ended before it did."""
+        """Have the candidate's Deployment forget the rollout, where a process ended before it did."""
         if deployment is not None and not is_settled(deployment):
             held, settled = metadata(deployment), {"metadata": {"annotations": dict.fromkeys(OF_A_ROLLOUT)}}
             await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], settled)
