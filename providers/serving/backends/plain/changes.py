@@ -238,7 +238,7 @@ class Changes:
         await self.settle(objects.candidate)
 
     async def settle(self, deployment: Json | None) -> None:
-        """Have the candidate's Deployment forget the rollout; also after a process that ended before it did."""
+        """Have the candidate's Deployment forget the rollout, where a process ended before it did."""
         if deployment is not None and not is_settled(deployment):
             held, settled = metadata(deployment), {"metadata": {"annotations": dict.fromkeys(OF_A_ROLLOUT)}}
             await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], settled)
@@ -256,9 +256,9 @@ class Changes:
         kept = target.names.get(KEPT_REPLICAS)
         found = await self._deployments.deployment(target.endpoint, target.namespace, target.candidate)
         if found is not None:
-            size = int(kept) if kept is not None else desired_replicas(found)
-            if size != desired_replicas(found) or SHARE_REPLICAS_ANNOTATION in annotations_of(found):
-                await self.scale(found, size, {SHARE_REPLICAS_ANNOTATION: None})
+            before = int(kept) if kept is not None else desired_replicas(found)
+            if before != desired_replicas(found) or SHARE_REPLICAS_ANNOTATION in annotations_of(found):
+                await self.scale(found, before, {SHARE_REPLICAS_ANNOTATION: None})
         for other in await self.others(target):
             before = annotations_of(other).get(SCALED_DOWN_ANNOTATION, "")
             if before.isdecimal():
