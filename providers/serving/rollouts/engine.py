@@ -181,7 +181,7 @@ class RolloutEngine:
         actor: str,
         names: Names,
     ) -> State | None:
-        target = await self._backend.begin(spec)
+        target = replace(await self._backend.begin(spec), shares=strategy.shares)
         if target.stable == spec.version:
             return None
         holder = await self._registrar.holder(spec.model_name, names) if names else ""
