@@ -24,7 +24,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("providers", "operators", "sensors", "dags", "assets")
-LINKS = {"MLflowRunLink", "ModelVersionLink", "EvaluationPlotLink", "WorkloadLink", "EndpointLink"}
+LINKS = {
+    "MLflowRunLink",
+    "ModelVersionLink",
+    "EvaluationPlotLink",
+    "RolloutPictureLink",
+    "WorkloadLink",
+    "EndpointLink",
+}
 
 
 @pytest.fixture(scope="module")

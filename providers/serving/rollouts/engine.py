@@ -184,6 +184,7 @@ class RolloutEngine:
         target = replace(await self._backend.begin(spec), shares=strategy.shares)
         if target.stable == spec.version:
             return None
+        names = await self._names(spec, names)
         holder = await self._registrar.holder(spec.model_name, names) if names else ""
         now = self._clock()
         state = State(
@@ -202,6 +203,17 @@ class RolloutEngine:
         beside = f", beside version {target.stable}" if target.stable else ""
         text = f"rollout of version {spec.version} on {spec.endpoint} begins{beside}"
         return (await self._store.begin(state.entering(Phase.STARTING, now, text), kept)).state
+
+    async def _names(self, spec: ServingSpec, names: Names) -> Names:
+        """What the rollout moves: the stage alone where somebody moved that alone to the candidate.
+
+        Then the alias is another's, and stays: an undone rollout has one thing to give back.
+        """
+        if names.alias is None or names.stage is None:
+            return names
+        alone = Names(stage=names.stage)
+        holders = [await self._registrar.holder(spec.model_name, each) for each in (names, alone)]
+        return alone if holders == ["", spec.version] else names
 
     def _check_metrics(self, strategy: Strategy) -> None:
         for number, metric in enumerate(strategy.analysis.metrics if strategy.analysis else ()):
@@ -356,7 +368,7 @@ class RolloutEngine:
             addresses = await self._backend.addresses(state.target)
             answers = await driving.answers.ask(self._ask_route, addresses, state.fence)
             seen = replace(seen, answers=answers)
-        analysis = state.strategy.analysis
+        analysis = state.analysis
         if analysis is None or not is_measured(state, now):
             return seen, ()
         samples, memory = await self._measure(state, analysis, now)
