@@ -256,9 +256,9 @@ class Changes:
         kept = target.names.get(KEPT_REPLICAS)
         found = await self._deployments.deployment(target.endpoint, target.namespace, target.candidate)
         if found is not None:
-            before = int(kept) if kept is not None else desired_replicas(found)
-            if before != desired_replicas(found) or SHARE_REPLICAS_ANNOTATION in annotations_of(found):
-                await self.scale(found, before, {SHARE_REPLICAS_ANNOTATION: None})
+            wanted = int(kept) if kept is not None else desired_replicas(found)
+            if wanted != desired_replicas(found) or SHARE_REPLICAS_ANNOTATION in annotations_of(found):
+                await self.scale(found, wanted, {SHARE_REPLICAS_ANNOTATION: None})
         for other in await self.others(target):
             before = annotations_of(other).get(SCALED_DOWN_ANNOTATION, "")
             if before.isdecimal():
