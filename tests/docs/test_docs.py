@@ -48,6 +48,7 @@ SENSORS = [
     "nighttrain.sensors.registry.ModelVersionSensor",
     "nighttrain.sensors.registry.ModelTagSensor",
     "nighttrain.sensors.serving.EndpointReadySensor",
+    "nighttrain.sensors.serving.RolloutSensor",
 ]
 
 Row = tuple[str, ...]
@@ -226,6 +227,7 @@ BASES = {
     "nighttrain.sensors.deferring_sensor.DeferringSensor",
     "nighttrain.sensors.common.templating.TextTemplates",
     "nighttrain.operators.registry.base.RegistryOperator",
+    "nighttrain.operators.serving.task_group.RolloutStepOperator",
     "nighttrain.operators.workload_parameters.WorkloadParameters",
 }
 
@@ -430,6 +432,7 @@ GATEWAY_CODE = [f"providers/serving/backends/plain/{module}.py" for module in ("
 KSERVE_CODE = [
     f"providers/serving/backends/kserve/{module}.py" for module in ("backend", "changes", "reading")
 ]
+ARGO_CODE = [f"providers/serving/backends/argo/{module}.py" for module in ("backend", "reading")]
 TARGET_CODE = [f"providers/deployment_target/{module}.py" for module in ("removal", "standing")]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
@@ -500,7 +503,7 @@ def test_kserves_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], 
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
-    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, *TARGET_CODE}
+    looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, *ARGO_CODE, *TARGET_CODE}
     looked_at.add("providers/kubernetes/api/client.py")
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):
