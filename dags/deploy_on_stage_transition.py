@@ -1,7 +1,7 @@
 """Whenever a version comes to hold the stage Production, whoever moved it, roll it out as a canary.
 
-It gets half of the requests first, is asked about flights that are known beforehand, and is promoted or undone by
-its answers. Undone, it gives the stage back, and the alias where it had that, too.
+It gets half of the requests first, is asked about flights that are known beforehand, and is promoted or
+undone by its answers. Undone, it gives the stage back, and the alias where it had that, too.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from nighttrain.sensors.serving import EndpointReadySensor
 MODEL = "airline-delay"
 IMAGE = "{{ var.value.get('airline_delay_image', 'localhost/airline-delay:1') }}"
 
-# Seconds, so that a rollout on a laptop ends while one watches. Nobody uses the model there, and golden requests
-# say after one interval what they have to say. Where clients are: minutes of each, more steps, and a metric with
-# the source "counters", which counts what clients get (without clients it would hold the rollout for ever).
+# Seconds, so that a rollout on a laptop ends while one watches. Nobody uses the model there, and golden
+# requests say after one interval what they have to say. Where clients are: minutes of each, more steps, and a
+# metric with the source "counters", which counts what clients get (without any it would hold for ever).
 HOLD_SECONDS = 2.0
 INTERVAL_SECONDS = 2.0
 WATCH_SECONDS = 2.0
@@ -32,17 +32,17 @@ WATCH_SECONDS = 2.0
 # One pod of each version: with plain Services a share is a part of the pods, and a half needs the fewest.
 PERCENT = 50
 
-# Real flights of 2013-07-10, by `python -m airline_delay.golden`. Ten left 91 to 231 minutes late, ten did not.
-GOLDEN_REQUESTS = json.loads(Path(__file__).with_name("airline_delay").joinpath("golden_flights.json").read_text())
+# Real flights of 2013-07-10, by `python -m airline_delay.golden`. Ten left 91 to 231 minutes late.
+GOLDEN_FLIGHTS = Path(__file__).with_name("airline_delay") / "golden_flights.json"
+GOLDEN_REQUESTS = json.loads(GOLDEN_FLIGHTS.read_text())
 
-# Measured with trainings of one night in each month from February to December, on these flights: models of two
-# nights in a row differ by 18 minutes at most, 7 or 28 days apart by 60 at most (twelve of 420 answers by more
-# than 40). One that was trained on shuffled labels expects every flight to be about on time, and differs by 79
-# minutes or more on each of the ten late flights.
+# Measured with trainings of one night in each month from February to December, on these flights. Models of
+# two nights in a row differ by 18 minutes at most; 7, 28 or 90 days apart by 60 at most. One that was trained
+# on shuffled labels expects every flight to be about on time: each of the ten is 79 minutes or more away.
 TOLERANCE_MINUTES = 60.0
 
-# So a normal night disagrees on none of the twenty flights, and one that learned nothing on ten. With 60 requests
-# an interval, none or one of twenty that disagrees is successful at the first look, and ten of twenty have failed.
+# So a normal night disagrees on none of the twenty flights, and one that learned nothing on ten. With 60
+# requests an interval none, or one of the twenty, is successful at the first look, and ten have failed.
 DISAGREEMENT_LIMIT = 0.2
 REQUESTS_PER_INTERVAL = 3 * len(GOLDEN_REQUESTS)
 

@@ -1,7 +1,7 @@
 """Choose golden requests: `python -m airline_delay.golden --day 2013-07-10 > golden_flights.json`.
 
-Real flights of a day, one a request, as the scoring server takes them. Half of them left an hour and a half late or
-more: whoever learned anything says that these arrive late.
+Real flights of a day, one a request, as the scoring server takes them. Half of them left an hour and a half
+late or more: whoever learned anything says that these arrive late.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry, open_rollout
-from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
+from nighttrain.operators.links import EndpointLink, ModelVersionLink, RolloutPictureLink, remember_links
+from nighttrain.operators.serving.picture import remember_picture
 from nighttrain.operators.serving.served import Served, tell_registry
 from nighttrain.operators.serving.steps import Steps, as_strategy, rollout_id
 from nighttrain.providers.bridge import run_sync
@@ -109,7 +110,11 @@ class RolloutModelOperator(TextTemplates):
         ("env_vars", "labels", "annotations"), dict
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json"}
-    operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
+    operator_extra_links: Collection[BaseOperatorLink] = (
+        ModelVersionLink(),
+        EndpointLink(),
+        RolloutPictureLink(),
+    )
     ui_color = "#fdf0d9"
     _under_way: tuple[Context, Mapping[str, str]] | None = None
     # A task that stands for one step waits for that one only.
@@ -233,6 +238,7 @@ class RolloutModelOperator(TextTemplates):
         )
 
     def _go_on(self, context: Context, begun: State) -> dict[str, Any]:
+        remember_picture(context, self._mlflow, begun, self.log.warning)
         if self.deferrable and not begun.ended:
             warn_without_triggerer(self.log.warning)
             self._defer_steps(self._rollout_id(context))
@@ -278,6 +284,7 @@ class RolloutModelOperator(TextTemplates):
         identity = self._rollout_id(context)
         state = run_sync(self._steps().drive(self.endpoint, identity, tell=self.log.info))
         route = run_sync(self._steps().take(state))
+        remember_picture(context, self._mlflow, state, self.log.warning)
         self._raise_unless_promoted(state)
         remember_links(context, endpoint=route.url)
         served = Served.by_target(state.target, route)

@@ -68,8 +68,8 @@ def test_every_module_and_nothing_else(wheel: Path, session_tree: Path) -> None:
         for folder in FOLDERS
         for file in (session_tree / folder).rglob("*")
         if file.suffix == ".py"
-        or file.name == "py.typed"
-        or file.name.endswith((".json.gz", "golden_flights.json"))
+        or file.name in ("py.typed", "golden_flights.json")
+        or file.name.endswith(".json.gz")
     } | {"nighttrain/__init__.py", "nighttrain/py.typed"}
     assert {f"nighttrain/{folder}/py.typed" for folder in FOLDERS} <= expected
     assert contents(wheel) == expected

@@ -15,7 +15,7 @@ from nighttrain.providers.errors import (
     RolloutFailedError,
     RolloutUnderWayError,
 )
-from nighttrain.providers.serving.analysis.metrics import Analysis, WhenInconclusive
+from nighttrain.providers.serving.analysis.metrics import Analysis, Kind, Metric, WhenInconclusive
 from nighttrain.providers.serving.rollouts.state import Order, Phase, State
 from nighttrain.providers.serving.strategy import Approval, Shadow, Strategy, Weight, blue_green, canary
 
@@ -78,6 +78,20 @@ async def test_a_bad_version_is_undone_at_its_first_share(rollouts: Rollouts, wo
     undone = next(event.at for event in end.events if event.text.startswith("undoing"))
     assert undone - held <= 2 * ERRORS.interval_seconds + 5
     assert world.exposed <= 0.15 * world.requests_a_second * (undone - held)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_the_first_version_has_nobody_to_disagree_with(
+    rollouts: Rollouts, world: World, alone: bool
+) -> None:
+    world.stable = None
+    world.versions = {"2": Version()}
+    disagreement = Metric(name="disagreement", kind=Kind.DISAGREEMENT, source={"type": "traffic"})
+    metrics = (disagreement,) if alone else (*ERRORS.metrics, disagreement)
+    strategy = replace(CANARY, analysis=replace(ERRORS, metrics=metrics))
+    end = await rollouts.run(strategy=strategy)
+    assert end.phase is Phase.PROMOTED
+    assert [each.metric for each in end.judgements] == ([] if alone else ["errors"])
 
 
 async def test_what_never_becomes_ready_gets_nothing(rollouts: Rollouts, world: World) -> None:
