@@ -465,6 +465,8 @@ def calls(path: str) -> set[tuple[str, str, str]]:
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         if name == "logs" and isinstance(function, ast.Attribute) and "client" in ast.unparse(function.value):
             asked.add(("", "pods/log", "get"))
+        if name == "find_object" and len(node.args) > 1:
+            asked |= {(target.group, target.plural, "get") for target in targets(node.args[1])}
         for target in targets(node.args[0]) if node.args else ():
             verbs = MIRRORED if name == "Selection" else {VERBS[name]}
             asked |= {(target.group, target.plural, verb) for verb in verbs}
@@ -500,6 +502,14 @@ def test_the_roles_grant_what_the_code_asks_for_and_no_more(rbac: dict[tuple[str
 
 def test_kserves_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], Any]) -> None:
     assert granted(rbac["Role", "nighttrain-kserve"]) == set().union(*map(calls, KSERVE_CODE))
+
+
+def test_argos_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], Any]) -> None:
+    asked = set().union(*map(calls, ARGO_CODE))
+    asked |= {("argoproj.io", "rollouts/status", "patch")}  # moves.py: `below`
+    asked -= {("batch", "jobs", "get")}  # find_object's parameter has the name that workloads' resources have
+    asked |= {("", "pods", "list"), ("", "pods/log", "get")}  # KubernetesDeployments.last_lines
+    assert granted(rbac["Role", "nighttrain-argo-rollouts"]) == asked
 
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
