@@ -92,6 +92,11 @@ class Strategy:
     warm_up: int = 0
     deadline_seconds: float = DEADLINE_SECONDS
 
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """The shares below 100 that are asked for, in their order."""
+        return tuple(step.percent for step in self.steps if isinstance(step, Weight))
+
     def validate(self) -> None:
         """Find every mistake that can be found without a serving system.
 
@@ -99,9 +104,10 @@ class Strategy:
         """
         for number, step in enumerate(self.steps):
             _check_step(f"strategy.steps[{number}]", step)
-        weights = [step.percent for step in self.steps if isinstance(step, Weight)]
-        if weights != sorted(set(weights)):
-            raise ConfigurationError("strategy.steps", weights, "let the weights rise from step to step")
+        if list(self.shares) != sorted(set(self.shares)):
+            raise ConfigurationError(
+                "strategy.steps", list(self.shares), "let the weights rise from step to step"
+            )
         for name in ("watch_seconds", "deadline_seconds"):
             _check_seconds(f"strategy.{name}", getattr(self, name))
         if isinstance(self.warm_up, bool) or not isinstance(self.warm_up, int) or self.warm_up < 0:

@@ -122,7 +122,7 @@ async def test_in_the_worker_and_in_the_triggerer(night: Night) -> None:
 def test_what_is_undone_fails_without_a_retry_and_gives_the_alias_back(night: Night) -> None:
     first, broken = night.version("one"), night.version("broken")
     night.rollout(first, strategy=blue_green(watch_seconds=0.1)).execute(night.context())
-    with pytest.raises(AirflowFailException, match="(?s)RolloutUndoneError.*what_the_model_needs"):
+    with pytest.raises(AirflowFailException, match=r"(?s)RolloutUndoneError.*what_the_model_needs"):
         night.rollout(broken).execute(night.context(max_tries=1))
     assert night.champion() == first
 
@@ -186,7 +186,7 @@ def test_each_step_is_a_task(night: Night) -> None:
 
 
 def test_mistakes_are_told_when_the_dag_is_read(night: Night) -> None:
-    with pytest.raises(ConfigurationError, match="backend.*choose one of"):
+    with pytest.raises(ConfigurationError, match=r"backend.*choose one of"):
         night.rollout("1", backend="deploiment")
     with pytest.raises(ConfigurationError, match=r"strategy\.steps"):
         night.rollout("1", strategy={"steps": [50, 10]})

@@ -230,11 +230,16 @@ class ClusterClient:
         namespace: str | None,
         name: str,
         body: Any,
+        *,
+        subresource: str | None = None,
     ) -> dict[str, Any]:
-        """Change part of an object, by a merge patch: that is safe to repeat."""
+        """Change part of an object, by a merge patch: that is safe to repeat.
+
+        :param subresource: change this part of it instead, e.g. ``status``
+        """
         query = {"fieldValidation": "Strict", "fieldManager": "nighttrain"}
-        asked = self._asked("patch", resource, namespace, name)
-        path = resource.path(namespace, name)
+        asked = self._asked("patch", resource, namespace, name, subresource)
+        path = resource.path(namespace, name, subresource)
         return await self._transport.answer(Call(asked, "PATCH", path, query, body, MERGE_PATCH))
 
     async def delete(

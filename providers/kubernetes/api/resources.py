@@ -41,6 +41,7 @@ SECRETS = Resource("", "v1", "secrets", "Secret")
 CONFIGMAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICES = Resource("", "v1", "services", "Service")
 JOBS = Resource("batch", "v1", "jobs", "Job")
+REPLICASETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 ENDPOINTSLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
 HTTPROUTES = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
@@ -49,6 +50,9 @@ GATEWAY_CLASSES = Resource(
     "gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", namespaced=False
 )
 INFERENCE_SERVICES = Resource("serving.kserve.io", "v1beta1", "inferenceservices", "InferenceService")
+ROLLOUTS = Resource("argoproj.io", "v1alpha1", "rollouts", "Rollout")
+SELDON_MODELS = Resource("mlops.seldon.io", "v1alpha1", "models", "Model")
+SELDON_EXPERIMENTS = Resource("mlops.seldon.io", "v1alpha1", "experiments", "Experiment")
 KNATIVE_REVISIONS = Resource("serving.knative.dev", "v1", "revisions", "Revision")
 # Newest first: which of them is served depends on Kueue's release.
 KUEUE_WORKLOADS = tuple(

@@ -32,6 +32,12 @@ def _kserve(client: ClusterClient, given: Mapping[str, Any]) -> TrafficBackend:
     return KServe(client, **given)
 
 
+def _argo_rollouts(client: ClusterClient, given: Mapping[str, Any]) -> TrafficBackend:
+    from nighttrain.providers.serving.backends.argo.backend import ArgoRollouts
+
+    return ArgoRollouts(client, **given)
+
+
 @dataclass(frozen=True)
 class _Known:
     """How a backend is made, and the parameters that people may, and must, give."""
@@ -52,6 +58,7 @@ _BACKENDS = {
         _kserve,
         ("mode", "model_format", "protocol_version", "runtime", "storage_uri", "gateway_url"),
     ),
+    "argo_rollouts": _Known(_argo_rollouts, ("rollout", "http_route", "adopt", "address")),
 }
 
 

@@ -51,6 +51,8 @@ class Target:
 
     :param stable: what serves when the rollout begins; ``None`` where nothing does yet
     :param names: what the backend has to remember of it, e.g. the names of its objects
+    :param shares: below 100 that the strategy will ask for, in that order; the engine fills them in, for a
+        serving system that has to be told before the candidate comes up
     """
 
     endpoint: str
@@ -59,6 +61,7 @@ class Target:
     candidate: str
     stable: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
+    shares: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,7 +249,7 @@ def _starting(state: State, seen: Seen, now: float) -> State:
         if state.strategy.warm_up:
             return state.entering(Phase.WARMING, now, "ready; golden requests warm it up")
         return _first_step(state, now, "ready")
-    if now - state.since > state.startup_seconds:
+    if state.brought_up and now - state.since > state.startup_seconds:
         doubt = seen.look.readiness.doubt or seen.look.readiness.detail
         return _back(state, now, f"not ready within {state.startup_seconds:g} seconds. {doubt}")
     return state

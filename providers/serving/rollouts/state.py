@@ -289,7 +289,7 @@ def has_held(state: State, step: int) -> bool:
 
 def _read(given: dict[str, Any]) -> State:
     values = given | {
-        "target": Target(**given["target"]),
+        "target": Target(**given["target"] | {"shares": tuple(given["target"].get("shares", ()))}),
         "strategy": Strategy.from_dict(given["strategy"]),
         "names": Names(**given["names"]),
         "phase": Phase(given["phase"]),

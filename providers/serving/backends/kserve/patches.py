@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.kubernetes.api.resources import INFERENCE_SERVICES
 from nighttrain.providers.serving.backends.kserve.plan import Mode, Plan
+from nighttrain.providers.serving.backends.merge_patches import replacing
 from nighttrain.providers.serving.spec import ENDPOINT_LABEL, MANAGED_BY, MANAGED_BY_LABEL, MODEL_ANNOTATION
 
 if TYPE_CHECKING:
@@ -88,16 +89,6 @@ def share(percent: int | None) -> Json:
 def _whole(plan: Plan, wanted: Json, replaced: Json, percent: int) -> Json:
     predictor = {**replacing(replaced, wanted), **_size(plan), "canaryTrafficPercent": percent}
     return {"spec": {"predictor": predictor}}
-
-
-def replacing(old: Json, new: Json) -> Json:
-    """The merge patch that leaves exactly ``new`` where ``old`` was: what only ``old`` has is taken away."""
-    patch: dict[str, Any] = {key: None for key in old if key not in new}
-    for key, value in new.items():
-        held = old.get(key)
-        nested = isinstance(value, dict) and isinstance(held, dict)
-        patch[key] = replacing(held, value) if nested and isinstance(held, dict) else value
-    return patch
 
 
 def _size(plan: Plan) -> Json:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nighttrain.providers.kubernetes.values.objects import (
-    any_condition,
     condition,
     is_deleting,
     items,
@@ -20,6 +19,7 @@ from nighttrain.providers.kubernetes.values.objects import (
     whole,
 )
 from nighttrain.providers.serving.backends.base import Readiness
+from nighttrain.providers.serving.backends.http_routes import rule_weights, why_not_accepted
 from nighttrain.providers.serving.backends.kserve.objects import (
     Objects,
     candidate_service,
@@ -64,11 +64,11 @@ def routed(target: Target, plan: Plan, objects: Objects) -> tuple[float | None, 
     """The candidate's share by the HTTPRoute's weights, and why it cannot be seen."""
     if objects.route is None:
         return None, f"there is no HTTPRoute {target.endpoint}: KServe makes it with enableGatewayApi"
-    if why := _why_not_accepted(objects.route):
+    if why := why_not_accepted(objects.route):
         return None, why
     shares = set()
     known = {stable_service(target, plan): 0.0, candidate_service(target, plan): 1.0}
-    for weights in _rules(objects.route):
+    for weights in rule_weights(objects.route):
         total = sum(weights.values())
         if not total or not weights.keys() <= known.keys():
             return None, f"HTTPRoute {target.endpoint} leads to {', '.join(sorted(weights)) or 'nowhere'}"
@@ -101,7 +101,7 @@ def splits(target: Target, plan: Plan, objects: Objects) -> bool | None:
     From 0.21 the route's weights are percentages as soon as there is an entry, also while it is not ready or
     has 0 percent; and they are written before the status names the entry. ``None``: it cannot be told yet.
     """
-    rules = _rules(objects.route) if objects.route else []
+    rules = rule_weights(objects.route) if objects.route else []
     if rules and all(sum(weights.values()) == 100 for weights in rules):
         return True
     return False if rules and _canary_status(plan, objects.service) is not None else None
@@ -152,35 +152,8 @@ def _is_of(deployment: Json, version: str | None) -> bool:
 
 
 def _leads_only_to(route: Json, name: str) -> bool:
-    rules = _rules(route)
-    return not _why_not_accepted(route) and bool(rules) and all(set(rule) == {name} for rule in rules)
-
-
-def _rules(route: Json) -> list[dict[str, int]]:
-    """Of each rule: the weights by the name of the Service; one that is not written counts 1."""
-    found = []
-    for rule in items(mapping(route.get("spec")).get("rules")):
-        weights: dict[str, int] = {}
-        for each in items(rule.get("backendRefs")):
-            weight = whole(each.get("weight"))
-            name = text(each.get("name"))
-            weights[name] = weights.get(name, 0) + (1 if weight is None else weight)
-        found.append(weights)
-    return found
-
-
-def _why_not_accepted(route: Json) -> str | None:
-    """Why the gateway does not do what the route says, as far as the status tells."""
-    generation = whole(metadata(route).get("generation")) or 0
-    parents = items(status(route).get("parents"))
-    for parent in parents:
-        for kind in ("Accepted", "ResolvedRefs"):
-            said = any_condition({"status": parent}, kind)
-            if (whole(said.get("observedGeneration")) or 0) < generation:
-                return "the gateway has not answered for the HTTPRoute as it is now"
-            if said.get("status") != "True":
-                return f"the gateway says {kind} {said.get('status')}: {text(said.get('message'))}"
-    return None if parents else "no gateway has answered for the HTTPRoute"
+    rules = rule_weights(route)
+    return not why_not_accepted(route) and bool(rules) and all(set(rule) == {name} for rule in rules)
 
 
 def _canary_status(plan: Plan, service: Json | None) -> Json | None:

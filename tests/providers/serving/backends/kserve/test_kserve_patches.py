@@ -13,6 +13,7 @@ from nighttrain.providers.serving.backends.kserve import patches
 from nighttrain.providers.serving.backends.kserve.changes import patch_for
 from nighttrain.providers.serving.backends.kserve.plan import Mode, Plan, build_form, check_names
 from nighttrain.providers.serving.backends.kserve.stamp import EVERYTHING, NOTHING, RETURNING, sharing
+from nighttrain.providers.serving.backends.merge_patches import replacing
 from nighttrain.providers.serving.backends.traffic import Target
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def test_a_share_sends_the_whole_entry_and_replicas_that_follow_it(plan: Callabl
 def test_the_way_back_takes_away_what_only_the_candidate_had() -> None:
     old = {"model": {"storageUri": "a", "env": [{"name": "A"}], "args": ["x"]}, "affinity": {"b": 1}}
     new = {"model": {"storageUri": "c", "env": []}, "labels": {"d": "e"}}
-    assert patches.replacing(old, new) == {
+    assert replacing(old, new) == {
         "model": {"storageUri": "c", "env": [], "args": None},
         "affinity": None,
         "labels": {"d": "e"},
