@@ -375,7 +375,7 @@ class RolloutEngine:
         return replace(seen, samples=samples, memory=memory), samples
 
     async def _holds_names(self, state: State) -> bool | None:
-        """Whether alias and stage are the candidate's. Without MLflow nobody knows, and the analysis goes on."""
+        """Whether alias and stage are the candidate's. Without MLflow nobody knows: the analysis goes on."""
         try:
             holder = await self._registrar.holder(state.target.model_name, state.names)
         except TrackingUnreachableError:
