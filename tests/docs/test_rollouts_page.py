@@ -1,4 +1,4 @@
-"""docs/how-to/rollouts.md: what it shows runs, is read as a strategy, or is a command; its numbers are the code's."""
+"""docs/how-to/rollouts.md: what it shows runs, is a strategy or a command; its numbers are the code's."""
 
 from __future__ import annotations
 
