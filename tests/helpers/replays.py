@@ -214,7 +214,7 @@ def check(recording: Recording, case: Case, end: End | None, *, seeds: int = 25)
                 assert case.vouches(claim, present), f"{claim} before it is so: {where}"
                 assert end is None or end.allows(claim, present, case.spec), f"{claim}: {where}"
             if order == "as recorded":
-                _not_contradicted(recording, case, look, max(present.at.values()), where)
+                _not_contradicted(recording, case, look, present, where)
         if end is not None and look is not None:
             _ended(end, look, f"{recording.name}, {order}: {look}")
 
@@ -240,11 +240,13 @@ def _ended(end: End, look: Look, where: str) -> None:
         assert look.routed_percent == end.routed, where
 
 
-def _not_contradicted(recording: Recording, case: Case, look: Look, now: float, where: str) -> None:
+def _not_contradicted(recording: Recording, case: Case, look: Look, present: Present, where: str) -> None:
     """Hold a claim against the answers that steady clients got until somebody changed something again."""
     if not (look.promoted or look.undone) or case.target.stable is None:
         return
-    until = min((each.at for each in recording.writes() if each.at > now), default=float("inf"))
+    now, asked = max(present.at.values()), present.at.get(case.spec, 0.0)
+    # A change that the stream of the spec has not brought yet was made all the same.
+    until = min((each.at for each in recording.writes() if each.at > asked), default=float("inf"))
     wrong = case.answers_as(case.target.stable if look.promoted else case.target.candidate)
     for second, versions in recording.answers.items():
         if now + _ANSWERS_FOLLOW_SECONDS <= second and second + 1 <= until:

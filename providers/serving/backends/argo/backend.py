@@ -179,7 +179,10 @@ class ArgoRollouts:
             await self._create(spec, target, fence, tell)
             return
         if not objects.routed and target.stable is not None:
-            await self._pin(spec, target, objects, fence)
+            await self._pin(target, objects, fence)
+            objects = await self._read(target)
+            if objects.rollout is None:
+                raise ObjectConflictError(f"Rollout {target.names[ROLLOUT]} is gone: look again")
         found = find(target, objects)
         if found.stage in (Stage.STEPS, Stage.EVERYTHING):
             await self._stamp(target, objects, fence, 0, None)
@@ -212,7 +215,7 @@ class ArgoRollouts:
             patch = {"metadata": {"ownerReferences": [owner]}}
             await self._client.patch(SERVICES, spec.namespace, each, patch)
 
-    async def _pin(self, spec: ServingSpec, target: Target, objects: Objects, fence: int) -> None:
+    async def _pin(self, target: Target, objects: Objects, fence: int) -> None:
         """Have the endpoint's Service select the stable version alone, before another one has pods."""
         service = objects.services.get(target.endpoint)
         if service is None:

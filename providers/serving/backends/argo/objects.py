@@ -147,8 +147,11 @@ def find(target: Target, objects: Objects) -> Found:
         return Found(stage=Stage.OTHER)
     pod_hash = candidate_hash(target, objects)
     index = whole(state.get("currentStepIndex"))
+    if target.stable is None:
+        # The first version of a Rollout goes through no step.
+        return Found(stage=Stage.EVERYTHING, weight=100, followed=bool(pod_hash))
     if not pod_hash or index is None:
-        return Found(stage=Stage.EVERYTHING if target.stable is None else Stage.STEPS)
+        return Found(stage=Stage.STEPS)
     if text(state.get("stableRS")) == pod_hash:
         return Found(stage=Stage.EVERYTHING, weight=100, followed=True)
     if state.get("abort") is True:

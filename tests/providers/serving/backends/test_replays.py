@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.kserve_replays import cases, is_kserve
+from helpers import argo_ends, argo_replays, kserve_replays
 from helpers.replays import UNSEEN, End, check, load
 
 if TYPE_CHECKING:
@@ -107,18 +107,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("path", paths, ids=[path.name.split(".jsonl")[0] for path in paths])
 
 
+# Of each system: whether a recording is of it, and how it is read.
+READERS = (
+    (kserve_replays.is_kserve, kserve_replays.cases),
+    (argo_replays.is_argo, argo_replays.cases),
+)
+
+
 def end_of(recording: Recording, path: Path, label: str) -> End | None:
-    """The second version's end; the first version's is bound by the invariants alone."""
+    """The second version's end; that of another is bound by the invariants alone, if nobody wrote it down."""
+    if path.parent != KEPT:
+        return End.beside(path) if label == "next" else None
     if label != "next":
-        return None
-    return End.beside(path) or (ENDS.get(recording.name) if path.parent == KEPT else None)
+        return argo_ends.OTHERS.get((recording.name, label))
+    return {**ENDS, **argo_ends.ENDS}.get(recording.name)
 
 
 def test_nothing_is_said_before_it_is_so(path: Path) -> None:
     recording = load(path)
-    if not is_kserve(recording):
-        pytest.skip("no InferenceService in it")
-    found = [each for seed in range(2) for each in cases(recording, seed)]
+    readers = [cases for is_of, cases in READERS if is_of(recording)]
+    if not readers:
+        pytest.skip("no InferenceService and no Rollout in it")
+    found = [each for cases in readers for seed in range(2) for each in cases(recording, seed)]
     assert found
     for label, known, case in found:
         end = end_of(recording, path, label)
@@ -128,4 +138,4 @@ def test_nothing_is_said_before_it_is_so(path: Path) -> None:
 
 def test_every_kept_recording_has_an_end_that_was_written_by_hand(path: Path) -> None:
     if path.parent == KEPT:
-        assert load(path).name in ENDS
+        assert load(path).name in {**ENDS, **argo_ends.ENDS}
