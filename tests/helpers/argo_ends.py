@@ -66,7 +66,7 @@ ENDS = {
     "rollouts-routed-aborted": aborted(6.89),
     # The status says 10 percent, and everything goes to the candidate.
     "rollouts-routed-by-hand": End(
-        asked=10, routed=100.0, ready=True, stable_ready=True, never=("promoted",), windows=before(24.65)
+        asked=10, routed=UNSEEN, ready=True, stable_ready=True, never=("promoted",), windows=before(24.65)
     ),
     "rollouts-routed-no-route": End(
         asked=0, routed=UNSEEN, ready=False, stable_ready=False, never=("promoted", "undone", "ready")

@@ -7,6 +7,7 @@ Where no HTTPRoute shares the requests, every pod gets some: as if the endpoint'
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from helpers.replays import Case, Recording, shuffled
 from nighttrain.providers.errors import RolloutFailedError
 from nighttrain.providers.serving.backends.argo import moves
 from nighttrain.providers.serving.backends.argo.look import read
-from nighttrain.providers.serving.backends.argo.objects import ROLLOUT, STABLE_HASH, Objects
+from nighttrain.providers.serving.backends.argo.objects import ROLLOUT, STABLE_HASH, STABLE_TEMPLATE, Objects
 from nighttrain.providers.serving.backends.argo.reading import route_of
 from nighttrain.providers.serving.backends.traffic import Target
 from nighttrain.providers.serving.spec import ENDPOINT_LABEL, VERSION_LABEL
@@ -57,7 +58,11 @@ def _case(first: Object, stable: str | None, candidate: str, stable_hash: str) -
         model_name="m",
         candidate=candidate,
         stable=stable,
-        names={ROLLOUT: name, STABLE_HASH: stable_hash},
+        names={
+            ROLLOUT: name,
+            STABLE_HASH: stable_hash,
+            STABLE_TEMPLATE: json.dumps(first["spec"]["template"]),
+        },
     )
 
     def look(present: Present) -> Any:

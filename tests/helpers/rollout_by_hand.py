@@ -46,7 +46,7 @@ class Hand:
         """Ask for a share until a look says that it was asked for, and is routed."""
         self.fence += 1
         wanted = (percent, mirror_percent)
-        while True:
+        for _ in range(self._looks):
             look = await self.backend.look(target)
             assert look.strayed is None, look.strayed
             differs = look.fence < self.fence or (look.asked_percent, look.mirrored_percent) != wanted
@@ -64,6 +64,7 @@ class Hand:
                     )
                 )
             await self._sleep(0.05)
+        raise AssertionError(f"not so: {look}")
 
     async def promote(self, target: Target) -> Look:
         """Make the candidate the stable version."""

@@ -38,6 +38,12 @@ def _argo_rollouts(client: ClusterClient, given: Mapping[str, Any]) -> TrafficBa
     return ArgoRollouts(client, **given)
 
 
+def _seldon(client: ClusterClient, given: Mapping[str, Any]) -> TrafficBackend:
+    from nighttrain.providers.serving.backends.seldon import Seldon
+
+    return Seldon(client, **given)
+
+
 @dataclass(frozen=True)
 class _Known:
     """How a backend is made, and the parameters that people may, and must, give."""
@@ -59,6 +65,7 @@ _BACKENDS = {
         ("mode", "model_format", "protocol_version", "runtime", "storage_uri", "gateway_url"),
     ),
     "argo_rollouts": _Known(_argo_rollouts, ("rollout", "http_route", "adopt", "address")),
+    "seldon": _Known(_seldon, ("mesh", "storage_uri", "requirements"), ("mesh",)),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -38,11 +39,13 @@ from nighttrain.providers.serving.backends.argo.objects import (
     ROLLOUT,
     SERVICE,
     STABLE_HASH,
+    STABLE_TEMPLATE,
     Objects,
     Stage,
     canary_of,
     candidate_hash,
     find,
+    template_of,
 )
 from nighttrain.providers.serving.backends.argo.reading import find_object, read_objects
 from nighttrain.providers.serving.backends.http_routes import rule_weights
@@ -123,6 +126,7 @@ class ArgoRollouts:
         stable = stable_version(spec, objects) if objects.rollout is not None else None
         if objects.rollout is not None:
             names[STABLE_HASH] = text(status(objects.rollout).get("stableRS"))
+            names[STABLE_TEMPLATE] = json.dumps(template_of(objects.rollout))
         if self._http_route is not None:
             await self._check_route(spec, objects.rollout)
         await self._check_services(spec)
@@ -181,17 +185,13 @@ class ArgoRollouts:
         if not objects.routed and target.stable is not None:
             await self._pin(target, objects, fence)
             objects = await self._read(target)
-            if objects.rollout is None:
-                raise ObjectConflictError(f"Rollout {target.names[ROLLOUT]} is gone: look again")
-        found = find(target, objects)
+        found, rollout = find(target, objects), objects.rollout
         if found.stage in (Stage.STEPS, Stage.EVERYTHING):
             await self._stamp(target, objects, fence, 0, None)
             return
-        if found.stage is not Stage.STABLE:
-            raise RolloutFailedError(
-                f"Rollout {target.names[ROLLOUT]}: {found.stage}, since this rollout began"
-            )
-        body = new_version(spec, target, objects.rollout)
+        if rollout is None or found.stage is not Stage.STABLE:
+            raise RolloutFailedError(f"Rollout {target.names[ROLLOUT]} was changed: {found.stage}")
+        body = new_version(spec, target, rollout)
         if "strategy" in body["spec"]:
             tell(f"{target.endpoint}: the Rollout's steps become those of the strategy")
         await self._write(target, objects, fence, 0, moves.Move(body=body), None)

@@ -46,7 +46,7 @@ def read(target: Target, objects: Objects) -> Look:
     """Say what the objects show. Total: whatever they hold, it returns; in doubt nothing is so."""
     found, rollout = find(target, objects), objects.rollout
     asked = asked_percent(target, objects, found)
-    routed, unseen = routed_percent(target, objects, found)
+    routed, unseen = routed_percent(target, objects, found, asked)
     service = None if objects.routed else objects.services.get(target.endpoint)
     versions = {ROLLOUT: rollout, SERVICE: service}
     return Look(

@@ -7,15 +7,16 @@ about the one before, paused, with generations that agree.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nighttrain.providers.errors import RolloutFailedError
-from nighttrain.providers.kubernetes.values.objects import mapping, metadata, status, whole
+from nighttrain.providers.kubernetes.values.objects import mapping, status, whole
 from nighttrain.providers.serving.backends.argo.look import stable_answers, stable_is_full
 from nighttrain.providers.serving.backends.argo.objects import (
-    HASH_LABEL,
     STABLE_HASH,
+    STABLE_TEMPLATE,
     Found,
     Objects,
     Stage,
@@ -99,10 +100,7 @@ def onwards(target: Target, objects: Objects) -> Move | None:
 
 
 def back(target: Target, objects: Objects) -> Move | None:
-    """The next change towards the stable version alone, once no request goes to the candidate.
-
-    :raises RolloutFailedError: Argo has forgotten the stable version's template
-    """
+    """The next change towards the stable version alone, once no request goes to the candidate."""
     found = find(target, objects)
     if found.stage is Stage.STEPS:
         # What Argo has not seen yet it would not abort: a new template takes an abort back.
@@ -136,14 +134,5 @@ def _wider(target: Target, objects: Objects) -> Move | None:
 
 
 def _stable_template(target: Target, objects: Objects) -> Move:
-    """The template of the stable version's ReplicaSet, whose hash is Argo's to write."""
-    held = objects.set_of(target.names.get(STABLE_HASH, ""))
-    if held is None:
-        raise RolloutFailedError(
-            f"{target.endpoint}: the ReplicaSet of version {target.stable} is gone, and with it the way "
-            "back: roll out a version that is good"
-        )
-    template: dict[str, Any] = dict(template_of(held))
-    labels = {key: value for key, value in metadata(template)["labels"].items() if key != HASH_LABEL}
-    template["metadata"] = {**metadata(template), "labels": labels}
+    template = json.loads(target.names[STABLE_TEMPLATE])
     return Move(body={"spec": {"template": replacing(template_of(objects.rollout), template)}})

@@ -32,6 +32,10 @@ PLUGIN = "argoproj-labs/gatewayAPI"
 STABLE_HASH = "stable_hash"
 """In :attr:`Target.names`: the stable version's pod template, by Argo's hash."""
 
+STABLE_TEMPLATE = "stable_template"
+"""In :attr:`Target.names`: the pod template to come back to, as JSON. What a ReplicaSet holds of it has the
+API's defaults in it, and would be a change of the Rollout for good."""
+
 ROLLOUT = "rollout"
 """In :attr:`Target.names`: the Rollout's name; and in :attr:`Look.resource_versions` the Rollout's."""
 

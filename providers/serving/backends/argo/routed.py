@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from nighttrain.providers.serving.backends.traffic import Target
 
 
-def routed_percent(target: Target, objects: Objects, found: Found) -> tuple[float | None, str | None]:
+def routed_percent(
+    target: Target, objects: Objects, found: Found, asked: int
+) -> tuple[float | None, str | None]:
     """The candidate's share where it is read back, and why it cannot be seen.
 
     Never the status's weights: they repeat what was asked, whatever the route says.
@@ -29,12 +31,12 @@ def routed_percent(target: Target, objects: Objects, found: Found) -> tuple[floa
     if objects.rollout is None:
         return (0.0, None) if target.stable is None else (None, "there is no Rollout")
     share, why = _by_route(target, objects) if objects.routed else _by_replicas(target, objects)
-    if share is None or share in (0, 100) or found.stage is not Stage.STEPS:
+    if share is None or asked in (0, 100) or found.stage is not Stage.STEPS:
         return share, why
     if not is_settled(objects.rollout):
-        return None, f"Argo is on its way to {found.weight} percent; {share:g} percent are routed by now"
-    if objects.routed and share != found.weight:
-        return None, f"{found.weight} percent are asked for and {share:g} percent are routed"
+        return None, f"Argo is on its way to {asked} percent; {share:g} percent are routed by now"
+    if share != asked if objects.routed else share in (0, 100):
+        return None, f"{asked} percent are asked for and {share:g} percent are routed"
     return share, why
 
 
