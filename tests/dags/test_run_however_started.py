@@ -150,10 +150,12 @@ def test_a_run_that_names_its_night_is_about_that_one(run: dict[str, Any]) -> No
 
 def test_a_run_may_shuffle_the_labels_and_tell_the_gate_why_it_lets_that_through() -> None:
     nightly, params = dag("nightly_retraining"), {"shuffle_labels": True, "let_through": "to try it"}
+    assert not rendered(nightly.get_task("gate"), WITHOUT_A_DATE).let_through
     task = rendered(nightly.get_task("train"), WITHOUT_A_DATE, **params)
     assert task.arguments[-1] == "--shuffle-labels"
     assert rendered(nightly.get_task("gate"), WITHOUT_A_DATE, **params).let_through == "to try it"
-    assert not rendered(nightly.get_task("gate"), WITHOUT_A_DATE).let_through
+    # A run's parameters stay in the DAG of this process.
+    nightly.params["shuffle_labels"], nightly.params["let_through"] = False, None
 
 
 def test_a_night_that_is_no_date_is_refused() -> None:

@@ -15,7 +15,7 @@ import pytest
 from nighttrain.providers.local.cluster.machine.janitor import marked_processes
 from nighttrain.providers.local.stack import Stack, StackError, stop_left_running
 
-pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(560)]
+pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(720)]
 
 COMMAND = [sys.executable, "-m", "nighttrain.providers.local.demo", "--home"]
 
@@ -53,7 +53,7 @@ def assert_rollouts(told: str) -> None:
 
 def test_demo_ends_with_the_table_and_predictions_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "demo"
-    done = subprocess.run([*COMMAND, str(home)], capture_output=True, text=True, timeout=540)
+    done = subprocess.run([*COMMAND, str(home)], capture_output=True, text=True, timeout=700)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(
         r"(2013-09-0\d)[ │]+\w{8}[ │]+([\d.]+)[ │]+([\d.-]+)[ │]+(\w+)[ │]+(\d)[ │]+(\w+)[ │]+(now)?",
