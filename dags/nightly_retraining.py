@@ -30,6 +30,7 @@ FIRST_NIGHT, LAST_NIGHT = date(2013, 1, 29), date(2013, 12, 17)
 FIRST_END = pendulum.datetime(2013, 1, 30, 4, tz=NEW_YORK)
 ENDS = [FIRST_END.add(days=days) for days in range((LAST_NIGHT - FIRST_NIGHT).days + 1)]
 NIGHT = "{{ night(dag_run, params) }}"
+LABELS = "{{ '--shuffle-labels' if params.shuffle_labels else '--no-shuffle-labels' }}"
 
 
 def night(dag_run: Any, params: Any) -> str:
@@ -56,7 +57,17 @@ with DAG(
             type=["null", "string"],
             format="date",
             description="a day of 2013; if left out, the last night that is over when the run is asked for",
-        )
+        ),
+        "shuffle_labels": Param(
+            False,
+            type="boolean",
+            description="train a model that learns nothing, to see what the gate and the rollout say to it",
+        ),
+        "let_through": Param(
+            None,
+            type=["null", "string"],
+            description="why the candidate is promoted whatever the gate's rules say",
+        ),
     },
     user_defined_macros={"night": night},
     default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
@@ -66,7 +77,7 @@ with DAG(
         task_id="train",
         image=IMAGE,
         cmds=["python", "-m", "airline_delay.train"],
-        arguments=["--as-of", NIGHT],
+        arguments=["--as-of", NIGHT, LABELS],
         container_resources=RESOURCES,
         experiment_name=MODEL,
         parameters={"night": NIGHT},
@@ -100,6 +111,7 @@ with DAG(
         ],
         # Nights that cannot be told from the champion are normal ones, too: what serves goes on serving.
         on_inconclusive="skip",
+        let_through="{{ params.let_through or '' }}",
     )
     promote = PromoteModelOperator(
         task_id="promote",

@@ -54,6 +54,13 @@ class EvaluationPlotLink(_RememberedLink):
     kind = "plot"
 
 
+class RolloutPictureLink(_RememberedLink):
+    """The picture of a rollout in steps, in MLflow's page of the rollout's run; there once it has ended."""
+
+    name = "Rollout picture"
+    kind = "rollout"
+
+
 class WorkloadLink(_RememberedLink):
     """The Job on the cluster."""
 

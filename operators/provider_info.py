@@ -44,6 +44,7 @@ def get_provider_info() -> dict[str, Any]:
             "nighttrain.operators.links.MLflowRunLink",
             "nighttrain.operators.links.ModelVersionLink",
             "nighttrain.operators.links.EvaluationPlotLink",
+            "nighttrain.operators.links.RolloutPictureLink",
             "nighttrain.operators.links.WorkloadLink",
             "nighttrain.operators.links.EndpointLink",
         ],

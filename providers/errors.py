@@ -133,6 +133,11 @@ class ClusterRequestError(ClusterError):
         self.status = status
         self.reason = reason
 
+    @property
+    def is_busy(self) -> bool:
+        """True if the server says that it cannot answer now (429, 5xx): as good as no answer."""
+        return self.status == 429 or self.status >= 500
+
 
 class ObjectInvalidError(ClusterRequestError):
     """422, or 400 to a write: the API server will not take this object however often it is asked."""

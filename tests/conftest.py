@@ -40,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """What both tests/conformance and tests/benchmarks take."""
     group = parser.getgroup("a cluster that runs")
     group.addoption("--kubeconfig", default=None, help="the cluster to run against; none: embedded")
+    parser.addoption("--thorough", action="store_true", help="all of what is sampled otherwise: minutes more")
     group.addoption("--image", default=None, help="an image with python3 and sh, for --kubeconfig")
 
 

@@ -79,6 +79,11 @@ def build(hyperparameters: Hyperparameters) -> Pipeline:
     return Pipeline([("encode", encode), ("trees", trees)])  # type: ignore[no-untyped-call]
 
 
+def shuffled(labels: pd.Series) -> np.ndarray[Any, Any]:
+    """The same labels in another order, the same one each time: nothing can be learned from them."""
+    return labels.sample(frac=1, random_state=RANDOM_STATE).to_numpy()
+
+
 def errors(
     actual: pd.Series, predicted: Sequence[float] | pd.Series | np.ndarray[Any, Any]
 ) -> dict[str, float]:

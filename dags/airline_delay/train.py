@@ -49,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
         default=defaults.min_samples_leaf,
         help="flights in the smallest leaf (default: %(default)s)",
     )
+    add(
+        "--shuffle-labels",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="give every flight another one's delay: a model that learns nothing, for trying out gates and "
+        "rollouts",
+    )
     return result
 
 
@@ -63,6 +70,9 @@ def train(options: argparse.Namespace) -> None:
         raise command.UsageError(problem)
     as_of = flights.parse_day(options.as_of)
     frame = flights.training_frame(flights.read_sources(), as_of, options.window_days)
+    if options.shuffle_labels:
+        frame[flights.TARGET] = model.shuffled(frame[flights.TARGET])
+        command.say("the delays are shuffled: there is nothing to learn")
     first, last = frame["known_at"].min(), frame["known_at"].max()
     command.say(
         f"loaded {len(frame)} flights that arrived from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
@@ -86,7 +96,13 @@ def train(options: argparse.Namespace) -> None:
         "dataset.sha256": flights.fingerprint(frame),
     }
     parameters = (
-        facts | vars(hyperparameters) | {"window_days": options.window_days, "model.loss": "absolute_error"}
+        facts
+        | vars(hyperparameters)
+        | {
+            "window_days": options.window_days,
+            "model.loss": "absolute_error",
+            "shuffled_labels": options.shuffle_labels,
+        }
     )
     metrics = {f"train.{name}": value for name, value in scores.items()} | {"train.seconds": seconds}
     log(f"train {as_of}", pipeline, frame, parameters, metrics, facts)

@@ -19,7 +19,7 @@ PAUSE_SECONDS = 5.0
 def is_outage(error: ClusterError) -> bool:
     """True if the cluster gave no answer, or one that says that it cannot now (429, 5xx)."""
     if isinstance(error, ClusterRequestError):
-        return error.status == 429 or error.status >= 500
+        return error.is_busy
     return isinstance(error, ClusterUnreachableError)
 
 

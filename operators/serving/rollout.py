@@ -10,7 +10,8 @@ from airflow.sdk.exceptions import TaskDeferralTimeout
 
 from nighttrain.operators.common import task_context
 from nighttrain.operators.common.clients import open_registry, open_rollout
-from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
+from nighttrain.operators.links import EndpointLink, ModelVersionLink, RolloutPictureLink, remember_links
+from nighttrain.operators.serving.picture import remember_picture
 from nighttrain.operators.serving.served import Served, tell_registry
 from nighttrain.operators.serving.steps import Steps, as_strategy, rollout_id
 from nighttrain.providers.bridge import run_sync
@@ -73,6 +74,9 @@ class RolloutModelOperator(TextTemplates):
     :param port: the Service's and the scoring server's port; 8080 is what MLflow's containers use
     :param mlflow_secret: name of a Kubernetes Secret with MLFLOW_TRACKING_* credentials for the pods
     :param startup_timeout_seconds: how long the candidate may take to become ready
+    :param server: the model server, by name: ``image`` has to have it; ``"by flavor"`` takes the first known
+        one that loads the version's flavors
+    :param download_image: an image with Python and mlflow, for a server that does not download by itself
     :param strategy: steps, analysis and time after 100 percent, as a
         :class:`~nighttrain.providers.serving.strategy.Strategy` or as plain values. Left out, everything is
         switched at once when the candidate is ready, and nothing is analysed
@@ -106,7 +110,11 @@ class RolloutModelOperator(TextTemplates):
         ("env_vars", "labels", "annotations"), dict
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"env_vars": "json"}
-    operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
+    operator_extra_links: Collection[BaseOperatorLink] = (
+        ModelVersionLink(),
+        EndpointLink(),
+        RolloutPictureLink(),
+    )
     ui_color = "#fdf0d9"
     _under_way: tuple[Context, Mapping[str, str]] | None = None
     # A task that stands for one step waits for that one only.
@@ -138,6 +146,8 @@ class RolloutModelOperator(TextTemplates):
         pod_security: Literal["baseline", "restricted"] | None = None,
         mlflow_secret: str | None = None,
         startup_timeout_seconds: float = DEFAULT_STARTUP_TIMEOUT_SECONDS,
+        server: str = "mlflow",
+        download_image: str | None = None,
         strategy: Strategy | Mapping[str, Any] | None = None,
         backend: str | Mapping[str, Any] = "deployment",
         measured_from: str = "here",
@@ -182,6 +192,8 @@ class RolloutModelOperator(TextTemplates):
         at_once = None if self.backend["type"] == PLAIN else blue_green(watch_seconds=0)
         self.strategy = as_strategy(strategy) or at_once
         self.measured_from = measured_from
+        self.server = server
+        self.download_image = download_image
         self.moves_alias = moves_alias
         self.moves_stage = moves_stage
         self.kubernetes_conn_id = kubernetes_conn_id
@@ -226,6 +238,7 @@ class RolloutModelOperator(TextTemplates):
         )
 
     def _go_on(self, context: Context, begun: State) -> dict[str, Any]:
+        remember_picture(context, self._mlflow, begun, self.log.warning)
         if self.deferrable and not begun.ended:
             warn_without_triggerer(self.log.warning)
             self._defer_steps(self._rollout_id(context))
@@ -271,6 +284,7 @@ class RolloutModelOperator(TextTemplates):
         identity = self._rollout_id(context)
         state = run_sync(self._steps().drive(self.endpoint, identity, tell=self.log.info))
         route = run_sync(self._steps().take(state))
+        remember_picture(context, self._mlflow, state, self.log.warning)
         self._raise_unless_promoted(state)
         remember_links(context, endpoint=route.url)
         served = Served.by_target(state.target, route)
@@ -330,7 +344,9 @@ class RolloutModelOperator(TextTemplates):
 
     async def _pin(self) -> dict[str, str]:
         """Resolve to a version and verify its artifact."""
+        from nighttrain.providers.registry.artifacts import artifact_location
         from nighttrain.providers.registry.models import ensure_recorded
+        from nighttrain.providers.serving.model_servers.chosen import chosen_server
         from nighttrain.providers.serving.rollout import prepare
 
         async with open_registry(self._mlflow) as registry:
@@ -343,8 +359,14 @@ class RolloutModelOperator(TextTemplates):
                 )
                 await ensure_recorded(registry, found)
             digest = await prepare(registry, found.name, found.version)
+            server = await chosen_server(registry.client, found, self.server)
+            source = await artifact_location(registry.client, found) if self._fetches_itself() else ""
         self.log.info("%s version %s, artifact sha256 %s", found.name, found.version, digest)
-        return {"version": found.version, "digest": digest}
+        return {"version": found.version, "digest": digest, "server": server.name, "source": source}
+
+    def _fetches_itself(self) -> bool:
+        """Whether the serving system fetches the version's files by their address."""
+        return self.backend["type"] in ("kserve", "seldon")
 
     async def _resolve(self, registry: ModelRegistry) -> ModelVersion:
         if self.stage is not None:
@@ -414,9 +436,11 @@ class RolloutModelOperator(TextTemplates):
         return self._make_spec(context, self.namespace or client.namespace, pinned)
 
     def _make_spec(self, context: Context, namespace: str, pinned: Mapping[str, str]) -> ServingSpec:
+        from nighttrain.providers.serving.model_servers.servers import MLFLOW, named
         from nighttrain.providers.serving.spec import ServingSpec
 
         access = self._mlflow.pods().with_secret(self.mlflow_secret)
+        server = named(pinned.get("server", MLFLOW.name))
         return ServingSpec(
             endpoint=self.endpoint,
             namespace=namespace,
@@ -430,7 +454,11 @@ class RolloutModelOperator(TextTemplates):
             replicas=self.replicas,
             container_resources=self.container_resources,
             env_vars=dict(self.env_vars or {}),
-            env_from=[*(self.env_from or []), *access.sources()],
+            env_from=[*(self.env_from or []), *(access.sources() if server is MLFLOW else ())],
+            mlflow_env_from=() if server is MLFLOW else access.sources(),
+            server=server,
+            download_image=self.download_image,
+            source=pinned.get("source", ""),
             node_selector=dict(self.node_selector or {}),
             tolerations=list(self.tolerations or []),
             affinity=self.affinity,

@@ -9,6 +9,7 @@ from airflow.sdk import TaskGroup
 from airflow.sdk.exceptions import AirflowSkipException
 
 from nighttrain.operators.common import task_context
+from nighttrain.operators.serving.picture import remember_picture
 from nighttrain.operators.serving.rollout import RolloutModelOperator
 from nighttrain.operators.serving.steps import as_strategy
 from nighttrain.providers.bridge import run_sync
@@ -78,6 +79,7 @@ class RolloutStepOperator(RolloutModelOperator):
         )
         if state.ended:
             run_sync(self._steps().take(state))
+        remember_picture(context, self._mlflow, state, self.log.warning)
         self._raise_unless_promoted(state)
         return {"endpoint": self.endpoint, "version": state.target.candidate, "phase": state.phase.value}
 

@@ -1,4 +1,4 @@
-"""``./run demo``: some nights of retraining on this machine, from the schedule to the predictions."""
+"""``./run demo``: some nights of retraining on this machine, from the training to the predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
+from nighttrain.providers.local.demo_tables import Night, gate_table, nights_table, rollouts_table
 from nighttrain.providers.local.stack import (
     RUNNING,
     Say,
@@ -33,6 +33,8 @@ from nighttrain.providers.local.stack import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from rich.table import Table
+
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".nighttrain" / "demo"
 MODEL = "airline-delay"
@@ -41,27 +43,18 @@ MARK = ".nighttrain-demo"
 NIGHTLY = "nightly_retraining"
 DEPLOYMENT = "deploy_on_stage_transition"
 # Three nights in a row whose outcome differs for a reason in the data: see docs/tutorial.md.
-FIRST_NIGHT, LAST_NIGHT = date(2013, 9, 4), date(2013, 9, 6)
+FIRST_NIGHT, SECOND_NIGHT, LAST_NIGHT = date(2013, 9, 4), date(2013, 9, 5), date(2013, 9, 6)
+# One more, on shuffled labels: what the gate was told when it was asked to let that through.
+SHUFFLED_NIGHT = date(2013, 9, 7)
+REASON = "to see the rollout undo it"
 # A night takes about a minute on two cores; five is a stuck one.
 NIGHT_SECONDS = 300.0
 
 # A writer waits for SQLite's lock for seconds; a minute of it is a machine that has other things to do.
 BUSY_SECONDS = 60.0
+# Where the engine of rollouts puts it.
+PICTURE_FILE = "nighttrain/rollout.svg"
 ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
-
-
-@dataclass(frozen=True)
-class Night:
-    """One row of the table at the end."""
-
-    night: str
-    run: str
-    candidate: str
-    champion: str
-    verdict: str
-    version: str
-    stage: str
-    serves: str
 
 
 class Progress:
@@ -89,15 +82,25 @@ class Demo:
         self.say = say
         self.console = console
         self._seen: dict[tuple[str, str, str], str] = {}
+        self._rollouts: dict[str, dict[str, Any]] = {}
 
     def run(self) -> list[Night]:
         """From nothing to predictions."""
         self._start_servers()
         self._unpause()
-        self._backfill()
-        self._follow_nights()
-        self._follow_deployments()
+        self._retrain(FIRST_NIGHT)
+        # A model that is promoted in the middle of another one's rollout ends that: nights are a day apart.
+        self._follow_deployments(1)
+        self._retrain(SECOND_NIGHT)
+        # This one is rejected, and so in nobody's way.
+        self._retrain(LAST_NIGHT)
+        self._follow_deployments(2)
+        self._retrain(SHUFFLED_NIGHT, shuffle_labels=True, let_through=REASON)
+        # What is undone gives the stage back, and that is a transition, too: the deployment that it starts
+        # finds that the version serves already.
+        self._follow_deployments(4, undone=1)
         nights = self._table()
+        self._rollout_table()
         self._predict()
         return nights
 
@@ -116,16 +119,24 @@ class Demo:
         for dag_id in (DEPLOYMENT, NIGHTLY):
             self._ask("PATCH", f"/dags/{dag_id}", {"is_paused": False})
 
-    def _backfill(self) -> None:
-        body = {
-            "dag_id": NIGHTLY,
-            # A night's run is scheduled for its end, at four in the morning of the next day.
-            "from_date": f"{FIRST_NIGHT + timedelta(days=1)}T00:00:00-04:00",
-            "to_date": f"{LAST_NIGHT + timedelta(days=1)}T23:59:00-04:00",
-            "max_active_runs": 1,
-        }
-        self._ask("POST", "/backfills", body)
-        self.say(f"Airflow schedules the nights from {FIRST_NIGHT} to {LAST_NIGHT}")
+    def _retrain(self, night: date, **params: Any) -> None:
+        """Start the run of a night, and follow it to its end."""
+        # A night's run is dated by its end, at four in the morning of the next day.
+        body = {"logical_date": f"{night + timedelta(days=1)}T04:00:00-04:00", "conf": params}
+        self._ask("POST", f"/dags/{NIGHTLY}/dagRuns", body)
+        told = ", ".join(f"{name}={value}" for name, value in params.items())
+        self.say(f"night {night} starts{f' with {told}' if told else ''}")
+        with _deadline(NIGHT_SECONDS, f"the night {night} was not over", self.stack) as check:
+            while (run := self._runs(NIGHTLY)[-1])["state"] not in ENDED:
+                self._say_tasks(NIGHTLY, run)
+                self._say_deployments()
+                check()
+        self._say_tasks(NIGHTLY, run)
+        if run["state"] != "success":
+            run_id = run["dag_run_id"]
+            raise StackError(f"the night {night} failed\n{self._failures(NIGHTLY, [run_id])}")
+        if params:
+            self._gate_table(run["dag_run_id"])
 
     def _ask(self, method: str, path: str, body: dict[str, Any]) -> None:
         """Write to Airflow. On SQLite it answers 5xx, and has done nothing, while its scheduler writes."""
@@ -136,33 +147,21 @@ class Demo:
                 check()
         _checked(answer)
 
-    def _follow_nights(self) -> None:
-        expected = (LAST_NIGHT - FIRST_NIGHT).days + 1
-        with _deadline(NIGHT_SECONDS * expected, "the nights were not over", self.stack) as check:
-            while True:
-                runs = self._runs(NIGHTLY)
-                for run in runs:
-                    self._say_tasks(NIGHTLY, run)
-                if len(runs) == expected and all(run["state"] in ENDED for run in runs):
-                    break
-                self._say_deployments()
-                check()
-        failed = [run["dag_run_id"] for run in runs if run["state"] != "success"]
-        if failed:
-            raise StackError(f"these nights failed: {', '.join(failed)}\n{self._failures(NIGHTLY, failed)}")
-
-    def _follow_deployments(self) -> None:
-        wanted = self._production_version()
+    def _follow_deployments(self, expected: int, *, undone: int = 0) -> None:
+        """Until so many deployments are over, and the version in Production serves; so many may be undone."""
         with _deadline(NIGHT_SECONDS, "the deployment was not over", self.stack) as check:
-            while self._serving() != wanted or any(
-                run["state"] not in ENDED for run in self._runs(DEPLOYMENT)
-            ):
+            while True:
+                runs = self._runs(DEPLOYMENT)
                 self._say_deployments()
-                failed = [r["dag_run_id"] for r in self._runs(DEPLOYMENT) if r["state"] == "failed"]
-                if failed:
+                failed = [run["dag_run_id"] for run in runs if run["state"] == "failed"]
+                ends = [rollout["phase"] for rollout in self._rollouts.values()]
+                if len(failed) > ends.count("undone") or len(failed) > undone:
                     raise StackError(f"the deployment failed\n{self._failures(DEPLOYMENT, failed)}")
+                if len(runs) >= expected and all(run["state"] in ENDED for run in runs):
+                    break
                 check()
-        self._say_deployments()
+        if self._serving() != self._production_version():
+            raise StackError(f"{MODEL} serves another version than the one in Production")
 
     def _predict(self) -> None:
         service = _get_service(self.stack.kubeconfig)
@@ -202,6 +201,19 @@ class Demo:
     def _say_deployments(self) -> None:
         for run in self._runs(DEPLOYMENT):
             self._say_tasks(DEPLOYMENT, run)
+        self._say_rollout()
+
+    def _say_rollout(self) -> None:
+        """What happened in the rollout since the last look, as ``nighttrain rollout status`` says it."""
+        state = _get_rollout(self.stack.kubeconfig)
+        if state is None:
+            return
+        before = self._rollouts.get(state["rollout_id"], {"events": []})
+        told = max((event["number"] for event in before["events"]), default=0)
+        for event in state["events"]:
+            if event["number"] > told:
+                self.say(f"rollout v{state['target']['candidate']}        {escape(event['text'])}")
+        self._rollouts[state["rollout_id"]] = state
 
     def _failures(self, dag_id: str, run_ids: list[str]) -> str:
         texts = []
@@ -237,34 +249,37 @@ class Demo:
 
     def _table(self) -> list[Night]:
         serving = self._serving()
-        rows = [self._row(version, serving) for version in self._versions()]
-        table = Table(title="What the nights brought (error: mean absolute error in minutes)")
-        for column in ("night", "run", "candidate", "champion", "verdict", "version", "stage", "serves"):
-            table.add_column(column, justify="right" if column in {"candidate", "champion"} else "left")
-        for row in rows:
-            table.add_row(*vars(row).values())
+        rows = [Night.of(version, self._evaluation(version), serving) for version in self._versions()]
+        self._show(nights_table(rows))
+        return rows
+
+    def _evaluation(self, version: dict[str, Any]) -> dict[str, float | str]:
+        """The metrics that the version was judged by."""
+        tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
+        evaluation = tags.get("nighttrain.gate.evaluation_run")
+        if not evaluation:
+            return {}
+        run = self._mlflow("runs/get", run_id=evaluation)["run"]
+        return {metric["key"]: metric["value"] for metric in run["data"].get("metrics", [])}
+
+    def _gate_table(self, run_id: str) -> None:
+        path = f"/dags/{NIGHTLY}/dagRuns/{run_id}/taskInstances/gate/xcomEntries/verdict"
+        self._show(gate_table(_checked(self.stack.api("GET", path, params={"deserialize": "true"}))["value"]))
+
+    def _rollout_table(self) -> None:
+        """How each rollout ended, and where its picture is."""
+        self._show(rollouts_table(self._rollouts.values()))
+        for state in self._rollouts.values():
+            if not state["run_id"]:
+                continue
+            run = self._mlflow("runs/get", run_id=state["run_id"])["run"]["info"]
+            page = f"experiments/{run['experiment_id']}/runs/{run['run_id']}/artifacts/{PICTURE_FILE}"
+            self.say(f"picture of version {state['target']['candidate']}  {self.stack.mlflow_uri}/#/{page}")
+
+    def _show(self, table: Table) -> None:
         self.console.print()
         self.console.print(table)
         self.console.print()
-        return rows
-
-    def _row(self, version: dict[str, Any], serving: str | None) -> Night:
-        tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-        evaluation = tags.get("nighttrain.gate.evaluation_run")
-        metrics: dict[str, float | str] = {}
-        if evaluation:
-            run = self._mlflow("runs/get", run_id=evaluation)["run"]
-            metrics = {m["key"]: m["value"] for m in run["data"].get("metrics", [])}
-        return Night(
-            night=tags.get("nighttrain.night", "?"),
-            run=version["run_id"][:8],
-            candidate=_minutes(metrics.get("candidate.mae")),
-            champion=_minutes(metrics.get("champion.mae")),
-            verdict=tags.get("nighttrain.gate.verdict", "-"),
-            version=str(version["version"]),
-            stage=version["current_stage"],
-            serves="now" if str(version["version"]) == serving else "",
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -369,12 +384,24 @@ def _say_addresses(console: Console, airflow: str, mlflow: str, kubeconfig: Path
     )
 
 
+def _get_rollout(kubeconfig: Path) -> dict[str, Any] | None:
+    """The state of the endpoint's newest rollout in steps, as the engine keeps it in the cluster."""
+    found = _get(kubeconfig, f"configmaps/{MODEL}-rollout")
+    state: dict[str, Any] | None = json.loads(found["data"]["state"]) if found else None
+    return state
+
+
 def _get_service(kubeconfig: Path) -> dict[str, Any] | None:
+    return _get(kubeconfig, f"services/{MODEL}")
+
+
+def _get(kubeconfig: Path, path: str) -> dict[str, Any] | None:
+    """An object of the namespace; ``None`` if there is none."""
     config = yaml.safe_load(kubeconfig.read_text())
     server = config["clusters"][0]["cluster"]["server"]
     token = config["users"][0]["user"]["token"]
     answer = httpx.get(
-        f"{server}/api/v1/namespaces/default/services/{MODEL}",
+        f"{server}/api/v1/namespaces/default/{path}",
         headers={"Authorization": f"Bearer {token}"},
         timeout=30,
     )
@@ -451,12 +478,6 @@ def _night(end: str | None) -> str:
 def _coloured(state: str) -> str:
     colour = {"success": "green", "failed": "red", "skipped": "yellow", "deferred": "magenta"}.get(state)
     return f"[{colour}]{state}[/{colour}]" if colour else state
-
-
-def _minutes(value: float | str | None) -> str:
-    if isinstance(value, str):
-        return value  # "NaN"
-    return "-" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

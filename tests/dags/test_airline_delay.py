@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nighttrain.dags.airline_delay import flights, model, predict
+from nighttrain.dags.airline_delay import flights, golden, model, predict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -243,6 +243,44 @@ def test_a_model_takes_carriers_and_airports_it_has_not_seen(sources: flights.So
     )
     strange = flights.features(frame).head(3).assign(carrier="??", dest="XXX")
     assert np.isfinite(fitted.predict(strange)).all()
+
+
+def test_the_golden_requests_are_what_the_command_chooses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert golden.main(["--day", "2013-07-10"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        (DAGS / "airline_delay" / "golden_flights.json").read_text()
+    )
+    assert golden.main(["--day", "2013-01-12"]) == 2
+    assert "too few flights" in capsys.readouterr().err
+
+
+def test_the_canary_tells_a_model_that_learned_nothing_from_the_next_nights(
+    sources: flights.Sources,
+) -> None:
+    """By the DAG's own tolerance and limit, with a margin to either side."""
+    from nighttrain.dags.deploy_on_stage_transition import STRATEGY
+
+    assert STRATEGY.golden is not None
+    assert STRATEGY.analysis is not None
+    limit = STRATEGY.analysis.metrics[1].limit
+    asked = pd.concat(
+        pd.DataFrame(request["dataframe_split"]["data"], columns=request["dataframe_split"]["columns"])
+        for request in STRATEGY.golden.requests
+    )
+
+    def trained(day: date, *, shuffle: bool = False) -> np.ndarray:  # type: ignore[type-arg]
+        frame = flights.training_frame(sources, day, 28)
+        labels = frame[flights.TARGET]
+        made = model.build(model.Hyperparameters()).fit(
+            flights.features(frame), model.shuffled(labels) if shuffle else labels
+        )
+        return made.predict(asked)  # type: ignore[no-any-return]
+
+    champion = trained(date(2013, 9, 5))
+    for shuffle, disagrees in ((False, 0.0), (True, 0.5)):
+        apart = np.abs(trained(date(2013, 9, 7), shuffle=shuffle) - champion)
+        assert (apart > STRATEGY.golden.tolerance).mean() == disagrees
+    assert 2 * limit <= 0.5
 
 
 # --- the commands, as processes ---

@@ -138,14 +138,24 @@ def test_every_template_of_a_shipped_dag_renders(name: str, run: dict[str, Any])
 )
 def test_which_night_a_run_is_about(run: dict[str, Any], night: str) -> None:
     task = rendered(dag("nightly_retraining").get_task("train"), run)
-    assert task.arguments == ["--as-of", night]
+    assert task.arguments == ["--as-of", night, "--no-shuffle-labels"]
     assert task.parameters == {"night": night}
 
 
 @pytest.mark.parametrize("run", EVERY_WAY, ids=lambda run: f"{run['run_type']} {run.get('logical_date')}")
 def test_a_run_that_names_its_night_is_about_that_one(run: dict[str, Any]) -> None:
     task = rendered(dag("nightly_retraining").get_task("train"), run, night="2013-07-04")
-    assert task.arguments == ["--as-of", "2013-07-04"]
+    assert task.arguments == ["--as-of", "2013-07-04", "--no-shuffle-labels"]
+
+
+def test_a_run_may_shuffle_the_labels_and_tell_the_gate_why_it_lets_that_through() -> None:
+    nightly, params = dag("nightly_retraining"), {"shuffle_labels": True, "let_through": "to try it"}
+    assert not rendered(nightly.get_task("gate"), WITHOUT_A_DATE).let_through
+    task = rendered(nightly.get_task("train"), WITHOUT_A_DATE, **params)
+    assert task.arguments[-1] == "--shuffle-labels"
+    assert rendered(nightly.get_task("gate"), WITHOUT_A_DATE, **params).let_through == "to try it"
+    # A run's parameters stay in the DAG of this process.
+    nightly.params["shuffle_labels"], nightly.params["let_through"] = False, None
 
 
 def test_a_night_that_is_no_date_is_refused() -> None:

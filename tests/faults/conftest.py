@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--kill-skip", type=int, default=0, help="leave out so many: an interrupted run goes on")
     group.addoption("--kill-rounds", type=int, help="how often a real worker is killed (1 by default)")
     group.addoption("--dag-runs", type=int, help="how many DAG runs open their parents (4 by default)")
-    group.addoption(
-        "--hostile-all", action="store_true", help="every hostile text at every place"
-    )
     group.addoption("--promoters", type=int, help="how many processes promote at once (6 by default)")
+    group = parser.getgroup("rollouts that are killed")
+    group.addoption("--schedules", type=int, help="how many schedules (a sample by default)")
+    group.addoption("--first-schedule", type=int, default=0, help="the seed of the first one")

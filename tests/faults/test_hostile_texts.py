@@ -40,8 +40,8 @@ from nighttrain.sensors.triggers import settling
 if TYPE_CHECKING:
     import dagster as dg
 
-SHARES = 5
-"""A place gets so many parts of the texts in turn; ``--hostile-all`` gives every place all of them."""
+SHARES = 13
+"""A place gets one of so many parts of the texts in turn; ``--thorough`` gives every place all of them."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(120)]
 
@@ -427,7 +427,7 @@ def test_a_hostile_text_is_refused_by_name_or_carried_as_it_is(
 ) -> None:
     field, place = PLACES[name]
     wrong = []
-    for kind, text in tried(name, every=bool(request.config.getoption("--hostile-all"))):
+    for kind, text in tried(name, every=bool(request.config.getoption("--thorough"))):
         desk.world.proxy.asked.clear()
         problem = what_is_wrong(desk, field, place, text)
         sent = changed_requests(desk.world.proxy.asked)
@@ -438,7 +438,7 @@ def test_a_hostile_text_is_refused_by_name_or_carried_as_it_is(
 
 
 def tried(name: str, *, every: bool) -> Iterator[tuple[str, str]]:
-    """The texts for a place: a few everywhere, and of the others another fifth from place to place."""
+    """The texts for a place: a few everywhere, and of the others a few more, others from place to place."""
     first = list(PLACES).index(name) % SHARES
     for number, (kind, text) in enumerate(TEXTS.items()):
         if kind in FEW or (name not in MANY_REQUESTS and (every or number % SHARES == first)):

@@ -90,7 +90,21 @@ def definitions(folder: Path) -> list[Schema]:
         definition["spec"]["versions"] = [each for each in versions if each["storage"]]
         for version in definition["spec"]["versions"]:
             _prune(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
-    return [GATEWAYCLASS, *found]
+    return [GATEWAYCLASS, *(_checked(each) for each in found)]
+
+
+def _checked(value: Any) -> Any:
+    """Without what the embedded cluster neither checks nor shows."""
+    if isinstance(value, list):
+        return [_checked(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: _checked(each)
+        for key, each in value.items()
+        if key not in ("x-kubernetes-validations", "additionalPrinterColumns")
+        and not key.startswith("x-kubernetes-list-")
+    }
 
 
 def _prune(spec: Schema) -> None:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
+    ClusterError,
     ClusterUnreachableError,
     ObjectConflictError,
     ObjectExistsError,
     ObjectNotFoundError,
     PromotedSinceError,
+    TrackingUnreachableError,
 )
 from nighttrain.providers.serving.analysis.values import Counts, Sample
 from nighttrain.providers.serving.backends.base import Readiness
@@ -86,7 +88,9 @@ class World:
     kill_before: int | None = None
     kill_after: int | None = None
     fails_at: frozenset[int] = frozenset()
+    failure: ClusterError = field(default_factory=lambda: ClusterUnreachableError("connection refused"))
     broken_route: bool = False
+    registry_down: bool = False
     killed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,7 +107,7 @@ class World:
         if self.calls == self.kill_before:
             raise Killed
         if self.calls in self.fails_at or self.now < self.cluster_down_until:
-            raise ClusterUnreachableError("connection refused")
+            raise self.failure
 
     def ends(self) -> None:
         """Its answer comes back."""
@@ -275,12 +279,17 @@ class MemoryRegistrar:
         self.world = world
         self.before: dict[str, str] = {}
 
-    async def holder(self, model_name: str, names: Names) -> str:
+    def _begins(self) -> None:
         self.world.begins()
+        if self.world.registry_down:
+            raise TrackingUnreachableError("MLflow does not answer")
+
+    async def holder(self, model_name: str, names: Names) -> str:
+        self._begins()
         return self.world.holders.get(str(names.alias), "")
 
     async def move(self, state: State) -> None:
-        self.world.begins()
+        self._begins()
         alias = str(state.names.alias)
         if self.world.holders.get(alias, "") not in (state.replaces, state.target.candidate):
             raise PromotedSinceError("somebody else moved it")
@@ -288,14 +297,14 @@ class MemoryRegistrar:
         self.world.ends()
 
     async def give_back(self, state: State) -> None:
-        self.world.begins()
+        self._begins()
         alias = str(state.names.alias)
         if self.world.holders.get(alias) == state.target.candidate:
             self.world.holders[alias] = str(state.target.stable)
         self.world.ends()
 
     async def note(self, state: State, event: Event) -> None:
-        self.world.begins()
+        self._begins()
         text = f"{event.text} ({event.number})"
         if text not in self.world.notes:
             self.world.notes.append(text)

@@ -1,7 +1,7 @@
 """Requests at a constant rate from a process of its own, whoever answers: an open loop, as clients are.
 
-``python -m helpers.steady_load URL HOST RATE`` sends until its input is closed, then prints one line of JSON for
-each request: when it was sent, how long it took, which version answered with which status and what.
+``python -m helpers.steady_load URL HOST RATE`` sends until its input is closed, then prints one line of JSON
+for each request: when it was sent, how long it took, which version answered with which status and what.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,8 @@ from helpers.mlflow_server import MakeModel, MLflowServer, unique
 from nighttrain.operators.serving import RolloutModelOperator, rollout_task_group
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
+from nighttrain.providers.serving.analysis.golden import Golden
+from nighttrain.providers.serving.analysis.metrics import Analysis, Kind, Metric
 from nighttrain.providers.serving.strategy import blue_green, canary
 from nighttrain.sensors.serving import RolloutSensor
 
@@ -118,9 +122,36 @@ async def test_in_the_worker_and_in_the_triggerer(night: Night) -> None:
 def test_what_is_undone_fails_without_a_retry_and_gives_the_alias_back(night: Night) -> None:
     first, broken = night.version("one"), night.version("broken")
     night.rollout(first, strategy=blue_green(watch_seconds=0.1)).execute(night.context())
-    with pytest.raises(AirflowFailException, match="(?s)RolloutUndoneError.*what_the_model_needs"):
+    with pytest.raises(AirflowFailException, match=r"(?s)RolloutUndoneError.*what_the_model_needs"):
         night.rollout(broken).execute(night.context(max_tries=1))
     assert night.champion() == first
+
+
+@pytest.mark.parametrize(("answer", "promoted"), [(1.0, True), (9.0, False)])
+def test_the_tasks_page_links_the_picture_however_it_ends(
+    night: Night, answer: float, promoted: bool
+) -> None:
+    first, second = (night.version(json.dumps({"predictions": [each]})) for each in (1.0, answer))
+    differs = Metric(
+        name="disagreement",
+        kind=Kind.DISAGREEMENT,
+        limit=0.5,
+        source={"type": "comparison", "requests_per_interval": 60},
+    )
+    strategy = replace(
+        canary(50, hold_seconds=0.2, watch_seconds=0.2),
+        analysis=Analysis(metrics=(differs,), interval_seconds=1),
+        golden=Golden(requests=(0,)),
+    )
+    night.rollout(first).execute(night.context())
+    assert "nighttrain_link_rollout" not in night.xcoms, "nothing was analysed"
+    with nullcontext() if promoted else pytest.raises(AirflowFailException, match="disagreement"):
+        night.rollout(second, strategy=strategy).execute(night.context())
+    found = night.server.call("GET", "experiments/get-by-name", experiment_name="nighttrain rollouts")
+    page = f"/#/experiments/{found['experiment']['experiment_id']}/runs/"
+    link = night.xcoms["nighttrain_link_rollout"]
+    assert link.startswith(night.server.uri + page)
+    assert link.endswith("/artifacts/nighttrain/rollout.svg")
 
 
 async def test_a_cleared_task_undoes_its_rollout(night: Night) -> None:
@@ -155,7 +186,7 @@ def test_each_step_is_a_task(night: Night) -> None:
 
 
 def test_mistakes_are_told_when_the_dag_is_read(night: Night) -> None:
-    with pytest.raises(ConfigurationError, match="backend.*choose one of"):
+    with pytest.raises(ConfigurationError, match=r"backend.*choose one of"):
         night.rollout("1", backend="deploiment")
     with pytest.raises(ConfigurationError, match=r"strategy\.steps"):
         night.rollout("1", strategy={"steps": [50, 10]})

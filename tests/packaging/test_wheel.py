@@ -24,7 +24,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("providers", "operators", "sensors", "dags", "assets")
-LINKS = {"MLflowRunLink", "ModelVersionLink", "EvaluationPlotLink", "WorkloadLink", "EndpointLink"}
+LINKS = {
+    "MLflowRunLink",
+    "ModelVersionLink",
+    "EvaluationPlotLink",
+    "RolloutPictureLink",
+    "WorkloadLink",
+    "EndpointLink",
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,9 @@ def test_every_module_and_nothing_else(wheel: Path, session_tree: Path) -> None:
         f"nighttrain/{file.relative_to(session_tree).as_posix()}"
         for folder in FOLDERS
         for file in (session_tree / folder).rglob("*")
-        if file.suffix == ".py" or file.name in ("py.typed", "schemas.json.gz")
+        if file.suffix == ".py"
+        or file.name in ("py.typed", "golden_flights.json")
+        or file.name.endswith(".json.gz")
     } | {"nighttrain/__init__.py", "nighttrain/py.typed"}
     assert {f"nighttrain/{folder}/py.typed" for folder in FOLDERS} <= expected
     assert contents(wheel) == expected

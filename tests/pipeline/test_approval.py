@@ -119,7 +119,7 @@ def test_an_approval_by_somebody_who_was_asked_promotes_and_the_history_names_th
     path = f"/dags/asking/dagRuns/{run_id}/taskInstances/approve/-1/hitlDetails"
     question = asking.stack.api("GET", path).json()
     assert question["subject"] == f"Promote {model} version 1?"
-    assert "| mae &lt;= champion | 20 | 22 |" in question["body"]
+    assert "| mae &#60;= champion | 20 | 22 |" in question["body"]
     assert "<b>" not in question["body"]
     assert question["body"].startswith("The gate's verdict: **accepted**, every rule holds.\n\n|")
     page = f"{asking.stack.mlflow_uri}/#/models/{model}/versions/1"

@@ -15,7 +15,7 @@ import pytest
 from nighttrain.providers.local.cluster.machine.janitor import marked_processes
 from nighttrain.providers.local.stack import Stack, StackError, stop_left_running
 
-pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(560)]
+pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(720)]
 
 COMMAND = [sys.executable, "-m", "nighttrain.providers.local.demo", "--home"]
 
@@ -35,9 +35,25 @@ def processes_below(folder: Path) -> list[str]:
     return found
 
 
+def assert_rollouts(told: str) -> None:
+    """A canary that promotes, and one of a model that learned nothing, which undoes itself."""
+    assert "let through" in told.split("The gate says: accepted")[1].split("deployment")[0]
+    ends = re.findall(r"│ (\d) +│ (\d|-) +│ ([\d%, ]+?) *│ (\w+) +│", told)
+    assert ends == [
+        ("1", "-", "100 %", "promoted"),
+        ("2", "1", "50 %, 100 %", "promoted"),
+        ("4", "2", "50 %", "undone"),
+    ]
+    assert re.search(r"rollout v4 +undoing: disagreement: ", told)
+    assert len(re.findall(r"picture of version \d .*/artifacts/nighttrain/rollout.svg", told)) == 3
+    # The stage that came back starts a deployment, which finds that its version serves: no circle.
+    ends_of_tasks = re.findall(r"deployment +rollout +(success|failed)", told)
+    assert ends_of_tasks == ["success", "success", "failed", "success"]
+
+
 def test_demo_ends_with_the_table_and_predictions_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "demo"
-    done = subprocess.run([*COMMAND, str(home)], capture_output=True, text=True, timeout=540)
+    done = subprocess.run([*COMMAND, str(home)], capture_output=True, text=True, timeout=700)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(
         r"(2013-09-0\d)[ │]+\w{8}[ │]+([\d.]+)[ │]+([\d.-]+)[ │]+(\w+)[ │]+(\d)[ │]+(\w+)[ │]+(now)?",
@@ -50,9 +66,11 @@ def test_demo_ends_with_the_table_and_predictions_and_leaves_nothing(tmp_path: P
         ("2013-09-04", "accepted", "1", "Archived", ""),
         ("2013-09-05", "accepted", "2", "Production", "now"),
         ("2013-09-06", "rejected", "3", "None", ""),
+        ("2013-09-07", "accepted", "4", "None", ""),
     ]
     candidate, champion = (float(rows[2][i]) for i in (1, 2))
     assert candidate > champion  # the reason for the rejection is in the data
+    assert_rollouts(done.stdout)
     assert len(re.findall(r"^\w\w \d+ +\w{3}-\w{3} ", done.stdout, flags=re.MULTILINE)) == 8
     assert not home.exists()
     assert processes_below(home) == []

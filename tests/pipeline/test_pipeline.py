@@ -310,6 +310,7 @@ def test_stage_transition_by_hand_deploys_that_version(pipeline: Pipeline, model
     links = pipeline.links("deploy_on_stage_transition", run_one["dag_run_id"], "rollout")
     assert links["Model version"].endswith(f"/models/airline-delay/versions/{first}")
     assert httpx.get(f"{links['Endpoint']}/ping").status_code == 200
+    assert links["Rollout picture"].endswith("/artifacts/nighttrain/rollout.svg")
 
     moved = _transition(pipeline.stack.mlflow_uri, "airline-delay", second)
     run_two = pipeline.until(

@@ -57,7 +57,7 @@ async def ensure_files(
     try:
         await _create(client, files, obj, kind)
     except (ClusterForbiddenError, ClusterRequestError, WorkloadConflictError) as error:
-        transient = isinstance(error, ClusterRequestError) and (error.status >= 500 or error.status == 429)
+        transient = isinstance(error, ClusterRequestError) and error.is_busy
         if not adopted and not transient:
             with contextlib.suppress(ClusterError):
                 await client.delete(kind.resource, _namespace(obj), name_of(obj), uid=uid_of(obj))

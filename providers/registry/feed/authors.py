@@ -27,7 +27,7 @@ SECONDS = 5.0
 """A history is read in a tenth of a second. The news does not wait longer for its author."""
 
 AT_ONCE = 4
-"""Histories that one process reads at a time: when it starts, hundreds of watchers look for the first time."""
+"""Histories that one process reads at a time: when it starts, hundreds of watchers look at once."""
 
 _log = logging.getLogger(__name__)
 

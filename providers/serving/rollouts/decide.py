@@ -102,7 +102,7 @@ def give_up(state: State, now: float, why: str) -> State:
 
 def is_measured(state: State, now: float) -> bool:
     """True if a measurement is due."""
-    analysis = state.strategy.analysis
+    analysis = state.analysis
     if analysis is None or state.phase not in MEASURED:
         return False
     last = state.measured_at
@@ -138,7 +138,7 @@ def _traffic_differs(state: State, look: Look) -> bool:
 
 def _measured(state: State, seen: Seen, now: float) -> State:
     """The state with the new samples in it, and what they say."""
-    analysis = state.strategy.analysis
+    analysis = state.analysis
     if analysis is None or not seen.samples:
         return state
     share = (seen.look.routed_percent or 0.0) / 100
@@ -249,7 +249,7 @@ def _starting(state: State, seen: Seen, now: float) -> State:
         if state.strategy.warm_up:
             return state.entering(Phase.WARMING, now, "ready; golden requests warm it up")
         return _first_step(state, now, "ready")
-    if now - state.since > state.startup_seconds:
+    if state.brought_up and now - state.since > state.startup_seconds:
         doubt = seen.look.readiness.doubt or seen.look.readiness.detail
         return _back(state, now, f"not ready within {state.startup_seconds:g} seconds. {doubt}")
     return state
@@ -352,12 +352,12 @@ def _holding(state: State, seen: Seen, now: float) -> State:
     over = now - state.since >= _hold_seconds(state)
     if state.paused or not over:
         return state
-    if state.strategy.analysis is None or (state.verdict is Verdict.SUCCESSFUL and state.looks > 1):
+    if state.analysis is None or (state.verdict is Verdict.SUCCESSFUL and state.looks > 1):
         if state.phase is Phase.STALLED and state.step >= len(state.strategy.steps):
             return state.entering(Phase.WATCHING, now, "the analysis says successful again", reason="")
-        why = "held" if state.strategy.analysis is None else "the analysis is successful"
+        why = "held" if state.analysis is None else "the analysis is successful"
         return _forward(state, now, why)
-    return state if state.phase is Phase.STALLED else _undecided(state, state.strategy.analysis, now)
+    return state if state.phase is Phase.STALLED else _undecided(state, state.analysis, now)
 
 
 def _undecided(state: State, analysis: Analysis, now: float) -> State:

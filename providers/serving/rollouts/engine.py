@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
+    ClusterRequestError,
     ClusterUnreachableError,
     ConfigurationError,
     NothingToRollBackToError,
@@ -66,6 +67,9 @@ OUTAGE_POLL_SECONDS = 5.0
 # Who moved an alias by hand during a rollout sees it end within seconds; one small request each.
 NAMES_SECONDS = 10.0
 
+# A change of several objects may take a few turns. Beyond that somebody else turns them back.
+SET_TIMES = 10
+
 _ASK_ROUTE = frozenset({Phase.SHIFTING, Phase.SWITCHING, Phase.DRAINING})
 
 
@@ -76,6 +80,19 @@ class _Driving:
     told: int
     names_looked_at: float = 0.0
     readiness: str = ""
+    set_for: int = 0
+    set_times: int = 0
+
+    def told_apart(self, state: State, look: Look) -> Look:
+        """The look, with another hand in it that undoes what is set before anybody sees it whole."""
+        if self.set_for != state.fence:
+            self.set_for, self.set_times = state.fence, 0
+        if look.strayed or self.set_times < SET_TIMES or look.fence < state.fence:
+            return look
+        if state.percent == look.asked_percent:
+            return look
+        return replace(look, strayed=f"somebody changes the share as often as it is set: {SET_TIMES} times")
+
     answers: RouteAnswers = field(default_factory=RouteAnswers)
 
 
@@ -167,6 +184,7 @@ class RolloutEngine:
         target = replace(await self._backend.begin(spec), shares=strategy.shares)
         if target.stable == spec.version:
             return None
+        names = await self._names(spec, names)
         holder = await self._registrar.holder(spec.model_name, names) if names else ""
         now = self._clock()
         state = State(
@@ -185,6 +203,17 @@ class RolloutEngine:
         beside = f", beside version {target.stable}" if target.stable else ""
         text = f"rollout of version {spec.version} on {spec.endpoint} begins{beside}"
         return (await self._store.begin(state.entering(Phase.STARTING, now, text), kept)).state
+
+    async def _names(self, spec: ServingSpec, names: Names) -> Names:
+        """What the rollout moves: the stage alone where somebody moved that alone to the candidate.
+
+        Then the alias is another's, and stays: an undone rollout has one thing to give back.
+        """
+        if names.alias is None or names.stage is None:
+            return names
+        alone = Names(stage=names.stage)
+        holders = [await self._registrar.holder(spec.model_name, each) for each in (names, alone)]
+        return alone if holders == ["", spec.version] else names
 
     def _check_metrics(self, strategy: Strategy) -> None:
         for number, metric in enumerate(strategy.analysis.metrics if strategy.analysis else ()):
@@ -244,7 +273,14 @@ class RolloutEngine:
                 pause = HELD_POLL_SECONDS if kept.state.phase in HELD | {Phase.HOLDING} else POLL_SECONDS
             except (ObjectConflictError, RolloutMovedError):
                 pause = 0.0
-            except (ClusterUnreachableError, TrackingUnreachableError, ConfigurationError) as error:
+            except (
+                ClusterRequestError,
+                ClusterUnreachableError,
+                ConfigurationError,
+                TrackingUnreachableError,
+            ) as error:
+                if isinstance(error, ClusterRequestError) and not error.is_busy:
+                    raise
                 # What somebody took away from under a rollout can be put back: it holds meanwhile.
                 if not outage:
                     tell(f"{endpoint}: waiting: {error}")
@@ -304,7 +340,7 @@ class RolloutEngine:
         state = kept.state
         if state.ended:
             return await self._note(kept)
-        look = await self._backend.look(state.target)
+        look = driving.told_apart(state, await self._backend.look(state.target))
         if state.brought_up and state.phase is Phase.STARTING and look.readiness.detail != driving.readiness:
             driving.readiness = look.readiness.detail
             tell(f"{state.target.endpoint}: version {state.target.candidate}: {driving.readiness}")
@@ -317,7 +353,7 @@ class RolloutEngine:
             kept = await self._store.write(following, kept)
             self._tell(kept.state, driving, tell)
         for action in actions:
-            kept = await self._do(action, kept, look, spec, tell)
+            kept = await self._do(action, kept, look, spec, driving, tell)
         return await self._note(kept)
 
     async def _see(self, kept: Kept, look: Look, driving: _Driving) -> tuple[Seen, tuple[Sample, ...]]:
@@ -325,19 +361,26 @@ class RolloutEngine:
         seen = Seen(look=look, asked=kept.asked, answers_needed=self._ask_route is not None)
         if state.names and now - driving.names_looked_at >= self._names_seconds(state):
             driving.names_looked_at = now
-            holder = await self._registrar.holder(state.target.model_name, state.names)
-            seen = replace(seen, holds_names=holder == state.target.candidate)
+            seen = replace(seen, holds_names=await self._holds_names(state))
         if state.phase is Phase.WARMING:
             seen = replace(seen, warmed=await self._warmed(state))
         if state.phase in _ASK_ROUTE and self._ask_route and look.fence >= state.fence:
             addresses = await self._backend.addresses(state.target)
             answers = await driving.answers.ask(self._ask_route, addresses, state.fence)
             seen = replace(seen, answers=answers)
-        analysis = state.strategy.analysis
+        analysis = state.analysis
         if analysis is None or not is_measured(state, now):
             return seen, ()
         samples, memory = await self._measure(state, analysis, now)
         return replace(seen, samples=samples, memory=memory), samples
+
+    async def _holds_names(self, state: State) -> bool | None:
+        """Whether alias and stage are the candidate's. Without MLflow nobody knows: the analysis goes on."""
+        try:
+            holder = await self._registrar.holder(state.target.model_name, state.names)
+        except TrackingUnreachableError:
+            return None
+        return holder == state.target.candidate
 
     @staticmethod
     def _names_seconds(state: State) -> float:
@@ -377,13 +420,22 @@ class RolloutEngine:
         memory = {name: memory for name, (_, memory) in zip(names, measured, strict=True)}
         return tuple(sample for sample, _ in measured), memory
 
-    async def _do(self, action: Do, kept: Kept, look: Look, spec: ServingSpec | None, tell: Progress) -> Kept:
+    async def _do(
+        self,
+        action: Do,
+        kept: Kept,
+        look: Look,
+        spec: ServingSpec | None,
+        driving: _Driving,
+        tell: Progress,
+    ) -> Kept:
         state, target, fence = kept.state, kept.state.target, kept.state.fence
         try:
             match action:
                 case Do.BRING_UP:
                     return await self._bring_up(kept, spec, tell)
                 case Do.SET_TRAFFIC:
+                    driving.set_times += 1
                     await self._backend.set_traffic(
                         target, look, fence, percent=state.percent, mirror_percent=state.mirror_percent
                     )
@@ -408,7 +460,8 @@ class RolloutEngine:
         if spec is None:
             return kept
         await self._backend.bring_up(spec, kept.state.target, kept.state.fence, tell)
-        return await self._store.write(replace(kept.state, brought_up=True), kept)
+        # An outage before it was asked for is no time that it had to become ready.
+        return await self._store.write(replace(kept.state, brought_up=True, since=self._clock()), kept)
 
     async def _note(self, kept: Kept) -> Kept:
         """Write into the model's history what is not there yet."""

@@ -117,4 +117,3 @@ def make_engine(client: ClusterClient, mlflow: MLflowClient, setting: Setting) -
         recorder=MLflowRecorder(mlflow),
         setting=setting.to_dict(),
     )
-

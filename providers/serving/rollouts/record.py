@@ -46,7 +46,7 @@ class MLflowRecorder(RunStore):
 
     async def ended(self, state: State) -> None:
         """Log every point that the state kept, draw the picture, and close the run."""
-        if state.strategy.analysis is None:
+        if state.analysis is None:
             return
         try:
             run = await self._run(state)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ServingError, clip
+from nighttrain.providers.serving.analysis.metrics import Analysis, Kind
 from nighttrain.providers.serving.analysis.values import Judgement, Tally, Verdict
 from nighttrain.providers.serving.backends.traffic import Target
 from nighttrain.providers.serving.strategy import Shadow, Strategy, Weight
@@ -65,6 +66,9 @@ _NOTED = frozenset(
     | {Phase.PROMOTED, Phase.UNDONE, Phase.STOPPED}
 )
 """Each step is an entry of the model's history; what lies between two of them is not."""
+
+_OF_TWO_VERSIONS = frozenset({Kind.DISAGREEMENT, Kind.DISTANCE})
+"""What has no meaning for one version alone."""
 
 MEASURED = frozenset({Phase.HOLDING, Phase.WAITING, Phase.STALLED, Phase.WATCHING})
 
@@ -197,6 +201,15 @@ class State:
     def ended(self) -> bool:
         """Nothing follows any more."""
         return self.phase in ENDED
+
+    @property
+    def analysis(self) -> Analysis | None:
+        """What can be analysed: the first version of an endpoint has nobody to disagree with."""
+        analysis = self.strategy.analysis
+        if analysis is None or self.target.stable is not None:
+            return analysis
+        metrics = tuple(each for each in analysis.metrics if each.kind not in _OF_TWO_VERSIONS)
+        return replace(analysis, metrics=metrics) if metrics else None
 
     @property
     def mirror_percent(self) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from helpers import definition_generator
+from nighttrain.providers.local.cluster.kinds.crds import SERVING
 
 if TYPE_CHECKING:
     import httpx
@@ -272,3 +276,8 @@ def test_every_version_shows_the_same_objects(
     assert [each["metadata"]["name"] for each in http.get(old).json()["items"]] == ["q"]
     lines = http.get(old, params={"watch": "1", "timeoutSeconds": "1"}).text.splitlines()
     assert [json.loads(line)["object"]["apiVersion"] for line in lines] == ["kueue.x-k8s.io/v1beta1"]
+
+
+def test_the_definitions_that_come_along_are_upstreams() -> None:
+    """Of the Gateway API and KServe; ``helpers/definition_generator.py`` writes them."""
+    assert json.loads(gzip.decompress(SERVING.read_bytes())) == definition_generator.definitions(FOLDER)

@@ -136,10 +136,10 @@ def test_what_it_made_goes_with_it(http: httpx.Client) -> None:
     until(lambda: ready(http, "passing")["status"] == "True")
     http.delete(f"{SERVICES}/passing").raise_for_status()
     routes = "/apis/gateway.networking.k8s.io/v1/namespaces/default/httproutes"
-    for path in (
+    made = (
         "/api/v1/namespaces/default/services/passing-predictor",
         "/apis/apps/v1/namespaces/default/deployments/passing-predictor",
         f"{routes}/passing-predictor",
         f"{routes}/passing",
-    ):
-        until(lambda path=path: http.get(path).status_code == 404)
+    )
+    until(lambda: all(http.get(path).status_code == 404 for path in made))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import socket
 import sys
@@ -21,8 +22,10 @@ from nighttrain.providers.local.cluster.server import EmbeddedCluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 ROUTES = f"{GROUP}/namespaces/default/httproutes"
+LISTENER = {"name": "http", "protocol": "HTTP", "port": 8000}
 
 
 class Site:
@@ -103,11 +106,9 @@ def site() -> Iterator[Site]:
         made = Site(cluster)
         made.serve("a", "v1")
         made.serve("b", "v2")
-        listener = {"name": "http", "protocol": "HTTP", "port": 8000}
-        spec = {"gatewayClassName": "nighttrain-router-basic", "listeners": [listener]}
+        spec = {"gatewayClassName": "nighttrain-router-basic", "listeners": [LISTENER]}
         made.post(f"{GROUP}/namespaces/default/gateways", {"metadata": {"name": "basic"}, "spec": spec})
-        for app in ("a", "b"):
-            until(lambda app=app: _is_ready(made, app))
+        until(lambda: _is_ready(made, "a") and _is_ready(made, "b"))
         yield made
         made.http.close()
 
@@ -128,7 +129,7 @@ def mirror(name: str, **more: Any) -> dict[str, Any]:
 
 def near(count: int, total: int, share: float) -> bool:
     """Within four standard deviations; the seed is fixed."""
-    return abs(count - total * share) <= 4 * (total * share * (1 - share)) ** 0.5
+    return abs(count - total * share) <= 4 * math.sqrt(total * share * (1 - share))
 
 
 def test_requests_are_shared_out_by_weight(site: Site) -> None:
@@ -234,8 +235,7 @@ def test_a_route_of_another_namespace_is_taken_where_the_listener_allows_it(site
 
 def test_a_gateway_that_goes_leaves_its_port(site: Site) -> None:
     gateways = f"{GROUP}/namespaces/default/gateways"
-    listener = {"name": "http", "protocol": "HTTP", "port": 8000}
-    spec = {"gatewayClassName": "nighttrain-router", "listeners": [listener]}
+    spec = {"gatewayClassName": "nighttrain-router", "listeners": [LISTENER]}
     site.post(gateways, {"metadata": {"name": "passing"}, "spec": spec})
     url = site.url("passing")
     assert httpx.get(url).status_code == 404
@@ -249,6 +249,31 @@ def test_a_gateway_that_goes_leaves_its_port(site: Site) -> None:
         return False
 
     until(refused)
+
+
+def test_a_restart_keeps_the_gateways_address(tmp_path: Path) -> None:
+    with EmbeddedCluster(state=tmp_path / "state", serving=Serving()) as cluster:
+        before = Site(cluster)
+        before.url()
+        # Between the two is an address that is free afterwards: asked for anew, they would move up.
+        services = "/api/v1/namespaces/default/services"
+        before.post(services, {"metadata": {"name": "gone"}, "spec": {"ports": [{"port": 8080}]}})
+        spec = {"gatewayClassName": "nighttrain-router", "listeners": [LISTENER]}
+        before.post(f"{GROUP}/namespaces/default/gateways", {"metadata": {"name": "second"}, "spec": spec})
+        url = before.url("second")
+        before.http.delete(f"{services}/gone").raise_for_status()
+        before.http.close()
+        cluster.restart()
+        after = Site(cluster)
+        assert after.url("second") == url
+        until(lambda: _answers(url))
+        after.http.close()
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.ConnectError):
+        return httpx.get(url).status_code == 404
+    return False
 
 
 def test_a_pod_that_is_killed_under_a_request(site: Site) -> None:
@@ -433,6 +458,18 @@ async def test_an_answer_before_the_end_of_the_request_is_passed_on() -> None:
         front.writer.write(b"POST / HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % size)
         front.writer.write(bytes(size))
         assert (await front.head()).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_server_that_dies_in_the_middle_of_a_request_is_a_bad_gateway() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.abort()
+
+    size = 8 * 1024 * 1024
+    async with asyncio.timeout(20), Front(answer) as front:
+        front.writer.write(b"POST / HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % size)
+        front.writer.write(bytes(size))
+        assert (await front.head()).startswith(b"HTTP/1.1 502 ")
 
 
 async def test_a_client_that_goes_ends_its_request_at_the_server() -> None:

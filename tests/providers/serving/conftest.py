@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
-from nighttrain.providers.registry.artifacts import manifest_of_directory
-from nighttrain.providers.serving.spec import ServingSpec
+from helpers.fake_serving import IMAGE, FakeStore, fake_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-FAKE_IMAGE = Path(__file__).parent / "fake_image"
-MODEL = "airline-delay"
-
-
-@dataclass(frozen=True)
-class FakeStore:
-    """Model versions as folders."""
-
-    path: Path
-
-    def add(self, version: str, text: str | None = None) -> str:
-        """Write a version whose server answers ``text``; the digest of its files."""
-        folder = self.path / MODEL / version
-        (folder / "code").mkdir(parents=True)
-        (folder / "MLmodel").write_text("flavors: {}\n")
-        (folder / "model.txt").write_text(text or f"version {version}")
-        (folder / "code" / "änder.py").write_text(f"VERSION = {version}\n")
-        return manifest_of_directory(folder).digest
+    from nighttrain.providers.serving.spec import ServingSpec
 
 
 @pytest.fixture
@@ -43,28 +24,10 @@ def store(tmp_path: Path) -> FakeStore:
 @pytest.fixture
 def serving_spec(store: FakeStore) -> Callable[..., ServingSpec]:
     """A valid spec; any field may be given."""
-
-    def make(version: str = "1", **given: Any) -> ServingSpec:
-        fields: dict[str, Any] = {
-            "endpoint": "delay",
-            "namespace": "default",
-            "image": "model-server:1",
-            "model_name": MODEL,
-            "version": version,
-            "artifact_digest": "0" * 64,
-            "tracking_uri": "http://mlflow.mlops.svc:5000",
-            "env_vars": {"FAKE_STORE": str(store.path)},
-            # Tests wait for the end of pods: nobody needs a moment to stop sending.
-            "drain_seconds": 0.2,
-            "termination_grace_period": 5,
-            "startup_timeout_seconds": 60,
-        }
-        return ServingSpec(**(fields | given))
-
-    return make
+    return partial(fake_spec, store)
 
 
 @pytest.fixture
 def image() -> str:
     """For the embedded cluster's image table."""
-    return f"{sys.executable}:{FAKE_IMAGE}"
+    return IMAGE

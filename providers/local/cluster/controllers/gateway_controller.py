@@ -237,27 +237,23 @@ class GatewayController(Controller):
             for each in gateway["spec"]["listeners"]
             if (why := self._listen(gateway, each, host))
         }
+        accepted, resolved = ("Accepted", True, "Accepted", ""), ("ResolvedRefs", True, "ResolvedRefs", "")
         kinds = [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute"}]
-        listeners = [
-            {
+        listeners = []
+        for each in gateway["spec"]["listeners"]:
+            conditions = [accepted, resolved, _programmed(failed.get(each["name"], ""))]
+            told = self._conditions(gateway, conditions)
+            count = len(attached[_place(gateway, each)])
+            made = {
                 "name": each["name"],
-                "attachedRoutes": len(attached[_place(gateway, each)]),
+                "attachedRoutes": count,
                 "supportedKinds": kinds,
-                "conditions": self._conditions(
-                    gateway,
-                    [
-                        ("Accepted", True, "Accepted", ""),
-                        ("ResolvedRefs", True, "ResolvedRefs", ""),
-                        _programmed(failed.get(each["name"], "")),
-                    ],
-                ),
+                "conditions": told,
             }
-            for each in gateway["spec"]["listeners"]
-        ]
-        all_of_it = _programmed("; ".join(failed.values()))
-        conditions = self._conditions(gateway, [("Accepted", True, "Accepted", ""), all_of_it])
+            listeners.append(made)
+        whole = self._conditions(gateway, [accepted, _programmed("; ".join(failed.values()))])
         addresses = [{"type": "IPAddress", "value": host}]
-        status = {"addresses": addresses, "conditions": conditions, "listeners": listeners}
+        status = {"addresses": addresses, "conditions": whole, "listeners": listeners}
         write_status(self.store, self._types["Gateway"], gateway, status)
 
     def _listen(self, gateway: Object, listener: Object, host: str) -> str:
@@ -287,16 +283,10 @@ class GatewayController(Controller):
             self._network.services.give_back(self._hosts.pop(uid))
 
     def _conditions(self, obj: Object, found: list[tuple[str, bool, str, str]]) -> list[Object]:
-        now, generation = timestamp(self.store.clock()), obj["metadata"].get("generation", 1)
+        generation = obj["metadata"].get("generation", 1)
+        known = {"observedGeneration": generation, "lastTransitionTime": timestamp(self.store.clock())}
         return [
-            {
-                "type": type_,
-                "status": str(holds),
-                "reason": reason,
-                "message": message,
-                "observedGeneration": generation,
-                "lastTransitionTime": now,
-            }
+            {"type": type_, "status": str(holds), "reason": reason, "message": message, **known}
             for type_, holds, reason, message in found
         ]
 

@@ -235,6 +235,7 @@ class ReplicaShares:
         """
         objects = await self._read(target)
         if is_marked_stable(target, objects):
+            await self._changes.settle(objects.candidate)
             return
         if asked_percent(target, objects.service) != 100:
             raise RolloutFailedError(f"version {target.candidate} does not have 100 percent of the requests")

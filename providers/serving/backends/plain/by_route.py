@@ -245,6 +245,7 @@ class GatewayRoutes:
         if route is None or objects.service is None:
             raise RolloutFailedError(f"somebody deleted HTTPRoute or Service {target.endpoint}")
         if is_marked_stable(target, objects):
+            await self._changes.settle(objects.candidate)
             # The endpoint's Service takes over from the version's own once it has its pods.
             if _has_only(target, objects, objects.service):
                 await self._rest(target, route, objects.service, seen, fence)

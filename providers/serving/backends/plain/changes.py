@@ -16,9 +16,11 @@ from nighttrain.providers.serving.backends.plain.objects import (
     FULL_REPLICAS,
     HEALTH_PATH,
     KEPT_REPLICAS,
+    OF_A_ROLLOUT,
     annotations_of,
     fence_of,
     fence_text,
+    is_settled,
     stable_is_ready,
 )
 from nighttrain.providers.serving.backends.plain.version_services import ensure_version_service
@@ -233,7 +235,13 @@ class Changes:
             FENCE_ANNOTATION: fence_text(target, fence),
         }
         await self._client.patch(SERVICES, target.namespace, target.endpoint, body)
-        await self._deployments.settle(objects.candidate)
+        await self.settle(objects.candidate)
+
+    async def settle(self, deployment: Json | None) -> None:
+        """Have the candidate's Deployment forget the rollout, where a process ended before it did."""
+        if deployment is not None and not is_settled(deployment):
+            held, settled = metadata(deployment), {"metadata": {"annotations": dict.fromkeys(OF_A_ROLLOUT)}}
+            await self._client.patch(DEPLOYMENTS, held["namespace"], held["name"], settled)
 
     async def take_down(self, target: Target, objects: Objects, fence: int) -> None:
         """Remove the candidate some time after its requests; what was scaled down for it returns.
@@ -247,12 +255,14 @@ class Changes:
         await self._deployments.revert(target.endpoint, target.namespace, target.candidate)
         kept = target.names.get(KEPT_REPLICAS)
         found = await self._deployments.deployment(target.endpoint, target.namespace, target.candidate)
-        if found is not None and kept is not None and str(desired_replicas(found)) != kept:
-            await self.scale(found, int(kept))
+        if found is not None:
+            wanted = int(kept) if kept is not None else desired_replicas(found)
+            if wanted != desired_replicas(found) or SHARE_REPLICAS_ANNOTATION in annotations_of(found):
+                await self.scale(found, wanted, {SHARE_REPLICAS_ANNOTATION: None})
         for other in await self.others(target):
-            size = annotations_of(other).get(SCALED_DOWN_ANNOTATION, "")
-            if size.isdecimal():
-                replicas = desired_replicas(other) or int(size)
+            before = annotations_of(other).get(SCALED_DOWN_ANNOTATION, "")
+            if before.isdecimal():
+                replicas = desired_replicas(other) or int(before)
                 await self.scale(other, replicas, {SCALED_DOWN_ANNOTATION: None})
         service = await self._deployments.service(target.endpoint, target.namespace)
         if service is not None and _MARKS & annotations_of(service).keys():

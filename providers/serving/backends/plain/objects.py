@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
     from nighttrain.providers.serving.backends.traffic import Target
 
+# What a version's Deployment remembers of a rollout until that is over.
+OF_A_ROLLOUT = frozenset({REPLACED_ANNOTATION, SCALED_UP_ANNOTATION, SHARE_REPLICAS_ANNOTATION})
+
 SLICE_SERVICE_LABEL = "kubernetes.io/service-name"
 
 # Where nothing exists there is nothing that a process which comes too late could change: whatever was decided
@@ -151,16 +154,20 @@ def is_marked_stable(target: Target, objects: Objects) -> bool:
     return held.get(STABLE_ANNOTATION) == target.candidate and CANDIDATE_ANNOTATION not in held
 
 
+def is_settled(deployment: Json | None) -> bool:
+    """True if a version's Deployment remembers nothing of a rollout: the next would take it for its own."""
+    return not OF_A_ROLLOUT & annotations_of(deployment).keys()
+
+
 def nothing_is_left(target: Target, objects: Objects) -> bool:
     """True if the candidate is gone with its pods, or is again the version before that it had been."""
     held = annotations_of(objects.service)
     if CANDIDATE_ANNOTATION in held or PERCENT_ANNOTATION in held or SHARE_REPLICAS_ANNOTATION in held:
         return False
     if held.get(PREVIOUS_ANNOTATION) == target.candidate:
-        changed = {REPLACED_ANNOTATION, SCALED_UP_ANNOTATION} & annotations_of(objects.candidate).keys()
         kept = target.names.get(KEPT_REPLICAS)
         size = desired_replicas(objects.candidate) if objects.candidate else None
-        return not changed and (size is None or kept is None or str(size) == kept)
+        return is_settled(objects.candidate) and (size is None or kept is None or str(size) == kept)
     return objects.candidate is None and not objects.pods_of(target.candidate)
 
 

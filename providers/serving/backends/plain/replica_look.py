@@ -14,6 +14,7 @@ from nighttrain.providers.serving.backends.plain.objects import (
     candidate_readiness,
     fence_of,
     is_marked_stable,
+    is_settled,
     nothing_is_left,
     percent_of,
     stable_is_ready,
@@ -42,7 +43,11 @@ def look_at_replicas(target: Target, objects: Objects) -> Look:
         asked_percent=asked_percent(target, service),
         routed_percent=routed,
         unseen=unseen,
-        promoted=is_marked_stable(target, objects) and own and readiness.ready and routed == 100,
+        promoted=is_marked_stable(target, objects)
+        and own
+        and readiness.ready
+        and routed == 100
+        and is_settled(objects.candidate),
         undone=_is_undone(target, objects, stable_ready=stable_ready, routed=routed),
         fence=fence_of(target, there) if there else NOTHING_THERE,
         strayed=strayed_service(target, service, selector_for(target, percent_of(service) or 0)),

@@ -14,6 +14,7 @@ from nighttrain.providers.serving.backends.plain.objects import (
     candidate_readiness,
     fence_of,
     is_marked_stable,
+    is_settled,
     mirror_of,
     nothing_is_left,
     percent_of,
@@ -66,7 +67,11 @@ def look_at_route(target: Target, objects: Objects, route: Json | None, settings
         routed_percent=float(asked or 0) if seen else None,
         unseen=unseen,
         mirrored_percent=split.mirrored if split else 0,
-        promoted=promoted and at_rest and unseen is None and readiness.ready,
+        promoted=promoted
+        and at_rest
+        and unseen is None
+        and readiness.ready
+        and is_settled(objects.candidate),
         undone=_is_undone(target, objects, route, settled=at_rest and seen, stable_ready=stable_ready),
         fence=max((fence_of(target, each) for each in there), default=NOTHING_THERE),
         strayed=_strayed(target, objects, route, split),

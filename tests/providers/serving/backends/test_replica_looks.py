@@ -85,6 +85,20 @@ def test_the_share_is_that_of_the_ready_endpoints_and_never_the_asked_one(shared
     assert (look.promoted, look.undone, look.stable_ready, look.readiness.ready) == (False, False, True, True)
 
 
+@pytest.mark.parametrize("mark", [None, "candidate-replicas", "replaced", "scaled-up"])
+def test_promoted_is_what_remembers_nothing_of_the_rollout(shared: Objects, mark: str | None) -> None:
+    """A process that ended right after the switch left the mark: the next one takes it away first."""
+    service, candidate = shared.service, shared.candidate
+    assert service is not None
+    assert candidate is not None
+    service["metadata"]["annotations"] = {P + "stable-version": "2", P + "previous-version": "1"}
+    service["spec"]["selector"] = version_labels("delay", "2")
+    if mark:
+        candidate["metadata"]["annotations"][P + mark] = "1"
+    look = look_at_replicas(TARGET, replace(shared, slices=[endpoint_slice("x")]))
+    assert look.promoted == (mark is None)
+
+
 def test_while_slices_and_pods_differ_no_share_is_reported(shared: Objects) -> None:
     look = look_at_replicas(TARGET, replace(shared, slices=[endpoint_slice("a", "b", "c", lost=("x",))]))
     assert look.routed_percent is None

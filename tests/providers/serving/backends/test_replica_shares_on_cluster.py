@@ -21,7 +21,7 @@ from nighttrain.providers.serving.backends.kubernetes_deployment import Kubernet
 from nighttrain.providers.serving.backends.manifests import version_labels
 from nighttrain.providers.serving.backends.plain.by_replicas import ReplicaShares
 from nighttrain.providers.serving.rollout import Rollout
-from nighttrain.providers.serving.spec import ServingSpec
+from nighttrain.providers.serving.spec import SHARE_REPLICAS_ANNOTATION, ServingSpec
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
@@ -242,6 +242,8 @@ async def test_an_autoscaler_has_the_say_about_the_stable_version(
     await hand.traffic(target, 100)
     await hand.promote(target)
     assert await replicas(client) == {"delay-v1": 3, "delay-v2": 3}
+    promoted = await client.get(DEPLOYMENTS, NAMESPACE, "delay-v2")
+    assert SHARE_REPLICAS_ANNOTATION not in promoted["metadata"]["annotations"], "the next rollout's own"
 
 
 async def test_pods_that_only_a_share_needed_go_with_the_promotion(
@@ -273,6 +275,7 @@ async def test_a_version_that_was_kept_is_a_candidate_again_and_kept_when_that_i
     assert await replicas(client) == {"delay-v1": 2, "delay-v2": 2}
     after = await client.get(DEPLOYMENTS, NAMESPACE, "delay-v1")
     assert after["spec"] == before["spec"]
+    assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
 
 

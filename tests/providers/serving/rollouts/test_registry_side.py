@@ -105,9 +105,30 @@ async def test_an_undone_version_gives_alias_and_stage_back_to_who_held_them(
     end = await roll_out(registry, world, spec, Names(alias="champion", stage="Production"))
     assert end.phase is Phase.UNDONE
     assert await held(registry, name) == ({"champion": "1"}, {"1": "Production", "2": "None"})
-    last = [entry for entry in await entries(registry, name) if entry.kind is not Kind.DONE]
-    assert [entry.kind for entry in last[-2:]] == [Kind.ROLLBACK, Kind.ROLLOUT]
-    assert "rollout on delay undone" in last[-2].reason
+    (back,) = [entry for entry in await entries(registry, name) if entry.kind is Kind.ROLLBACK]
+    assert "rollout on delay undone" in back.reason
+    assert (await entries(registry, name))[-1].reason.startswith("undone: version 1 serves")
+
+
+@pytest.mark.parametrize(("errors", "in_production"), [(0.0, "2"), (1.0, "1")])
+async def test_a_stage_that_somebody_moved_alone_goes_alone(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+    errors: float,
+    in_production: str,
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1, stage="Production")
+    await promote(registry, name, 2, alias=None, stage="Production")
+    world.versions["2"] = Version(errors=errors)
+    spec = serving_spec("2", model_name=name)
+    await roll_out(registry, world, spec, Names(alias="champion", stage="Production"))
+    aliases, stages = await held(registry, name)
+    assert aliases == {"champion": "1"}
+    assert [version for version, stage in stages.items() if stage == "Production"] == [in_production]
+    assert world.stable == in_production
 
 
 async def test_the_series_and_the_picture_are_in_the_rollouts_run(

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.simulated_serving import Version, World
-from nighttrain.providers.errors import ConfigurationError, RolloutFailedError, RolloutUnderWayError
-from nighttrain.providers.serving.analysis.metrics import Analysis, WhenInconclusive
+from nighttrain.providers.errors import (
+    ClusterRequestError,
+    ConfigurationError,
+    RolloutFailedError,
+    RolloutUnderWayError,
+)
+from nighttrain.providers.serving.analysis.metrics import Analysis, Kind, Metric, WhenInconclusive
 from nighttrain.providers.serving.rollouts.state import Order, Phase, State
 from nighttrain.providers.serving.strategy import Approval, Shadow, Strategy, Weight, blue_green, canary
 
@@ -73,6 +78,20 @@ async def test_a_bad_version_is_undone_at_its_first_share(rollouts: Rollouts, wo
     undone = next(event.at for event in end.events if event.text.startswith("undoing"))
     assert undone - held <= 2 * ERRORS.interval_seconds + 5
     assert world.exposed <= 0.15 * world.requests_a_second * (undone - held)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_the_first_version_has_nobody_to_disagree_with(
+    rollouts: Rollouts, world: World, alone: bool
+) -> None:
+    world.stable = None
+    world.versions = {"2": Version()}
+    disagreement = Metric(name="disagreement", kind=Kind.DISAGREEMENT, source={"type": "traffic"})
+    metrics = (disagreement,) if alone else (*ERRORS.metrics, disagreement)
+    strategy = replace(CANARY, analysis=replace(ERRORS, metrics=metrics))
+    end = await rollouts.run(strategy=strategy)
+    assert end.phase is Phase.PROMOTED
+    assert [each.metric for each in end.judgements] == ([] if alone else ["errors"])
 
 
 async def test_what_never_becomes_ready_gets_nothing(rollouts: Rollouts, world: World) -> None:
@@ -149,7 +168,7 @@ async def until(rollouts: Rollouts, world: World, phase: Phase, version: str = "
     async def leave(seconds: float) -> None:
         await World.sleep(world, seconds)
         state = await engine.status("delay", "default")
-        if state and state.phase is phase:
+        if state and state.phase is phase and (phase is not Phase.HOLDING or state.applied == state.fence):
             raise Left
 
     engine._sleep = leave
@@ -322,3 +341,62 @@ async def test_a_finished_rollout_is_found_by_its_task_until_it_was_told(
     anew = await rollouts.begin()
     assert anew is not None
     assert anew.phase is Phase.STARTING
+
+
+async def test_a_bad_version_is_undone_while_mlflow_is_away_and_the_alias_follows(
+    rollouts: Rollouts, world: World
+) -> None:
+    world.holders["champion"] = "2"
+    assert await rollouts.begin()
+    await until(rollouts, world, Phase.HOLDING)
+    world.registry_down, world.versions["2"].errors = True, 1.0
+    gone = world.now
+    engine = rollouts.engine()
+
+    async def comes_back_in_an_hour(seconds: float) -> None:
+        await World.sleep(world, seconds)
+        if world.now > gone + 3600:
+            world.registry_down = False
+
+    engine._sleep = comes_back_in_an_hour
+    end = await engine.drive("delay", "default", tell=rollouts.told.append)
+    assert end.phase is Phase.UNDONE
+    requests_left = next(at for at, share in world.history if at > gone and share == 0)
+    assert requests_left < gone + 3 * ERRORS.interval_seconds
+    assert world.holders["champion"] == "1"
+    assert len({note.rsplit(" (", 1)[1] for note in world.notes}) == len(world.notes)
+
+
+async def test_another_hand_that_is_always_faster_stops_the_rollout(rollouts: Rollouts, world: World) -> None:
+    assert await rollouts.begin()
+    engine = rollouts.engine()
+
+    async def is_put_back_at_once(seconds: float) -> None:
+        await World.sleep(world, seconds)
+        if world.asked == 10:
+            world.change_route(0, 0, world.fence)
+
+    engine._sleep = is_put_back_at_once
+    spec = rollouts.make_spec("2")
+    end = await engine.drive("delay", "default", spec=spec, tell=rollouts.told.append)
+    assert end.phase is Phase.STOPPED
+    assert "as often as it is set" in end.reason
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_cluster_that_is_busy_for_long_is_waited_for(
+    rollouts: Rollouts, world: World, status: int
+) -> None:
+    await rollouts.begin()
+    world.failure = ClusterRequestError("try again later", status=status)
+    world.cluster_down_until = world.now + 30  # half of what the candidate has for its start
+    assert (await rollouts.drive()).phase is Phase.PROMOTED
+    assert [line for line in rollouts.told if "waiting" in line] == ["delay: waiting: try again later"]
+
+
+async def test_what_the_cluster_refuses_is_not_waited_for(rollouts: Rollouts, world: World) -> None:
+    await rollouts.begin()
+    world.failure = ClusterRequestError("not like this", status=400)
+    world.cluster_down_until = world.now + 120
+    with pytest.raises(ClusterRequestError):
+        await rollouts.drive()

@@ -25,8 +25,8 @@ GOLDEN_HEADER = "x-nighttrain-golden"
 # takes longer than this is not waited for any more; the next is sent beside it.
 PATIENCE_SECONDS = 0.5
 
-# No golden request is sent after so long, or after the analysis' interval if that is shorter: the rollout looks
-# at nothing else meanwhile, and what other metrics have found by then waits.
+# No golden request is sent after so long, or after the analysis' interval if that is shorter: the rollout
+# looks at nothing else meanwhile, and what other metrics have found by then waits.
 SENDING_SECONDS = 20.0
 
 
