@@ -48,8 +48,13 @@ PIPELINE = "tests/pipeline/"
 OWN_AIRFLOW = "tests/pipeline/test_demo.py"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes longest comes first, so that the processes of ``./run test`` end at about the same time."""
+    if not config.getoption("--thorough"):
+        left_out = pytest.mark.skip(reason="takes minutes: --thorough runs it")
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(left_out)
     items.sort(key=lambda item: not item.nodeid.startswith(PIPELINE))
 
 

@@ -89,6 +89,7 @@ def strategy(expected: str) -> Strategy:
     )
 
 
+@pytest.mark.thorough
 async def test_good_versions_are_promoted_and_a_wrong_one_is_undone(
     store: Any, client: ClusterClient, serving_spec: Callable[..., ServingSpec]
 ) -> None:

@@ -512,6 +512,7 @@ class Dying:
         return write
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["replicas", "route"])
 @pytest.mark.parametrize("end", list(ENDS))

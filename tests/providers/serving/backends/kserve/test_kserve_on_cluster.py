@@ -472,6 +472,7 @@ class Dying:
         return write
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["Standard", "Knative"])
 @pytest.mark.parametrize("order", [None, Order.ABORT])
