@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -157,7 +158,7 @@ def test_a_worse_night_stops_at_the_gate(
     seen = {name: entry.value for name, entry in evaluation.metadata.items()}
     assert seen["verdict"] == "rejected"
     assert (seen["candidate_version"], seen["champion_version"]) == ("2", "1")
-    assert "mae &lt;= champion.mae" in seen["evidence"]
+    assert "mae <= champion.mae" in html.unescape(seen["evidence"])
     by_rule = {item["rule"]: item for item in seen["measurements"]}
     worse = by_rule["mae <= champion.mae"]
     assert worse["verdict"] == "rejected"

@@ -20,7 +20,7 @@ from nighttrain.operators.training import EvaluateModelOperator, TrainingJobOper
 from nighttrain.providers.kubernetes.job.checked import check_workload
 from nighttrain.providers.kubernetes.job.job_manifest import build_job
 from nighttrain.providers.texts import as_texts
-from nighttrain.sensors.registry import ModelStageSensor
+from nighttrain.sensors.registry import ModelAliasSensor
 
 DAY = "{{ ds_nodash }}"
 CONTEXT: dict[str, Any] = {
@@ -213,6 +213,6 @@ def test_numbers_are_text_for_the_registry_and_for_serving(kind: Any, fields: di
 
 
 def test_numbers_are_text_for_a_sensor() -> None:
-    sensor = rendered(ModelStageSensor, model_name=DAY, stage=DAY, version=DAY)
+    sensor = rendered(ModelAliasSensor, model_name=DAY, alias=DAY, version=DAY)
     condition = sensor._condition()
     assert (condition.model_name, condition.key, condition.version) == ("20130105",) * 3

@@ -160,11 +160,12 @@ async def test_a_hundred_sensors_and_watchers_share_one_poll(registry: FakeRegis
     for _ in range(2):
         registry.version("m")
     sensors = [asyncio.create_task(first_event(trigger)) for trigger in waiting(100, "2")]
-    async with Triggerer(watch(alias="champion"), AssetStore()):
+    async with Triggerer(watch(alias="champion"), AssetStore()) as triggerer:
         await until_async(lambda: len(registry.asked) >= 5)
         assert set(registry.asked) == {MODELS}
         registry.alias("m", "champion", 2)
         await asyncio.gather(*sensors)
+        await triggerer.until(lambda events: len(events) == 1)
     assert [sensor.result() for sensor in sensors] == [{"model_name": "m", "version": "2"}] * 100
     polls = len(registry.asked)
     await asyncio.sleep(5 * POLL)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nighttrain.providers.serving.analysis.metrics import INTERVAL_SECONDS
 from nighttrain.providers.serving.analysis.sources.base import Window
 from nighttrain.providers.serving.backends.traffic import Address, Addresses
 
@@ -34,7 +35,8 @@ def window() -> Callable[..., Window]:
             "candidate": "2",
             "stable": "1",
             "at": 1_000_000.0,
-            "seconds": 0.0,
+            "seconds": INTERVAL_SECONDS,
+            "interval_seconds": INTERVAL_SECONDS,
             "addresses": Addresses(route=Address(url="http://nobody"), stable=stable, candidate=candidate),
             "golden": golden,
         }

@@ -163,7 +163,7 @@ async def test_nothing_serves_beside_the_candidate(window: Make, servers: Any) -
 async def test_time_is_compared_with_the_stable_versions_earlier_quantile(window: Make, servers: Any) -> None:
     stable, candidate = servers(ways=(0.05, 0.05, 0.05, 0.1)), servers(ways=(0.11,))
     probe = measured(window, Kind.LATENCY, candidate, stable, quantile=0.75, increase=0.5)
-    sample = await probe.baseline()
+    sample = await probe.after()
     assert (sample.candidate, sample.stable, sample.error) == (None, None, None)
     tau = probe.memory["tau"]
     assert 0.05 < tau < 0.1
@@ -181,7 +181,7 @@ async def test_time_is_compared_with_the_stable_versions_earlier_quantile(window
 async def test_what_fails_at_once_is_not_fast_and_what_hangs_is_slow(window: Make, servers: Any) -> None:
     candidate, stable = servers(), servers()
     probe = measured(window, Kind.LATENCY, candidate, stable, quantile=0.5, requests_per_interval=4)
-    await probe.baseline()
+    await probe.after()
     probe.memory = {**probe.memory, "tau": 0.4}
     candidate.ways, candidate.asked = ("500", "hang", "answer", "answer"), []
     sample = await probe.after()
@@ -213,7 +213,7 @@ async def test_the_bins_of_a_distance_are_fixed_by_the_stable_versions_first_ans
 ) -> None:
     candidate, stable = servers(predict=lambda asked: [asked + 100.0]), servers(predict=lambda asked: [asked])
     comparison = measured(window, Kind.DISTANCE, candidate, stable)
-    sample = await comparison.baseline()
+    sample = await comparison.after()
     assert (sample.candidate_bins, sample.stable_bins, sample.error) == ((), (), None)
     bins = comparison.memory["bins"]
     sample = await comparison.after()
@@ -228,7 +228,7 @@ async def test_classes_are_bins_too(window: Make, servers: Any) -> None:
     candidate = servers(predict=lambda asked: ["late", "cancelled", True][asked % 3])
     stable = servers(predict=lambda asked: "late" if asked < 4 else "on time")
     comparison = measured(window, Kind.DISTANCE, candidate, stable)
-    await comparison.baseline()
+    await comparison.after()
     assert comparison.memory["bins"] == ["late", "on time"]
     sample = await comparison.after()
     assert (sample.candidate_bins, sample.stable_bins) == ((4, 0, 6), (4, 6, 0))
