@@ -33,6 +33,7 @@ from nighttrain.providers.serving.backends.traffic import (
     Target,
     Weights,
 )
+from nighttrain.providers.serving.rollouts.state import Holders
 
 if TYPE_CHECKING:
     from nighttrain.providers.serving.analysis.metrics import Metric
@@ -284,9 +285,9 @@ class MemoryRegistrar:
         if self.world.registry_down:
             raise TrackingUnreachableError("MLflow does not answer")
 
-    async def holder(self, model_name: str, names: Names) -> str:
+    async def holders(self, model_name: str, names: Names) -> Holders:
         self._begins()
-        return self.world.holders.get(str(names.alias), "")
+        return Holders(alias=self.world.holders.get(str(names.alias), ""))
 
     async def move(self, state: State) -> None:
         self._begins()

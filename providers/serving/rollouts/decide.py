@@ -69,7 +69,8 @@ class Seen:
     :param samples: new measurements
     :param memory: what the sources want to remember, by metric
     :param asked: the newest order of a person
-    :param holds_names: alias and stage are the candidate's; ``None`` where nobody knows
+    :param holds_names: alias and stage are the candidate's, or on the way back one of them is still; ``None``
+        where nobody knows
     :param warmed: the candidate answered its golden requests; a text says why it did not
     """
 

@@ -30,6 +30,7 @@ from nighttrain.providers.serving.rollouts.route_answers import RouteAnswers
 from nighttrain.providers.serving.rollouts.state import (
     HELD,
     UNDER_WAY_BACK,
+    Holders,
     Names,
     Order,
     Phase,
@@ -184,8 +185,11 @@ class RolloutEngine:
         target = replace(await self._backend.begin(spec), shares=strategy.shares)
         if target.stable == spec.version:
             return None
-        names = await self._names(spec, names)
-        holder = await self._registrar.holder(spec.model_name, names) if names else ""
+        holders = await self._registrar.holders(spec.model_name, names) if names else Holders()
+        if holders.stage == spec.version and holders.alias not in (None, spec.version):
+            # Somebody moved the stage alone: the alias is another's, and an undone rollout gives back the
+            # one thing that was moved.
+            names, holders = replace(names, alias=None), replace(holders, alias=None)
         now = self._clock()
         state = State(
             rollout_id=rollout_id,
@@ -197,23 +201,12 @@ class RolloutEngine:
             since=now,
             setting=self._setting,
             startup_seconds=spec.startup_timeout_seconds,
-            moved=bool(names) and holder == spec.version,
-            replaces=holder if names.alias and holder != spec.version else None,
+            moved=holders.hold_all(spec.version),
+            replaces=None if holders.alias == spec.version else holders.alias,
         )
         beside = f", beside version {target.stable}" if target.stable else ""
         text = f"rollout of version {spec.version} on {spec.endpoint} begins{beside}"
         return (await self._store.begin(state.entering(Phase.STARTING, now, text), kept)).state
-
-    async def _names(self, spec: ServingSpec, names: Names) -> Names:
-        """What the rollout moves: the stage alone where somebody moved that alone to the candidate.
-
-        Then the alias is another's, and stays: an undone rollout has one thing to give back.
-        """
-        if names.alias is None or names.stage is None:
-            return names
-        alone = Names(stage=names.stage)
-        holders = [await self._registrar.holder(spec.model_name, each) for each in (names, alone)]
-        return alone if holders == ["", spec.version] else names
 
     def _check_metrics(self, strategy: Strategy) -> None:
         for number, metric in enumerate(strategy.analysis.metrics if strategy.analysis else ()):
@@ -238,8 +231,10 @@ class RolloutEngine:
     async def _may_be_superseded(self, state: State, actor: str) -> bool:
         if state.phase in HELD or state.paused or state.actor == actor:
             return True
-        holder = await self._registrar.holder(state.target.model_name, state.names) if state.moved else ""
-        return state.moved and holder != state.target.candidate
+        if not state.moved:
+            return False
+        holders = await self._registrar.holders(state.target.model_name, state.names)
+        return not holders.hold_all(state.target.candidate)
 
     async def drive(
         self,
@@ -375,12 +370,16 @@ class RolloutEngine:
         return replace(seen, samples=samples, memory=memory), samples
 
     async def _holds_names(self, state: State) -> bool | None:
-        """Whether alias and stage are the candidate's. Without MLflow nobody knows: the analysis goes on."""
+        """Whether alias and stage are the candidate's; on the way back, whether one of them is still.
+
+        Without MLflow nobody knows: the analysis goes on.
+        """
         try:
-            holder = await self._registrar.holder(state.target.model_name, state.names)
+            holders = await self._registrar.holders(state.target.model_name, state.names)
         except TrackingUnreachableError:
             return None
-        return holder == state.target.candidate
+        on_the_way_back = state.phase in UNDER_WAY_BACK
+        return (holders.hold_any if on_the_way_back else holders.hold_all)(state.target.candidate)
 
     @staticmethod
     def _names_seconds(state: State) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from nighttrain.providers.errors import ModelVersionNotFoundError, NothingToUndoError
 from nighttrain.providers.registry.history.entries import Kind
 from nighttrain.providers.registry.promotion import Author, note, promote, roll_back
+from nighttrain.providers.serving.rollouts.state import Holders
 
 if TYPE_CHECKING:
     from nighttrain.providers.registry.models import ModelRegistry
@@ -19,14 +20,12 @@ class MLflowRegistrar:
     def __init__(self, registry: ModelRegistry) -> None:
         self._registry = registry
 
-    async def holder(self, model_name: str, names: Names) -> str:
-        """The version that holds alias and stage; empty for none, or where two versions hold one each."""
-        holders = set()
-        if names.alias is not None:
-            holders.add(await self._holds_alias(model_name, names.alias))
-        if names.stage is not None:
-            holders.add(await self._is_in_stage(model_name, names.stage))
-        return holders.pop() if len(holders) == 1 else ""
+    async def holders(self, model_name: str, names: Names) -> Holders:
+        """The versions that hold alias and stage."""
+        return Holders(
+            alias=await self._holds_alias(model_name, names.alias) if names.alias is not None else None,
+            stage=await self._is_in_stage(model_name, names.stage) if names.stage is not None else None,
+        )
 
     async def _holds_alias(self, model_name: str, alias: str) -> str:
         try:

@@ -112,6 +112,26 @@ class Names:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Holders:
+    """The versions that hold a rollout's names.
+
+    :param alias: who holds the alias, empty for nobody; ``None`` where the rollout moves none
+    :param stage: the same of the stage
+    """
+
+    alias: str | None = None
+    stage: str | None = None
+
+    def hold_all(self, version: str) -> bool:
+        """True if the version holds every name that there is, and there is one."""
+        return {self.alias, self.stage} - {None} == {version}
+
+    def hold_any(self, version: str) -> bool:
+        """True if the version holds one of them."""
+        return version in (self.alias, self.stage)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """One line of what happened, for people and for the model's history.
 

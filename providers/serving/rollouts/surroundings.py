@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from nighttrain.providers.serving.analysis.metrics import Metric
     from nighttrain.providers.serving.analysis.values import Sample
     from nighttrain.providers.serving.backends.traffic import Addresses
-    from nighttrain.providers.serving.rollouts.state import Event, Names, State
+    from nighttrain.providers.serving.rollouts.state import Event, Holders, Names, State
 
 
 class Registrar(Protocol):
     """The registry's part of a rollout."""
 
-    async def holder(self, model_name: str, names: Names) -> str:
-        """The version that holds alias and stage; empty for none, or where two versions hold one each."""
+    async def holders(self, model_name: str, names: Names) -> Holders:
+        """The versions that hold alias and stage."""
         ...
 
     async def move(self, state: State) -> None:

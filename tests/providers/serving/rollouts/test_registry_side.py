@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
@@ -45,6 +45,7 @@ async def roll_out(
     names: Names,
     *,
     tracking: MLflowClient | None = None,
+    in_between: Callable[[], Awaitable[None]] | None = None,
 ) -> State:
     engine = RolloutEngine(
         SimulatedBackend(world),
@@ -62,6 +63,11 @@ async def roll_out(
         spec, CANARY, rollout_id="deploy/night-1@1", actor="airflow:deploy", names=names, tell=told.append
     )
     assert begun is not None
+    if in_between:
+        await engine.drive(
+            spec.endpoint, spec.namespace, spec=spec, until=lambda state: state.moved, tell=told.append
+        )
+        await in_between()
     return await engine.drive(spec.endpoint, spec.namespace, spec=spec, tell=told.append)
 
 
@@ -108,6 +114,50 @@ async def test_an_undone_version_gives_alias_and_stage_back_to_who_held_them(
     (back,) = [entry for entry in await entries(registry, name) if entry.kind is Kind.ROLLBACK]
     assert "rollout on delay undone" in back.reason
     assert (await entries(registry, name))[-1].reason.startswith("undone: version 1 serves")
+
+
+@pytest.mark.parametrize("taken", [{"alias": "champion"}, {"alias": None, "stage": "Production"}])
+async def test_what_is_left_of_alias_and_stage_is_given_back_when_somebody_takes_one_away(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+    taken: dict[str, str],
+) -> None:
+    name = made(make_model, 3)
+    await promote(registry, name, 1, stage="Production")
+
+    async def take_one_away() -> None:
+        await promote(registry, name, 3, **taken)
+
+    spec = serving_spec("2", model_name=name)
+    names = Names(alias="champion", stage="Production")
+    end = await roll_out(registry, world, spec, names, in_between=take_one_away)
+    assert end.phase is Phase.UNDONE
+    assert "moved" in end.reason
+    aliases, stages = await held(registry, name)
+    in_production = [version for version, stage in stages.items() if stage == "Production"]
+    assert (aliases, in_production) == (
+        ({"champion": "3"}, ["1"]) if "stage" not in taken else ({"champion": "1"}, ["3"])
+    )
+
+
+async def test_two_versions_may_hold_alias_and_stage_before(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+) -> None:
+    name = made(make_model, 3)
+    await promote(registry, name, 1)
+    await promote(registry, name, 3, alias=None, stage="Production")
+    spec = serving_spec("2", model_name=name)
+    end = await roll_out(registry, world, spec, Names(alias="champion", stage="Production"))
+    assert end.phase is Phase.PROMOTED
+    assert await held(registry, name) == (
+        {"champion": "2"},
+        {"1": "None", "2": "Production", "3": "Archived"},
+    )
 
 
 @pytest.mark.parametrize(("errors", "in_production"), [(0.0, "2"), (1.0, "1")])
