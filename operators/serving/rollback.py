@@ -9,6 +9,7 @@ from nighttrain.operators.common.clients import open_registry, open_rollout
 from nighttrain.operators.links import EndpointLink, ModelVersionLink, remember_links
 from nighttrain.operators.registry.promotion import held
 from nighttrain.operators.serving.served import Served, tell_registry
+from nighttrain.operators.serving.steps import rollout_id
 from nighttrain.providers.bridge import run_sync
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.texts import as_texts
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from nighttrain.providers.registry.promotion import Change
     from nighttrain.providers.serving.backends.base import EndpointStatus
+    from nighttrain.providers.serving.backends.traffic import Address
+    from nighttrain.providers.serving.rollouts.state import State
 
 
 class RollbackModelOperator(TextTemplates):
@@ -35,6 +38,10 @@ class RollbackModelOperator(TextTemplates):
 
     What the promotion moved is moved back, no more and no less: the alias, and the stage where it moved one.
     The rollback is an entry of the model's history.
+
+    An endpoint of plain Deployments is switched to the version before, which is up still. On KServe and Argo
+    Rollouts it is not: going back is a rollout of its own, all at once and without an analysis, to the form
+    in which that version served. Alias and stage move with the requests; if it does not come up, all stays.
 
     With an endpoint it returns what :class:`RolloutModelOperator` returns; without one ``{"model_name",
     "version", "previous_version", "alias", "stage", "entry"}``.
@@ -52,6 +59,8 @@ class RollbackModelOperator(TextTemplates):
     template_fields: Sequence[str] = ("endpoint", "model_name", "alias", "stage", "to", "reason", "namespace")
     operator_extra_links: Collection[BaseOperatorLink] = (ModelVersionLink(), EndpointLink())
     ui_color = "#fdf0d9"
+
+    _under_way: tuple[Context, str] | None = None
 
     def __init__(
         self,
@@ -92,7 +101,15 @@ class RollbackModelOperator(TextTemplates):
             self._mlflow = get_mlflow(self.mlflow_conn_id)
             if self.endpoint is None:
                 return self._roll_back_registry(context)
+            self._cluster = get_cluster_config(self.kubernetes_conn_id)
+            if ended := run_sync(self._go_back(context, self.endpoint)):
+                return self._told(context, *ended)
             return self._roll_back_endpoint(context, self.endpoint)
+
+    def on_kill(self) -> None:
+        """The task was killed in the worker: the way back that it had begun is undone."""
+        if self._under_way is not None:
+            run_sync(self._abort(*self._under_way))
 
     def _roll_back_registry(self, context: Context) -> dict[str, Any]:
         model_name = str(self.model_name)
@@ -110,7 +127,6 @@ class RollbackModelOperator(TextTemplates):
         }
 
     def _roll_back_endpoint(self, context: Context, endpoint: str) -> dict[str, Any]:
-        self._cluster = get_cluster_config(self.kubernetes_conn_id)
         status = run_sync(self._switch_back(endpoint))
         model_name = self.model_name or status.model_name
         if (self.alias is not None or self.stage is not None) and status.previous_version:
@@ -128,6 +144,64 @@ class RollbackModelOperator(TextTemplates):
         served = Served.by_status(status)
         tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
         return served.to_dict()
+
+    async def _go_back(self, context: Context, endpoint: str) -> tuple[State, Address] | None:
+        """Go back by a rollout; ``None`` where the version before is up still."""
+        from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.providers.serving.rollouts.opening import go_back, goes_back_in_steps
+        from nighttrain.providers.serving.rollouts.state import Names
+        from nighttrain.providers.tracking.client import MLflowClient
+
+        async with shared_client(self._cluster) as client:
+            namespace = self.namespace or client.namespace
+            if not await goes_back_in_steps(client, endpoint, namespace):
+                return None
+            self._under_way = (context, endpoint)
+            async with MLflowClient(self._mlflow.config) as mlflow:
+                ended = await go_back(
+                    client,
+                    mlflow,
+                    endpoint,
+                    namespace,
+                    rollout_id=rollout_id(context),
+                    actor=task_context.actor(context),
+                    names=Names(alias=self.alias, stage=self.stage),
+                    reason=self.reason or f"endpoint {endpoint} was rolled back",
+                    tell=self.log.info,
+                )
+            self._under_way = None
+            return ended
+
+    def _told(self, context: Context, state: State, route: Address) -> dict[str, Any]:
+        from nighttrain.sensors.rollout_end import raise_unless_promoted
+
+        raise_unless_promoted(state)
+        target = state.target
+        remember_links(
+            context,
+            version=self._mlflow.version_url(target.model_name, target.candidate),
+            endpoint=route.url,
+        )
+        served = Served.by_target(target, route)
+        tell_registry(self._mlflow, served, task_context.actor(context), self.log.warning)
+        return served.to_dict()
+
+    async def _abort(self, context: Context, endpoint: str) -> None:
+        from nighttrain.providers.kubernetes.api.client import shared_client
+        from nighttrain.providers.serving.rollouts.opening import open_engine, setting_of
+
+        async with shared_client(self._cluster) as client:
+            namespace = self.namespace or client.namespace
+            setting = await setting_of(client, endpoint, namespace)
+        async with open_engine(self._cluster, self._mlflow.config, setting) as (_, engine):
+            await engine.abort(
+                endpoint,
+                namespace,
+                rollout_id(context),
+                by=task_context.actor(context),
+                reason="its task was ended",
+                tell=self.log.info,
+            )
 
     def _say(self, change: Change) -> None:
         where = held(change.alias, change.stage) or "nothing else"

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.commands.environment import add_mlflow_uri, person, required_tracking, warn
+from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
-from nighttrain.providers.serving.rollouts.opening import make_engine, setting_of
-from nighttrain.providers.serving.rollouts.state import Order, Phase
+from nighttrain.providers.serving.rollouts.opening import (
+    go_back,
+    goes_back_in_steps,
+    make_engine,
+    setting_of,
+)
+from nighttrain.providers.serving.rollouts.state import Names, Order, Phase
 from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.texts import columns, one_line
 from nighttrain.providers.tracking.client import MLflowClient
@@ -52,6 +59,22 @@ def add_to(commands: Any) -> None:
         )
         add_mlflow_uri(parser)
         parser.set_defaults(run=_order, order=order)
+    _add_back(inner)
+
+
+def _add_back(inner: Any) -> None:
+    back = inner.add_parser(
+        "back",
+        help="after a rollout that was promoted: the version before again, with alias and stage",
+        description="Take an endpoint on KServe or Argo Rollouts back to the version before the last "
+        "promoted rollout, all at once, and drive that to its end. Interrupted, the same command goes on.",
+    )
+    _add_endpoint(back)
+    back.add_argument("--alias", help="goes back with it; what the last rollout moved, if neither is given")
+    back.add_argument("--stage", help="the same for a stage")
+    back.add_argument("--reason", default="rolled back by hand", help="why, for the history")
+    add_mlflow_uri(back)
+    back.set_defaults(run=_back)
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -120,3 +143,34 @@ async def _drive(options: argparse.Namespace) -> State:
         await _give(RolloutStore(client), namespace, options)
         engine = make_engine(client, mlflow, await setting_of(client, options.endpoint, namespace))
         return await engine.drive(options.endpoint, namespace, tell=lambda line: print(one_line(line)))
+
+
+def _back(options: argparse.Namespace) -> bool:
+    state = asyncio.run(_go_back(options))
+    print(one_line(state.describe()))
+    return state.phase is Phase.PROMOTED
+
+
+async def _go_back(options: argparse.Namespace) -> State:
+    tracking = required_tracking(options.mlflow_uri)
+    names = Names(alias=options.alias, stage=options.stage)
+    async with _cluster(options) as (client, namespace), MLflowClient(tracking) as mlflow:
+        if not await goes_back_in_steps(client, options.endpoint, namespace):
+            raise ConfigurationError(
+                "ENDPOINT",
+                options.endpoint,
+                "no rollout of it on KServe or Argo Rollouts is on record. Plain Deployments keep the "
+                "version before up: RollbackModelOperator switches to it",
+            )
+        state, _ = await go_back(
+            client,
+            mlflow,
+            options.endpoint,
+            namespace,
+            rollout_id=f"{person()}@{uuid.uuid4()}",
+            actor=person(),
+            names=names or None,
+            reason=options.reason,
+            tell=lambda line: print(one_line(line)),
+        )
+        return state

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nighttrain.providers.commands.environment import URI_VARIABLE, tracking_from_environment
 from nighttrain.providers.deployment_target.predictions import ask
 from nighttrain.providers.deployment_target.references import ModelReference, parse_model_uri, parse_target
-from nighttrain.providers.deployment_target.removal import take_down
+from nighttrain.providers.deployment_target.removal import take_down, take_down_rest
 from nighttrain.providers.deployment_target.rolling_out import Way, roll_out
 from nighttrain.providers.deployment_target.settings import Settings
 from nighttrain.providers.deployment_target.standing import (
@@ -104,6 +104,8 @@ class Deployments:
         :raises NighttrainError: as :func:`~.removal.take_down`
         """
         async with self._client() as (client, namespace):
+            if await take_down_rest(client, name, namespace, self._tell):
+                return
             standing = await look_at(client, name, namespace)
             if not await take_down(client, standing, self._tell):
                 self._tell(f"there was no endpoint {name} in namespace {namespace}")

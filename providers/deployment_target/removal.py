@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from nighttrain.providers.deployment_target.other_systems import ARGO, KSERVE, Made, left_behind, made_on
 from nighttrain.providers.deployment_target.standing import PLAIN_BACKENDS
 from nighttrain.providers.errors import (
     ClusterForbiddenError,
@@ -14,11 +15,17 @@ from nighttrain.providers.errors import (
     RolloutUnderWayError,
     WorkloadConflictError,
 )
-from nighttrain.providers.kubernetes.api.resources import CONFIGMAPS, HTTPROUTES, SERVICES
+from nighttrain.providers.kubernetes.api.resources import (
+    CONFIGMAPS,
+    HTTPROUTES,
+    INFERENCE_SERVICES,
+    ROLLOUTS,
+    SERVICES,
+)
 from nighttrain.providers.kubernetes.values.objects import items, mapping, metadata
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.backends.plain.routes import is_ours
-from nighttrain.providers.serving.rollouts.store import state_name
+from nighttrain.providers.serving.rollouts.store import RolloutStore, state_name
 
 if TYPE_CHECKING:
     from nighttrain.providers.deployment_target.standing import Standing
@@ -36,14 +43,21 @@ async def take_down(client: ClusterClient, standing: Standing, tell: Progress) -
 
     :raises RolloutUnderWayError: a rollout in steps is under way
     :raises WorkloadConflictError: an object of that name is not nighttrain's; nothing was deleted
-    :raises ConfigurationError: the endpoint is another serving system's; nothing was deleted
+    :raises ConfigurationError: it is on a serving system that this does not clear; nothing was deleted
     """
     name, namespace, kept = standing.name, standing.namespace, standing.kept
-    if standing.backend["type"] not in PLAIN_BACKENDS:
+    system = standing.backend["type"]
+    if kept is not None and system in (KSERVE, ARGO):
+        made = await made_on(client, name, namespace, kept.state, system)
+        await _forget(client, kept)
+        tell(f"{name}: the state of its last rollout is deleted")
+        await _delete_all(client, name, made, tell)
+        return True
+    if system not in PLAIN_BACKENDS:
         raise ConfigurationError(
             "name",
             name,
-            f"it is on {standing.backend['type']}, whose objects nighttrain does not delete: delete them "
+            f"it is on {system}, whose objects nighttrain does not delete: delete them "
             f"with kubectl, and then ConfigMap {state_name(name)}",
         )
     deployments = KubernetesDeployments(client)
@@ -63,6 +77,24 @@ async def take_down(client: ClusterClient, standing: Standing, tell: Progress) -
         await deployments.remove(name, namespace, each.version)
         tell(f"{name}: version {each.version} is deleted")
     return any((kept, route, service, versions))
+
+
+async def take_down_rest(client: ClusterClient, name: str, namespace: str, tell: Progress) -> bool:
+    """Delete what a deletion that was interrupted left on another serving system; False if nothing."""
+    if await RolloutStore(client).read(name, namespace) is not None:
+        return False
+    made = await left_behind(client, name, namespace)
+    # Plain Services have the endpoint's name, too.
+    if not any(each.resource in (INFERENCE_SERVICES, ROLLOUTS) for each in made):
+        return False
+    await _delete_all(client, name, made, tell)
+    return True
+
+
+async def _delete_all(client: ClusterClient, name: str, made: list[Made], tell: Progress) -> None:
+    for each in made:
+        await each.delete(client)
+        tell(f"{name}: its {each} is deleted")
 
 
 async def _route(client: ClusterClient, name: str, namespace: str) -> Json | None:

@@ -54,7 +54,7 @@ class Standing:
 
     @property
     def backend(self) -> dict[str, Any]:
-        """The serving system that it is on."""
+        """The serving system that it is on, as its last rollout in steps says."""
         return dict(Setting.from_dict(self.kept.state.setting).backend) if self.kept else {"type": PLAIN}
 
     @property

@@ -7,9 +7,9 @@ rollout is promoted or undone is a pure function over the objects that one look 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from nighttrain.providers.serving.backends.base import Readiness
@@ -62,6 +62,18 @@ class Target:
     stable: str | None = None
     names: Mapping[str, str] = field(default_factory=dict)
     shares: tuple[int, ...] = ()
+
+    def turned(self) -> Target:
+        """From the candidate back to the stable version, which there has to be."""
+        return replace(self, candidate=self.stable or "", stable=self.candidate, shares=())
+
+    def not_serving(self, found: str) -> str:
+        """Why there is no way back from this target, in words.
+
+        :param found: the version that serves now; empty for none
+        """
+        serves = f"it serves version {found}" if found else "no version is seen to serve there"
+        return f"{serves}, and the way back is from version {self.candidate}: roll the version before out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,4 +202,24 @@ class TrafficBackend(Protocol):
 
     async def last_lines(self, target: Target) -> tuple[str, ...]:
         """The lines that the candidate printed last; best effort, empty if they cannot be had."""
+        ...
+
+
+@runtime_checkable
+class ReturningBackend(TrafficBackend, Protocol):
+    """A serving system where the version before is gone once another one is promoted.
+
+    Going back is then a rollout of its own, to the form that the promoted rollout's target remembers.
+    """
+
+    async def way_back(self, promoted: Target) -> Target:
+        """The target of a rollout back to what a promoted one replaced; nothing is changed.
+
+        :raises ConfigurationError: the endpoint is not at rest, or does not serve what was promoted
+        :raises WorkloadConflictError: it was not made by nighttrain
+        """
+        ...
+
+    async def bring_back(self, target: Target, fence: int, tell: Progress) -> None:
+        """As ``bring_up``, by what a target of :meth:`way_back` says alone: whoever drives can do it."""
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import (
@@ -24,9 +24,10 @@ from nighttrain.providers.errors import (
     TrackingUnreachableError,
     WorkloadConflictError,
 )
-from nighttrain.providers.serving.analysis.sources.base import Window
+from nighttrain.providers.serving.backends.traffic import ReturningBackend
 from nighttrain.providers.serving.rollouts.decide import Do, Seen, decide, give_up, is_measured
-from nighttrain.providers.serving.rollouts.route_answers import RouteAnswers
+from nighttrain.providers.serving.rollouts.measuring import measure
+from nighttrain.providers.serving.rollouts.route_answers import Driving
 from nighttrain.providers.serving.rollouts.state import (
     HELD,
     UNDER_WAY_BACK,
@@ -35,12 +36,13 @@ from nighttrain.providers.serving.rollouts.state import (
     Order,
     Phase,
     State,
+    nothing_before,
+    promoted_by,
 )
 from nighttrain.providers.serving.rollouts.store import Kept, RolloutMovedError, RolloutStore
 from nighttrain.providers.serving.strategy import Strategy, require_possible
 
 if TYPE_CHECKING:
-    from nighttrain.providers.serving.analysis.metrics import Analysis
     from nighttrain.providers.serving.analysis.sources.base import Source
     from nighttrain.providers.serving.analysis.values import Sample
     from nighttrain.providers.serving.backends.traffic import (
@@ -68,33 +70,7 @@ OUTAGE_POLL_SECONDS = 5.0
 # Who moved an alias by hand during a rollout sees it end within seconds; one small request each.
 NAMES_SECONDS = 10.0
 
-# A change of several objects may take a few turns. Beyond that somebody else turns them back.
-SET_TIMES = 10
-
 _ASK_ROUTE = frozenset({Phase.SHIFTING, Phase.SWITCHING, Phase.DRAINING})
-
-
-@dataclass(kw_only=True)
-class _Driving:
-    """What one process remembers while it drives; another process starts without it."""
-
-    told: int
-    names_looked_at: float = 0.0
-    readiness: str = ""
-    set_for: int = 0
-    set_times: int = 0
-
-    def told_apart(self, state: State, look: Look) -> Look:
-        """The look, with another hand in it that undoes what is set before anybody sees it whole."""
-        if self.set_for != state.fence:
-            self.set_for, self.set_times = state.fence, 0
-        if look.strayed or self.set_times < SET_TIMES or look.fence < state.fence:
-            return look
-        if state.percent == look.asked_percent:
-            return look
-        return replace(look, strayed=f"somebody changes the share as often as it is set: {SET_TIMES} times")
-
-    answers: RouteAnswers = field(default_factory=RouteAnswers)
 
 
 class RolloutEngine:
@@ -173,6 +149,53 @@ class RolloutEngine:
             except RolloutMovedError:
                 continue
 
+    async def begin_back(
+        self, endpoint: str, namespace: str, *, rollout_id: str, actor: str, names: Names, reason: str
+    ) -> State:
+        """Begin the way back to the version that the last promoted rollout replaced, or join one under way.
+
+        :param rollout_id: as of :meth:`begin`; the state names another one where somebody else began it
+        :param names: what goes back with it, if one of the two versions holds it
+        :raises NothingToRollBackToError: nothing was promoted there, or nothing served before it
+        :raises RolloutUnderWayError: a rollout of the endpoint is, which has a way back of its own
+        :raises ConfigurationError: the endpoint is not at rest, or its serving system has no such way
+        """
+        while True:
+            kept = await self._read(endpoint, namespace, None)
+            state = kept.state
+            own = state.rollout_id == rollout_id and not state.taken
+            if state.returns_because is not None and (own or not state.ended):
+                return state
+            if not state.ended:
+                raise RolloutUnderWayError(
+                    f"{state.describe()}, begun by {state.actor}. The way back from it is "
+                    f"nighttrain rollout abort {endpoint}"
+                )
+            try:
+                return await self._begin_back(kept, names, rollout_id, actor, reason)
+            except RolloutMovedError:
+                continue
+
+    async def _begin_back(self, kept: Kept, names: Names, rollout_id: str, actor: str, reason: str) -> State:
+        promoted = promoted_by(kept.state)
+        if promoted is None or promoted.stable is None:
+            raise NothingToRollBackToError(nothing_before(kept.state.target))
+        target = await self._returning().way_back(promoted)
+        holders = await self._registrar.holders(target.model_name, names) if names else Holders()
+        names, holders = holders.of_either(names, target)
+        begun = kept.state.returning(target, names, at=self._clock(), because=reason)
+        text = f"{target.endpoint} goes back to version {target.candidate} from {target.stable}: {reason}"
+        return await self._write_first(
+            replace(begun, rollout_id=rollout_id, actor=actor), holders, text, kept
+        )
+
+    def _returning(self) -> ReturningBackend:
+        if isinstance(self._backend, ReturningBackend):
+            return self._backend
+        raise ConfigurationError(
+            "backend", self._backend.name, "it has no way back of its own: roll the version before out again"
+        )
+
     async def _begin(
         self,
         kept: Kept | None,
@@ -199,14 +222,16 @@ class RolloutEngine:
             names=names,
             begun_at=now,
             since=now,
-            setting=self._setting,
             startup_seconds=spec.startup_timeout_seconds,
-            moved=holders.hold_all(spec.version),
-            replaces=None if holders.alias == spec.version else holders.alias,
+            promoted_before=promoted_by(kept.state) if kept else None,
         )
         beside = f", beside version {target.stable}" if target.stable else ""
         text = f"rollout of version {spec.version} on {spec.endpoint} begins{beside}"
-        return (await self._store.begin(state.entering(Phase.STARTING, now, text), kept)).state
+        return await self._write_first(state, holders, text, kept)
+
+    async def _write_first(self, state: State, holders: Holders, text: str, kept: Kept | None) -> State:
+        begun = replace(state.before_its_names_move(holders), setting=self._setting)
+        return (await self._store.begin(begun.entering(Phase.STARTING, begun.begun_at, text), kept)).state
 
     def _check_metrics(self, strategy: Strategy) -> None:
         for number, metric in enumerate(strategy.analysis.metrics if strategy.analysis else ()):
@@ -254,12 +279,12 @@ class RolloutEngine:
         :raises NothingToRollBackToError: nothing was ever rolled out there
         :raises RolloutFailedError: another rollout has taken its place
         """
-        driving: _Driving | None = None
+        driving: Driving | None = None
         outage = ""
         while True:
             try:
                 kept = await self._read(endpoint, namespace, rollout_id)
-                driving = driving or _Driving(told=kept.state.events[-1].number - 1)
+                driving = driving or Driving(told=kept.state.events[-1].number - 1)
                 self._tell(kept.state, driving, tell)
                 if (until and until(kept.state)) or (kept.state.ended and await self._is_settled(kept)):
                     return kept.state
@@ -331,7 +356,7 @@ class RolloutEngine:
             )
         return kept
 
-    async def _once(self, kept: Kept, spec: ServingSpec | None, driving: _Driving, tell: Progress) -> Kept:
+    async def _once(self, kept: Kept, spec: ServingSpec | None, driving: Driving, tell: Progress) -> Kept:
         state = kept.state
         if state.ended:
             return await self._note(kept)
@@ -351,7 +376,7 @@ class RolloutEngine:
             kept = await self._do(action, kept, look, spec, driving, tell)
         return await self._note(kept)
 
-    async def _see(self, kept: Kept, look: Look, driving: _Driving) -> tuple[Seen, tuple[Sample, ...]]:
+    async def _see(self, kept: Kept, look: Look, driving: Driving) -> tuple[Seen, tuple[Sample, ...]]:
         state, now = kept.state, self._clock()
         seen = Seen(look=look, asked=kept.asked, answers_needed=self._ask_route is not None)
         if state.names and now - driving.names_looked_at >= self._names_seconds(state):
@@ -366,7 +391,9 @@ class RolloutEngine:
         analysis = state.analysis
         if analysis is None or not is_measured(state, now):
             return seen, ()
-        samples, memory = await self._measure(state, analysis, now)
+        samples, memory = await measure(
+            self._sources, state, analysis, await self._backend.addresses(state.target), now
+        )
         return replace(seen, samples=samples, memory=memory), samples
 
     async def _holds_names(self, state: State) -> bool | None:
@@ -391,41 +418,13 @@ class RolloutEngine:
             return True
         return await self._warm_up(state, await self._backend.addresses(state.target))
 
-    async def _measure(
-        self, state: State, analysis: Analysis, now: float
-    ) -> tuple[tuple[Sample, ...], dict[str, Mapping[str, object]]]:
-        target = state.target
-        window = Window(
-            endpoint=target.endpoint,
-            namespace=target.namespace,
-            model_name=target.model_name,
-            candidate=target.candidate,
-            stable=target.stable,
-            at=now,
-            seconds=now - (state.measured_at or now) if state.looks else 0.0,
-            interval_seconds=analysis.interval_seconds,
-            addresses=await self._backend.addresses(target),
-            golden=state.strategy.golden,
-        )
-        measured = await asyncio.gather(
-            *(
-                self._sources[metric.source["type"]].measure(
-                    metric, window, state.memory.get(metric.name, {})
-                )
-                for metric in analysis.metrics
-            )
-        )
-        names = [metric.name for metric in analysis.metrics]
-        memory = {name: memory for name, (_, memory) in zip(names, measured, strict=True)}
-        return tuple(sample for sample, _ in measured), memory
-
     async def _do(
         self,
         action: Do,
         kept: Kept,
         look: Look,
         spec: ServingSpec | None,
-        driving: _Driving,
+        driving: Driving,
         tell: Progress,
     ) -> Kept:
         state, target, fence = kept.state, kept.state.target, kept.state.fence
@@ -456,11 +455,15 @@ class RolloutEngine:
         return kept
 
     async def _bring_up(self, kept: Kept, spec: ServingSpec | None, tell: Progress) -> Kept:
-        if spec is None:
+        state = kept.state
+        if state.returns_because is not None:
+            await self._returning().bring_back(state.target, state.fence, tell)
+        elif spec is None:
             return kept
-        await self._backend.bring_up(spec, kept.state.target, kept.state.fence, tell)
+        else:
+            await self._backend.bring_up(spec, state.target, state.fence, tell)
         # An outage before it was asked for is no time that it had to become ready.
-        return await self._store.write(replace(kept.state, brought_up=True, since=self._clock()), kept)
+        return await self._store.write(replace(state, brought_up=True, since=self._clock()), kept)
 
     async def _note(self, kept: Kept) -> Kept:
         """Write into the model's history what is not there yet."""
@@ -480,7 +483,7 @@ class RolloutEngine:
         return True
 
     @staticmethod
-    def _tell(state: State, driving: _Driving, tell: Progress) -> None:
+    def _tell(state: State, driving: Driving, tell: Progress) -> None:
         for event in state.events:
             if event.number > driving.told:
                 tell(f"{state.target.endpoint}: version {state.target.candidate}: {event.text}")

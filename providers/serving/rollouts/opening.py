@@ -14,10 +14,12 @@ from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.serving.analysis.sources.choice import Ways, check_source, make_sources
 from nighttrain.providers.serving.analysis.sources.routes import RouteFromJobs, warm_up
 from nighttrain.providers.serving.backends.choice import check_backend, make_backend
+from nighttrain.providers.serving.rollout import prepare
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.http_route import ask_route
 from nighttrain.providers.serving.rollouts.record import MLflowRecorder
 from nighttrain.providers.serving.rollouts.registry_side import MLflowRegistrar
+from nighttrain.providers.serving.rollouts.state import promoted_by
 from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.tracking.client import MLflowClient
 
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nighttrain.providers.kubernetes.api.client import ClusterClient, ClusterConfig
-    from nighttrain.providers.serving.backends.traffic import Addresses
-    from nighttrain.providers.serving.rollouts.state import State
+    from nighttrain.providers.serving.backends.traffic import Address, Addresses, Progress
+    from nighttrain.providers.serving.rollouts.state import Names, State
     from nighttrain.providers.tracking.client import TrackingConfig
 
 
@@ -86,6 +88,60 @@ async def setting_of(client: ClusterClient, endpoint: str, namespace: str) -> Se
     if kept is None:
         raise NothingToRollBackToError(f"there is no rollout of {endpoint} in namespace {namespace}")
     return Setting.from_dict(kept.state.setting)
+
+
+STEPPED_BACK = frozenset({"kserve", "argo_rollouts"})
+"""Serving systems where the version before is not kept up: the way back is a rollout of its own."""
+
+
+async def goes_back_in_steps(client: ClusterClient, endpoint: str, namespace: str) -> bool:
+    """Tell whether the way back of an endpoint is a rollout of its own, :func:`go_back`.
+
+    If not, the version before is up still, and the Service is switched to it.
+    """
+    kept = await RolloutStore(client).read(endpoint, namespace)
+    return kept is not None and Setting.from_dict(kept.state.setting).backend["type"] in STEPPED_BACK
+
+
+async def go_back(
+    client: ClusterClient,
+    mlflow: MLflowClient,
+    endpoint: str,
+    namespace: str,
+    *,
+    rollout_id: str,
+    actor: str,
+    names: Names | None,
+    reason: str,
+    tell: Progress,
+) -> tuple[State, Address]:
+    """Take an endpoint back to the version before, once its artifact is verified; to the end.
+
+    :param rollout_id: one and the same over a crash: a repetition then joins what it had begun
+    :param names: what goes back with it; those of the last rollout, if ``None``
+    :return: the end, and where the endpoint answers
+    :raises NothingToRollBackToError: nothing was promoted there, or nothing served before it
+    :raises NighttrainError: as :meth:`RolloutEngine.begin_back`
+    """
+    store = RolloutStore(client)
+    kept = await store.read(endpoint, namespace)
+    if kept is None:
+        raise NothingToRollBackToError(f"there is no rollout of {endpoint} in namespace {namespace}")
+    state, promoted = kept.state, promoted_by(kept.state)
+    if state.ended and promoted is not None and promoted.stable is not None:
+        await prepare(ModelRegistry(mlflow), promoted.model_name, promoted.stable)
+    engine = make_engine(client, mlflow, Setting.from_dict(state.setting))
+    begun = await engine.begin_back(
+        endpoint,
+        namespace,
+        rollout_id=rollout_id,
+        actor=actor,
+        names=state.names if names is None else names,
+        reason=reason,
+    )
+    ended = await engine.drive(endpoint, namespace, rollout_id=begun.rollout_id, tell=tell)
+    await engine.take(endpoint, namespace, ended.rollout_id)
+    return ended, (await engine.addresses(ended.target)).route
 
 
 @asynccontextmanager

@@ -40,11 +40,23 @@ class MLflowRegistrar:
             return ""
 
     async def move(self, state: State) -> None:
-        """Move alias and stage to the candidate.
+        """Move alias and stage to the candidate; on a way back what its promotion moved, by undoing that.
 
         :raises PromotedSinceError: somebody else moved the alias since the rollout began
         """
         target = state.target
+        if state.returns_because is not None:
+            await roll_back(
+                self._registry,
+                target.model_name,
+                alias=state.names.alias,
+                stage=state.names.stage,
+                to=target.candidate,
+                withdraws=target.stable,
+                author=_author(state, state.returns_because),
+            )
+            if (await self.holders(target.model_name, state.names)).hold_all(target.candidate):
+                return
         await promote(
             self._registry,
             target.model_name,

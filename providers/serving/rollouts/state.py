@@ -11,7 +11,7 @@ from nighttrain.providers.errors import ServingError, clip
 from nighttrain.providers.serving.analysis.metrics import Analysis, Kind
 from nighttrain.providers.serving.analysis.values import Judgement, Tally, Verdict
 from nighttrain.providers.serving.backends.traffic import Target
-from nighttrain.providers.serving.strategy import Shadow, Strategy, Weight
+from nighttrain.providers.serving.strategy import Shadow, Strategy, Weight, blue_green
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,10 @@ _EVENTS, _TEXT = 60, 3000
 
 # Two numbers a minute for two hours at full detail; then every second one is dropped, and so on.
 _POINTS = 240
+
+
+# What goes back has served before: everything at once, as soon as it is up.
+STRAIGHT_BACK = blue_green(watch_seconds=0.0)
 
 
 class Phase(StrEnum):
@@ -130,6 +134,15 @@ class Holders:
         """True if the version holds one of them."""
         return version in (self.alias, self.stage)
 
+    def of_either(self, names: Names, target: Target) -> tuple[Names, Holders]:
+        """The names that one of the target's two versions holds, and by whom: others are not its to move."""
+        both = (target.candidate, target.stable)
+        alias, stage = self.alias in both, self.stage in both
+        return (
+            Names(alias=names.alias if alias else None, stage=names.stage if stage else None),
+            Holders(alias=self.alias if alias else None, stage=self.stage if stage else None),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -183,6 +196,8 @@ class State:
     :param looks: measurements in this phase; the first only says where counters stand
     :param run_id: the MLflow run that holds the series and the picture
     :param taken: the end was told to whoever began it
+    :param returns_because: why it goes back to the version before; ``None`` where it does not
+    :param promoted_before: the last promoted rollout's before this one: what leads back, if this is undone
     """
 
     rollout_id: str
@@ -216,6 +231,8 @@ class State:
     points: tuple[Point, ...] = ()
     run_id: str | None = None
     taken: bool = False
+    returns_because: str | None = None
+    promoted_before: Target | None = None
 
     @property
     def ended(self) -> bool:
@@ -248,6 +265,27 @@ class State:
             return 100
         done = self.strategy.steps[: self.step + 1]
         return next((step.percent for step in reversed(done) if isinstance(step, Weight)), 0)
+
+    def before_its_names_move(self, holders: Holders) -> State:
+        """The state of a rollout that begins, with who holds its names by then."""
+        candidate = self.target.candidate
+        replaces = None if holders.alias == candidate else holders.alias
+        return replace(self, moved=holders.hold_all(candidate), replaces=replaces)
+
+    def returning(self, target: Target, names: Names, *, at: float, because: str) -> State:
+        """The first state of the way back from what served when this rollout had ended."""
+        return State(
+            rollout_id=self.rollout_id,
+            actor=self.actor,
+            target=target,
+            strategy=STRAIGHT_BACK,
+            names=names,
+            begun_at=at,
+            since=at,
+            startup_seconds=self.startup_seconds,
+            returns_because=because,
+            promoted_before=promoted_by(self),
+        )
 
     def entering(self, phase: Phase, now: float, text: str, **changed: Any) -> State:
         """The state at the beginning of a phase, with a line that says so."""
@@ -299,6 +337,19 @@ class State:
             ) from error
 
 
+def promoted_by(state: State) -> Target | None:
+    """The last promoted rollout, once this one has ended: it knows what served before what serves."""
+    return state.target if state.phase is Phase.PROMOTED else state.promoted_before
+
+
+def nothing_before(target: Target) -> str:
+    """Why there is no way back, in words."""
+    return (
+        f"{target.endpoint}: no rollout in steps is on record that was promoted and had a version before it: "
+        "roll that version out"
+    )
+
+
 def has_held(state: State, step: int) -> bool:
     """True once the rollout has gone past a step; the number of steps stands for everything, held."""
     if state.phase in (Phase.PROMOTING, Phase.PROMOTED):
@@ -309,7 +360,8 @@ def has_held(state: State, step: int) -> bool:
 
 def _read(given: dict[str, Any]) -> State:
     values = given | {
-        "target": Target(**given["target"] | {"shares": tuple(given["target"].get("shares", ()))}),
+        "target": _target(given["target"]),
+        "promoted_before": _target(before) if (before := given.get("promoted_before")) else None,
         "strategy": Strategy.from_dict(given["strategy"]),
         "names": Names(**given["names"]),
         "phase": Phase(given["phase"]),
@@ -325,6 +377,10 @@ def _read(given: dict[str, Any]) -> State:
         "points": tuple(_point(each) for each in given["points"]),
     }
     return State(**values)
+
+
+def _target(given: dict[str, Any]) -> Target:
+    return Target(**given | {"shares": tuple(given.get("shares", ()))})
 
 
 def _point(given: dict[str, Any]) -> Point:

@@ -20,10 +20,11 @@ from nighttrain.providers.serving.spec import ENDPOINT_LABEL, MODEL_ANNOTATION, 
 
 if TYPE_CHECKING:
     from nighttrain.providers.plain_json import Json
+    from nighttrain.providers.serving.backends.traffic import Target
     from nighttrain.providers.serving.spec import ServingSpec
 
 
-def check_rollout(spec: ServingSpec, rollout: Json, *, http_route: str | None, adopt: bool) -> None:
+def check_rollout(spec: ServingSpec | Target, rollout: Json, *, http_route: str | None, adopt: bool) -> None:
     """Refuse a Rollout that cannot be driven.
 
     :raises WorkloadConflictError: nighttrain did not make it, and is not told to adopt it
@@ -42,7 +43,7 @@ def check_rollout(spec: ServingSpec, rollout: Json, *, http_route: str | None, a
     _check_rest(rollout, spec.endpoint)
 
 
-def stable_version(spec: ServingSpec, objects: Objects) -> str:
+def stable_version(spec: ServingSpec | Target, objects: Objects) -> str:
     """The version that serves.
 
     :raises ConfigurationError: nothing says which

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ from nighttrain.providers.serving.backends.argo.look import read
 from nighttrain.providers.serving.backends.argo.manifests import (
     build_rollout,
     build_service,
+    build_template,
     candidate_service,
     is_ours,
     marks,
@@ -36,6 +38,7 @@ from nighttrain.providers.serving.backends.argo.manifests import (
     stable_service,
 )
 from nighttrain.providers.serving.backends.argo.objects import (
+    CANDIDATE_TEMPLATE,
     ROLLOUT,
     SERVICE,
     STABLE_HASH,
@@ -140,7 +143,31 @@ class ArgoRollouts:
             names=names,
         )
 
-    async def _check_route(self, spec: ServingSpec, rollout: Json | None) -> None:
+    async def way_back(self, promoted: Target) -> Target:
+        """The target of a rollout back to what a promoted one replaced; nothing is changed.
+
+        :raises ConfigurationError: the Rollout is not at rest, or does not serve what was promoted
+        :raises WorkloadConflictError: somebody else made it
+        """
+        name = promoted.names[ROLLOUT]
+        objects = await read_objects(self._client, promoted.endpoint, promoted.namespace, name)
+        rollout, serves = objects.rollout, ""
+        if rollout is not None:
+            check_rollout(promoted, rollout, http_route=self._http_route, adopt=self._adopt)
+            serves = stable_version(promoted, objects)
+        if rollout is None or serves != promoted.candidate:
+            raise ConfigurationError("endpoint", promoted.endpoint, promoted.not_serving(serves))
+        if self._http_route is not None:
+            await self._check_route(promoted, rollout)
+        names = {
+            **promoted.names,
+            STABLE_HASH: text(status(rollout).get("stableRS")),
+            STABLE_TEMPLATE: json.dumps(template_of(rollout)),
+            CANDIDATE_TEMPLATE: promoted.names[STABLE_TEMPLATE],
+        }
+        return replace(promoted.turned(), names=names)
+
+    async def _check_route(self, spec: ServingSpec | Target, rollout: Json | None) -> None:
         """Refuse an HTTPRoute that is not there: Argo would wait for it, and say nothing."""
         route = await read_route(self._client, spec.namespace, self._http_route)
         if route is None:
@@ -178,11 +205,21 @@ class ArgoRollouts:
         :raises RolloutFailedError: somebody changed the Rollout since this rollout began
         """
         objects = await self._read(target)
-        if objects.rollout is None:
-            if target.stable is not None:
-                raise RolloutFailedError(f"Rollout {target.names[ROLLOUT]} was deleted by somebody")
+        if objects.rollout is None and target.stable is None:
             await self._create(spec, target, fence, tell)
             return
+        await self._start(target, objects, build_template(spec, objects.rollout), fence, tell)
+
+    async def bring_back(self, target: Target, fence: int, tell: Progress) -> None:
+        """As :meth:`bring_up`, with the template that the version had when it served."""
+        template = json.loads(target.names[CANDIDATE_TEMPLATE])
+        await self._start(target, await self._read(target), template, fence, tell)
+
+    async def _start(
+        self, target: Target, objects: Objects, template: Json, fence: int, tell: Progress
+    ) -> None:
+        if objects.rollout is None:
+            raise RolloutFailedError(f"Rollout {target.names[ROLLOUT]} was deleted by somebody")
         if not objects.routed and target.stable is not None:
             await self._pin(target, objects, fence)
             objects = await self._read(target)
@@ -192,7 +229,7 @@ class ArgoRollouts:
             return
         if rollout is None or stage is not Stage.STABLE:
             raise RolloutFailedError(f"Rollout {target.names[ROLLOUT]} was changed: {stage}")
-        body = new_version(spec, target, rollout)
+        body = new_version(template, target, rollout)
         if "strategy" in body["spec"]:
             tell(f"{target.endpoint}: the Rollout's steps become those of the strategy")
         await self._write(target, objects, fence, 0, moves.Move(body=body), None)

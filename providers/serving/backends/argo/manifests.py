@@ -87,12 +87,11 @@ def build_rollout(spec: ServingSpec, target: Target, fence: int, name: str, http
     }
 
 
-def new_version(spec: ServingSpec, target: Target, rollout: Json) -> Json:
+def new_version(template: Json, target: Target, rollout: Json) -> Json:
     """The merge patch that starts a version: its template; and the steps, where the strategy is another.
 
     A new template begins the steps anew, whatever they were before.
     """
-    template = build_template(spec, rollout)
     body: dict[str, Any] = {"template": replacing(template_of(rollout), template)}
     steps = steps_for(target.shares, routed=bool(canary_of(rollout).get("trafficRouting")))
     if steps_of(rollout) != steps:

@@ -36,6 +36,9 @@ STABLE_TEMPLATE = "stable_template"
 """In :attr:`Target.names`: the pod template to come back to, as JSON. What a ReplicaSet holds of it has the
 API's defaults in it, and would be a change of the Rollout for good."""
 
+CANDIDATE_TEMPLATE = "candidate_template"
+"""In :attr:`Target.names`, on a way back: the pod template that the candidate had when it served, as JSON."""
+
 ROLLOUT = "rollout"
 """In :attr:`Target.names`: the Rollout's name; and in :attr:`Look.resource_versions` the Rollout's."""
 

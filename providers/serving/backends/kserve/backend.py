@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -138,8 +139,9 @@ class KServe:
         service = await read_service(self._client, spec)
         stable = version_of(predictor_of(service)) if service else None
         if service is not None:
-            await self._check_rest(spec, service, uri)
-        plan = _plan(spec, service, candidate, mode_of(service) if service else self._mode)
+            await self._check_rest(spec, spec.version, service, uri)
+        mode = mode_of(service) if service else self._mode
+        plan = _plan(spec.version, service, candidate, mode, spec.replicas)
         check_names(spec.endpoint, spec.namespace, plan.candidate_name)
         return Target(
             endpoint=spec.endpoint,
@@ -150,7 +152,24 @@ class KServe:
             names=plan.to_names(),
         )
 
-    async def _check_rest(self, spec: ServingSpec, service: Json, uri: str) -> None:
+    async def way_back(self, promoted: Target) -> Target:
+        """The target of a rollout back to what a promoted one replaced; nothing is changed.
+
+        :raises ConfigurationError: the endpoint is not at rest, or does not serve what was promoted
+        :raises WorkloadConflictError: the InferenceService was not made by nighttrain
+        """
+        target = promoted.turned()
+        service, form = await read_service(self._client, promoted), Plan.of(promoted).stable
+        serves = version_of(predictor_of(service)) if service else ""
+        if service is None or serves != promoted.candidate:
+            raise ConfigurationError("endpoint", promoted.endpoint, promoted.not_serving(serves))
+        uri = text(mapping(form.get("model")).get("storageUri"))
+        await self._check_rest(target, target.candidate, service, uri)
+        plan = _plan(target.candidate, service, form, mode_of(service), None)
+        check_names(target.endpoint, target.namespace, plan.candidate_name)
+        return replace(target, names=plan.to_names())
+
+    async def _check_rest(self, spec: ServingSpec | Target, candidate: str, service: Json, uri: str) -> None:
         """Refuse an endpoint whose present state a rollout could not come back to."""
         predictor = predictor_of(service)
         version = version_of(predictor)
@@ -158,7 +177,7 @@ class KServe:
             raise ConfigurationError(
                 "endpoint", spec.endpoint, f"its predictor has lost the label {VERSION_LABEL}: put it back"
             )
-        if version == spec.version:
+        if version == candidate:
             return
         if mode_of(service) is Mode.KNATIVE:
             if knative_look.rolled_out(service) is None or "canaryTrafficPercent" in predictor:
@@ -196,13 +215,17 @@ class KServe:
 
         :raises ConfigurationError: this KServe does not split what it is asked to; the canary is taken back
         """
+        await self.bring_back(target, fence, tell)
+
+    async def bring_back(self, target: Target, fence: int, tell: Progress) -> None:
+        """As :meth:`bring_up`: the target has the version's whole form."""
         plan, objects = await self._read(target)
         if objects.service is None:
             if target.stable is not None:
                 raise RolloutFailedError(f"InferenceService {target.endpoint} was deleted by somebody")
             await self._changes.create(target, plan, fence)
             return
-        await read_service(self._client, spec)
+        await read_service(self._client, target)
         found = found_asked(target, plan, objects.service)
         wanted = EVERYTHING if target.stable is None else sharing(0)
         if found == OTHER and not _is_left_over(target, plan, objects.service):
@@ -306,17 +329,17 @@ class KServe:
         return plan, await read_objects(self._client, plan.mode, target.endpoint, target.namespace)
 
 
-def _plan(spec: ServingSpec, service: Json | None, candidate: Json, mode: Mode) -> Plan:
+def _plan(version: str, service: Json | None, candidate: Json, mode: Mode, replicas: int | None) -> Plan:
     predictor = predictor_of(service)
     held = whole(predictor.get("minReplicas"))
     stable_replicas = 1 if held is None else held
-    replicas = stable_replicas if spec.replicas is None else spec.replicas
+    replicas = stable_replicas if replicas is None else replicas
     most = whole(predictor.get("maxReplicas")) if service else replicas
     return Plan(
         mode=mode,
         stable_name=text(predictor.get("name")),
         # The first version's predictor needs no name; one beside it does.
-        candidate_name="" if service is None else f"v{spec.version}",
+        candidate_name="" if service is None else f"v{version}",
         stable=form_of(predictor),
         candidate=candidate,
         stable_replicas=stable_replicas,

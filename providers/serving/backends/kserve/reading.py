@@ -26,6 +26,7 @@ from nighttrain.providers.serving.spec import ENDPOINT_LABEL, MANAGED_BY, MANAGE
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
     from nighttrain.providers.plain_json import Json
+    from nighttrain.providers.serving.backends.traffic import Target
     from nighttrain.providers.serving.spec import ServingSpec
 
 # KServe's own label on whatever it makes for an InferenceService.
@@ -51,7 +52,7 @@ async def read_objects(client: ClusterClient, mode: Mode, endpoint: str, namespa
     return replace(both, deployments={name_of(each): each for each in deployments["items"]}, route=route)
 
 
-async def read_service(client: ClusterClient, spec: ServingSpec) -> Json | None:
+async def read_service(client: ClusterClient, spec: ServingSpec | Target) -> Json | None:
     """The endpoint's InferenceService, if it is ours and this model's.
 
     :raises WorkloadConflictError: it was not made by nighttrain

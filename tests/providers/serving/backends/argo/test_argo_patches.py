@@ -136,8 +136,8 @@ def test_every_patch_has_the_shape_of_one_that_was_recorded(serving_spec: Make) 
         used.add(found)
     spec = serving_spec("2")
     made = build_rollout(spec, TARGET, 1, "delay", "route")
-    assert (None, shape(new_version(spec, TARGET, made))) in known
-    used.add((None, shape(new_version(spec, TARGET, made))))
+    assert (None, shape(new_version(build_template(spec, made), TARGET, made))) in known
+    used.add((None, shape(new_version(build_template(spec, made), TARGET, made))))
     by_hand = {
         ("scale", shape({"spec": {"replicas": 8}})),
         (None, shape({"spec": {"paused": True}})),
@@ -152,7 +152,7 @@ def test_another_strategy_writes_its_steps_in_the_same_patch_and_nothing_else(se
     patch = new_version(serving_spec("2"), replace(TARGET, shares=(10,)), made)
     steps = [{"setWeight": 1}, {"pause": {}}, {"setWeight": 10}, {"pause": {}}]
     assert patch["spec"]["strategy"] == {"canary": {"steps": steps}}
-    assert set(new_version(serving_spec("2"), TARGET, made)["spec"]) == {"template"}
+    assert set(new_version(build_template(serving_spec("2"), made), TARGET, made)["spec"]) == {"template"}
 
 
 def test_the_first_rollout_has_the_shape_of_one_that_was_recorded(serving_spec: Make) -> None:

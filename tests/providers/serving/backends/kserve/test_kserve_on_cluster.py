@@ -17,10 +17,12 @@ from helpers.rollout_by_hand import Hand
 from helpers.simulated_serving import MemoryRegistrar, World
 from nighttrain.providers.errors import (
     ConfigurationError,
+    NothingToRollBackToError,
     ObjectConflictError,
     ObjectExistsError,
     ObjectNotFoundError,
     RolloutFailedError,
+    RolloutUnderWayError,
     WorkloadConflictError,
 )
 from nighttrain.providers.kubernetes.api.resources import (
@@ -445,6 +447,93 @@ async def test_the_engine_drives_it_to_either_end(
     await driven.is_as_it_should_be(order)
 
 
+class Back(Driven):
+    """Version 2 is promoted; then the way back, by as many processes as it takes."""
+
+    async def promoted(self) -> None:
+        self.world.holders["champion"] = "1"
+        assert await self.run(self.kserve.client, None) is Phase.PROMOTED
+        await self.is_as_it_should_be(None)
+
+    async def back(self, client: ClusterClient, rollout_id: str = "back") -> State:
+        engine, names = self.engine(client), Names(alias="champion")
+        begun = await engine.begin_back(
+            "delay", NAMESPACE, rollout_id=rollout_id, actor="a", names=names, reason="wrong since noon"
+        )
+        state = await engine.drive("delay", NAMESPACE, rollout_id=begun.rollout_id, tell=print)
+        await engine.take("delay", NAMESPACE, state.rollout_id)
+        return state
+
+
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+async def test_a_promoted_rollout_is_taken_back_by_a_rollout_and_once_more_forward(
+    client: ClusterClient, kserve: PlayedKServe, spec: Make, mode: str
+) -> None:
+    await served(hand_of(kserve, mode), spec, replicas=3, env_vars={"ONLY": "of the first"})
+    first = (await kserve.service())["spec"]["predictor"]
+    driven = Back(kserve, mode, spec)
+    await driven.promoted()
+    state = await driven.back(client)
+    assert (state.phase, state.target.candidate, state.target.stable) == (Phase.PROMOTED, "1", "2")
+    assert "goes back to version 1 from 2: wrong since noon" in state.events[0].text
+    await driven.is_as_it_should_be(Order.ABORT)
+    held = (await kserve.service())["spec"]["predictor"]
+    assert held == first | ({"name": "v1"} if mode == "Standard" else {}), "in the form in which it served"
+    again = await driven.back(client, "again")
+    assert (again.phase, again.target.candidate) == (Phase.PROMOTED, "2")
+    await driven.is_as_it_should_be(None)
+
+
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+async def test_on_the_way_back_nobody_loses_the_promoted_version_before_the_old_one_is_ready(
+    client: ClusterClient, kserve: PlayedKServe, spec: Make, mode: str
+) -> None:
+    await served(hand_of(kserve, mode), spec)
+    driven = Back(kserve, mode, spec)
+    await driven.promoted()
+    kserve.never_ready = {"1"}
+    state = await driven.back(client)
+    assert state.phase is Phase.UNDONE
+    assert "not ready within" in state.reason
+    assert "somebody" not in state.reason
+    await driven.is_as_it_should_be(None)
+    assert not any(event.text.startswith("all requests") for event in state.events)
+    # It failed, and the way back is known still; and so it is after another rollout that was undone.
+    kserve.never_ready = set()
+    driven.candidate = spec("3")
+    assert await driven.run(client, Order.ABORT) is Phase.UNDONE
+    state = await driven.back(client, "later")
+    assert (state.phase, state.target.candidate) == (Phase.PROMOTED, "1")
+    await driven.is_as_it_should_be(Order.ABORT)
+
+
+async def test_there_is_no_way_back_from_what_is_under_way_or_was_changed_by_hand(
+    client: ClusterClient, kserve: PlayedKServe, spec: Make
+) -> None:
+    driven = Back(kserve, "Standard", spec)
+    with pytest.raises(NothingToRollBackToError, match="there is no rollout of delay"):
+        await driven.back(client)
+    driven.candidate = spec("1")
+    assert await driven.run(client, None) is Phase.PROMOTED
+    with pytest.raises(NothingToRollBackToError, match="roll that version out"):
+        await driven.back(client)
+    driven.candidate = spec("2")
+    engine = driven.engine(client)
+    begin = engine.begin(driven.candidate, canary(10), rollout_id="r", actor="a", names=Names(), tell=print)
+    await begin
+    with pytest.raises(RolloutUnderWayError, match="nighttrain rollout abort delay"):
+        await driven.back(client)
+    await driven.store.order("delay", NAMESPACE, Order.ABORT, by="me")
+    await engine.drive("delay", NAMESPACE, spec=driven.candidate, tell=print)
+    assert await driven.run(client, None) is Phase.PROMOTED
+    label = {"labels": {"nighttrain.dev/version": "9"}}
+    await client.patch(INFERENCE_SERVICES, NAMESPACE, "delay", {"spec": {"predictor": label}})
+    before = await kserve.service()
+    with pytest.raises(ConfigurationError, match="it serves version 9"):
+        await driven.back(client)
+    assert await kserve.service() == before
+
+
 class Killed(BaseException):
     """The process is gone."""
 
@@ -495,3 +584,28 @@ async def test_killed_at_any_write_another_process_brings_it_to_the_same_end(
         if died < dies_at:
             break
     assert died >= 8, "each step writes the stamp and the InferenceService"
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["Standard", "Knative"])
+@pytest.mark.parametrize("after", [False, True])
+async def test_killed_at_any_write_of_the_way_back_another_process_brings_it_to_its_end(
+    client: ClusterClient, kserve: PlayedKServe, spec: Make, mode: str, after: bool
+) -> None:
+    for dies_at in count(1):
+        await served(hand_of(kserve, mode), spec)
+        driven, dying = Back(kserve, mode, spec), Dying(client, dies_at, after=after)
+        await driven.promoted()
+        died = True
+        try:
+            state = await driven.back(cast("ClusterClient", dying))
+            died = False
+        except Killed:
+            state = await driven.back(client)
+        assert (state.phase, state.target.candidate) == (Phase.PROMOTED, "1"), f"killed at write {dies_at}"
+        await driven.is_as_it_should_be(Order.ABORT)
+        await emptied(client)
+        if not died:
+            break
+    assert dies_at > 8, "each step writes the stamp and the InferenceService"

@@ -1,0 +1,47 @@
+"""One measurement of every metric that a rollout's analysis has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nighttrain.providers.serving.analysis.sources.base import Window
+
+if TYPE_CHECKING:
+    from nighttrain.providers.serving.analysis.metrics import Analysis
+    from nighttrain.providers.serving.analysis.sources.base import Source
+    from nighttrain.providers.serving.analysis.values import Sample
+    from nighttrain.providers.serving.backends.traffic import Addresses
+    from nighttrain.providers.serving.rollouts.state import State
+
+
+async def measure(
+    sources: Mapping[str, Source], state: State, analysis: Analysis, addresses: Addresses, now: float
+) -> tuple[tuple[Sample, ...], dict[str, Mapping[str, object]]]:
+    """The samples, and what their sources want to remember, by metric.
+
+    :param sources: by the type that a metric names
+    """
+    target = state.target
+    window = Window(
+        endpoint=target.endpoint,
+        namespace=target.namespace,
+        model_name=target.model_name,
+        candidate=target.candidate,
+        stable=target.stable,
+        at=now,
+        seconds=now - (state.measured_at or now) if state.looks else 0.0,
+        interval_seconds=analysis.interval_seconds,
+        addresses=addresses,
+        golden=state.strategy.golden,
+    )
+    measured = await asyncio.gather(
+        *(
+            sources[metric.source["type"]].measure(metric, window, state.memory.get(metric.name, {}))
+            for metric in analysis.metrics
+        )
+    )
+    names = [metric.name for metric in analysis.metrics]
+    memory = {name: memory for name, (_, memory) in zip(names, measured, strict=True)}
+    return tuple(sample for sample, _ in measured), memory
