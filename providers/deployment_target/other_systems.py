@@ -14,12 +14,7 @@ from nighttrain.providers.kubernetes.api.resources import (
     Resource,
 )
 from nighttrain.providers.kubernetes.values.objects import mapping, metadata, name_of
-from nighttrain.providers.serving.backends.argo.manifests import (
-    candidate_service,
-    is_ours,
-    own_labels,
-    stable_service,
-)
+from nighttrain.providers.serving.backends.argo.manifests import candidate_service, is_ours, stable_service
 from nighttrain.providers.serving.backends.argo.objects import ROLLOUT
 from nighttrain.providers.serving.backends.finding import found
 from nighttrain.providers.serving.backends.kserve.stamp import stamp_name
@@ -62,25 +57,24 @@ async def made_on(client: ClusterClient, name: str, namespace: str, state: State
         return await _on_kserve(client, name, namespace, service)
     rollout = await found(client.get(ROLLOUTS, namespace, state.target.names.get(ROLLOUT, name)))
     _require_ours(ROLLOUTS, rollout, name)
-    return await _on_argo(client, name, namespace, [rollout] if rollout else [])
+    return await _on_argo(client, name, namespace, rollout)
 
 
 async def left_behind(client: ClusterClient, name: str, namespace: str) -> list[Made]:
     """The same of an endpoint whose rollout's state is gone: a deletion that ended half way leaves that."""
-    service = await _readable(client, INFERENCE_SERVICES, name, namespace)
-    if service:
-        return await _on_kserve(client, name, namespace, service[0])
-    rollouts = await _readable(client, ROLLOUTS, name, namespace)
-    return await _on_argo(client, name, namespace, rollouts)
+    if service := await _own(client, INFERENCE_SERVICES, name, namespace):
+        return await _on_kserve(client, name, namespace, service)
+    rollout = await _own(client, ROLLOUTS, name, namespace)
+    return await _on_argo(client, name, namespace, rollout) if rollout else []
 
 
-async def _readable(client: ClusterClient, kind: Resource, name: str, namespace: str) -> list[Json]:
-    """Those of the endpoint's marks; none where there is no such kind, or no right to read it."""
-    selector = ",".join(f"{label}={value}" for label, value in own_labels(name).items())
+async def _own(client: ClusterClient, kind: Resource, name: str, namespace: str) -> Json | None:
+    """The endpoint's, if it is ours; ``None`` where there is no such kind, or no right to read it."""
     try:
-        return list((await client.list(kind, namespace, label_selector=selector))["items"])
+        body = await client.get(kind, namespace, name)
     except (ObjectNotFoundError, ClusterForbiddenError):
-        return []
+        return None
+    return body if is_ours(body, name) else None
 
 
 async def _on_kserve(client: ClusterClient, name: str, namespace: str, service: Json | None) -> list[Made]:
@@ -89,13 +83,13 @@ async def _on_kserve(client: ClusterClient, name: str, namespace: str, service: 
     return own + ([Made(resource=INFERENCE_SERVICES, body=service)] if service else [])
 
 
-async def _on_argo(client: ClusterClient, name: str, namespace: str, rollouts: list[Json]) -> list[Made]:
+async def _on_argo(client: ClusterClient, name: str, namespace: str, rollout: Json | None) -> list[Made]:
     own: list[Made] = []
     for each in (name, stable_service(name), candidate_service(name)):
         service = await found(client.get(SERVICES, namespace, each))
         if service is not None and is_ours(service, name):
             own.append(Made(resource=SERVICES, body=service))
-    return own + [Made(resource=ROLLOUTS, body=each) for each in rollouts]
+    return own + ([Made(resource=ROLLOUTS, body=rollout)] if rollout else [])
 
 
 def _require_ours(kind: Resource, obj: Json | None, endpoint: str) -> None:

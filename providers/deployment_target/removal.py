@@ -18,8 +18,6 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     HTTPROUTES,
-    INFERENCE_SERVICES,
-    ROLLOUTS,
     SERVICES,
 )
 from nighttrain.providers.kubernetes.values.objects import items, mapping, metadata
@@ -84,11 +82,8 @@ async def take_down_rest(client: ClusterClient, name: str, namespace: str, tell:
     if await RolloutStore(client).read(name, namespace) is not None:
         return False
     made = await left_behind(client, name, namespace)
-    # Plain Services have the endpoint's name, too.
-    if not any(each.resource in (INFERENCE_SERVICES, ROLLOUTS) for each in made):
-        return False
     await _delete_all(client, name, made, tell)
-    return True
+    return bool(made)
 
 
 async def _delete_all(client: ClusterClient, name: str, made: list[Made], tell: Progress) -> None:

@@ -485,6 +485,84 @@ async def test_a_version_that_argo_gives_up_is_undone_with_its_alias(
     await driven.is_as_it_should_be("1")
 
 
+class Back(Driven):
+    """Version 2 is promoted; then the way back, by as many processes as it takes."""
+
+    async def promoted(self) -> None:
+        self.world.holders["champion"] = "1"
+        state = await self.run(self.argo.client, None, Order.ABORT)
+        assert state.phase is Phase.PROMOTED, self.told
+        await self.is_as_it_should_be("2")
+
+    async def back(self, client: ClusterClient, rollout_id: str = "back") -> State:
+        engine, names = self.engine(client), Names(alias="champion")
+        begun = await engine.begin_back(
+            "delay", NAMESPACE, rollout_id=rollout_id, actor="a", names=names, reason="wrong since noon"
+        )
+        state = await engine.drive("delay", NAMESPACE, rollout_id=begun.rollout_id, tell=self.told.append)
+        await engine.take("delay", NAMESPACE, state.rollout_id)
+        return state
+
+
+@pytest.mark.parametrize("mode", ["replicas", "route"])
+async def test_a_promoted_rollout_is_taken_back_by_a_rollout_and_once_more_forward(
+    client: ClusterClient, argo: PlayedArgo, serving_spec: Make, mode: str
+) -> None:
+    await served(hand_of(argo, mode), argo, serving_spec, mode)
+    first = (await argo.rollout())["spec"]["template"]
+    driven = Back(argo, mode, serving_spec, SHORT)
+    driven.candidate = serving_spec("2", env_vars={"ONLY": "here"})
+    await driven.promoted()
+    state = await driven.back(client)
+    assert (state.phase, state.target.candidate, state.target.stable) == (Phase.PROMOTED, "1", "2")
+    await driven.is_as_it_should_be("1")
+    assert (await argo.rollout())["spec"]["template"] == first, "in the form in which it served"
+    again = await driven.back(client, "again")
+    assert (again.phase, again.target.candidate) == (Phase.PROMOTED, "2")
+    await driven.is_as_it_should_be("2")
+
+
+@pytest.mark.parametrize("mode", ["replicas", "route"])
+async def test_what_does_not_come_up_on_the_way_back_leaves_all_as_it_was(
+    client: ClusterClient, argo: PlayedArgo, serving_spec: Make, mode: str
+) -> None:
+    await served(hand_of(argo, mode), argo, serving_spec, mode)
+    driven = Back(argo, mode, serving_spec, SHORT)
+    driven.candidate = serving_spec("2", startup_timeout_seconds=20.0)
+    await driven.promoted()
+    argo.never_ready.add("1")
+    state = await driven.back(client)
+    assert state.phase is Phase.UNDONE
+    await driven.is_as_it_should_be("2")
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["replicas", "route"])
+@pytest.mark.parametrize("after", [False, True])
+async def test_killed_at_any_write_of_the_way_back_another_process_brings_it_to_its_end(
+    client: ClusterClient, argo: PlayedArgo, serving_spec: Make, mode: str, after: bool
+) -> None:
+    # Before each second write, and after it: that is every boundary once.
+    for dies_at in count(1, 2):
+        await served(hand_of(argo, mode), argo, serving_spec, mode)
+        driven, dying = Back(argo, mode, serving_spec, SHORT), Dying(client, dies_at, after=after)
+        await driven.promoted()
+        died = True
+        try:
+            state = await driven.back(cast("ClusterClient", dying))
+            died = False
+        except Killed:
+            state = await driven.back(client)
+        assert (state.phase, state.target.candidate) == (Phase.PROMOTED, "1"), f"killed at {dies_at}"
+        await driven.is_as_it_should_be("1")
+        await emptied(client)
+        await argo.reconcile()
+        if not died:
+            break
+    assert dies_at > 8, "each step stamps the Rollout, and changes it"
+
+
 class Killed(BaseException):
     """The process is gone."""
 

@@ -149,7 +149,7 @@ def test_every_patch_has_the_shape_of_one_that_was_recorded(serving_spec: Make) 
 
 def test_another_strategy_writes_its_steps_in_the_same_patch_and_nothing_else(serving_spec: Make) -> None:
     made = build_rollout(serving_spec("1"), TARGET, 1, "delay", None)
-    patch = new_version(serving_spec("2"), replace(TARGET, shares=(10,)), made)
+    patch = new_version(build_template(serving_spec("2"), made), replace(TARGET, shares=(10,)), made)
     steps = [{"setWeight": 1}, {"pause": {}}, {"setWeight": 10}, {"pause": {}}]
     assert patch["spec"]["strategy"] == {"canary": {"steps": steps}}
     assert set(new_version(build_template(serving_spec("2"), made), TARGET, made)["spec"]) == {"template"}

@@ -450,6 +450,15 @@ async def test_the_engine_drives_it_to_either_end(
 class Back(Driven):
     """Version 2 is promoted; then the way back, by as many processes as it takes."""
 
+    def __init__(self, kserve: PlayedKServe, mode: str, make: Make) -> None:
+        super().__init__(kserve, mode, make)
+        self.candidate = make("2", startup_timeout_seconds=30.0)
+
+    async def run(self, client: ClusterClient, order: Order | None) -> Phase:
+        phase = await super().run(client, order)
+        await self.engine(client).take("delay", NAMESPACE, "r")
+        return phase
+
     async def promoted(self) -> None:
         self.world.holders["champion"] = "1"
         assert await self.run(self.kserve.client, None) is Phase.PROMOTED
@@ -519,8 +528,8 @@ async def test_there_is_no_way_back_from_what_is_under_way_or_was_changed_by_han
         await driven.back(client)
     driven.candidate = spec("2")
     engine = driven.engine(client)
-    begin = engine.begin(driven.candidate, canary(10), rollout_id="r", actor="a", names=Names(), tell=print)
-    await begin
+    names, told = Names(), print
+    await engine.begin(driven.candidate, canary(10), rollout_id="u", actor="a", names=names, tell=told)
     with pytest.raises(RolloutUnderWayError, match="nighttrain rollout abort delay"):
         await driven.back(client)
     await driven.store.order("delay", NAMESPACE, Order.ABORT, by="me")
