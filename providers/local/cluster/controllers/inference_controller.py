@@ -307,7 +307,8 @@ def _metadata(service: Object, name: str, predictor: Object | None) -> Object:
         source = (predictor.get("model") or {}).get("storageUri")
         metadata["annotations"].update({_SOURCE: source} if source else {})
         owner = {"serving.kserve.io/inferenceservice": service["metadata"]["name"]}
-        metadata["labels"] = {**_selector(name), "component": "predictor", **owner}
+        own = {**(predictor.get("labels") or {}), "component": "predictor"}
+        metadata["labels"] = {**own, **_selector(name), **owner}
     return metadata
 
 
