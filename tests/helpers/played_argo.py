@@ -39,8 +39,8 @@ class PlayedArgo:
     :ivar asleep: it looks at nothing
     """
 
-    def __init__(self, client: ClusterClient) -> None:
-        self.client = client
+    def __init__(self, client: ClusterClient, namespace: str = NAMESPACE) -> None:
+        self.client, self.namespace = client, namespace
         self.never_ready: set[str] = set()
         self.out_of_time = False
         self.asleep = False
@@ -50,27 +50,27 @@ class PlayedArgo:
             await self.reconcile()
 
     async def rollout(self) -> Object:
-        return await self.client.get(ROLLOUTS, NAMESPACE, NAME)
+        return await self.client.get(ROLLOUTS, self.namespace, NAME)
 
     async def sizes(self) -> dict[str, int]:
         """Pods by version."""
         found: dict[str, int] = {}
-        for each in (await self.client.list(REPLICASETS, NAMESPACE))["items"]:
+        for each in (await self.client.list(REPLICASETS, self.namespace))["items"]:
             version = each["metadata"]["labels"]["nighttrain.dev/version"]
             found[version] = found.get(version, 0) + each["spec"]["replicas"]
         return {version: number for version, number in found.items() if number}
 
     async def abort(self) -> None:
         """By itself, e.g. for an analysis of the team's."""
-        await self.client.patch(status_of(ROLLOUTS), NAMESPACE, NAME, {"status": {"abort": True}})
+        await self.client.patch(status_of(ROLLOUTS), self.namespace, NAME, {"status": {"abort": True}})
         await self.reconcile()
 
     async def reconcile(self) -> None:
         try:
             rollout = await self.rollout()
         except ObjectNotFoundError:
-            for each in (await self.client.list(REPLICASETS, NAMESPACE))["items"]:
-                await self.client.delete(REPLICASETS, NAMESPACE, each["metadata"]["name"])
+            for each in (await self.client.list(REPLICASETS, self.namespace))["items"]:
+                await self.client.delete(REPLICASETS, self.namespace, each["metadata"]["name"])
             return
         template_hash = _hash(rollout["spec"]["template"])
         if await self._set(template_hash) is None:
@@ -84,7 +84,7 @@ class PlayedArgo:
             await self._go_on(rollout, told)
         told["observedGeneration"] = str(rollout["metadata"]["generation"])
         gone = dict.fromkeys(before - set(told))
-        await self.client.patch(status_of(ROLLOUTS), NAMESPACE, NAME, {"status": {**gone, **told}})
+        await self.client.patch(status_of(ROLLOUTS), self.namespace, NAME, {"status": {**gone, **told}})
 
     @staticmethod
     def _begin(rollout: Object, told: Object, template_hash: str) -> None:
@@ -139,7 +139,7 @@ class PlayedArgo:
         if not await self._scale(new, size):
             return
         if told.get("stableRS") == new:
-            for each in (await self.client.list(REPLICASETS, NAMESPACE))["items"]:
+            for each in (await self.client.list(REPLICASETS, self.namespace))["items"]:
                 if each["metadata"]["labels"][HASH] != new:
                     await self._scale(each["metadata"]["labels"][HASH], 0)
             told["phase"] = "Healthy"
@@ -168,18 +168,20 @@ class PlayedArgo:
         assert held is not None
         name, version = held["metadata"]["name"], held["metadata"]["labels"]["nighttrain.dev/version"]
         if held["spec"]["replicas"] != size:
-            held = await self.client.patch(REPLICASETS, NAMESPACE, name, {"spec": {"replicas": size}})
+            held = await self.client.patch(REPLICASETS, self.namespace, name, {"spec": {"replicas": size}})
         there = 0 if version in self.never_ready else size
         counts = {"replicas": size, "readyReplicas": there, "availableReplicas": there}
         state = {"observedGeneration": held["metadata"]["generation"], **counts}
-        await self.client.patch(status_of(REPLICASETS), NAMESPACE, name, {"status": state})
+        await self.client.patch(status_of(REPLICASETS), self.namespace, name, {"status": state})
         return there == size
 
     async def _services(self, rollout: Object, stable: str, canary: str) -> None:
         for key, pod_hash in (("stableService", stable), ("canaryService", canary)):
             name = rollout["spec"]["strategy"]["canary"].get(key)
             if name:
-                await self.client.patch(SERVICES, NAMESPACE, name, {"spec": {"selector": {HASH: pod_hash}}})
+                await self.client.patch(
+                    SERVICES, self.namespace, name, {"spec": {"selector": {HASH: pod_hash}}}
+                )
 
     async def _route(self, rollout: Object, told: Object, weight: int) -> None:
         canary = rollout["spec"]["strategy"]["canary"]
@@ -191,12 +193,14 @@ class PlayedArgo:
         body = {"spec": {"rules": [{"backendRefs": refs}]}}
         # As recorded: who wrote the route since it was written last is not put right.
         if ((told.get("canary") or {}).get("weights") or {}).get("canary", {}).get("weight") != weight:
-            held = await self.client.patch(HTTPROUTES, NAMESPACE, plugin["httpRoute"], body)
-            await accept(self.client, held)
+            held = await self.client.patch(HTTPROUTES, self.namespace, plugin["httpRoute"], body)
+            await accept(self.client, held, self.namespace)
         told["canary"] = {"weights": {"canary": {"weight": weight}, "stable": {"weight": 100 - weight}}}
 
     async def _set(self, pod_hash: str) -> Object | None:
-        found = (await self.client.list(REPLICASETS, NAMESPACE, label_selector=f"{HASH}={pod_hash}"))["items"]
+        found = (await self.client.list(REPLICASETS, self.namespace, label_selector=f"{HASH}={pod_hash}"))[
+            "items"
+        ]
         return found[0] if found else None
 
     async def _make_set(self, rollout: Object, pod_hash: str) -> None:
@@ -208,10 +212,10 @@ class PlayedArgo:
         meta = {"name": f"{NAME}-{pod_hash}", "labels": labels, "ownerReferences": [owner]}
         spec = {"replicas": 0, "selector": {"matchLabels": {HASH: pod_hash}}, "template": template}
         body = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta, "spec": spec}
-        await self.client.create(REPLICASETS, NAMESPACE, body)
+        await self.client.create(REPLICASETS, self.namespace, body)
 
 
-async def make_route(client: ClusterClient) -> None:
+async def make_route(client: ClusterClient, namespace: str = NAMESPACE) -> None:
     """The team's HTTPRoute to the two Services of the endpoint."""
     refs = [{"name": f"{NAME}-stable", "port": 80, "weight": 100}]
     refs.append({"name": f"{NAME}-canary", "port": 80, "weight": 0})
@@ -226,13 +230,13 @@ async def make_route(client: ClusterClient) -> None:
         },
     }
     try:
-        held = await client.create(HTTPROUTES, NAMESPACE, body)
+        held = await client.create(HTTPROUTES, namespace, body)
     except ObjectExistsError:
         return
-    await accept(client, held)
+    await accept(client, held, namespace)
 
 
-async def accept(client: ClusterClient, route: Object) -> None:
+async def accept(client: ClusterClient, route: Object, namespace: str = NAMESPACE) -> None:
     """As a gateway does."""
     conditions = [
         {
@@ -246,7 +250,7 @@ async def accept(client: ClusterClient, route: Object) -> None:
     parent = {"parentRef": {"name": "gw"}, "controllerName": "a.b/c", "conditions": conditions}
     name = route["metadata"]["name"]
     kind: Resource = status_of(HTTPROUTES)
-    await client.patch(kind, NAMESPACE, name, {"status": {"parents": [parent]}})
+    await client.patch(kind, namespace, name, {"status": {"parents": [parent]}})
 
 
 def _condition(kind: str, value: str, reason: str) -> Object:

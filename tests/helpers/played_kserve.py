@@ -35,33 +35,28 @@ DEFINITIONS = Resource(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
 )
 
-# Knative's own is not among the definitions that tests have; nothing of a revision is written by us.
-REVISIONS_DEFINITION: Object = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": "revisions.serving.knative.dev"},
-    "spec": {
-        "group": "serving.knative.dev",
-        "names": {
-            "kind": "Revision",
-            "plural": "revisions",
-            "singular": "revision",
-            "listKind": "RevisionList",
+
+def definition(resource: Resource) -> Object:
+    """One that takes every object of a kind, where upstream's is not at hand."""
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    version = {"name": resource.version, "served": True, "storage": True, "subresources": {"status": {}}}
+    kind, plural = resource.kind, resource.plural
+    names = {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{resource.group}"},
+        "spec": {
+            "group": resource.group,
+            "names": names,
+            "scope": "Namespaced",
+            "versions": [{**version, "schema": schema}],
         },
-        "scope": "Namespaced",
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "subresources": {"status": {}},
-                "schema": {
-                    "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-                },
-            }
-        ],
-    },
-}
+    }
+
+
+# Knative's own is not among the definitions that tests have; nothing of a revision is written by us.
+REVISIONS_DEFINITION = definition(KNATIVE_REVISIONS)
 
 
 class PlayedKServe:
@@ -71,8 +66,8 @@ class PlayedKServe:
     :param never_ready: versions whose pods never are
     """
 
-    def __init__(self, client: ClusterClient, *, splits: bool = True) -> None:
-        self.client = client
+    def __init__(self, client: ClusterClient, *, splits: bool = True, namespace: str = NAMESPACE) -> None:
+        self.client, self.namespace = client, namespace
         self.splits = splits
         self.never_ready: set[str] = set()
         self.asleep = False
@@ -83,7 +78,7 @@ class PlayedKServe:
             await self.reconcile()
 
     async def service(self) -> Object:
-        return await self.client.get(INFERENCE_SERVICES, NAMESPACE, NAME)
+        return await self.client.get(INFERENCE_SERVICES, self.namespace, NAME)
 
     async def reconcile(self) -> None:
         try:
@@ -118,7 +113,7 @@ class PlayedKServe:
         )
         told: Object = {
             "conditions": [_condition(kind, up) for kind in ("Ready", "PredictorReady", "IngressReady")],
-            "observedGeneration": (await self.client.get(DEPLOYMENTS, NAMESPACE, _service(predictor)))[
+            "observedGeneration": (await self.client.get(DEPLOYMENTS, self.namespace, _service(predictor)))[
                 "metadata"
             ]["generation"],
         }
@@ -147,9 +142,11 @@ class PlayedKServe:
             "spec": {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template},
         }
         try:
-            held = await self.client.create(DEPLOYMENTS, NAMESPACE, body)
+            held = await self.client.create(DEPLOYMENTS, self.namespace, body)
         except ObjectExistsError:
-            held = await self.client.patch(DEPLOYMENTS, NAMESPACE, name, {"spec": {"replicas": replicas}})
+            held = await self.client.patch(
+                DEPLOYMENTS, self.namespace, name, {"spec": {"replicas": replicas}}
+            )
         there = 0 if version in self.never_ready else replicas
         counts = {"replicas": replicas, "updatedReplicas": replicas}
         counts |= {"readyReplicas": there, "availableReplicas": there}
@@ -173,9 +170,9 @@ class PlayedKServe:
             "spec": spec,
         }
         try:
-            held = await self.client.create(HTTPROUTES, NAMESPACE, body)
+            held = await self.client.create(HTTPROUTES, self.namespace, body)
         except ObjectExistsError:
-            held = await self.client.patch(HTTPROUTES, NAMESPACE, NAME, {"spec": spec})
+            held = await self.client.patch(HTTPROUTES, self.namespace, NAME, {"spec": spec})
         since = {"lastTransitionTime": "2026-11-26T00:00:00Z", "message": ""}
         conditions = [
             {**_condition(kind, True), "observedGeneration": held["metadata"]["generation"], "reason": kind}
@@ -211,10 +208,10 @@ class PlayedKServe:
             rolled = previous
             traffic[1]["revisionName"] = rolled
         named = {each["revisionName"] for each in traffic}
-        for each in (await self.client.list(KNATIVE_REVISIONS, NAMESPACE))["items"]:
+        for each in (await self.client.list(KNATIVE_REVISIONS, self.namespace))["items"]:
             mark = "active" if each["metadata"]["name"] in named | {created} else "reserve"
             body = {"metadata": {"labels": {"serving.knative.dev/routingState": mark}}}
-            await self.client.patch(KNATIVE_REVISIONS, NAMESPACE, each["metadata"]["name"], body)
+            await self.client.patch(KNATIVE_REVISIONS, self.namespace, each["metadata"]["name"], body)
         up = ready == created
         component = {
             "latestCreatedRevision": created,
@@ -230,24 +227,26 @@ class PlayedKServe:
     async def _make_revision(self, name: str, predictor: Object, form: str) -> None:
         meta = {"name": name, "labels": {**OWN, **predictor["labels"]}, "annotations": {"form": form}}
         body = {"apiVersion": "serving.knative.dev/v1", "kind": "Revision", "metadata": meta}
-        await self.client.create(KNATIVE_REVISIONS, NAMESPACE, body)
+        await self.client.create(KNATIVE_REVISIONS, self.namespace, body)
         bad = predictor["labels"]["nighttrain.dev/version"] in self.never_ready
         said = {**_condition("Ready", True), "status": "Unknown", "reason": "Deploying"} if bad else None
         await self._status(KNATIVE_REVISIONS, name, {"conditions": [said or _condition("Ready", True)]})
 
     async def _revision(self, name: str) -> Object:
-        return await self.client.get(KNATIVE_REVISIONS, NAMESPACE, name)
+        return await self.client.get(KNATIVE_REVISIONS, self.namespace, name)
 
     # both
 
     async def _status(self, kind: Resource, name: str, status: Object) -> None:
-        await self.client.patch(status_of(kind), NAMESPACE, name, {"status": status})
+        await self.client.patch(status_of(kind), self.namespace, name, {"status": status})
 
     async def _keep_only(self, kind: Resource, names: set[str]) -> None:
         selector = ",".join(f"{key}={value}" for key, value in OWN.items())
-        for each in (await self.client.list(kind, NAMESPACE, label_selector=selector))["items"]:
+        for each in (await self.client.list(kind, self.namespace, label_selector=selector))["items"]:
             if each["metadata"]["name"] not in names:
-                await self.client.delete(kind, NAMESPACE, each["metadata"]["name"], propagation="Background")
+                await self.client.delete(
+                    kind, self.namespace, each["metadata"]["name"], propagation="Background"
+                )
 
 
 def _service(predictor: Object) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,13 +19,17 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
 from helpers.airflow_connections import connect_kubernetes, connect_mlflow
+from helpers.clusters import connected
 from helpers.mlflow_server import MakeModel, MLflowServer, unique
+from helpers.polling import until_async
 from nighttrain.operators.serving import RolloutModelOperator, rollout_task_group
 from nighttrain.providers.errors import ConfigurationError
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.analysis.golden import Golden
 from nighttrain.providers.serving.analysis.metrics import Analysis, Kind, Metric
-from nighttrain.providers.serving.strategy import blue_green, canary
+from nighttrain.providers.serving.rollouts.state import Phase
+from nighttrain.providers.serving.rollouts.store import RolloutStore
+from nighttrain.providers.serving.strategy import Approval, Strategy, Weight, blue_green, canary
 from nighttrain.sensors.serving import RolloutSensor
 
 if TYPE_CHECKING:
@@ -36,8 +43,6 @@ FAKE_IMAGE = Path(__file__).parents[1] / "providers" / "serving" / "fake_image"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedCluster]:
-    import sys
-
     with EmbeddedCluster({"model-server": f"{sys.executable}:{FAKE_IMAGE}"}) as running:
         yield running
 
@@ -165,6 +170,68 @@ async def test_a_cleared_task_undoes_its_rollout(night: Night) -> None:
     event = await anext(aiter(trigger.run()))
     assert event.payload["phase"] == "undone"
     assert night.champion() == first
+
+
+class ByHand:
+    """``nighttrain rollout`` as a person runs it, in processes of its own."""
+
+    def __init__(self, cluster: EmbeddedCluster, night: Night) -> None:
+        self.cluster, self.night = cluster, night
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "nighttrain.providers.commands", "rollout", *words]
+        where = ["--kubeconfig", str(self.cluster.kubeconfig), "--mlflow-uri", self.night.server.uri]
+        asked = [*command, self.night.endpoint, *where]
+        return subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self, *words: str) -> tuple[int, str]:
+        return self.ended(self.start(*words))
+
+    def ended(self, process: subprocess.Popen[str]) -> tuple[int, str]:
+        try:
+            said, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        return process.returncode, said
+
+    async def phase(self) -> Phase | None:
+        async with connected(self.cluster) as client:
+            kept = await RolloutStore(client).read(self.night.endpoint, "default")
+        return kept.state.phase if kept else None
+
+
+async def test_a_person_carries_a_rollout_to_its_end_where_the_task_is_dead(
+    night: Night, cluster: EmbeddedCluster
+) -> None:
+    first, second, third = (night.version(text) for text in ("one", "two", "three"))
+    night.rollout(first).execute(night.context())
+    share = Weight(percent=50, hold_seconds=0.2)
+    steps = Strategy(steps=(share, Approval(reason="look at it")), watch_seconds=0.2)
+    # The task hands over to a triggerer that there is not.
+    with pytest.raises(TaskDeferred):
+        night.rollout(second, strategy=steps, deferrable=True).execute(night.context())
+    person, asks = ByHand(cluster, night), Phase.WAITING
+    driver = person.start("resume", "--drive")
+    try:
+        await until_async(lambda: _is(person, asks, driver), 90)
+        code, said = await asyncio.to_thread(person.run, "promote", "--reason", "it looks good")
+        assert (code, "Whoever drives it obeys" in said) == (0, True), said
+    finally:
+        code, said = await asyncio.to_thread(person.ended, driver)
+    assert (code, f"promoted: version {second} serves" in said) == (0, True), said
+    assert (await person.phase(), night.champion()) == (Phase.PROMOTED, second)
+
+    slow = canary(50, hold_seconds=3600, watch_seconds=1)
+    with pytest.raises(TaskDeferred):
+        night.rollout(third, strategy=slow, deferrable=True).execute(night.context())
+    code, said = await asyncio.to_thread(person.run, "abort", "--drive", "--reason", "complaints")
+    assert (code, f"undone: version {second} serves" in said) == (0, True), said
+    assert (await person.phase(), night.champion()) == (Phase.UNDONE, second)
+
+
+async def _is(person: ByHand, phase: Phase, driver: subprocess.Popen[str]) -> bool:
+    assert driver.poll() is None, "it ended too early"
+    return await person.phase() is phase
 
 
 def test_each_step_is_a_task(night: Night) -> None:

@@ -41,7 +41,7 @@ from nighttrain.providers.serving.backends.kubernetes_deployment import Kubernet
 from nighttrain.providers.serving.backends.plain.by_replicas import ReplicaShares
 from nighttrain.providers.serving.backends.plain.by_route import GatewayRoutes
 from nighttrain.providers.serving.backends.plain.routes import RouteSettings
-from nighttrain.providers.serving.backends.traffic import Target
+from nighttrain.providers.serving.backends.traffic import ReturningBackend, Target
 from nighttrain.providers.serving.rollout import Rollout
 from nighttrain.providers.serving.rollouts.opening import Setting
 from nighttrain.providers.serving.rollouts.state import Names, Phase, State
@@ -81,6 +81,17 @@ def rights(role: str) -> list[Right]:
 TRAINING, SERVING = rights("nighttrain-training"), rights("nighttrain-serving")
 GATEWAY = rights("nighttrain-gateway")
 CLASSES: Right = ("gateway.networking.k8s.io", "gatewayclasses", "get")
+# Without these the rest works: what is not seen is not said.
+LOOKS: set[Right] = {
+    ("discovery.k8s.io", "endpointslices", "list"),
+    ("gateway.networking.k8s.io", "gateways", "get"),
+    CLASSES,
+}
+BEST_EFFORT = {("", "pods/log", "get"), DELETE_PODS, *LOOKS} | {
+    (group, resource, verb)
+    for group, resource in (("", "events"), ("kueue.x-k8s.io", "workloads"))
+    for verb in ("list", "watch")
+}
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 PATH = re.compile(
     r"/(?:api|apis/(?P<group>[^/]+))/[^/]+"
@@ -287,18 +298,25 @@ async def in_steps(
         fence = next(fences)
         await until(target, lambda look: look.undone, lambda look: backend.undo(target, look, fence))
 
+    async def became_stable(target: Target) -> None:
+        fence = next(fences)
+        await until(target, lambda look: look.promoted, lambda look: backend.promote(target, look, fence))
+
     for version, promoted in (("1", False), ("2", True), ("3", False), ("4", True)):
         spec = make(version)
-        target = await backend.begin(spec)
+        target = replace(await backend.begin(spec), shares=(40,))
         await backend.bring_up(spec, target, next(fences), lambda _: None)
         await until(target, lambda look: look.readiness.ready)
         await backend.addresses(target)
         for percent in (40, 100) if target.stable else (100,):
             await traffic(target, percent)
-        if promoted:
-            await backend.promote(target, await backend.look(target), next(fences))
-            continue
-        await undone(target)
+        await (became_stable if promoted else undone)(target)
+    if isinstance(backend, ReturningBackend):
+        target = await backend.way_back(target)
+        await backend.bring_back(target, next(fences), lambda _: None)
+        await until(target, lambda look: look.readiness.ready)
+        await traffic(target, 100)
+        await became_stable(target)
     state = State(
         rollout_id="r", actor="a", target=target, strategy=Strategy(), names=Names(), begun_at=0.0, since=0.0
     )
@@ -401,19 +419,6 @@ async def test_taking_an_endpoint_down_needs_the_optional_role_too(
     assert set(more) <= authorizer.used
     # Who may not read routes has made none.
     assert set(authorizer.refused) == {("gateway.networking.k8s.io", "httproutes", "get")}
-
-
-# Without these the rest works: what is not seen is not said.
-LOOKS: set[Right] = {
-    ("discovery.k8s.io", "endpointslices", "list"),
-    ("gateway.networking.k8s.io", "gateways", "get"),
-    CLASSES,
-}
-BEST_EFFORT = {("", "pods/log", "get"), DELETE_PODS, *LOOKS} | {
-    (group, resource, verb)
-    for group, resource in (("", "events"), ("kueue.x-k8s.io", "workloads"))
-    for verb in ("list", "watch")
-}
 
 
 async def everything(client: ClusterClient, admin: ClusterClient, make: Make) -> None:
