@@ -223,7 +223,7 @@ async def test_a_person_carries_a_rollout_to_its_end_where_the_task_is_dead(
 
     slow = canary(50, hold_seconds=3600, watch_seconds=1)
     with pytest.raises(TaskDeferred):
-        night.rollout(third, strategy=slow, deferrable=True).execute(night.context())
+        night.rollout(third, strategy=slow, deferrable=True).execute(night.context("another"))
     code, said = await asyncio.to_thread(person.run, "abort", "--drive", "--reason", "complaints")
     assert (code, f"undone: version {second} serves" in said) == (0, True), said
     assert (await person.phase(), night.champion()) == (Phase.UNDONE, second)

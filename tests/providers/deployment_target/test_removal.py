@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -11,16 +12,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helpers.clusters import connected
+from helpers.played_kserve import DEFINITIONS, definition
 from helpers.polling import until
-from nighttrain.providers.deployment_target.removal import take_down
+from nighttrain.providers.deployment_target.removal import take_down, take_down_rest
 from nighttrain.providers.deployment_target.standing import look_at
 from nighttrain.providers.errors import (
     ConfigurationError,
+    ObjectExistsError,
     ObjectNotFoundError,
     RolloutUnderWayError,
     WorkloadConflictError,
 )
-from nighttrain.providers.kubernetes.api.resources import CONFIGMAPS, DEPLOYMENTS, HTTPROUTES, SERVICES
+from nighttrain.providers.kubernetes.api.resources import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    HTTPROUTES,
+    INFERENCE_SERVICES,
+    ROLLOUTS,
+    SERVICES,
+)
 from nighttrain.providers.local.cluster.controllers.gateway_controller import Serving
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.serving.backends.manifests import build_deployment, build_service
@@ -35,7 +45,7 @@ from nighttrain.providers.serving.strategy import canary
 from .conftest import Commands
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from helpers.mlflow_server import MadeModel, MLflowServer
@@ -192,15 +202,113 @@ async def test_what_another_serving_system_has_is_left_to_it(routed_cluster: Emb
     """Its Service may have the endpoint's name, and is not nighttrain's."""
     async with connected(routed_cluster) as client:
         endpoint = Endpoint(client, "elsewhere")
-        await endpoint.make(setting={"type": "kserve"})
+        await endpoint.make(setting={"type": "seldon", "mesh": "http://mesh"})
         labels = {"metadata": {"labels": {"nighttrain.dev/endpoint": None}}}
         await client.patch(SERVICES, HERE, "elsewhere", labels)
         before = await endpoint.objects()
         shown = (await look_at(client, "elsewhere", HERE)).to_dict()
-        assert (shown["backend"], shown["version"]) == ("kserve", "2")
-        with pytest.raises(ConfigurationError, match="it is on kserve"):
+        assert (shown["backend"], shown["version"]) == ("seldon", "2")
+        with pytest.raises(ConfigurationError, match="it is on seldon"):
             await endpoint.take_down()
         assert await endpoint.objects() == before
+
+
+class Elsewhere:
+    """An endpoint on a serving system of its own, as its rollouts leave it.
+
+    :param owner: who made what serves, by its label
+    """
+
+    def __init__(self, client: ClusterClient, name: str, system: str, owner: str = "nighttrain") -> None:
+        self.client, self.name, self.system = client, name, system
+        self.marks = {"nighttrain.dev/endpoint": name, "app.kubernetes.io/managed-by": owner}
+        self.kind = INFERENCE_SERVICES if system == "kserve" else ROLLOUTS
+
+    async def make(self) -> None:
+        marks = {**self.marks, "app.kubernetes.io/managed-by": "nighttrain"}
+        predictor = {"model": {"modelFormat": {"name": "mlflow"}, "storageUri": "s3://models/1"}}
+        served: dict[str, Any] = {"metadata": {"name": self.name, "labels": self.marks}}
+        served |= {"apiVersion": self.kind.api_version, "kind": self.kind.kind}
+        served["spec"] = {"predictor": predictor} if self.system == "kserve" else {"replicas": 1}
+        await self.client.create(self.kind, HERE, served)
+        if self.system == "kserve":
+            body = {"metadata": {"name": f"{self.name}-kserve", "labels": marks}}
+            await self.client.create(CONFIGMAPS, HERE, {**body, "apiVersion": "v1", "kind": "ConfigMap"})
+        for name in () if self.system == "kserve" else ("", "-stable", "-canary"):
+            meta = {"name": f"{self.name}{name}", "labels": marks}
+            body = {
+                "apiVersion": "v1",
+                "kind": "Service",
+                "metadata": meta,
+                "spec": {"ports": [{"port": 80}]},
+            }
+            await self.client.create(SERVICES, HERE, body)
+        target = Target(endpoint=self.name, namespace=HERE, model_name="delays", candidate="2", stable="1")
+        begun = State(
+            rollout_id="r", actor="ann", target=target, strategy=canary(), names=Names(), begun_at=0, since=0
+        )
+        kept = Setting(backend={"type": self.system}).to_dict()
+        await RolloutStore(self.client).begin(replace(begun, phase=Phase.PROMOTED, setting=kept), None)
+
+    async def left(self) -> list[str]:
+        found = []
+        for kind in (self.kind, CONFIGMAPS, SERVICES):
+            for each in (await self.client.list(kind, HERE))["items"]:
+                if (name := each["metadata"]["name"]).startswith(self.name):
+                    found.append(f"{kind.kind} {name}")
+        return sorted(found)
+
+    async def take_down(self) -> bool:
+        if await take_down_rest(self.client, self.name, HERE, print):
+            return True
+        return await take_down(self.client, await look_at(self.client, self.name, HERE), print)
+
+
+@pytest.fixture
+async def elsewhere(routed_cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
+    async with connected(routed_cluster) as client:
+        with contextlib.suppress(ObjectExistsError):
+            await client.create(DEFINITIONS, None, definition(ROLLOUTS))
+        yield client
+
+
+@pytest.mark.parametrize("system", ["kserve", "argo_rollouts"])
+async def test_what_rollouts_made_elsewhere_goes_and_once_more_is_no_error(
+    elsewhere: ClusterClient, system: str
+) -> None:
+    name = system[:4]
+    endpoint, beside = Elsewhere(elsewhere, f"{name}-goes", system), Elsewhere(elsewhere, f"{name}-b", system)
+    await endpoint.make()
+    await beside.make()
+    kept = await beside.left()
+    assert len(kept) == len(await endpoint.left()) == (3 if system == "kserve" else 5)
+    assert await endpoint.take_down()
+    assert await endpoint.left() == []
+    assert not await endpoint.take_down()
+    assert await beside.left() == kept
+
+
+@pytest.mark.parametrize("system", ["kserve", "argo_rollouts"])
+async def test_a_deletion_elsewhere_that_was_interrupted_is_finished_by_the_next(
+    elsewhere: ClusterClient, system: str
+) -> None:
+    endpoint = Elsewhere(elsewhere, f"{system[:4]}-half", system)
+    await endpoint.make()
+    await elsewhere.delete(CONFIGMAPS, HERE, f"{endpoint.name}-rollout", propagation="Background")
+    assert await endpoint.take_down()
+    assert await endpoint.left() == []
+
+
+@pytest.mark.parametrize("system", ["kserve", "argo_rollouts"])
+async def test_what_serves_elsewhere_and_is_not_ours_stays_with_everything(
+    elsewhere: ClusterClient, system: str
+) -> None:
+    endpoint = Elsewhere(elsewhere, f"{system[:4]}-helm", system, owner="helm")
+    await endpoint.make()
+    before = await endpoint.left()
+    with pytest.raises(WorkloadConflictError, match=r"was not made by nighttrain .*\(made by helm\)"):
+        await endpoint.take_down()
+    assert await endpoint.left() == before
 
 
 def interrupt(command: list[str], commands: Commands, log: Path) -> None:

@@ -11,15 +11,16 @@ import pytest
 
 from helpers.promotions import entries, held, made
 from helpers.simulated_serving import AskedRoute, ConfigMaps, SimulatedBackend, Traffic, Version, World
-from nighttrain.providers.errors import TrackingUnreachableError
+from nighttrain.providers.errors import PromotedSinceError, TrackingUnreachableError
 from nighttrain.providers.registry.history.entries import Kind
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import Author, promote
+from nighttrain.providers.serving.backends.traffic import Target
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.picture import draw
 from nighttrain.providers.serving.rollouts.record import PICTURE_FILE, MLflowRecorder
 from nighttrain.providers.serving.rollouts.registry_side import MLflowRegistrar
-from nighttrain.providers.serving.rollouts.state import Names, Phase, State
+from nighttrain.providers.serving.rollouts.state import STRAIGHT_BACK, Names, Phase, State
 from nighttrain.providers.serving.rollouts.store import RolloutStore
 from nighttrain.providers.tracking.client import MLflowClient, TrackingConfig
 
@@ -245,3 +246,53 @@ def test_hostile_names_stay_text_in_the_picture(serving_spec: Callable[..., Serv
     text = draw(replace(state, reason="</svg><script>alert(1)</script>"))
     tags = [element.tag for element in ET.fromstring(text).iter()]  # noqa: S314
     assert not any("script" in tag for tag in tags)
+
+
+async def test_a_way_back_undoes_the_promotion_and_is_given_back_itself(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    name = made(make_model, 3)
+    await promote(registry, name, 1, stage="Production")
+    await promote(registry, name, 2, stage="Production")
+    names = Names(alias="champion", stage="Production")
+    target = Target(endpoint="delay", namespace="ml", model_name=name, candidate="1", stable="2")
+    state = State(
+        rollout_id="back@1",
+        actor="ann",
+        target=target,
+        strategy=STRAIGHT_BACK,
+        names=names,
+        begun_at=0,
+        since=0,
+        replaces="2",
+        returns_because="wrong since noon",
+    )
+    registrar = MLflowRegistrar(registry)
+    for _ in range(2):
+        await registrar.move(state)
+        assert (await registrar.holders(name, names)).hold_all("1")
+    back = [entry for entry in await entries(registry, name) if entry.kind is Kind.ROLLBACK]
+    assert [(each.reason, each.version) for each in back] == [("wrong since noon", "1")]
+    await registrar.give_back(replace(state, reason="not ready"))
+    assert (await registrar.holders(name, names)).hold_all("2")
+    await promote(registry, name, 3, stage="Production")
+    with pytest.raises(PromotedSinceError):
+        await registrar.move(state)
+    assert (await registrar.holders(name, names)).hold_all("3")
+
+
+async def test_a_way_back_moves_what_no_promotion_had_moved(
+    registry: ModelRegistry, make_model: MakeModel
+) -> None:
+    """The stage came to the withdrawn version by another hand."""
+    name = made(make_model, 2)
+    await promote(registry, name, 1)
+    await promote(registry, name, 2)
+    await promote(registry, name, 2, alias=None, stage="Production")
+    names = Names(alias="champion", stage="Production")
+    target = Target(endpoint="delay", namespace="ml", model_name=name, candidate="1", stable="2")
+    begun = State(
+        rollout_id="r", actor="ann", target=target, strategy=STRAIGHT_BACK, names=names, begun_at=0, since=0
+    )
+    await MLflowRegistrar(registry).move(replace(begun, replaces="2", returns_because="wrong"))
+    assert (await MLflowRegistrar(registry).holders(name, names)).hold_all("1")
