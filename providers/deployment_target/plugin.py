@@ -68,7 +68,8 @@ Verbs
   create   the first version; image is needed
   update   another version (-m), or another form of the one that serves (-C). Settings of
            pods that are not given stay as they were
-  delete   Service, Deployments, route and rollout state; refused during a rollout in steps
+  delete   Service, Deployments, route and rollout state, on KServe and Argo Rollouts what
+           nighttrain made there; refused during a rollout in steps
   predict  through the API server (create on services/proxy), else the Service's address
   explain, run-local and --endpoint are not supported
 
