@@ -53,10 +53,10 @@ async def made_on(client: ClusterClient, name: str, namespace: str, state: State
     """
     if system == KSERVE:
         service = await found(client.get(INFERENCE_SERVICES, namespace, name))
-        _require_ours(INFERENCE_SERVICES, service, name)
+        _require_ours(service, INFERENCE_SERVICES, name)
         return await _on_kserve(client, name, namespace, service)
     rollout = await found(client.get(ROLLOUTS, namespace, state.target.names.get(ROLLOUT, name)))
-    _require_ours(ROLLOUTS, rollout, name)
+    _require_ours(rollout, ROLLOUTS, name)
     return await _on_argo(client, name, namespace, rollout)
 
 
@@ -92,7 +92,7 @@ async def _on_argo(client: ClusterClient, name: str, namespace: str, rollout: Js
     return own + ([Made(resource=ROLLOUTS, body=rollout)] if rollout else [])
 
 
-def _require_ours(kind: Resource, obj: Json | None, endpoint: str) -> None:
+def _require_ours(obj: Json | None, kind: Resource, endpoint: str) -> None:
     if obj is None or is_ours(obj, endpoint):
         return
     by = mapping(metadata(obj).get("labels")).get("app.kubernetes.io/managed-by") or "somebody else"

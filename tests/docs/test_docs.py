@@ -435,6 +435,8 @@ KSERVE_CODE = [
 ARGO_CODE = [f"providers/serving/backends/argo/{module}.py" for module in ("backend", "reading")]
 SELDON_CODE = ["providers/serving/backends/seldon.py"]
 TARGET_CODE = [f"providers/deployment_target/{module}.py" for module in ("removal", "standing")]
+# What is deleted there, each by its uid: the Roles of these serving systems grant that, too.
+BESIDE_CODE = ["providers/deployment_target/other_systems.py"]
 # A mirror lists and watches what it is made for.
 MIRRORED = {"list", "watch"}
 
@@ -507,6 +509,13 @@ def test_kserves_role_grants_what_its_code_asks_for(rbac: dict[tuple[str, str], 
     assert granted(rbac["Role", "nighttrain-kserve"]) == set().union(*map(calls, KSERVE_CODE))
 
 
+def test_what_is_deleted_on_kserve_and_argo_is_granted_beside_them(rbac: dict[tuple[str, str], Any]) -> None:
+    names = ("serving", "kserve", "argo-rollouts", "mlflow-deployments")
+    held = set().union(*(granted(rbac["Role", f"nighttrain-{name}"]) for name in names))
+    asked = set().union(*map(calls, BESIDE_CODE))
+    assert asked | {(group, resource, "delete") for group, resource, _ in asked} <= held
+
+
 def test_argos_and_seldons_roles_grant_what_their_code_asks_for(rbac: dict[tuple[str, str], Any]) -> None:
     asked = set().union(*map(calls, ARGO_CODE))
     asked |= {("", "pods/log", "get")}  # KubernetesDeployments.last_lines
@@ -516,7 +525,7 @@ def test_argos_and_seldons_roles_grant_what_their_code_asks_for(rbac: dict[tuple
 
 def test_no_other_module_speaks_to_the_cluster(rbac: dict[tuple[str, str], Any]) -> None:
     looked_at = {*TRAINING_CODE, *SERVING_CODE, *GATEWAY_CODE, *KSERVE_CODE, *TARGET_CODE}
-    looked_at |= {*ARGO_CODE, *SELDON_CODE}
+    looked_at |= {*ARGO_CODE, *SELDON_CODE, *BESIDE_CODE}
     looked_at.add("providers/kubernetes/api/client.py")
     for folder in ("providers", "operators", "sensors", "assets"):
         for file in (ROOT / folder).rglob("*.py"):

@@ -76,7 +76,7 @@ def test_the_commands_are_commands() -> None:
     parser = argparse.ArgumentParser()
     command.add_to(parser.add_subparsers())
     shown = [shlex.split(line) for line in blocks("sh")[0].splitlines()]
-    assert {words[2] for words in shown} == {"status", "promote", "pause", "resume", "abort"}
+    assert {words[2] for words in shown} == {"status", "promote", "pause", "resume", "abort", "back"}
     for words in shown:
         assert words[:2] == ["nighttrain", "rollout"]
         parser.parse_args(words[1:])
