@@ -127,7 +127,7 @@ class Night:
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "nighttrain.providers.commands", "rollout", *words, self.endpoint]
         where = ["--kubeconfig", str(self.cluster.kubeconfig), "--mlflow-uri", self.server.uri]
-        return subprocess.run([*command, *where], capture_output=True, text=True, timeout=120)
+        return subprocess.run([*command, *where], capture_output=True, text=True, timeout=200)
 
 
 @pytest.fixture
@@ -143,6 +143,7 @@ def night(
     return Night(cluster, mlflow_server, make_model, str(tmp_path / "lost"))
 
 
+@pytest.mark.timeout(600)
 def test_a_promoted_version_is_taken_back_with_its_alias_and_forward_again(night: Night) -> None:
     first, second = night.version("one"), night.version("two")
     for version in (first, second):

@@ -189,7 +189,7 @@ class ByHand:
 
     def ended(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         try:
-            said, _ = process.communicate(timeout=120)
+            said, _ = process.communicate(timeout=200)
         finally:
             process.kill()
         return process.returncode, said
@@ -200,6 +200,7 @@ class ByHand:
         return kept.state.phase if kept else None
 
 
+@pytest.mark.timeout(600)
 async def test_a_person_carries_a_rollout_to_its_end_where_the_task_is_dead(
     night: Night, cluster: EmbeddedCluster
 ) -> None:
