@@ -300,8 +300,9 @@ class Scene:
         rule = found[-1] | {"backendRefs": [{"name": ENDPOINT, "port": 80}]}
         if [each["name"] for each in found[-1]["backendRefs"]] == [ENDPOINT]:
             raise ObjectNotFoundError("nothing to edit")
-        await self.client.patch(HTTPROUTES, self.namespace, ENDPOINT, {"spec": {"rules": [rule]}})
-        self.edited = rule
+        body = {"spec": {"rules": [rule]}}
+        edited = await self.client.patch(HTTPROUTES, self.namespace, ENDPOINT, body)
+        self.edited = edited["spec"]["rules"][0]
 
     async def measure(self, metric: Metric, window: Window, memory: Memory) -> tuple[Sample, Memory]:
         """The played source of the analysis."""
