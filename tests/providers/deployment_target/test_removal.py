@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -207,7 +208,13 @@ def interrupt(command: list[str], commands: Commands, log: Path) -> None:
     """Run a command, press Ctrl-C once it waits for a pod, and wait for its end."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=commands.folder, env=commands.environment()
+            command,
+            stdout=output,
+            stderr=output,
+            cwd=commands.folder,
+            env=commands.environment(),
+            # A shell's background jobs ignore it, and whoever they start.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         try:
             until(lambda: "0 of 1 pods are ready" in log.read_text() or process.poll() is not None, 120)
