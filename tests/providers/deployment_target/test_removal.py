@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -206,15 +205,11 @@ async def test_what_another_serving_system_has_is_left_to_it(routed_cluster: Emb
 
 def interrupt(command: list[str], commands: Commands, log: Path) -> None:
     """Run a command, press Ctrl-C once it waits for a pod, and wait for its end."""
+    # What a shell starts in the background ignores SIGINT, and so would the command.
+    heeding = ["env", "--default-signal=INT", *command]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            cwd=commands.folder,
-            env=commands.environment(),
-            # A shell's background jobs ignore it, and whoever they start.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            heeding, stdout=output, stderr=output, cwd=commands.folder, env=commands.environment()
         )
         try:
             until(lambda: "0 of 1 pods are ready" in log.read_text() or process.poll() is not None, 120)
