@@ -117,7 +117,7 @@ class Demo:
 
     def _unpause(self) -> None:
         for dag_id in (DEPLOYMENT, NIGHTLY):
-            self._ask("PATCH", f"/dags/{dag_id}", {"is_paused": False})
+            self.stack.unpause(dag_id)
 
     def _retrain(self, night: date, **params: Any) -> None:
         """Start the run of a night, and follow it to its end."""

@@ -202,7 +202,7 @@ def test_exit_to_task_end(show: Any, stack: Stack, tmp_path: Path) -> None:
 
 def run_once(stack: Stack, dag_id: str) -> tuple[str, float]:
     """Run the DAG: the run's id and when its task ended."""
-    assert stack.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False}).status_code == 200
+    stack.unpause(dag_id)
     answer = stack.api("POST", f"/dags/{dag_id}/dagRuns", json={"logical_date": None})
     assert answer.status_code == 200, answer.text
     run_id = answer.json()["dag_run_id"]

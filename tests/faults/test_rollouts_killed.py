@@ -1,6 +1,7 @@
 """Rollouts by processes that are killed at any call, with faults of the API and hands that interfere.
 
-The API server and MLflow are real, controllers and time are played. The short form runs in CI; all of them:
+The API server and MLflow are real, controllers and time are played. Half of the rollouts share by replicas,
+half by a route. The short form runs in CI; all of them:
 
     pytest tests/faults/test_rollouts_killed.py -s -n 0 --schedules 300
     pytest tests/faults/test_rollouts_killed.py -s -n 0 --first-schedule 17 --schedules 1
@@ -8,6 +9,8 @@ The API server and MLflow are real, controllers and time are played. The short f
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -20,15 +23,18 @@ from helpers.clusters import connected
 from helpers.played_endpoint import RestingPlan
 from helpers.promotions import made
 from helpers.rollout_schedules import ENDPOINT, Scene, schedule_of
+from helpers.unsure_mlflow import UnsureMLflow, unsure_mlflow
 from nighttrain.providers.kubernetes.api.client import ClusterConfig
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     DEPLOYMENTS,
+    HTTPROUTES,
     NAMESPACES,
     PODS,
     SERVICES,
     Resource,
 )
+from nighttrain.providers.local.cluster.kinds.crds import SERVING
 from nighttrain.providers.local.cluster.server import EmbeddedCluster
 from nighttrain.providers.registry.history.changes import Changes
 from nighttrain.providers.registry.history.entries import Kind
@@ -44,6 +50,10 @@ if TYPE_CHECKING:
     from nighttrain.providers.plain_json import Json
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(3 * 3600)]
+
+DEFINITIONS = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+)
 
 # A sample for CI, of some seconds each: what found something (29 and 104: marks of a share that a rollout had
 # left behind), one that a hand stops, and one with three kills.
@@ -62,6 +72,12 @@ HALF_WAY = frozenset(
         "replaced",
     )
 )
+
+
+@pytest.fixture
+def unsure(mlflow_server: MLflowServer) -> Iterator[UnsureMLflow]:
+    with unsure_mlflow(mlflow_server.uri) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +100,11 @@ async def broken(scene: Scene, end: State, registry: ModelRegistry) -> list[str]
     states = set(await named(scene.client, CONFIGMAPS, scene.namespace)) - {"kube-root-ca.crt"}
     if states != {f"{ENDPOINT}-rollout"}:
         found.append(f"one state was to be left, and there are {sorted(states)}")
+    if end.phase is Phase.STOPPED and scene.schedule.routed:
+        rules = (await scene.client.get(HTTPROUTES, scene.namespace, ENDPOINT))["spec"]["rules"]
+        if rules != [scene.edited]:
+            found.append(f"stopped ({end.reason}), and the route's rules are {rules}, not {scene.edited}")
+        return found
     if end.phase is Phase.STOPPED:
         selector = services[ENDPOINT]["spec"]["selector"]
         if selector != scene.edited:
@@ -95,6 +116,8 @@ async def broken(scene: Scene, end: State, registry: ModelRegistry) -> list[str]
     deployments = await named(scene.client, DEPLOYMENTS, scene.namespace)
     pods = await named(scene.client, PODS, scene.namespace)
     found += broken_traffic(services[ENDPOINT], deployments, end)
+    if scene.schedule.routed:
+        found += broken_route(await named(scene.client, HTTPROUTES, scene.namespace), end)
     found += stray(scene, end, services.keys(), deployments.keys(), pods.keys())
     return found + broken_sizes(scene, deployments)
 
@@ -115,6 +138,21 @@ def broken_traffic(service: Json, deployments: Mapping[str, Json], end: State) -
     for each in [service, *deployments.values()]:
         if left := HALF_WAY & each["metadata"].get("annotations", {}).keys():
             found.append(f"{each['metadata']['name']} keeps {sorted(left)}")
+    return found
+
+
+def broken_route(routes: Mapping[str, Json], end: State) -> list[str]:
+    """What the route says otherwise than that all requests go to the endpoint's Service."""
+    # One that fails before it gets any request may have made no route.
+    if not routes and end.phase is Phase.UNDONE:
+        return []
+    if routes.keys() != {ENDPOINT}:
+        return [f"one route was to be there, and there are {sorted(routes)}"]
+    rules = routes[ENDPOINT]["spec"]["rules"]
+    led = [[each["name"] for each in rule["backendRefs"]] for rule in rules]
+    found = [] if led == [[ENDPOINT]] else [f"{end.phase}, and the route leads to {led}"]
+    if left := HALF_WAY & routes[ENDPOINT]["metadata"].get("annotations", {}).keys():
+        found.append(f"the route keeps {sorted(left)}")
     return found
 
 
@@ -180,12 +218,13 @@ class Counted:
     struck: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
 
-    def add(self, scene: Scene, end: State | None, faults: int, wrong: list[str]) -> None:
+    def add(self, scene: Scene, end: State | None, faults: int, unsure: int, wrong: list[str]) -> None:
         """Count one schedule; what broke is printed at once, with how to repeat it."""
-        met = {"a kill": scene.killed, "a fault": faults, "a hand": len(scene.done)}
+        met = {"a kill": scene.killed, "a fault": faults, "a hand": len(scene.done), "MLflow": unsure}
         self.ends[end.phase if end else "nothing"] += 1
         self.struck.update([name for name, number in met.items() if number])
         self.struck["anything"] += any(met.values())
+        self.struck["a route"] += scene.schedule.routed
         self.struck["a failed try"] += bool(scene.failed_tries)
         seed = scene.schedule.seed
         print(f"{seed}: {end.phase if end else None}, {met}, {scene.calls} calls", flush=True)
@@ -195,9 +234,17 @@ class Counted:
             print("\n".join([self.failed[-1], *scene.failed_tries, *scene.told[-12:]]), flush=True)
 
 
+async def install_gateway_api(client: ClusterClient) -> None:
+    """Create the definitions of the Gateway API."""
+    for definition in json.loads(gzip.decompress(SERVING.read_bytes())):
+        if definition["spec"]["group"] == HTTPROUTES.group:
+            await client.create(DEFINITIONS, None, definition)
+
+
 async def test_a_killed_rollout_ends_promoted_or_undone_and_nothing_between(
     cluster: EmbeddedCluster,
     mlflow_server: MLflowServer,
+    unsure: UnsureMLflow,
     make_model: MakeModel,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -206,14 +253,19 @@ async def test_a_killed_rollout_ends_promoted_or_undone_and_nothing_between(
     seeds = SAMPLE if count is None else range(first, first + count)
     config, plan, counted = ClusterConfig(kubeconfig=str(cluster.kubeconfig)), cluster.faults, Counted()
     assert isinstance(plan, RestingPlan)
-    async with connected(cluster) as client, MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as tracking:
+    async with (
+        connected(cluster) as client,
+        MLflowClient(TrackingConfig(uri=mlflow_server.uri)) as tracking,
+    ):
+        await install_gateway_api(client)
         registry = ModelRegistry(tracking)
         for seed in seeds:
-            scene = Scene(schedule_of(seed), client, config, mlflow_server.uri, plan, made(make_model, 2))
+            scene = Scene(schedule_of(seed), client, config, unsure.uri, plan, made(make_model, 2))
             await promote(registry, scene.model, 1)
             await client.create(NAMESPACES, None, {"metadata": {"name": scene.namespace}})
             await scene.set_up()
-            before, end = plan.struck(), None
+            before, end, unsure_before = plan.struck(), None, unsure.struck
+            unsure.begin(scene.schedule.unsure)
             try:
                 end = await scene.run()
                 wrong = await broken(scene, end, registry)
@@ -221,7 +273,7 @@ async def test_a_killed_rollout_ends_promoted_or_undone_and_nothing_between(
                 wrong = [f"{type(error).__name__}: {error}"]
             finally:
                 plan.clear()
-            counted.add(scene, end, plan.struck() - before, wrong)
+            counted.add(scene, end, plan.struck() - before, unsure.struck - unsure_before, wrong)
     ends, struck = dict(counted.ends), dict(counted.struck)
     print(f"{len(seeds)} schedules: {ends}; met {struck}; {len(counted.failed)} broke a promise")
     assert not counted.failed, "\n".join(counted.failed)

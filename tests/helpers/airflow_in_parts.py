@@ -76,7 +76,7 @@ class Trainings:
 
     def start(self) -> None:
         """Trigger the DAG run."""
-        assert self.stack.api("PATCH", f"/dags/{DAG_ID}", json={"is_paused": False}).status_code == 200
+        self.stack.unpause(DAG_ID)
         answer = self.stack.api("POST", f"/dags/{DAG_ID}/dagRuns", json={"logical_date": None})
         assert answer.status_code == 200, answer.text
         self.run_id = answer.json()["dag_run_id"]

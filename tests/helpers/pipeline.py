@@ -25,8 +25,7 @@ class Pipeline:
     # Airflow
 
     def unpause(self, dag_id: str) -> None:
-        answer = self.stack.api("PATCH", f"/dags/{dag_id}", json={"is_paused": False})
-        assert answer.status_code == 200, answer.text
+        self.stack.unpause(dag_id)
 
     def trigger(self, dag_id: str, **conf: str) -> str:
         self.unpause(dag_id)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from helpers.subresources import status_of
-from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, ENDPOINTSLICES, PODS, SERVICES
+from nighttrain.providers.kubernetes.api.resources import (
+    DEPLOYMENTS,
+    ENDPOINTSLICES,
+    HTTPROUTES,
+    PODS,
+    SERVICES,
+)
 from nighttrain.providers.local.cluster.faults.faults import FaultPlan
 
 if TYPE_CHECKING:
@@ -142,8 +148,8 @@ class PlayedControllers:
                     SERVICES, self._namespace, service["metadata"]["name"], propagation="Background"
                 )
 
-    async def answering(self, endpoint: str) -> list[str]:
-        """The versions of the pods that the endpoint's Service leads to, one a pod."""
+    async def answering(self, service: str) -> list[str]:
+        """The versions of the pods that a Service leads to, one a pod."""
         listed = (await self._client.list(ENDPOINTSLICES, self._namespace))["items"]
         pods = {
             pod["metadata"]["name"]: pod["metadata"]["labels"][_VERSION]
@@ -152,7 +158,68 @@ class PlayedControllers:
         return [
             pods[each["targetRef"]["name"]]
             for found in listed
-            if found["metadata"]["name"] == endpoint
+            if found["metadata"]["name"] == service
             for each in found.get("endpoints") or []
             if each["targetRef"]["name"] in pods
         ]
+
+
+class PlayedGateway:
+    """Takes up each route of a namespace, and routes as it says from the next time on.
+
+    :param controllers: know which pods are behind a Service
+    """
+
+    def __init__(self, client: ClusterClient, namespace: str, controllers: PlayedControllers) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._controllers = controllers
+        self._weights: dict[str, int] = {}
+
+    async def follow(self) -> None:
+        """Route by what was accepted before, and say of each route whether it is accepted."""
+        services = {
+            each["metadata"]["name"] for each in (await self._client.list(SERVICES, self._namespace))["items"]
+        }
+        self._weights = {}
+        for route in (await self._client.list(HTTPROUTES, self._namespace))["items"]:
+            references = [each for rule in route["spec"]["rules"] for each in rule.get("backendRefs", [])]
+            resolved = services.issuperset(each["name"] for each in references)
+            shared = next(rule for rule in route["spec"]["rules"] if not _is_for_testers(rule))
+            for each in shared.get("backendRefs", []):
+                self._weights[each["name"]] = each.get("weight", 1)
+            await self._say(route, resolved=resolved)
+
+    async def _say(self, route: Object, *, resolved: bool) -> None:
+        conditions = [
+            {
+                "type": type_,
+                "status": str(holds),
+                "reason": type_ if holds else "BackendNotFound",
+                "message": "",
+                "observedGeneration": route["metadata"]["generation"],
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+            for type_, holds in (("Accepted", True), ("ResolvedRefs", resolved))
+        ]
+        parent = {"controllerName": "played.test/gateway", "conditions": conditions}
+        status = {"parents": [{**parent, "parentRef": each} for each in route["spec"]["parentRefs"]]}
+        if status != route.get("status"):
+            name = route["metadata"]["name"]
+            await self._client.patch(status_of(HTTPROUTES), self._namespace, name, {"status": status})
+
+    async def answers(self, count: int) -> list[str | None]:
+        """The versions that answer so many requests: by weight, as evenly as whole requests can be."""
+        behind = {name: await self._controllers.answering(name) for name in self._weights}
+        total = sum(self._weights.values())
+        counts = dict.fromkeys(self._weights, 0)
+        answers: list[str | None] = []
+        for number in range(count if total else 0):
+            name = max(counts, key=lambda each: self._weights[each] * (number + 1) / total - counts[each])
+            counts[name] += 1
+            answers.append(behind[name][counts[name] % len(behind[name])] if behind[name] else None)
+        return answers
+
+
+def _is_for_testers(rule: Object) -> bool:
+    return any(match.get("headers") for match in rule.get("matches", []))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from helpers.dying_client import CrashError
 from helpers.mortal_processes import Life, MortalProcess
-from helpers.played_endpoint import PlayedControllers, RestingPlan
+from helpers.played_endpoint import PlayedControllers, PlayedGateway, RestingPlan
+from helpers.unsure_mlflow import Unsure
 from nighttrain.providers.errors import (
     ClusterError,
     NothingToRollBackToError,
@@ -18,7 +19,13 @@ from nighttrain.providers.errors import (
     RolloutFailedError,
     TrackingError,
 )
-from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS, SERVICES
+from nighttrain.providers.kubernetes.api.resources import (
+    DEPLOYMENTS,
+    GATEWAY_CLASSES,
+    GATEWAYS,
+    HTTPROUTES,
+    SERVICES,
+)
 from nighttrain.providers.local.cluster.faults.faults import Fault
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.serving.analysis.metrics import Analysis, Kind, Metric
@@ -26,6 +33,8 @@ from nighttrain.providers.serving.analysis.values import Counts, Sample
 from nighttrain.providers.serving.backends.kubernetes_deployment import KubernetesDeployments
 from nighttrain.providers.serving.backends.manifests import version_labels
 from nighttrain.providers.serving.backends.plain.by_replicas import ReplicaShares
+from nighttrain.providers.serving.backends.plain.by_route import GatewayRoutes
+from nighttrain.providers.serving.backends.plain.routes import RouteSettings
 from nighttrain.providers.serving.rollouts.engine import RolloutEngine
 from nighttrain.providers.serving.rollouts.registry_side import MLflowRegistrar
 from nighttrain.providers.serving.rollouts.state import Names, Order, State
@@ -83,6 +92,8 @@ class Schedule:
     :param kept: a version that an earlier rollout kept: none, the candidate itself, or a third one
     :param attempts: how often the processes' clients try a call
     :param asks: the engine asks the route who answers
+    :param routed: shares by a Gateway's route, and not by replicas
+    :param unsure: MLflow's n-th answers that do not come, counted over all processes, and whether it acted
     """
 
     seed: int
@@ -97,6 +108,8 @@ class Schedule:
     kills: tuple[Kill, ...]
     hands: tuple[Hand, ...]
     faults: tuple[Fault, ...]
+    routed: bool
+    unsure: tuple[Unsure, ...]
 
 
 def schedule_of(seed: int) -> Schedule:
@@ -118,6 +131,12 @@ def schedule_of(seed: int) -> Schedule:
         ),
         hands=tuple(_hand(chance) for _ in range(chance.choice([0, 1, 1, 2, 3]))),
         faults=tuple(_fault(chance) for _ in range(chance.randrange(4))),
+        # Drawn last: what the seeds before were stays so.
+        routed=chance.random() < 0.5,
+        unsure=tuple(
+            Unsure(chance.randrange(1, chance.choice([20, 120])), acted=chance.random() < 0.5)
+            for _ in range(chance.choice([0, 0, 1, 3]))
+        ),
     )
 
 
@@ -143,6 +162,7 @@ class Scene:
     """The place of one schedule: a namespace, a model, and a time that nobody waits for.
 
     :param client: of those who interfere; faults do not strike them
+    :param mlflow: the address that the processes know
     """
 
     schedule: Schedule
@@ -157,7 +177,7 @@ class Scene:
     killed: int = 0
     failed_tries: list[str] = field(default_factory=list)
     done: list[Hand] = field(default_factory=list)
-    edited: dict[str, str] | None = None
+    edited: dict[str, Any] | None = None
     told: list[str] = field(default_factory=list)
     looks: int = 0
 
@@ -166,6 +186,7 @@ class Scene:
         self.controllers = PlayedControllers(
             self.client, self.namespace, now=lambda: self.now, starts_in=self.schedule.starts_in
         )
+        self.gateway = PlayedGateway(self.client, self.namespace, self.controllers)
         self._waiting = sorted(self.schedule.hands, key=lambda hand: hand.at)
         self.people = RolloutStore(self.client)
 
@@ -195,6 +216,8 @@ class Scene:
 
     async def set_up(self) -> None:
         """Version 1 serves from two pods; an earlier rollout may have kept another."""
+        if self.schedule.routed:
+            await self._set_up_gateway()
         deployments = KubernetesDeployments(self.client)
         for version in (self.schedule.kept, "1"):
             if version:
@@ -210,11 +233,24 @@ class Scene:
         self.now += max(seconds, 0.01)
         self.sleeps += 1
         assert self.sleeps < MOST_SLEEPS, f"it does not end: {self.told[-20:]}"
-        await self._undisturbed(self.controllers.follow)
+        await self._undisturbed(self._follow)
         if self.sleeps >= PATIENT_SLEEPS and self.sleeps % 10 == 0:
             orders = [Order.RESUME, Order.PROMOTE, Order.PROMOTE, Order.ABORT]
             order = orders[self.sleeps // 10 % len(orders)]
             await self._undisturbed(lambda: self._act(Hand(self.calls, order)))
+
+    async def _set_up_gateway(self) -> None:
+        name = self.namespace
+        spec = {"controllerName": "played.test/gateway"}
+        await self.client.create(GATEWAY_CLASSES, None, {"metadata": {"name": name}, "spec": spec})
+        listener = {"name": "http", "protocol": "HTTP", "port": 80}
+        body = {"metadata": {"name": "gateway"}, "spec": {"gatewayClassName": name, "listeners": [listener]}}
+        await self.client.create(GATEWAYS, self.namespace, body)
+
+    async def _follow(self) -> None:
+        if self.schedule.routed:
+            await self.gateway.follow()
+        await self.controllers.follow()
 
     async def between(self) -> None:
         """Before a call leaves a process."""
@@ -242,6 +278,8 @@ class Scene:
             elif hand.what == "delete":
                 gone = f"{ENDPOINT}-v2"
                 await self.client.delete(DEPLOYMENTS, self.namespace, gone, propagation="Background")
+            elif hand.what == "edit" and self.schedule.routed:
+                await self._edit_route()
             elif hand.what == "edit":
                 await self._edit(version_labels(ENDPOINT, hand.version))
             else:
@@ -255,6 +293,16 @@ class Scene:
         body = {"spec": {"selector": {**dict.fromkeys(found), **selector}}}
         await self.client.patch(SERVICES, self.namespace, ENDPOINT, body)
         self.edited = selector
+
+    async def _edit_route(self) -> None:
+        """Lead the route to the endpoint's Service alone, as a copy in Git might have it."""
+        found = (await self.client.get(HTTPROUTES, self.namespace, ENDPOINT))["spec"]["rules"]
+        rule = found[-1] | {"backendRefs": [{"name": ENDPOINT, "port": 80}]}
+        if [each["name"] for each in found[-1]["backendRefs"]] == [ENDPOINT]:
+            raise ObjectNotFoundError("nothing to edit")
+        body = {"spec": {"rules": [rule]}}
+        edited = await self.client.patch(HTTPROUTES, self.namespace, ENDPOINT, body)
+        self.edited = edited["spec"]["rules"][0]
 
     async def measure(self, metric: Metric, window: Window, memory: Memory) -> tuple[Sample, Memory]:
         """The played source of the analysis."""
@@ -275,6 +323,14 @@ class Scene:
         async def look() -> None:
             found.extend(await self.controllers.answering(ENDPOINT))
 
+        if self.schedule.routed:
+            routed: list[str | None] = []
+
+            async def look_through() -> None:
+                routed.extend(await self.gateway.answers(count))
+
+            await self._undisturbed(look_through)
+            return routed or [None] * count
         await self._undisturbed(look)
         return [found[number % len(found)] if found else None for number in range(count)]
 
@@ -299,10 +355,15 @@ class Scene:
                 assert len(self.failed_tries) < 30, self.failed_tries[-3:]
                 await self.sleep(5)
 
+    def _backend(self, client: ClusterClient) -> ReplicaShares | GatewayRoutes:
+        if self.schedule.routed:
+            return GatewayRoutes(client, _SETTINGS, sleep=self.sleep)
+        return ReplicaShares(client, sleep=self.sleep)
+
     async def _one_process(self, life: Life) -> State:
         async with MortalProcess(life, self.config, self.mlflow, attempts=self.schedule.attempts) as process:
             engine = RolloutEngine(
-                ReplicaShares(process.cluster, sleep=self.sleep),
+                self._backend(process.cluster),
                 RolloutStore(process.cluster),
                 MLflowRegistrar(ModelRegistry(process.tracking)),
                 sources={"played": self},
@@ -321,6 +382,9 @@ class Scene:
             )
             assert begun is not None
             return await engine.drive(ENDPOINT, self.namespace, spec=self.candidate, tell=self.told.append)
+
+
+_SETTINGS = RouteSettings(gateway="gateway", hostnames=("delay.test",), address="http://gateway.test")
 
 
 def _any_metric(where: str, metric: Metric, golden: Golden | None) -> None:

@@ -107,7 +107,8 @@ def is_measured(state: State, now: float) -> bool:
     if analysis is None or state.phase not in MEASURED:
         return False
     last = state.measured_at
-    return not state.looks or last is None or now - last >= analysis.interval_seconds
+    # A process whose clock is behind that of the one before has no time to wait for.
+    return not state.looks or last is None or not last <= now < last + analysis.interval_seconds
 
 
 def needed(state: State, seen: Seen) -> tuple[Do, ...]:

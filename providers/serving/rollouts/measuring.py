@@ -31,7 +31,7 @@ async def measure(
         candidate=target.candidate,
         stable=target.stable,
         at=now,
-        seconds=now - (state.measured_at or now) if state.looks else 0.0,
+        seconds=max(now - (state.measured_at or now), 0.0) if state.looks else 0.0,
         interval_seconds=analysis.interval_seconds,
         addresses=addresses,
         golden=state.strategy.golden,

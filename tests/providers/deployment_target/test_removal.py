@@ -313,9 +313,11 @@ async def test_what_serves_elsewhere_and_is_not_ours_stays_with_everything(
 
 def interrupt(command: list[str], commands: Commands, log: Path) -> None:
     """Run a command, press Ctrl-C once it waits for a pod, and wait for its end."""
+    # What a shell starts in the background ignores SIGINT, and so would the command.
+    heeding = ["env", "--default-signal=INT", *command]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=commands.folder, env=commands.environment()
+            heeding, stdout=output, stderr=output, cwd=commands.folder, env=commands.environment()
         )
         try:
             until(lambda: "0 of 1 pods are ready" in log.read_text() or process.poll() is not None, 120)

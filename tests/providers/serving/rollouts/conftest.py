@@ -79,9 +79,11 @@ class Rollouts:
         assert await self.begin(version, strategy)
         return await self.drive(version)
 
-    async def drive(self, version: str = "2", **given: Any) -> State:
+    async def drive(
+        self, version: str = "2", *, until: Callable[[State], bool] | None = None, **given: Any
+    ) -> State:
         return await self.engine(**given).drive(
-            "delay", "default", spec=self.make_spec(version), tell=self.told.append
+            "delay", "default", spec=self.make_spec(version), until=until, tell=self.told.append
         )
 
 

@@ -244,6 +244,17 @@ async def test_people_pause_resume_promote_and_abort(rollouts: Rollouts, world: 
         await rollouts.store.order("delay", "default", Order.ABORT, by="bob")
 
 
+async def test_a_process_whose_clock_is_hours_behind_measures_on(rollouts: Rollouts, world: World) -> None:
+    assert await rollouts.begin()
+    await rollouts.drive(until=lambda state: state.phase is Phase.HOLDING and state.looks > 1)
+    world.versions["2"].errors = 1.0
+    engine, spec, taken_over_at = rollouts.engine(), rollouts.make_spec("2"), world.now
+    engine._clock = lambda: world.now - 7_200
+    end = await engine.drive("delay", "default", spec=spec, tell=rollouts.told.append)
+    assert end.phase is Phase.UNDONE
+    assert world.now - taken_over_at <= 4 * ERRORS.interval_seconds
+
+
 async def test_a_paused_rollout_still_undoes_itself(rollouts: Rollouts, world: World) -> None:
     assert await rollouts.begin()
     await until(rollouts, world, Phase.HOLDING)
