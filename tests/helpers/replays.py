@@ -74,7 +74,7 @@ def load(path: Path) -> Recording:
     for line in map(json.loads, raw.decode("utf-8").splitlines()):
         if line["from"] == "about":
             about = line["text"]
-        elif line["from"] == "http":
+        elif line["from"] == "http" and "request" in line:
             asked = line["request"]
             kind = asked.get("contentType")
             code = line["response"]["status"]

@@ -1,6 +1,7 @@
 """What real controllers did, replayed to the backends' pure readings from any prefix and in any interleaving.
 
-``--recordings FOLDER`` replays others of the same kinds.
+``--recordings FOLDER`` replays others of the same kinds, also from folders in it: a recording is of the
+system whose objects it has. What has none of them is skipped; a folder without any recording is an error.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers import argo_ends, argo_replays, kserve_replays
+from helpers import RECORDINGS, argo_ends, argo_replays, deployment_replays, gateway_replays, kserve_replays
 from helpers.replays import UNSEEN, End, check, load
 
 if TYPE_CHECKING:
     from helpers.replays import Recording
 
 KEPT = Path(__file__).parent / "recordings"
+PLAIN = sorted(RECORDINGS.glob("gateway-*.jsonl")) + sorted(RECORDINGS.glob("deployment-*.jsonl"))
 
 # So often are the streams interleaved, each time with other names: every recording in some seconds.
 SEEDS = 25
@@ -94,16 +96,36 @@ ENDS = {
     ),
     # A percentage at the first version: no endpoint at rest.
     "knative-first": End(asked=0, routed=0.0, ready=False, never=NEVER),
+    "gateway-drained": End(asked=100, routed=100.0, never=NEVER),
+    # Its testers' header is another one: a rule for b and one for a are no share.
+    "gateway-header": End(asked=0, routed=UNSEEN, never=NEVER),
+    # Accepted, resolved, and every request was answered 500: only requests tell.
+    "gateway-mirror": End(asked=0, routed=0.0, never=NEVER),
+    "gateway-mirror-percent": End(asked=0, routed=0.0, never=NEVER),
+    # A quarter was answered 503: whether the candidate is ready is looked at elsewhere.
+    "gateway-no-endpoints": End(asked=25, routed=25.0, never=NEVER),
+    "gateway-no-service": End(asked=25, routed=UNSEEN, never=NEVER),
+    "gateway-refused": End(asked=0, routed=0.0, never=NEVER),
+    "gateway-undrained": End(asked=100, routed=100.0, never=NEVER),
+    "gateway-weights": End(asked=100, routed=100.0, never=NEVER),
+    "gateway-zero-weight": End(asked=0, routed=UNSEEN, never=NEVER),
+    # Of three pods, as long as its Deployment has that template and nobody scales it.
+    "deployment-rollout": End(
+        ready=True, never=("undone",), windows={"promoted": ((12.06, 14.9),), "ready": ((12.14, 20.4),)}
+    ),
+    "deployment-stuck": End(ready=False, never=NEVER),
 }
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folders = [KEPT]
+    paths = [*sorted(KEPT.glob("*.jsonl*")), *PLAIN]
     given = metafunc.config.getoption("recordings", None)
     if given:
-        folders = [Path(given)]
-        assert folders[0].is_dir(), f"{given} is no folder"
-    paths = sorted(path for folder in folders for path in folder.glob("*.jsonl*"))
+        if not Path(given).is_dir():
+            raise pytest.UsageError(f"--recordings {given}: there is no such folder")
+        paths = sorted(path for path in Path(given).rglob("*.jsonl*") if path.suffix in (".jsonl", ".gz"))
+        if not paths:
+            raise pytest.UsageError(f"--recordings {given}: there is no *.jsonl and no *.jsonl.gz in it")
     metafunc.parametrize("path", paths, ids=[path.name.split(".jsonl")[0] for path in paths])
 
 
@@ -111,12 +133,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 READERS = (
     (kserve_replays.is_kserve, kserve_replays.cases),
     (argo_replays.is_argo, argo_replays.cases),
+    (gateway_replays.is_gateway, gateway_replays.cases),
+    (deployment_replays.is_deployment, deployment_replays.cases),
 )
+
+
+def is_kept(path: Path) -> bool:
+    return path.parent == KEPT or path in PLAIN
 
 
 def end_of(recording: Recording, path: Path, label: str) -> End | None:
     """The second version's end; that of another is bound by the invariants alone, if nobody wrote it down."""
-    if path.parent != KEPT:
+    if not is_kept(path):
         return End.beside(path) if label == "next" else None
     if label != "next":
         return argo_ends.OTHERS.get((recording.name, label))
@@ -127,7 +155,7 @@ def test_nothing_is_said_before_it_is_so(path: Path) -> None:
     recording = load(path)
     readers = [cases for is_of, cases in READERS if is_of(recording)]
     if not readers:
-        pytest.skip("no InferenceService and no Rollout in it")
+        pytest.skip("no InferenceService, Rollout, HTTPRoute, or Deployment with its pods in it")
     found = [each for cases in readers for seed in range(2) for each in cases(recording, seed)]
     assert found
     for label, known, case in found:
@@ -137,5 +165,5 @@ def test_nothing_is_said_before_it_is_so(path: Path) -> None:
 
 
 def test_every_kept_recording_has_an_end_that_was_written_by_hand(path: Path) -> None:
-    if path.parent == KEPT:
+    if is_kept(path):
         assert load(path).name in {**ENDS, **argo_ends.ENDS}
