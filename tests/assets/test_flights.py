@@ -140,6 +140,7 @@ def test_one_night_trains_and_mlflow_looks_as_it_does_from_airflow(
     assert "Night 2013-09-04" in version["description"]
 
 
+@pytest.mark.thorough
 def test_a_worse_night_stops_at_the_gate(
     flights: Flights, mlflow_server: MLflowServer, instance: dg.DagsterInstance
 ) -> None:

@@ -399,6 +399,7 @@ def test_predict_sends_real_flights_and_prints_what_happened(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own tables
+@pytest.mark.thorough
 def test_a_night_by_hand(tmp_path: Path) -> None:
     """Train two nights, judge the second against the first, in the runs that were opened for them."""
     from mlflow import MlflowClient

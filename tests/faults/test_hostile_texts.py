@@ -40,7 +40,7 @@ from nighttrain.sensors.triggers import settling
 if TYPE_CHECKING:
     import dagster as dg
 
-SHARES = 13
+SHARES = 26
 """A place gets one of so many parts of the texts in turn; ``--thorough`` gives every place all of them."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(120)]

@@ -15,6 +15,7 @@ import random
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(6 * 3600
 SAMPLES = 12
 # Of many, such may be left over.
 TIMING = 0.02
+
+# Without --thorough one of so many parts of what is to be shown, always the same.
+PARTS = 3
 
 # The last of them are made by a worker that adopts a training which has ended, and registers its version.
 FEWEST_CALLS = 20
@@ -131,6 +135,9 @@ def test_every_fault_at_every_boundary_breaks_no_promise(
         return
     print(f"{len(every)} boundaries of {len(recorded)} flows")
     missing, verdicts = all_goals(recorded), []
+    if not request.config.getoption("--thorough"):
+        missing = {goal for goal in missing if zlib.crc32(repr(goal).encode()) % PARTS == 0}
+    assert missing
     for _ in range(SAMPLES):
         if not missing:
             break

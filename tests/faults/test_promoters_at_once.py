@@ -41,7 +41,7 @@ CALLS = 30
 async def test_many_promoters_die_and_leave_one_history(
     mlflow_server: MLflowServer, make_model: MakeModel, pytestconfig: pytest.Config
 ) -> None:
-    at_once = pytestconfig.getoption("--promoters") or 6
+    at_once = pytestconfig.getoption("--promoters") or 4
     model = make_model().name
     for _ in range(VERSIONS - 1):
         make_model(model)

@@ -179,6 +179,7 @@ async def test_a_rollout_that_begins_at_that_moment_keeps_its_endpoint(
 @pytest.mark.slow
 @pytest.mark.mlflow
 @pytest.mark.timeout(600)
+@pytest.mark.thorough
 async def test_an_interrupted_command_undoes_its_rollout(
     idle_cluster: EmbeddedCluster, mlflow_server: MLflowServer, three_versions: MadeModel, tmp_path: Path
 ) -> None:
