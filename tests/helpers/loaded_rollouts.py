@@ -59,6 +59,8 @@ class Clients:
             replicas=replicas,
             startup_timeout_seconds=20,
             drain_seconds=1.5,
+            # What such a server needs, and some twenty requests of one that leaks.
+            container_resources={"limits": {"memory": "256Mi"}},
         )
         engine, told = self.engine(), self.told.append
         begun = await engine.begin(

@@ -67,11 +67,13 @@ class Recording:
 
 
 def load(path: Path) -> Recording:
-    """Read a recording, plain or compressed."""
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    """Read a recording, plain or compressed.
+
+    :raises ValueError: it is none, or cut off; names the file and the line
+    """
     events, requests, about = [], [], ""
     answers: dict[int, dict[str, int]] = {}
-    for line in map(json.loads, raw.decode("utf-8").splitlines()):
+    for line in _lines(path):
         if line["from"] == "about":
             about = line["text"]
         elif line["from"] == "http" and "request" in line:
@@ -88,6 +90,22 @@ def load(path: Path) -> Recording:
         elif line.get("type") in ("ADDED", "MODIFIED", "DELETED"):
             events.append(Seen(line["t"], line["from"], line["type"], line["object"]))
     return Recording(path.name.split(".jsonl")[0], about, events, requests, answers)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        texts = raw.decode("utf-8").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        if not isinstance(line, dict) or "from" not in line:
+            raise ValueError(f"{path}, line {number}: not a line of a recording, which has 'from'")
+        yield line
 
 
 def shuffled(recording: Recording, names: Sequence[str], seed: int) -> tuple[Recording, dict[str, str]]:

@@ -15,7 +15,11 @@ from helpers import RECORDINGS, argo_ends, argo_replays, deployment_replays, gat
 from helpers.replays import UNSEEN, End, check, load
 
 if TYPE_CHECKING:
-    from helpers.replays import Recording
+    from collections.abc import Callable, Iterator
+
+    from helpers.replays import Case, Recording
+
+    Cases = Callable[[Recording, int], Iterator[tuple[str, Recording, Case]]]
 
 KEPT = Path(__file__).parent / "recordings"
 PLAIN = sorted(RECORDINGS.glob("gateway-*.jsonl")) + sorted(RECORDINGS.glob("deployment-*.jsonl"))
@@ -118,15 +122,25 @@ ENDS = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    paths = [*sorted(KEPT.glob("*.jsonl*")), *PLAIN]
     given = metafunc.config.getoption("recordings", None)
-    if given:
-        if not Path(given).is_dir():
-            raise pytest.UsageError(f"--recordings {given}: there is no such folder")
-        paths = sorted(path for path in Path(given).rglob("*.jsonl*") if path.suffix in (".jsonl", ".gz"))
-        if not paths:
-            raise pytest.UsageError(f"--recordings {given}: there is no *.jsonl and no *.jsonl.gz in it")
-    metafunc.parametrize("path", paths, ids=[path.name.split(".jsonl")[0] for path in paths])
+    folder = Path(given) if given else None
+    paths = found_in(folder) if folder else [*sorted(KEPT.glob("*.jsonl*")), *PLAIN]
+    ids = [str(path.relative_to(folder) if folder else path.name).split(".jsonl")[0] for path in paths]
+    metafunc.parametrize("path", paths, ids=ids)
+
+
+def found_in(folder: Path) -> list[Path]:
+    """The recordings in a folder and below it, if there is anything to replay."""
+    if not folder.is_dir():
+        raise pytest.UsageError(f"--recordings {folder}: there is no such folder")
+    paths = sorted(path for path in folder.rglob("*.jsonl*") if path.suffix in (".jsonl", ".gz"))
+    try:
+        usable = any(readers_of(load(path)) for path in paths)
+    except ValueError as error:
+        raise pytest.UsageError(f"--recordings {folder}: {error}") from error
+    if not usable:
+        raise pytest.UsageError(f"--recordings {folder}: {len(paths)} recordings in it, and {NOTHING} in any")
+    return paths
 
 
 # Of each system: whether a recording is of it, and how it is read.
@@ -151,16 +165,23 @@ def end_of(recording: Recording, path: Path, label: str) -> End | None:
     return {**ENDS, **argo_ends.ENDS}.get(recording.name)
 
 
+NOTHING = "no InferenceService, Rollout, HTTPRoute, or Deployment with its pods"
+
+
+def readers_of(recording: Recording) -> list[Cases]:
+    return [cases for is_of, cases in READERS if is_of(recording)]
+
+
 def test_nothing_is_said_before_it_is_so(path: Path) -> None:
     recording = load(path)
-    readers = [cases for is_of, cases in READERS if is_of(recording)]
+    readers = readers_of(recording)
     if not readers:
-        pytest.skip("no InferenceService, Rollout, HTTPRoute, or Deployment with its pods in it")
+        pytest.skip(f"{NOTHING} in it")
     found = [each for cases in readers for seed in range(2) for each in cases(recording, seed)]
     assert found
     for label, known, case in found:
         end = end_of(recording, path, label)
-        several = recording.name == "kserve-graph" and case.target.stable != "1"
+        several = is_kept(path) and recording.name == "kserve-graph" and case.target.stable != "1"
         check(known, case, None if several else end, seeds=SEEDS)
 
 

@@ -31,6 +31,7 @@ INTERVAL = 2.0
 BAD = {
     "answers 500": "behaves: status 500",
     "hangs": "behaves: hangs",
+    "leaks memory until it is killed": "behaves: leaks",
     "is killed again and again": "behaves: dies",
     "answers slowly": "behaves: slow 0.4",
     "answers wrongly": '{"predictions": [2.0]}',

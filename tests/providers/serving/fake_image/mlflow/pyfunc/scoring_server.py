@@ -11,6 +11,10 @@ import signal
 import time
 from pathlib import Path
 
+# Of each request, for good.
+LEAK_BYTES = 8 * 2**20
+LEAKED = []
+
 
 def load_model_with_mlflow_config(path):
     text = Path(path, "model.txt").read_text()
@@ -55,6 +59,9 @@ async def _behaves(how):
         await asyncio.sleep(3600)
     if how == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "leaks":
+        LEAKED.append(b"x" * LEAK_BYTES)
+        return 200, '{"predictions": [1.0]}'
     if how.startswith("slow "):
         await asyncio.sleep(float(how.removeprefix("slow ")))
         return 200, '{"predictions": [1.0]}'
