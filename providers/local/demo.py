@@ -77,10 +77,11 @@ class Progress:
 class Demo:
     """The story, told by real servers."""
 
-    def __init__(self, stack: Stack, say: Say, console: Console) -> None:
+    def __init__(self, stack: Stack, say: Say, console: Console, *, short: bool = False) -> None:
         self.stack = stack
         self.say = say
         self.console = console
+        self.short = short
         self._seen: dict[tuple[str, str, str], str] = {}
         self._rollouts: dict[str, dict[str, Any]] = {}
 
@@ -91,14 +92,15 @@ class Demo:
         self._retrain(FIRST_NIGHT)
         # A model that is promoted in the middle of another one's rollout ends that: nights are a day apart.
         self._follow_deployments(1)
-        self._retrain(SECOND_NIGHT)
-        # This one is rejected, and so in nobody's way.
-        self._retrain(LAST_NIGHT)
-        self._follow_deployments(2)
+        if not self.short:
+            self._retrain(SECOND_NIGHT)
+            # This one is rejected, and so in nobody's way.
+            self._retrain(LAST_NIGHT)
+            self._follow_deployments(2)
         self._retrain(SHUFFLED_NIGHT, shuffle_labels=True, let_through=REASON)
         # What is undone gives the stage back, and that is a transition, too: the deployment that it starts
         # finds that the version serves already.
-        self._follow_deployments(4, undone=1)
+        self._follow_deployments(3 if self.short else 4, undone=1)
         nights = self._table()
         self._rollout_table()
         self._predict()
@@ -302,17 +304,17 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"[red]error:[/red] {refusal}", highlight=False, soft_wrap=True)
         return 2
     _remove(options.home)
-    return _tell(console, options.home, keep=options.keep)
+    return _tell(console, options.home, keep=options.keep, short=options.short)
 
 
-def _tell(console: Console, home: Path, *, keep: bool) -> int:
+def _tell(console: Console, home: Path, *, keep: bool, short: bool) -> int:
     progress = Progress(console)
     signal.signal(signal.SIGTERM, _interrupt)
     home.mkdir(parents=True, exist_ok=True)
     (home / MARK).touch()
     stack = Stack(home, [ROOT / "dags"], [ROOT / "dags"], airflow_settings=_commit())
     try:
-        Demo(stack, progress, console).run()
+        Demo(stack, progress, console, short=short).run()
     except (StackError, httpx.HTTPError, subprocess.CalledProcessError) as error:
         console.print(f"[red]the demo did not get to its end:[/red] {error}", highlight=False, soft_wrap=True)
         stack.stop()
@@ -415,6 +417,7 @@ def _address(service: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./run demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave everything running at the end")
+    parser.add_argument("--short", action="store_true", help="two nights: one is promoted, one undone")
     parser.add_argument("--stop", action="store_true", help="end what an earlier --keep left running")
     parser.add_argument("--status", action="store_true", help="the addresses of what is left running")
     parser.add_argument(

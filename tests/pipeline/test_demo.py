@@ -35,30 +35,61 @@ def processes_below(folder: Path) -> list[str]:
     return found
 
 
-def assert_rollouts(told: str) -> None:
-    """A canary that promotes, and one of a model that learned nothing, which undoes itself."""
+# A canary that promotes, and one of a model that learned nothing, which undoes itself.
+ROLLOUTS = [
+    ("1", "-", "100 %", "promoted"),
+    ("2", "1", "50 %, 100 %", "promoted"),
+    ("4", "2", "50 %", "undone"),
+]
+
+
+def assert_rollouts(told: str, wanted: list[tuple[str, str, str, str]]) -> None:
     assert "let through" in told.split("The gate says: accepted")[1].split("deployment")[0]
     ends = re.findall(r"│ (\d) +│ (\d|-) +│ ([\d%, ]+?) *│ (\w+) +│", told)
-    assert ends == [
-        ("1", "-", "100 %", "promoted"),
-        ("2", "1", "50 %, 100 %", "promoted"),
-        ("4", "2", "50 %", "undone"),
-    ]
-    assert re.search(r"rollout v4 +undoing: disagreement: ", told)
-    assert len(re.findall(r"picture of version \d .*/artifacts/nighttrain/rollout.svg", told)) == 3
+    assert ends == wanted
+    assert re.search(rf"rollout v{wanted[-1][0]} +undoing: disagreement: ", told)
+    pictures = re.findall(r"picture of version \d .*/artifacts/nighttrain/rollout.svg", told)
+    assert len(pictures) == len(wanted)
     # The stage that came back starts a deployment, which finds that its version serves: no circle.
     ends_of_tasks = re.findall(r"deployment +rollout +(success|failed)", told)
-    assert ends_of_tasks == ["success", "success", "failed", "success"]
+    assert ends_of_tasks == [*(["success"] * (len(wanted) - 1)), "failed", "success"]
 
 
+def verdicts_of(told: str) -> list[tuple[str, ...]]:
+    """Night, verdict, version, stage, and whether it serves; each row with the two errors behind."""
+    return re.findall(
+        r"(2013-09-0\d)[ │]+\w{8}[ │]+([\d.]+)[ │]+([\d.-]+)[ │]+(\w+)[ │]+(\d)[ │]+(\w+)[ │]+(now)?", told
+    )
+
+
+def assert_nothing_is_left(home: Path, told: str) -> None:
+    assert len(re.findall(r"^\w\w \d+ +\w{3}-\w{3} ", told, flags=re.MULTILINE)) == 8
+    assert not home.exists()
+    assert processes_below(home) == []
+    for address in re.findall(r"http://127\.0\.0\.1:\d+", told):
+        with pytest.raises(httpx.TransportError):
+            httpx.get(address, timeout=2)
+
+
+def test_two_nights_end_with_the_table_and_predictions_and_leave_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "demo"
+    done = subprocess.run([*COMMAND, str(home), "--short"], capture_output=True, text=True, timeout=700)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = verdicts_of(done.stdout)
+    assert [(row[0], *row[3:]) for row in rows] == [
+        ("2013-09-04", "accepted", "1", "Production", "now"),
+        ("2013-09-07", "accepted", "2", "None", ""),
+    ]
+    assert_rollouts(done.stdout, [ROLLOUTS[0], ("2", "1", "50 %", "undone")])
+    assert_nothing_is_left(home, done.stdout)
+
+
+@pytest.mark.thorough
 def test_demo_ends_with_the_table_and_predictions_and_leaves_nothing(tmp_path: Path) -> None:
     home = tmp_path / "demo"
     done = subprocess.run([*COMMAND, str(home)], capture_output=True, text=True, timeout=700)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = re.findall(
-        r"(2013-09-0\d)[ │]+\w{8}[ │]+([\d.]+)[ │]+([\d.-]+)[ │]+(\w+)[ │]+(\d)[ │]+(\w+)[ │]+(now)?",
-        done.stdout,
-    )
+    rows = verdicts_of(done.stdout)
     verdicts = [
         (night, verdict, version, stage, serves) for night, _, _, verdict, version, stage, serves in rows
     ]
@@ -70,13 +101,8 @@ def test_demo_ends_with_the_table_and_predictions_and_leaves_nothing(tmp_path: P
     ]
     candidate, champion = (float(rows[2][i]) for i in (1, 2))
     assert candidate > champion  # the reason for the rejection is in the data
-    assert_rollouts(done.stdout)
-    assert len(re.findall(r"^\w\w \d+ +\w{3}-\w{3} ", done.stdout, flags=re.MULTILINE)) == 8
-    assert not home.exists()
-    assert processes_below(home) == []
-    for address in re.findall(r"http://127\.0\.0\.1:\d+", done.stdout):
-        with pytest.raises(httpx.TransportError):
-            httpx.get(address, timeout=2)
+    assert_rollouts(done.stdout, ROLLOUTS)
+    assert_nothing_is_left(home, done.stdout)
 
 
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGKILL])
