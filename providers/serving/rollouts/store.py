@@ -21,7 +21,7 @@ from nighttrain.providers.errors import (
 from nighttrain.providers.kubernetes.api.resources import CONFIGMAPS
 from nighttrain.providers.kubernetes.values.objects import mapping, metadata
 from nighttrain.providers.serving.rollouts.state import Asked, Order, State
-from nighttrain.providers.serving.spec import ENDPOINT_LABEL, MANAGED_BY, MANAGED_BY_LABEL
+from nighttrain.providers.serving.spec import ENDPOINT_LABEL, MANAGED_BY, MANAGED_BY_LABEL, check_endpoint
 
 if TYPE_CHECKING:
     from nighttrain.providers.kubernetes.api.client import ClusterClient
@@ -52,9 +52,11 @@ class RolloutStore:
     async def read(self, endpoint: str, namespace: str) -> Kept | None:
         """The endpoint's rollout, under way or ended; None if there never was one.
 
+        :raises ConfigurationError: no endpoint or no namespace can have that name
         :raises WorkloadConflictError: the ConfigMap of that name is not a rollout's
         :raises ServingError: it cannot be read
         """
+        check_endpoint(endpoint, namespace)
         try:
             return _kept(await self._client.get(CONFIGMAPS, namespace, state_name(endpoint)), endpoint)
         except ObjectNotFoundError:
