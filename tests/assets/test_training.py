@@ -238,7 +238,7 @@ def test_a_run_that_dies_once_it_has_its_result_trains_no_second_time(
     assert run["info"]["status"] == "FINISHED"
 
 
-@pytest.mark.parametrize("restored", [True, False])
+@pytest.mark.parametrize("restored", [True, pytest.param(False, marks=pytest.mark.thorough)])
 def test_a_run_in_the_trash_is_taken_over_once_it_is_restored_and_trained_anew_once_it_is_gone(
     mlflow_server: MLflowServer, cluster: EmbeddedCluster, jobs: Jobs, tmp_path: Path, restored: bool
 ) -> None:

@@ -254,6 +254,7 @@ def test_the_golden_requests_are_what_the_command_chooses(capsys: pytest.Capture
     assert "too few flights" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_the_canary_tells_a_model_that_learned_nothing_from_the_next_nights(
     sources: flights.Sources,
 ) -> None:

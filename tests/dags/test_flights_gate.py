@@ -28,7 +28,7 @@ from nighttrain.providers.tracking.run_tree import RunTree
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-pytestmark = [pytest.mark.slow, pytest.mark.mlflow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.mlflow, pytest.mark.timeout(900)]
 
 DAGS = Path(__file__).parents[2] / "dags"
 RULES: Any = dag.get_task("gate").rules  # type: ignore[attr-defined]

@@ -44,6 +44,7 @@ def _tags(run: dict[str, Any]) -> dict[str, str]:
     return {tag["key"]: tag["value"] for tag in run["data"]["tags"]} if is_child else {}
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_asked_for_by_hand_is_about_the_last_night_there_is(pipeline: Pipeline) -> None:
     assert night_of(pipeline, pipeline.trigger(DAG_ID)) == "2013-12-17"
 
