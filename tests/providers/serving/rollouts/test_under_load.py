@@ -132,7 +132,8 @@ async def test_a_bad_version_is_undone_by_itself(
     # The first measurement of a share only says where counters stand.
     measured = [point for point in end.points if point.at > enough and is_something(point)]
     assert len(measured) <= 2, "not within two measurements of the first sample that suffices"
-    print(f"{bad}: undone after {back - asked:.1f} s, {len(affected)} of {len(sent.requests)} affected")
+    told = f"{len(affected)} of {len(sent.requests)} affected"
+    print(f"{bad}: undone after {back - asked:.1f} s, {told}: {end.reason}")
 
 
 async def test_a_good_version_reaches_everything_and_nobody_notices(clients: Clients) -> None:
