@@ -11,7 +11,12 @@ from nighttrain.operators.registry.promotion import held
 from nighttrain.operators.serving.served import Served, tell_registry
 from nighttrain.operators.serving.steps import rollout_id
 from nighttrain.providers.bridge import run_sync
-from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.errors import (
+    ClusterForbiddenError,
+    ConfigurationError,
+    ServingError,
+    WorkloadConflictError,
+)
 from nighttrain.providers.texts import as_texts
 from nighttrain.sensors.common.connections import (
     DEFAULT_KUBERNETES_CONN_ID,
@@ -154,7 +159,13 @@ class RollbackModelOperator(TextTemplates):
 
         async with shared_client(self._cluster) as client:
             namespace = self.namespace or client.namespace
-            if not await goes_back_in_steps(client, endpoint, namespace):
+            try:
+                in_steps = await goes_back_in_steps(client, endpoint, namespace)
+            except (ClusterForbiddenError, WorkloadConflictError, ServingError) as error:
+                # An endpoint of plain Deployments goes back without it, and somebody waits for that.
+                self.log.warning("Whether it is on KServe or Argo Rollouts cannot be told: %s", error)
+                in_steps = False
+            if not in_steps:
                 return None
             self._under_way = (context, endpoint)
             async with MLflowClient(self._mlflow.config) as mlflow:

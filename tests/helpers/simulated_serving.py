@@ -20,6 +20,7 @@ from nighttrain.providers.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     PromotedSinceError,
+    TrackingUnauthorizedError,
     TrackingUnreachableError,
 )
 from nighttrain.providers.serving.analysis.values import Counts, Sample
@@ -66,7 +67,10 @@ class Version:
 
 @dataclass
 class World:
-    """Everything outside the process that drives a rollout."""
+    """Everything outside the process that drives a rollout.
+
+    :param registry_refuses: the registrar's calls that the credentials do not allow
+    """
 
     seed: int = 0
     now: float = 1_000_000.0
@@ -92,6 +96,7 @@ class World:
     failure: ClusterError = field(default_factory=lambda: ClusterUnreachableError("connection refused"))
     broken_route: bool = False
     registry_down: bool = False
+    registry_refuses: frozenset[str] = frozenset()
     killed: int = 0
 
     def __post_init__(self) -> None:
@@ -280,17 +285,19 @@ class MemoryRegistrar:
         self.world = world
         self.before: dict[str, str] = {}
 
-    def _begins(self) -> None:
+    def _begins(self, call: str) -> None:
         self.world.begins()
         if self.world.registry_down:
             raise TrackingUnreachableError("MLflow does not answer")
+        if call in self.world.registry_refuses:
+            raise TrackingUnauthorizedError(f"MLflow answered 403 to {call}")
 
     async def holders(self, model_name: str, names: Names) -> Holders:
-        self._begins()
+        self._begins("holders")
         return Holders(alias=self.world.holders.get(str(names.alias), ""))
 
     async def move(self, state: State) -> None:
-        self._begins()
+        self._begins("move")
         alias = str(state.names.alias)
         if self.world.holders.get(alias, "") not in (state.replaces, state.target.candidate):
             raise PromotedSinceError("somebody else moved it")
@@ -298,14 +305,14 @@ class MemoryRegistrar:
         self.world.ends()
 
     async def give_back(self, state: State) -> None:
-        self._begins()
+        self._begins("give_back")
         alias = str(state.names.alias)
         if self.world.holders.get(alias) == state.target.candidate:
             self.world.holders[alias] = str(state.target.stable)
         self.world.ends()
 
     async def note(self, state: State, event: Event) -> None:
-        self._begins()
+        self._begins("note")
         text = f"{event.text} ({event.number})"
         if text not in self.world.notes:
             self.world.notes.append(text)

@@ -347,6 +347,23 @@ def test_a_rollback_that_fails_moves_neither_alias_nor_stage(night: Night, contr
     assert (night.holders(), night.tags("1")) == before
 
 
+@pytest.mark.parametrize("state", [{"state": "edited by hand"}, {"somebody": "else's"}])
+def test_a_rollback_needs_no_state_of_a_rollout(
+    night: Night, cluster: EmbeddedCluster, state: dict[str, str]
+) -> None:
+    for version in ("1", "2"):
+        night.rollout(version).execute(night.context)
+    labels = {"nighttrain.dev/endpoint": night.endpoint, "app.kubernetes.io/managed-by": "nighttrain"}
+    body = {"metadata": {"name": f"{night.endpoint}-rollout", "labels": labels}, "data": state}
+    url, headers = (
+        f"{cluster.url}/api/v1/namespaces/default/configmaps",
+        {"Authorization": f"Bearer {cluster.token}"},
+    )
+    httpx.post(url, json=body, headers=headers, trust_env=False).raise_for_status()
+    back = RollbackModelOperator(task_id="back", endpoint=night.endpoint)
+    assert back.execute(night.context)["version"] == "1"
+
+
 # What MLflow says of it
 
 

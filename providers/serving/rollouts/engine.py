@@ -18,15 +18,23 @@ from nighttrain.providers.errors import (
     ConfigurationError,
     NothingToRollBackToError,
     ObjectConflictError,
-    PromotedSinceError,
+    RegistryError,
     RolloutFailedError,
     RolloutUnderWayError,
+    TrackingError,
     TrackingUnreachableError,
     WorkloadConflictError,
 )
 from nighttrain.providers.serving.backends.traffic import ReturningBackend
 from nighttrain.providers.serving.rollouts.decide import Do, Seen, decide, give_up, is_measured
 from nighttrain.providers.serving.rollouts.measuring import measure
+from nighttrain.providers.serving.rollouts.registry_answers import (
+    has_notes,
+    holds_names,
+    names_seconds,
+    noted,
+    refusal_of_notes,
+)
 from nighttrain.providers.serving.rollouts.route_answers import Driving
 from nighttrain.providers.serving.rollouts.state import (
     HELD,
@@ -67,8 +75,8 @@ POLL_SECONDS, HELD_POLL_SECONDS = 1.0, 2.0
 # An outage is waited out without filling the log or the network.
 OUTAGE_POLL_SECONDS = 5.0
 
-# Who moved an alias by hand during a rollout sees it end within seconds; one small request each.
-NAMES_SECONDS = 10.0
+# What will not pass by waiting: nothing more is tried with this candidate.
+_REFUSALS = (ConfigurationError, RegistryError, RolloutFailedError, TrackingError, WorkloadConflictError)
 
 _ASK_ROUTE = frozenset({Phase.SHIFTING, Phase.SWITCHING, Phase.DRAINING})
 
@@ -358,8 +366,12 @@ class RolloutEngine:
 
     async def _once(self, kept: Kept, spec: ServingSpec | None, driving: Driving, tell: Progress) -> Kept:
         state = kept.state
+        if state.ended or (state.phase is Phase.STARTING and not state.brought_up):
+            # Who may not write the history is told so before anything is made.
+            kept = await self._note(kept, driving, tell)
+            state = kept.state
         if state.ended:
-            return await self._note(kept)
+            return kept
         look = driving.told_apart(state, await self._backend.look(state.target))
         if state.brought_up and state.phase is Phase.STARTING and look.readiness.detail != driving.readiness:
             driving.readiness = look.readiness.detail
@@ -374,14 +386,14 @@ class RolloutEngine:
             self._tell(kept.state, driving, tell)
         for action in actions:
             kept = await self._do(action, kept, look, spec, driving, tell)
-        return await self._note(kept)
+        return await self._note(kept, driving, tell)
 
     async def _see(self, kept: Kept, look: Look, driving: Driving) -> tuple[Seen, tuple[Sample, ...]]:
         state, now = kept.state, self._clock()
         seen = Seen(look=look, asked=kept.asked, answers_needed=self._ask_route is not None)
-        if state.names and now - driving.names_looked_at >= self._names_seconds(state):
+        if state.names and now - driving.names_looked_at >= names_seconds(state):
             driving.names_looked_at = now
-            seen = replace(seen, holds_names=await self._holds_names(state))
+            seen = replace(seen, holds_names=await holds_names(self._registrar, state))
         if state.phase is Phase.WARMING:
             seen = replace(seen, warmed=await self._warmed(state))
         if state.phase in _ASK_ROUTE and self._ask_route and look.fence >= state.fence:
@@ -395,23 +407,6 @@ class RolloutEngine:
             self._sources, state, analysis, await self._backend.addresses(state.target), now
         )
         return replace(seen, samples=samples, memory=memory), samples
-
-    async def _holds_names(self, state: State) -> bool | None:
-        """Whether alias and stage are the candidate's; on the way back, whether one of them is still.
-
-        Without MLflow nobody knows: the analysis goes on.
-        """
-        try:
-            holders = await self._registrar.holders(state.target.model_name, state.names)
-        except TrackingUnreachableError:
-            return None
-        on_the_way_back = state.phase in UNDER_WAY_BACK
-        return (holders.hold_any if on_the_way_back else holders.hold_all)(state.target.candidate)
-
-    @staticmethod
-    def _names_seconds(state: State) -> float:
-        moving = state.phase in UNDER_WAY_BACK or (state.phase is Phase.WATCHING and not state.moved)
-        return 0.0 if moving or state.phase is Phase.PROMOTING else NAMES_SECONDS
 
     async def _warmed(self, state: State) -> bool | str:
         if self._warm_up is None:
@@ -447,7 +442,9 @@ class RolloutEngine:
                     await self._backend.undo(target, look, fence)
                 case Do.WARM_UP:
                     pass
-        except (ConfigurationError, PromotedSinceError, RolloutFailedError, WorkloadConflictError) as error:
+        except TrackingUnreachableError:
+            raise
+        except _REFUSALS as error:
             following = give_up(state, self._clock(), str(error))
             if following == state:
                 raise
@@ -465,18 +462,29 @@ class RolloutEngine:
         # An outage before it was asked for is no time that it had to become ready.
         return await self._store.write(replace(state, brought_up=True, since=self._clock()), kept)
 
-    async def _note(self, kept: Kept) -> Kept:
-        """Write into the model's history what is not there yet."""
-        waiting = [event for event in kept.state.events if event.to_note]
-        if not waiting:
+    async def _note(self, kept: Kept, driving: Driving, tell: Progress) -> Kept:
+        """Write into the model's history what is not there yet.
+
+        Where that is refused, a rollout that has made nothing is given up; one that has goes on without, so
+        that what is bad is undone, and the refusal is raised at its end.
+        """
+        state = kept.state
+        if not has_notes(state):
             return kept
-        for event in waiting:
-            await self._registrar.note(kept.state, event)
-        events = tuple(replace(event, to_note=False) for event in kept.state.events)
-        return await self._store.write(replace(kept.state, events=events), kept)
+        refusal = await refusal_of_notes(self._registrar, state)
+        if refusal is None:
+            return await self._store.write(noted(state), kept)
+        if state.ended:
+            raise refusal
+        if str(refusal) not in driving.refusals:
+            driving.refusals.add(str(refusal))
+            tell(f"{state.target.endpoint}: the history is not written: {refusal}")
+        if state.phase is Phase.STARTING and not state.brought_up:
+            return await self._store.write(give_up(state, self._clock(), str(refusal)), kept)
+        return kept
 
     async def _is_settled(self, kept: Kept) -> bool:
-        if any(event.to_note for event in kept.state.events):
+        if has_notes(kept.state):
             return False
         if self._recorder:
             await self._recorder.ended(kept.state)

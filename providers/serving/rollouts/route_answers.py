@@ -56,6 +56,7 @@ class Driving:
     set_for: int = 0
     set_times: int = 0
     answers: RouteAnswers = field(default_factory=RouteAnswers)
+    refusals: set[str] = field(default_factory=set)
 
     def told_apart(self, state: State, look: Look) -> Look:
         """The look, with another hand in it that undoes what is set before anybody sees it whole."""

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+import httpx
 import pytest
 
 from helpers.promotions import entries, held, made
 from helpers.simulated_serving import AskedRoute, ConfigMaps, SimulatedBackend, Traffic, Version, World
-from nighttrain.providers.errors import PromotedSinceError, TrackingUnreachableError
+from nighttrain.providers.errors import ModelNotFoundError, PromotedSinceError, TrackingUnreachableError
 from nighttrain.providers.registry.history.entries import Kind
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import Author, promote
@@ -159,6 +160,32 @@ async def test_two_versions_may_hold_alias_and_stage_before(
         {"champion": "2"},
         {"1": "None", "2": "Production", "3": "Archived"},
     )
+
+
+async def test_a_model_that_somebody_deletes_during_its_rollout_takes_the_version_along(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+    mlflow_server: MLflowServer,
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1)
+
+    async def somebody_deletes_it() -> None:
+        url = f"{mlflow_server.uri}/api/2.0/mlflow/registered-models/delete"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            (await client.request("DELETE", url, json={"name": name})).raise_for_status()
+
+    with pytest.raises(ModelNotFoundError, match=name):
+        await roll_out(
+            registry,
+            world,
+            serving_spec("2", model_name=name),
+            Names(alias="champion"),
+            in_between=somebody_deletes_it,
+        )
+    assert (world.stable, world.asked, world.versions["2"].up_since) == ("1", 0, None)
 
 
 @pytest.mark.parametrize(("errors", "in_production"), [(0.0, "2"), (1.0, "1")])
