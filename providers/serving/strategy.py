@@ -6,18 +6,17 @@ that cannot carry it out refuses it before anything is changed.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.fields import is_number, require_a
 from nighttrain.providers.serving.analysis.golden import Golden
 from nighttrain.providers.serving.analysis.metrics import Analysis
 from nighttrain.providers.serving.backends.traffic import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from nighttrain.providers.serving.backends.traffic import Capabilities
 
 # A minute of requests is the least that says anything about a version.
@@ -102,6 +101,7 @@ class Strategy:
 
         :raises ConfigurationError: names the field, the value and the fix
         """
+        self._check_types()
         for number, step in enumerate(self.steps):
             _check_step(f"strategy.steps[{number}]", step)
         if list(self.shares) != sorted(set(self.shares)):
@@ -128,6 +128,15 @@ class Strategy:
         if self.analysis is not None:
             self.analysis.validate()
 
+    def _check_types(self) -> None:
+        require_a((list, tuple), "strategy.steps", self.steps, "give a list of steps")
+        if self.analysis is not None:
+            fix = "give an Analysis with its metrics, or leave it out"
+            require_a(Analysis, "strategy.analysis", self.analysis, fix)
+        if self.golden is not None:
+            fix = "give Golden requests, or leave them out"
+            require_a(Golden, "strategy.golden", self.golden, fix)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         names = {kind: name for name, kind in _STEPS.items()}
@@ -142,13 +151,13 @@ class Strategy:
 
         :raises ConfigurationError: names the field that is unknown or missing
         """
+        require_a(Mapping, "strategy", given, "give a Strategy, or its fields")
         known = {"steps", "analysis", "golden", *_SCALARS}
         _check_fields("strategy", given, known)
         scalars = {key: given[key] for key in _SCALARS if key in given}
         golden = given.get("golden")
         steps = given.get("steps") or ()
-        if isinstance(steps, (str, bytes)) or not isinstance(steps, (list, tuple)):
-            raise ConfigurationError("strategy.steps", steps, "give a list of steps")
+        require_a((list, tuple), "strategy.steps", steps, "give a list of steps")
         analysis = given.get("analysis")
         found = cls(
             steps=tuple(_step(f"strategy.steps[{number}]", step) for number, step in enumerate(steps)),
@@ -209,7 +218,7 @@ def _scalars(strategy: Strategy) -> dict[str, Any]:
 def _step(field: str, given: Any) -> Step:
     if isinstance(given, int) and not isinstance(given, bool):
         return Weight(percent=given)
-    if not isinstance(given, dict) or given.get("step") not in _STEPS:
+    if not isinstance(given, dict) or not isinstance(given.get("step"), str) or given["step"] not in _STEPS:
         raise ConfigurationError(field, given, f"give a percentage, or step: one of {', '.join(_STEPS)}")
     kind = _STEPS[given["step"]]
     values = {key: value for key, value in given.items() if key != "step"}
@@ -222,15 +231,17 @@ def _step(field: str, given: Any) -> Step:
 
 def _check_step(field: str, step: Step) -> None:
     if isinstance(step, Approval):
+        require_a(str, f"{field}.reason", step.reason, "say in a sentence what the person is to look at")
         return
+    require_a((Weight, Shadow), field, step, "give a Weight, a Shadow or an Approval")
     most = 99 if isinstance(step, Weight) else 100
     if isinstance(step.percent, bool) or not isinstance(step.percent, int) or not 1 <= step.percent <= most:
         raise ConfigurationError(f"{field}.percent", step.percent, f"use a whole number from 1 to {most}")
     _check_seconds(f"{field}.hold_seconds", step.hold_seconds)
 
 
-def _check_seconds(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+def _check_seconds(field: str, value: Any) -> None:
+    if not is_number(value) or value < 0:
         raise ConfigurationError(field, value, "give seconds, 0 or more")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.fields import is_number, require_a
 
 # A request that takes longer hangs, for whoever sent it; most gateways give up sooner.
 TIMEOUT_SECONDS = 10.0
@@ -41,6 +41,8 @@ class Golden:
         :raises ConfigurationError: names the field, the value and the fix
         """
         where = "strategy.golden"
+        for name in ("requests", "expected"):
+            require_a((list, tuple), f"{where}.{name}", getattr(self, name), "give a list")
         if not self.requests:
             raise ConfigurationError(f"{where}.requests", (), "give a request, or leave golden out")
         if self.expected and len(self.expected) != len(self.requests):
@@ -53,8 +55,7 @@ class Golden:
             raise ConfigurationError(f"{where}.path", self.path, "give a path that begins with /")
         for name in ("tolerance", "timeout_seconds"):
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value < 0:
+            if not is_number(value) or value < 0:
                 raise ConfigurationError(f"{where}.{name}", value, "give a number, 0 or more")
         try:
             size = len(json.dumps(asdict(self), allow_nan=False))
@@ -71,8 +72,7 @@ class Golden:
 
         :raises ConfigurationError: names the field that is unknown or missing
         """
-        if not isinstance(given, Mapping):
-            raise ConfigurationError("strategy.golden", given, "give requests, and what is expected")
+        require_a(Mapping, "strategy.golden", given, "give requests, and what is expected")
         if unknown := sorted(map(str, given.keys() - cls.__dataclass_fields__.keys())):
             known = ", ".join(cls.__dataclass_fields__)
             raise ConfigurationError(
@@ -80,8 +80,6 @@ class Golden:
             )
         lists = {}
         for name in ("requests", "expected"):
-            value = given.get(name, ())
-            if not isinstance(value, (list, tuple)):
-                raise ConfigurationError(f"strategy.golden.{name}", value, "give a list")
-            lists[name] = tuple(value)
+            require_a((list, tuple), f"strategy.golden.{name}", given.get(name, ()), "give a list")
+            lists[name] = tuple(given.get(name, ()))
         return cls(**{**given, **lists})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,6 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
+from nighttrain.providers.fields import is_number, require_a
+from nighttrain.providers.serving.analysis.values import KEPT_VALUES
 
 # Two looks a minute: a bad version is undone within a minute of the first that suffices.
 INTERVAL_SECONDS = 30.0
@@ -96,20 +97,24 @@ class Metric:
             raise ConfigurationError(
                 f"{field_name}.name", self.name, "use lower-case letters, digits and '_', a letter first"
             )
+        require_a(Kind, f"{field_name}.kind", self.kind, f"choose one of {', '.join(Kind)}, as Kind.ERRORS")
         number = self.kind is Kind.NUMBER
-        if not _is_number(self.limit) or not (number or 0 <= self.limit < 1):
+        if not is_number(self.limit) or not (number or 0 <= self.limit < 1):
             fix = "give a number" if number else "give a share from 0 to below 1; 0.01 is one in a hundred"
             raise ConfigurationError(f"{field_name}.limit", self.limit, fix)
         if self.worse not in ("above", "below"):
             raise ConfigurationError(f"{field_name}.worse", self.worse, "write above or below")
-        if not _is_number(self.quantile) or not 0 < self.quantile < 1:
+        if not is_number(self.quantile) or not 0 < self.quantile < 1:
             raise ConfigurationError(f"{field_name}.quantile", self.quantile, "give a share such as 0.95")
-        if not _is_number(self.increase) or self.increase < 0:
+        if not is_number(self.increase) or self.increase < 0:
             raise ConfigurationError(f"{field_name}.increase", self.increase, "give a share such as 0.2")
         for name in ("failures", "min_requests"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigurationError(f"{field_name}.{name}", value, "use a whole number from 1")
+        if self.failures > KEPT_VALUES:
+            fix = f"use at most {KEPT_VALUES}: no more measurements are kept"
+            raise ConfigurationError(f"{field_name}.failures", self.failures, fix)
         if not isinstance(self.source, Mapping) or not isinstance(self.source.get("type"), str):
             raise ConfigurationError(f"{field_name}.source", self.source, "name its type, e.g. counters")
 
@@ -141,20 +146,26 @@ class Analysis:
 
         :raises ConfigurationError: names the field, the value and the fix
         """
+        fix = "give a list of metrics, or leave analysis out"
+        require_a((list, tuple), "strategy.analysis.metrics", self.metrics, fix)
+        fix = f"choose one of {', '.join(WhenInconclusive)}, as WhenInconclusive.STALL"
+        field_name = "strategy.analysis.when_inconclusive"
+        require_a(WhenInconclusive, field_name, self.when_inconclusive, fix)
         if not self.metrics:
             raise ConfigurationError("strategy.analysis.metrics", (), "name a metric, or leave analysis out")
         for number, metric in enumerate(self.metrics):
+            require_a(Metric, f"strategy.analysis.metrics[{number}]", metric, "give a Metric")
             metric.validate(f"strategy.analysis.metrics[{number}]")
         names = [metric.name for metric in self.metrics]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ConfigurationError("strategy.analysis.metrics", twice, "give each metric a name of its own")
         for name in ("interval_seconds", "inconclusive_seconds", "outage_seconds"):
             value = getattr(self, name)
-            if not _is_number(value) or value <= 0:
+            if not is_number(value) or value <= 0:
                 raise ConfigurationError(f"strategy.analysis.{name}", value, "give seconds above 0")
         for name in ("false_alarms", "let_through"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 < value < 0.5:
+            if not is_number(value) or not 0 < value < 0.5:
                 raise ConfigurationError(
                     f"strategy.analysis.{name}", value, "give a probability such as 0.01"
                 )
@@ -170,10 +181,12 @@ class Analysis:
         :raises ConfigurationError: names the field that is unknown or missing
         """
         where = "strategy.analysis"
+        require_a(
+            Mapping, where, given, "give an analysis's fields: its metrics, and how often they are measured"
+        )
         _check_fields(where, given, cls)
         metrics = given.get("metrics") or ()
-        if isinstance(metrics, (str, bytes)) or not isinstance(metrics, (list, tuple)):
-            raise ConfigurationError(f"{where}.metrics", metrics, "give a list of metrics")
+        require_a((list, tuple), f"{where}.metrics", metrics, "give a list of metrics")
         values = {key: value for key, value in given.items() if key != "metrics"}
         if "when_inconclusive" in values:
             values["when_inconclusive"] = _choice(
@@ -185,8 +198,7 @@ class Analysis:
 
 
 def _metric(where: str, given: Any) -> Metric:
-    if not isinstance(given, Mapping):
-        raise ConfigurationError(where, given, "give a metric's fields: name, kind, source, limit")
+    require_a(Mapping, where, given, "give a metric's fields: name, kind, source, limit")
     _check_fields(where, given, Metric)
     if missing := {"name", "kind"} - given.keys():
         raise ConfigurationError(f"{where}.{min(missing)}", None, "a metric needs a name and a kind")
@@ -206,7 +218,3 @@ def _check_fields(where: str, given: Mapping[str, Any], kind: Any) -> None:
         raise ConfigurationError(
             f"{where}.{unknown[0]}", given[unknown[0]], f"there is no such field; known: {', '.join(known)}"
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -92,8 +92,108 @@ def test_a_percentage_is_a_step() -> None:
         ({"analysis": {"metrics": [{"name": "e", "kind": "errors"}] * 2}}, "name of its own"),
         ({"analysis": {"metrics": [{"name": "e", "kind": "errors"}], "false_alarms": 1}}, "false_alarms"),
         ({"analysis": {"metrics": [{"name": "e", "kind": "errors", "source": {}}]}}, "source"),
+        ({"analysis": {"metrics": [{"name": "e", "kind": "number", "failures": 51}]}}, "at most 50"),
+        ({"analysis": 5}, "strategy.analysis"),
+        ({"golden": 5}, "strategy.golden"),
     ],
 )
 def test_a_mistake_names_its_field(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         Strategy.from_dict(given)
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    10,
+    3.5,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "x",
+    "",
+    b"x",
+    object(),
+    {"a": 1},
+    [1],
+    (),
+)
+
+
+def _with(part: str, name: str, value: Any) -> Strategy:
+    metric = {"name": "e", "kind": Kind.ERRORS}
+    analysis = {"metrics": (Metric(**metric),)}  # type: ignore[arg-type]
+    match part:
+        case "strategy":
+            return Strategy(**{name: value})
+        case "step":
+            return Strategy(steps=(value,))
+        case "weight":
+            return Strategy(steps=(Weight(**{"percent": 10, name: value}),))
+        case "shadow":
+            return Strategy(steps=(Shadow(**{"percent": 10, name: value}),))
+        case "approval":
+            return Strategy(steps=(Approval(**{name: value}),))
+        case "analysis":
+            return Strategy(analysis=Analysis(**(analysis | {name: value})))
+        case "metric":
+            return Strategy(analysis=Analysis(metrics=(Metric(**(metric | {name: value})),)))
+        case _:
+            return Strategy(golden=Golden(**{"requests": (1,), name: value}))
+
+
+PARTS = {
+    "strategy": Strategy,
+    "weight": Weight,
+    "shadow": Shadow,
+    "approval": Approval,
+    "analysis": Analysis,
+    "metric": Metric,
+    "golden": Golden,
+}
+FIELDS = [(part, name) for part, kind in PARTS.items() for name in kind.__dataclass_fields__]
+
+
+@pytest.mark.parametrize(("part", "name"), [*FIELDS, ("step", "")])
+def test_every_field_takes_what_it_can_keep_and_refuses_the_rest(part: str, name: str) -> None:
+    refused = 0
+    for value in ODD:
+        strategy = _with(part, name, value)
+        try:
+            strategy.validate()
+        except ConfigurationError:
+            refused += 1
+        else:
+            kept = json.loads(json.dumps(strategy.to_dict()))
+            assert json.loads(json.dumps(Strategy.from_dict(kept).to_dict())) == kept, value
+    assert refused
+    assert (refused == len(ODD)) == ((part, name) in NOTHING_ODD_IS_RIGHT)
+
+
+NOTHING_ODD_IS_RIGHT = {
+    ("step", ""),
+    ("metric", "kind"),
+    ("metric", "source"),
+    ("metric", "worse"),
+    ("metric", "quantile"),
+    ("analysis", "metrics"),
+    ("analysis", "when_inconclusive"),
+    ("analysis", "false_alarms"),
+    ("analysis", "let_through"),
+    ("strategy", "deadline_seconds"),
+    ("golden", "path"),
+}
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_what_is_no_strategy_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="strategy"):
+        Strategy.from_dict(value)
+    for step in ("weight", "shadow", "approval"):
+        try:
+            Strategy.from_dict({"steps": [{"step": value}, {"step": step, "hold_seconds": value}]})
+        except ConfigurationError:
+            continue
+        raise AssertionError(value)
