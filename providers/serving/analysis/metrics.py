@@ -30,6 +30,9 @@ INCONCLUSIVE_SECONDS = 3600.0
 # Prometheus restarts within minutes; after an hour a person should know that nobody looks.
 OUTAGE_SECONDS = 3600.0
 
+# The state of a rollout keeps what each has measured, in an object of at most a megabyte.
+MAX_METRICS = 50
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")
 
 
@@ -153,6 +156,9 @@ class Analysis:
         require_a(WhenInconclusive, field_name, self.when_inconclusive, fix)
         if not self.metrics:
             raise ConfigurationError("strategy.analysis.metrics", (), "name a metric, or leave analysis out")
+        if len(self.metrics) > MAX_METRICS:
+            fix = f"give at most {MAX_METRICS}: the rollout's state keeps what each has measured"
+            raise ConfigurationError("strategy.analysis.metrics", len(self.metrics), fix)
         for number, metric in enumerate(self.metrics):
             require_a(Metric, f"strategy.analysis.metrics[{number}]", metric, "give a Metric")
             metric.validate(f"strategy.analysis.metrics[{number}]")

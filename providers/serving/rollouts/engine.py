@@ -475,7 +475,9 @@ class RolloutEngine:
         if refusal is None:
             return await self._store.write(noted(state), kept)
         if state.ended:
-            raise refusal
+            raise RolloutFailedError(
+                f"{state.describe()}. The history does not say so: {refusal}"
+            ) from refusal
         if str(refusal) not in driving.refusals:
             driving.refusals.add(str(refusal))
             tell(f"{state.target.endpoint}: the history is not written: {refusal}")

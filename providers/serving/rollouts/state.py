@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 # As many as a person reads, each with a pod's last lines; small beside the megabyte that the object may have.
 _EVENTS, _TEXT = 60, 3000
 
-# Two numbers a minute for two hours at full detail; then every second one is dropped, and so on.
-_POINTS = 240
+# Two numbers a minute for two hours at full detail; then every second one is dropped, and so on. Where many
+# metrics are measured, fewer: a hundred characters for each keep a quarter of that megabyte.
+_POINTS, _POINT_VALUES = 240, 2400
 
 
 # What goes back has served before: everything at once, as soon as it is up.
@@ -306,7 +307,7 @@ class State:
     def with_point(self, point: Point) -> State:
         """The state with one more point of the picture, thinned where there are many."""
         points = (*self.points, point)
-        if len(points) > _POINTS:
+        if len(points) > min(_POINTS, _POINT_VALUES // max(len(point.values), 1)):
             points = (*points[:-1:2], point)
         return replace(self, points=points)
 

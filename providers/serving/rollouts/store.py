@@ -144,11 +144,15 @@ def _kept(found: Json, endpoint: str) -> Kept:
             f"ConfigMap {metadata(found).get('name')} exists and is not the state of a rollout: choose "
             "another endpoint name, or remove it"
         )
-    return Kept(
-        state=State.from_json(data[_STATE]),
-        asked=_asked(data.get(_ORDER)),
-        resource_version=metadata(found)["resourceVersion"],
-    )
+    try:
+        state, asked = State.from_json(data[_STATE]), _asked(data.get(_ORDER))
+    except ServingError as error:
+        name, namespace = state_name(endpoint), metadata(found).get("namespace")
+        raise ServingError(
+            f"ConfigMap {name}: {error}. See to the endpoint's traffic by hand, then remove the state: "
+            f"kubectl delete configmap {name} -n {namespace}"
+        ) from error
+    return Kept(state=state, asked=asked, resource_version=metadata(found)["resourceVersion"])
 
 
 def _asked(text: str | None) -> Asked | None:

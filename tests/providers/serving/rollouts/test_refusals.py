@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helpers.simulated_serving import Version, World
-from nighttrain.providers.errors import TrackingUnauthorizedError
+from nighttrain.providers.errors import RolloutFailedError, TrackingUnauthorizedError
 from nighttrain.providers.serving.rollouts.state import Phase
 
 from .conftest import ERRORS
@@ -25,7 +25,7 @@ EVERYTHING = ("holders", *WRITES)
 async def refused_at_last(rollouts: Rollouts, world: World) -> Phase:
     """Drive the rollout to its end, which tells the refusal; how it ended."""
     engine, spec = rollouts.engine(), rollouts.make_spec("2")
-    with pytest.raises(TrackingUnauthorizedError, match="403"):
+    with pytest.raises((RolloutFailedError, TrackingUnauthorizedError), match="403"):
         await engine.drive("delay", "default", spec=spec, tell=rollouts.told.append)
     state = await engine.status("delay", "default")
     assert state is not None

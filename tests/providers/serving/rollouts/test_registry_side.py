@@ -12,7 +12,7 @@ import pytest
 
 from helpers.promotions import entries, held, made
 from helpers.simulated_serving import AskedRoute, ConfigMaps, SimulatedBackend, Traffic, Version, World
-from nighttrain.providers.errors import ModelNotFoundError, PromotedSinceError, TrackingUnreachableError
+from nighttrain.providers.errors import PromotedSinceError, RolloutFailedError, TrackingUnreachableError
 from nighttrain.providers.registry.history.entries import Kind
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import Author, promote
@@ -177,7 +177,7 @@ async def test_a_model_that_somebody_deletes_during_its_rollout_takes_the_versio
         async with httpx.AsyncClient(trust_env=False) as client:
             (await client.request("DELETE", url, json={"name": name})).raise_for_status()
 
-    with pytest.raises(ModelNotFoundError, match=name):
+    with pytest.raises(RolloutFailedError, match=f"is undone.*{name}"):
         await roll_out(
             registry,
             world,
