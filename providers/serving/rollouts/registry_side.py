@@ -46,15 +46,7 @@ class MLflowRegistrar:
         """
         target = state.target
         if state.returns_because is not None:
-            await roll_back(
-                self._registry,
-                target.model_name,
-                alias=state.names.alias,
-                stage=state.names.stage,
-                to=target.candidate,
-                withdraws=target.stable,
-                author=_author(state, state.returns_because),
-            )
+            await self._back(state, state.returns_because, to=target.candidate, withdraws=target.stable)
             if (await self.holders(target.model_name, state.names)).hold_all(target.candidate):
                 return
         await promote(
@@ -71,19 +63,23 @@ class MLflowRegistrar:
         """Move them back to who held them before, unless the candidate does not hold them any more."""
         target = state.target
         try:
-            await roll_back(
-                self._registry,
-                target.model_name,
-                alias=state.names.alias,
-                stage=state.names.stage,
-                to=target.stable,
-                withdraws=target.candidate,
-                author=_author(state, f"rollout on {target.endpoint} undone: {state.reason}"),
-            )
+            why = f"rollout on {target.endpoint} undone: {state.reason}"
+            await self._back(state, why, to=target.stable, withdraws=target.candidate)
         except NothingToUndoError:
             # It holds them by no promotion that anybody knows: there is nobody to give them back to.
             if target.stable is not None:
                 raise
+
+    async def _back(self, state: State, why: str, *, to: str | None, withdraws: str | None) -> None:
+        await roll_back(
+            self._registry,
+            state.target.model_name,
+            alias=state.names.alias,
+            stage=state.names.stage,
+            to=to,
+            withdraws=withdraws,
+            author=_author(state, why),
+        )
 
     async def note(self, state: State, event: Event) -> None:
         """Write the event into the model's history; a repetition by another process is found there."""
