@@ -1,57 +1,44 @@
-"""A process that dies at one of its writes to the cluster, and the way back that such processes drive."""
+"""An MLflow client whose process dies at its n-th call, before or after the server acted on it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.serving.rollouts.state import Names
+from nighttrain.providers.tracking.client import MLflowClient
 
 if TYPE_CHECKING:
-    from nighttrain.providers.kubernetes.api.client import ClusterClient
-    from nighttrain.providers.serving.backends.traffic import Progress
-    from nighttrain.providers.serving.rollouts.engine import RolloutEngine
-    from nighttrain.providers.serving.rollouts.state import State
+    from collections.abc import Mapping
 
 
-class Killed(BaseException):
-    """The process is gone."""
+class CrashError(BaseException):
+    """The process dies here; nothing may catch it."""
 
 
-class Dying:
-    """A client whose process dies at its n-th write, before or after the cluster acted on it."""
+class DyingClient(MLflowClient):
+    """Dies at a call.
 
-    def __init__(self, client: ClusterClient, dies_at: int, *, after: bool) -> None:
-        self._client, self._dies_at, self._after, self.writes = client, dies_at, after, 0
+    ``dies_at`` counts from 1; ``answered`` tells whether the server acted on that call first.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        real = getattr(self._client, name)
-        if name not in ("create", "replace", "patch", "delete"):
-            return real
+    calls = 0
+    dies_at = 1_000_000
+    answered = False
 
-        async def write(*given: Any, **named: Any) -> Any:
-            self.writes += 1
-            if self.writes == self._dies_at and not self._after:
-                raise Killed
-            answer = await real(*given, **named)
-            if self.writes == self._dies_at:
-                raise Killed
-            return answer
-
-        return write
-
-
-async def go_back(
-    engine: RolloutEngine, endpoint: str, namespace: str, rollout_id: str, tell: Progress
-) -> State:
-    """Begin the way back, or join it; drive it to its end, and tell whoever began it."""
-    begun = await engine.begin_back(
-        endpoint,
-        namespace,
-        rollout_id=rollout_id,
-        actor="a",
-        names=Names(alias="champion"),
-        reason="wrong since noon",
-    )
-    state = await engine.drive(endpoint, namespace, rollout_id=begun.rollout_id, tell=tell)
-    await engine.take(endpoint, namespace, state.rollout_id)
-    return state
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        idempotent: bool = True,
+    ) -> dict[str, Any]:
+        self.calls += 1
+        if self.calls == self.dies_at and not self.answered:
+            raise CrashError
+        mine = self.calls
+        try:
+            return await super()._call(method, path, params=params, body=body, idempotent=idempotent)
+        finally:
+            if mine == self.dies_at:
+                raise CrashError

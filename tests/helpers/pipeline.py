@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import yaml
 
+from nighttrain.providers.local.stack import Stack
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from nighttrain.providers.local.stack import Stack
+    from pathlib import Path
 
 ENDED = {"success", "failed"}
+USERS = ("admin", "ann", "bob", "eve")
+
+
+class NamedUsers(Stack):
+    """A stack whose Airflow tells people apart."""
+
+    def sign_in(self, user: str) -> dict[str, str]:
+        """The header of a signed-in user."""
+        answer = httpx.post(
+            f"{self.airflow_uri}/auth/token",
+            json={"username": user, "password": f"{user}-password"},
+            timeout=30,
+        )
+        assert answer.is_success, answer.text
+        return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+    def api(self, method: str, path: str, *, user: str = "admin", **kwargs: Any) -> httpx.Response:
+        """As a stack's, as somebody."""
+        signed_in: dict[str, dict[str, str]] = self.__dict__.setdefault("_signed_in", {})
+        if user not in signed_in:
+            signed_in[user] = self.sign_in(user)
+        url = f"{self.airflow_uri}/api/v2{path}"
+        return httpx.request(method, url, headers=signed_in[user], timeout=60, **kwargs)
+
+
+def named_users(directory: Path) -> dict[str, str]:
+    """Airflow's settings for those users."""
+    passwords = directory / "passwords.json"
+    passwords.write_text(json.dumps({user: f"{user}-password" for user in USERS}))
+    return {
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:admin" for user in USERS),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+    }
 
 
 class Pipeline:
     """What a test does to the stack, with clients that share no code with nighttrain's adapters."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: NamedUsers) -> None:
         self.stack = stack
 
     # Airflow

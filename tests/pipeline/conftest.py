@@ -12,14 +12,16 @@ import yaml
 
 from helpers.http_server import QuietHandler, serving
 from helpers.kubeconfigs import kubeconfig
-from helpers.pipeline import Pipeline
-from nighttrain.providers.local.stack import Stack, free_port
+from helpers.pipeline import NamedUsers, Pipeline, named_users
+from nighttrain.providers.local.stack import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 DAG_IDS = (
+    "asking",
+    "asking_briefly",
     "backfilled",
     "bad_input",
     "cancelled",
@@ -70,11 +72,13 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, unauthorised: str) -> Ite
     (directory / "dead-kubeconfig").write_text(
         yaml.safe_dump(kubeconfig(f"http://127.0.0.1:{dead}", token="very-secret-token"))
     )
-    stack = Stack(
+    stack = NamedUsers(
         directory,
         [ROOT / "dags", Path(__file__).parent / "dags"],
         [ROOT / "dags"],
         airflow_settings={
+            **named_users(directory),
+            "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
             "AIRFLOW_CONN_MLFLOW_DOWN": json.dumps(
                 {"conn_type": "mlflow", "host": f"http://127.0.0.1:{dead}"}
             ),

@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from helpers.mlflow_server import MLflowServer, unique
 from helpers.pipeline import Pipeline
-from nighttrain.providers.local.stack import Stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from helpers.pipeline import NamedUsers
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-USERS = ("admin", "ann", "bob", "eve")
-
-
-class NamedUsers(Stack):
-    """A stack whose Airflow tells people apart."""
-
-    def sign_in(self, user: str) -> dict[str, str]:
-        answer = httpx.post(
-            f"{self.airflow_uri}/auth/token",
-            json={"username": user, "password": f"{user}-password"},
-            timeout=30,
-        )
-        assert answer.is_success, answer.text
-        return {"Authorization": f"Bearer {answer.json()['access_token']}"}
-
-    def api(self, method: str, path: str, *, user: str = "admin", **kwargs: Any) -> httpx.Response:
-        return httpx.request(
-            method, f"{self.airflow_uri}/api/v2{path}", headers=self.sign_in(user), timeout=60, **kwargs
-        )
 
 
 class Asking(Pipeline):
     """Asks about a model, and answers as somebody."""
-
-    stack: NamedUsers
 
     def __init__(self, stack: NamedUsers) -> None:
         super().__init__(stack)
@@ -75,31 +52,11 @@ class Asking(Pipeline):
         return [(t[kind], t.get(approver), t.get(reason)) for t in self.server.history(model)]
 
 
-@pytest.fixture(scope="module")
-def asking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asking]:
-    directory = tmp_path_factory.mktemp("asking")
-    passwords = directory / "passwords.json"
-    passwords.write_text(json.dumps({user: f"{user}-password" for user in USERS}))
-    stack = NamedUsers(
-        directory,
-        [Path(__file__).parent / "approval_dags"],
-        airflow_settings={
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:admin" for user in USERS),
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
-            "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "2",
-        },
-    )
-    try:
-        stack.start_mlflow()
-        stack.start_airflow()
-        stack.wait_mlflow()
-        stack.wait_airflow(["asking", "asking_briefly"])
-        asking = Asking(stack)
-        with asking.server.http:
-            yield asking
-    finally:
-        stack.stop()
+@pytest.fixture
+def asking(pipeline: Pipeline) -> Iterator[Asking]:
+    asking = Asking(pipeline.stack)
+    with asking.server.http:
+        yield asking
 
 
 def test_an_approval_by_somebody_who_was_asked_promotes_and_the_history_names_them(asking: Asking) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from helpers.dying_client import Dying, Killed, go_back
+from helpers.dying_writer import Dying, Killed, go_back
 from helpers.played_argo import NAMESPACE, PlayedArgo
 from helpers.simulated_serving import MemoryRegistrar, World
 from nighttrain.providers.serving.backends.argo.backend import ArgoRollouts

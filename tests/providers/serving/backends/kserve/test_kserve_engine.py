@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from helpers.dying_client import Dying, Killed, go_back
+from helpers.dying_writer import Dying, Killed, go_back
 from helpers.played_kserve import NAMESPACE, PlayedKServe
 from helpers.simulated_serving import MemoryRegistrar, World
 from nighttrain.providers.errors import (
