@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,10 +54,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What takes longest comes first, so that the processes of ``./run test`` end at about the same time."""
     if not config.getoption("--thorough"):
         left_out = pytest.mark.skip(reason="takes minutes: --thorough runs it")
+        seen: Counter[str] = Counter()
         for item in items:
-            if item.get_closest_marker("thorough"):
+            if item.get_closest_marker("thorough") or _is_not_of_the_sample(item, seen):
                 item.add_marker(left_out)
     items.sort(key=lambda item: not item.nodeid.startswith(PIPELINE))
+
+
+def _is_not_of_the_sample(item: pytest.Item, seen: Counter[str]) -> bool:
+    marker = item.get_closest_marker("sampled")
+    if marker is None:
+        return False
+    name = item.nodeid.partition("[")[0]
+    number = seen[name]
+    seen[name] += 1
+    return (number + zlib.crc32(name.encode())) % int(marker.args[0]) != 0
 
 
 @pytest.hookimpl(optionalhook=True)

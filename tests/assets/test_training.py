@@ -207,6 +207,7 @@ def test_a_run_that_was_killed_is_taken_over_by_its_re_execution(
     assert version["run_id"] == run["info"]["run_id"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("moment", "materializations"), [("registered", 0), ("stored", 1)])
 def test_a_run_that_dies_once_it_has_its_result_trains_no_second_time(
     mlflow_server: MLflowServer,

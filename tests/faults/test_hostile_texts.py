@@ -439,9 +439,13 @@ def test_a_hostile_text_is_refused_by_name_or_carried_as_it_is(
 
 def tried(name: str, *, every: bool) -> Iterator[tuple[str, str]]:
     """The texts for a place: a few everywhere, and of the others a few more, others from place to place."""
-    first = list(PLACES).index(name) % SHARES
+    place = list(PLACES).index(name)
+    if name in MANY_REQUESTS and not every:
+        few = FEW[place % len(FEW)]
+        yield few, TEXTS[few]
+        return
     for number, (kind, text) in enumerate(TEXTS.items()):
-        if kind in FEW or (name not in MANY_REQUESTS and (every or number % SHARES == first)):
+        if kind in FEW or (name not in MANY_REQUESTS and (every or number % SHARES == place % SHARES)):
             yield kind, text
 
 

@@ -59,7 +59,7 @@ SAMPLES = 12
 TIMING = 0.02
 
 # Without --thorough one of so many parts of what is to be shown, always the same.
-PARTS = 3
+PARTS = 6
 
 # The last of them are made by a worker that adopts a training which has ended, and registers its version.
 FEWEST_CALLS = 20

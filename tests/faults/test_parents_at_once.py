@@ -64,6 +64,7 @@ def ask(started: list[subprocess.Popen[str]], dag_run: str) -> list[dict[str, st
     return [json.loads(process.stdout.readline()) for process in started if process.stdout is not None]
 
 
+@pytest.mark.thorough
 def test_tasks_of_a_dag_run_that_start_at_once_have_one_parent(
     mlflow_server: MLflowServer, request: pytest.FixtureRequest
 ) -> None:

@@ -35,6 +35,7 @@ def numbers(events: list[dict[str, Any]]) -> list[int]:
     return list(dict.fromkeys(event["sequence"] for event in events))
 
 
+@pytest.mark.thorough
 def test_nothing_is_lost_and_a_webhook_is_enough(
     following: Following, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_promoted_version_is_taken_back_with_its_alias_and_forward_again(night
     assert (night.champion(), night.answers()) == (first, {first})
 
 
+@pytest.mark.thorough
 def test_what_does_not_come_up_any_more_moves_nothing(night: Night) -> None:
     first, second = night.version("one"), night.version("two")
     for version in (first, second):

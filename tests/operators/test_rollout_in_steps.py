@@ -132,9 +132,8 @@ def test_what_is_undone_fails_without_a_retry_and_gives_the_alias_back(night: Ni
     assert night.champion() == first
 
 
-@pytest.mark.parametrize(
-    ("answer", "promoted"), [pytest.param(1.0, True, marks=pytest.mark.thorough), (9.0, False)]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize(("answer", "promoted"), [(1.0, True), (9.0, False)])
 def test_the_tasks_page_links_the_picture_however_it_ends(
     night: Night, answer: float, promoted: bool
 ) -> None:

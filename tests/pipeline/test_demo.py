@@ -105,6 +105,7 @@ def test_demo_ends_with_the_table_and_predictions_and_leaves_nothing(tmp_path: P
     assert_nothing_is_left(home, done.stdout)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_demo_leaves_no_process(tmp_path: Path, interruption: signal.Signals) -> None:
     home = tmp_path / "demo"

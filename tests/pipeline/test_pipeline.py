@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.airflow, pytest.mark.mlflow, pytest.mark.timeout(420)]
 
 
+@pytest.mark.thorough
 def test_stock_pod_operator_runs_to_success_and_to_failure(pipeline: Pipeline) -> None:
     run_id = pipeline.trigger("stock_operators")
     assert pipeline.finished("stock_operators", run_id) == "failed"
@@ -242,6 +243,7 @@ def test_image_that_can_never_start_leaves_no_workload(pipeline: Pipeline) -> No
     pipeline.until(lambda: not pipeline.jobs("cannot_start"), 30, "the workload to be gone")
 
 
+@pytest.mark.thorough
 def test_timed_out_training_leaves_no_workload(pipeline: Pipeline) -> None:
     run_id = pipeline.trigger("timed_out")
     assert pipeline.finished("timed_out", run_id) == "failed"
@@ -256,6 +258,7 @@ def test_timed_out_training_leaves_no_workload(pipeline: Pipeline) -> None:
     assert [run["info"]["status"] for run in children] == ["KILLED", "KILLED"]
 
 
+@pytest.mark.thorough
 def test_training_that_ends_while_mlflow_is_away_is_written_down_later(pipeline: Pipeline) -> None:
     run_id = pipeline.trigger("mlflow_away")
     pipeline.until(

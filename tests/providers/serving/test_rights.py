@@ -391,6 +391,7 @@ async def test_routes_need_exactly_their_role_beside(
     assert authorizer.used <= {*SERVING, *GATEWAY, CLASSES}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("right", [*GATEWAY, CLASSES], ids="-".join)
 async def test_a_right_that_a_route_lacks_is_named(
     right: Right, routed_cluster: EmbeddedCluster, store: Any, serving_spec: Make
@@ -441,6 +442,7 @@ async def named(right: Right, scenario: Awaitable[Any]) -> None:
         await scenario
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("right", TRAINING, ids="-".join)
 async def test_a_right_that_a_training_lacks_is_named(right: Right, cluster: EmbeddedCluster) -> None:
     async with judged(cluster, [each for each in TRAINING if each != right]) as (client, authorizer, _):
@@ -450,6 +452,7 @@ async def test_a_right_that_a_training_lacks_is_named(right: Right, cluster: Emb
         assert len(authorizer.refused) == 1
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("right", [right for right in SERVING if right not in BEST_EFFORT], ids="-".join)
 async def test_a_right_that_a_rollout_lacks_is_named(
     right: Right, idle_cluster: EmbeddedCluster, serving_spec: Make

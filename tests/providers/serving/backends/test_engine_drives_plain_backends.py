@@ -117,6 +117,7 @@ def driven(client: ClusterClient, backend: TrafficBackend, store: Any, serving_s
     return Driven(client, backend, store, serving_spec)
 
 
+@pytest.mark.sampled(2)
 async def test_a_canary_is_promoted_and_loses_no_request(driven: Driven) -> None:
     status = await driven.serve("1")
     await driven.begin("2", SHORT)
@@ -135,6 +136,7 @@ async def test_a_canary_is_promoted_and_loses_no_request(driven: Driven) -> None
     assert driven.world.holders == {"champion": "2"}
 
 
+@pytest.mark.sampled(2)
 async def test_what_is_aborted_while_a_person_is_asked_is_undone_and_the_next_one_begins(
     driven: Driven,
 ) -> None:
@@ -154,6 +156,7 @@ async def test_what_is_aborted_while_a_person_is_asked_is_undone_and_the_next_on
     assert await driven.endpoint() == ("2", "1", None)
 
 
+@pytest.mark.sampled(2)
 async def test_a_candidate_that_never_becomes_ready_is_undone(driven: Driven) -> None:
     await driven.serve("1")
     driven.specs["2"] = driven.make("2", artifact_digest="a" * 64, drain_seconds=0)
@@ -164,6 +167,7 @@ async def test_a_candidate_that_never_becomes_ready_is_undone(driven: Driven) ->
     assert await driven.endpoint() == ("1", None, None)
 
 
+@pytest.mark.sampled(2)
 async def test_another_hand_stops_the_rollout_and_the_next_one_goes_through(driven: Driven) -> None:
     await driven.serve("1")
     await driven.begin("2", canary(40, hold_seconds=3600, watch_seconds=0.2))
@@ -183,6 +187,7 @@ async def test_another_hand_stops_the_rollout_and_the_next_one_goes_through(driv
     assert await driven.endpoint() == ("3", "1", None)
 
 
+@pytest.mark.sampled(2)
 async def test_a_first_version_is_promoted_and_the_next_one_goes_back_to_it(driven: Driven) -> None:
     await driven.begin("1", SHORT)
     assert (await driven.drive("1")).phase is Phase.PROMOTED, driven.told

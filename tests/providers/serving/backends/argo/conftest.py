@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,9 +16,6 @@ from helpers.clusters import connected
 from helpers.played_argo import NAMESPACE, PlayedArgo, make_route
 from helpers.played_kserve import DEFINITIONS
 from helpers.rollout_by_hand import Hand
-from nighttrain.providers.errors import (
-    ObjectExistsError,
-)
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     HTTPROUTES,
@@ -48,17 +46,20 @@ needs_definitions = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster(containers=False) as running:
+        asyncio.run(define(running))
         yield running
+
+
+async def define(cluster: EmbeddedCluster) -> None:
+    """Upstream's definitions, which take the server seconds to read."""
+    async with connected(cluster) as opened:
+        for body in (json.loads(path.read_text()) for path in FILES):
+            await opened.create(DEFINITIONS, None, body)
 
 
 @pytest.fixture
 async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
     async with connected(cluster) as opened:
-        for body in (json.loads(path.read_text()) for path in FILES):
-            try:
-                await opened.create(DEFINITIONS, None, body)
-            except ObjectExistsError:
-                continue
         yield opened
         await emptied(opened)
 

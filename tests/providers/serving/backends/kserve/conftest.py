@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,9 +14,6 @@ import pytest
 from helpers.clusters import connected
 from helpers.played_kserve import DEFINITIONS, NAMESPACE, REVISIONS_DEFINITION, PlayedKServe
 from helpers.rollout_by_hand import Hand
-from nighttrain.providers.errors import (
-    ObjectExistsError,
-)
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     DEPLOYMENTS,
@@ -44,17 +42,20 @@ needs_definitions = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster(containers=False) as running:
+        asyncio.run(define(running))
         yield running
+
+
+async def define(cluster: EmbeddedCluster) -> None:
+    """Upstream's definitions, which take the server seconds to read."""
+    async with connected(cluster) as opened:
+        for body in [*(json.loads(path.read_text()) for path in FILES), REVISIONS_DEFINITION]:
+            await opened.create(DEFINITIONS, None, body)
 
 
 @pytest.fixture
 async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
     async with connected(cluster) as opened:
-        for body in [*(json.loads(path.read_text()) for path in FILES), REVISIONS_DEFINITION]:
-            try:
-                await opened.create(DEFINITIONS, None, body)
-            except ObjectExistsError:
-                continue
         yield opened
         await emptied(opened)
 
