@@ -104,7 +104,8 @@ class Pipeline:
             if found:
                 return found
             assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-            time.sleep(0.25)
+            # Airflow's API needs 50 ms for an answer, of the cores on which its tasks run.
+            time.sleep(1.0)
 
     # The cluster
 

@@ -49,6 +49,7 @@ def trained(pipeline: Pipeline) -> Counter[tuple[str, str]]:
     )
 
 
+@pytest.mark.thorough
 def test_a_backfill_trains_once_and_a_second_one_trains_anew(pipeline: Pipeline) -> None:
     pipeline.unpause("backfilled")
     backfill(pipeline)

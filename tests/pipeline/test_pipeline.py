@@ -155,6 +155,7 @@ def test_marking_a_deferred_training_as_failed_removes_its_workload(pipeline: Pi
     pipeline.until(lambda: not pipeline.jobs("cancelled"), 60, "the workload to be gone")
 
 
+@pytest.mark.thorough
 def test_the_reaper_removes_what_no_task_waits_for_and_nothing_else(pipeline: Pipeline) -> None:
     from nighttrain.providers.attempts.lifecycle import submit
     from nighttrain.providers.bridge import run_sync
@@ -301,6 +302,7 @@ def test_registry_sensors_see_what_somebody_does_in_mlflow(pipeline: Pipeline, m
     assert pipeline.finished("sensing", run_id) == "success"
 
 
+@pytest.mark.thorough
 def test_stage_transition_by_hand_deploys_that_version(pipeline: Pipeline, model_by_hand: Any) -> None:
     """With MLflow's own client: the deployment DAG runs, and the endpoint serves that version."""
     first, second = model_by_hand("airline-delay", answer=1.0), model_by_hand("airline-delay", answer=2.0)
