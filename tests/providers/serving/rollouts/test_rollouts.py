@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helpers.simulated_serving import Version, World
+from helpers.simulated_serving import Traffic, Version, World
 from nighttrain.providers.errors import (
+    ClusterForbiddenError,
     ClusterRequestError,
     ConfigurationError,
     RolloutFailedError,
@@ -22,6 +23,9 @@ from nighttrain.providers.serving.strategy import Approval, Shadow, Strategy, We
 from .conftest import CANARY, ERRORS
 
 if TYPE_CHECKING:
+    from nighttrain.providers.serving.analysis.sources.base import Memory, Window
+    from nighttrain.providers.serving.analysis.values import Sample
+
     from .conftest import Rollouts
 
 
@@ -338,6 +342,27 @@ async def test_a_source_that_does_not_exist_is_refused(rollouts: Rollouts, world
     with pytest.raises(ConfigurationError, match=r"source\.type.*promethoos.*known: traffic"):
         await rollouts.begin(strategy=canary(10, analysis=Analysis(metrics=(metric,))))
     assert not world.objects
+
+
+@pytest.mark.parametrize("error", [ClusterForbiddenError("pods"), ValueError("a fault of its own")])
+async def test_a_source_that_raises_is_blind_and_no_more(
+    rollouts: Rollouts, world: World, error: Exception
+) -> None:
+    class Raises(Traffic):
+        async def measure(self, metric: Metric, window: Window, memory: Memory) -> tuple[Sample, Memory]:
+            raise error
+
+    assert await rollouts.begin()
+    await until(rollouts, world, Phase.HOLDING)
+    engine = rollouts.engine()
+    engine._sources = {"traffic": Raises(world)}
+    held = await engine.drive(
+        "delay", "default", until=lambda state: state.phase is Phase.STALLED, tell=rollouts.told.append
+    )
+    assert world.asked == 10
+    assert str(error) in held.reason
+    world.versions["2"].errors = 1.0
+    assert (await rollouts.drive()).phase is Phase.UNDONE
 
 
 async def test_a_finished_rollout_is_found_by_its_task_until_it_was_told(
