@@ -114,10 +114,15 @@ class Changes:
     async def note(self, entry: Entry, *, once: bool = False) -> Entry:
         """Write an entry that moves nothing; what is unfinished stays so.
 
+        But a rollout finishes what a process of its own left half done: it has no other change to come.
+
         :param once: unless one of its kind says the same of the same version already
         """
         while True:
             ledger = await self.read()
+            if _is_of_its_own(ledger.unfinished, entry):
+                await self.settled()
+                continue
             if once and (found := _same(ledger, entry)) is not None:
                 return found
             try:
@@ -322,6 +327,10 @@ def _seconds(at: str) -> float:
         return datetime.fromisoformat(at).timestamp()
     except ValueError:
         return 0.0
+
+
+def _is_of_its_own(unfinished: Entry | None, entry: Entry) -> bool:
+    return unfinished is not None and entry.kind is Kind.ROLLOUT and unfinished.dag_run == entry.dag_run
 
 
 def _same(ledger: Ledger, entry: Entry) -> Entry | None:

@@ -10,9 +10,11 @@ from xml.etree import ElementTree as ET
 import httpx
 import pytest
 
+from helpers.dying_client import CrashError
 from helpers.promotions import entries, held, made
 from helpers.simulated_serving import AskedRoute, ConfigMaps, SimulatedBackend, Traffic, Version, World
 from nighttrain.providers.errors import PromotedSinceError, RolloutFailedError, TrackingUnreachableError
+from nighttrain.providers.registry.history.changes import Changes
 from nighttrain.providers.registry.history.entries import Kind
 from nighttrain.providers.registry.models import ModelRegistry
 from nighttrain.providers.registry.promotion import Author, promote
@@ -160,6 +162,37 @@ async def test_two_versions_may_hold_alias_and_stage_before(
         {"champion": "2"},
         {"1": "None", "2": "Production", "3": "Archived"},
     )
+
+
+@pytest.mark.parametrize("errors", [0.0, 1.0])
+async def test_a_process_that_dies_between_a_move_and_its_end_leaves_nothing_half_made(
+    registry: ModelRegistry,
+    make_model: MakeModel,
+    world: World,
+    serving_spec: Callable[..., ServingSpec],
+    monkeypatch: pytest.MonkeyPatch,
+    errors: float,
+) -> None:
+    name = made(make_model, 2)
+    await promote(registry, name, 1)
+    spec, names = serving_spec("2", model_name=name), Names(alias="champion")
+    if errors:  # then it is the way back that dies
+        await promote(registry, name, 2)
+        world.versions["2"] = Version(errors=errors)
+
+    async def dies(*_given: object, **_named: object) -> None:
+        raise CrashError
+
+    with monkeypatch.context() as patching:
+        patching.setattr(Changes, "_close", dies)
+        with pytest.raises(CrashError):
+            await roll_out(registry, world, spec, names)
+    assert (await Changes(registry, name).read()).unfinished is not None
+    end = await roll_out(registry, world, spec, names)
+    assert end.phase is (Phase.UNDONE if errors else Phase.PROMOTED)
+    ledger = await Changes(registry, name).read()
+    assert (ledger.unfinished, ledger.faults) == (None, ())
+    assert (await held(registry, name))[0] == {"champion": "1" if errors else "2"}
 
 
 async def test_a_model_that_somebody_deletes_during_its_rollout_takes_the_version_along(
