@@ -97,6 +97,17 @@ async def asleep(client: ClusterClient, job: Workload) -> None:
         await following
 
 
+@contextlib.asynccontextmanager
+async def held(client: ClusterClient, job: Workload) -> AsyncIterator[None]:
+    """The Job's pod stays to be seen, however late somebody looks."""
+    (pod,) = await pods_of(client, job)
+    before = pod["metadata"].get("finalizers") or []
+    name, finalizer = pod["metadata"]["name"], "nighttrain.test/held"
+    await client.patch(PODS, job.namespace, name, {"metadata": {"finalizers": [*before, finalizer]}})
+    yield
+    await client.patch(PODS, job.namespace, name, {"metadata": {"finalizers": None}})
+
+
 async def evict(cluster: EmbeddedCluster, client: ClusterClient, job: Workload) -> None:
     cluster.faults.add(Fault.evict(f"{job.name}-*", verb="get", resource="jobs"))
     await client.get(JOBS, job.namespace, job.name)
@@ -137,8 +148,9 @@ async def test_pod_was_killed_and_its_code_ended_with_0__airflow_73006_41867(
 ) -> None:
     job = await submit(client, spec(POLITE), identity)
     await asleep(client, job)
-    await kill_pod(cluster, client, job, how)
-    assert (await wait(client, job)).kind is kind
+    async with held(client, job):
+        await kill_pod(cluster, client, job, how)
+        assert (await wait(client, job)).kind is kind
 
 
 @pytest.mark.parametrize(
