@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nighttrain.providers.errors import ObjectNotFoundError
+from nighttrain.providers.errors import ObjectNotFoundError, ServingError, WorkloadConflictError
 from nighttrain.providers.kubernetes.api.resources import DEPLOYMENTS
 from nighttrain.providers.kubernetes.values.identity import PREFIX
 from nighttrain.providers.kubernetes.values.objects import mapping, metadata, text
@@ -44,6 +44,7 @@ class Standing:
         system's
     :param kept: its last rollout in steps; ``None`` if there was none
     :param annotations: of the Deployment of the version that serves
+    :param fault: why it cannot be told how the endpoint stands
     """
 
     name: str
@@ -51,6 +52,7 @@ class Standing:
     status: EndpointStatus | None
     kept: Kept | None
     annotations: dict[str, str]
+    fault: str = ""
 
     @property
     def backend(self) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class Standing:
     def rollout(self) -> str:
         """The last rollout in steps, in words."""
         if self.kept is None:
-            return "none in steps"
+            return self.fault or "none in steps"
         state = self.kept.state
         return f"{state.describe().removeprefix(f'{self.name}: ')} (begun by {state.actor})"
 
@@ -146,4 +148,14 @@ async def look_at_all(client: ClusterClient, namespace: str) -> list[Standing]:
     listed = await client.list(DEPLOYMENTS, namespace, label_selector=f"{MANAGED_BY_LABEL}={MANAGED_BY}")
     labels = [mapping(metadata(item).get("labels")) for item in listed["items"]]
     names = sorted({text(held.get(ENDPOINT_LABEL)) for held in labels} - {""})
-    return list(await asyncio.gather(*(look_at(client, name, namespace) for name in names)))
+    return list(await asyncio.gather(*(_look_or_say(client, name, namespace) for name in names)))
+
+
+async def _look_or_say(client: ClusterClient, name: str, namespace: str) -> Standing:
+    """One odd object hides no other endpoint."""
+    try:
+        return await look_at(client, name, namespace)
+    except (ServingError, WorkloadConflictError) as error:
+        return Standing(
+            name=name, namespace=namespace, status=None, kept=None, annotations={}, fault=str(error)
+        )

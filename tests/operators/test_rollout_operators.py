@@ -348,8 +348,12 @@ def test_a_rollback_that_fails_moves_neither_alias_nor_stage(night: Night, contr
 
 
 @pytest.mark.parametrize("state", [{"state": "edited by hand"}, {"somebody": "else's"}])
-def test_a_rollback_needs_no_state_of_a_rollout(
-    night: Night, cluster: EmbeddedCluster, state: dict[str, str]
+def test_a_rollback_needs_no_state_of_a_rollout_and_mlflows_list_says_what_is_odd(
+    night: Night,
+    cluster: EmbeddedCluster,
+    mlflow_server: MLflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    state: dict[str, str],
 ) -> None:
     for version in ("1", "2"):
         night.rollout(version).execute(night.context)
@@ -362,6 +366,10 @@ def test_a_rollback_needs_no_state_of_a_rollout(
     httpx.post(url, json=body, headers=headers, trust_env=False).raise_for_status()
     back = RollbackModelOperator(task_id="back", endpoint=night.endpoint)
     assert back.execute(night.context)["version"] == "1"
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    listed = run_sync(Deployments("kubernetes:/default", mlflow_server.uri, actor="ann", tell=print).list())
+    (told,) = (each["rollout"] for each in listed if each["name"] == night.endpoint)
+    assert f"ConfigMap {night.endpoint}-rollout" in told
 
 
 # What MLflow says of it
