@@ -66,6 +66,7 @@ def values_of(materialization: dg.AssetMaterialization) -> dict[str, Any]:
     return {name: entry.value for name, entry in materialization.metadata.items()}
 
 
+@pytest.mark.thorough
 def test_one_night_trains_and_mlflow_looks_as_it_does_from_airflow(
     flights: Flights,
     mlflow_server: MLflowServer,

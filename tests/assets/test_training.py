@@ -315,6 +315,7 @@ def test_terminating_the_run_removes_the_workload(
     assert run["info"]["status"] == "KILLED"
 
 
+@pytest.mark.thorough
 def test_two_servers_in_one_process_do_not_mix(
     mlflow_server: MLflowServer,
     kubernetes: KubernetesResource,

@@ -160,6 +160,7 @@ def test_the_tasks_page_links_the_picture_however_it_ends(
     assert link.endswith("/artifacts/nighttrain/rollout.svg")
 
 
+@pytest.mark.thorough
 async def test_a_cleared_task_undoes_its_rollout(night: Night) -> None:
     first, second = night.version("one"), night.version("two")
     night.rollout(first).execute(night.context())

@@ -28,6 +28,7 @@ def deferred(pipeline: Pipeline) -> str:
     return run_id
 
 
+@pytest.mark.thorough
 def test_marking_a_deferred_training_as_success_removes_its_workload(pipeline: Pipeline) -> None:
     run_id = deferred(pipeline)
     path = f"/dags/cancelled/dagRuns/{run_id}/taskInstances/train"

@@ -158,6 +158,7 @@ def test_airflows_pod_operator(cluster: EmbeddedCluster, api: client.ApiClient, 
     assert "Failed" in found["breaks"] or "Exception" in found["breaks"]
 
 
+@pytest.mark.thorough
 @pytest.mark.airflow
 @pytest.mark.slow
 def test_airflows_deferrable_pod_operator(
@@ -179,6 +180,7 @@ def test_airflows_job_operator(cluster: EmbeddedCluster, api: client.ApiClient, 
     assert client.BatchV1Api(api).read_namespaced_job_status(found["job"], "default").status.succeeded == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_dagsters_clients(cluster: EmbeddedCluster, api: client.ApiClient, tmp_path: Path) -> None:
     pytest.importorskip("dagster_k8s")

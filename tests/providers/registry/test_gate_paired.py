@@ -158,6 +158,7 @@ def test_a_wider_confidence_gives_a_wider_interval() -> None:
     assert found.low == pytest.approx(mean - 2.131 * spread, rel=0.15)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("other", ["champion", "baseline"])
 def test_on_resampled_days_of_flights_chance_alone_gives_few_verdicts(other: str) -> None:

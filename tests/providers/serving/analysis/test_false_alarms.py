@@ -29,6 +29,7 @@ from nighttrain.providers.serving.analysis.rates import compare, fails
 from nighttrain.providers.serving.analysis.values import Counts, Sample, Tally, Verdict
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [GOOD, BARELY], ids=["no other", "barely tolerable"])
 @pytest.mark.parametrize("per_second", [1, 10, 100])

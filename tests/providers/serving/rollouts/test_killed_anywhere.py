@@ -91,6 +91,7 @@ async def whole_run(
     return world
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("errors", [0.0, 1.0])
 async def test_killed_at_every_call_until_the_first_share_is_held(
     serving_spec: Callable[..., ServingSpec], errors: float

@@ -120,6 +120,7 @@ async def test_an_undone_version_gives_alias_and_stage_back_to_who_held_them(
     assert (await entries(registry, name))[-1].reason.startswith("undone: version 1 serves")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("taken", [{"alias": "champion"}, {"alias": None, "stage": "Production"}])
 async def test_what_is_left_of_alias_and_stage_is_given_back_when_somebody_takes_one_away(
     registry: ModelRegistry,
