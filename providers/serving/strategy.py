@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.fields import is_number, require_a
 from nighttrain.providers.serving.analysis.golden import Golden
 from nighttrain.providers.serving.analysis.metrics import Analysis
 from nighttrain.providers.serving.backends.traffic import Weights
+from nighttrain.providers.serving.fields import is_number, require_a
 
 if TYPE_CHECKING:
     from nighttrain.providers.serving.backends.traffic import Capabilities

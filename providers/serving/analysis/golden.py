@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.fields import is_number, require_a
+from nighttrain.providers.serving.fields import is_number, require_a
 
 # A request that takes longer hangs, for whoever sent it; most gateways give up sooner.
 TIMEOUT_SECONDS = 10.0

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Any
 
 from nighttrain.providers.errors import ConfigurationError
-from nighttrain.providers.fields import is_number, require_a
 from nighttrain.providers.serving.analysis.values import KEPT_VALUES
+from nighttrain.providers.serving.fields import is_number, require_a
 
 # Two looks a minute: a bad version is undone within a minute of the first that suffices.
 INTERVAL_SECONDS = 30.0

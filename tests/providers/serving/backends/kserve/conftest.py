@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helpers import upstream_definitions
 from helpers.clusters import connected
-from helpers.played_kserve import DEFINITIONS, NAMESPACE, REVISIONS_DEFINITION, PlayedKServe
+from helpers.played_kserve import NAMESPACE, REVISIONS_DEFINITION, PlayedKServe
 from helpers.rollout_by_hand import Hand
+from helpers.upstream_definitions import define, needs
 from nighttrain.providers.kubernetes.api.resources import (
     CONFIGMAPS,
     DEPLOYMENTS,
@@ -29,28 +28,16 @@ if TYPE_CHECKING:
     from nighttrain.providers.serving.spec import ServingSpec
 
 Make = Callable[..., "ServingSpec"]
-CRDS = Path(os.environ.get("NIGHTTRAIN_CRDS") or Path(__file__).parents[6] / "shared" / "crds")
 NEEDED = ("inferenceservices.serving.kserve.io", "httproutes.gateway.networking.k8s.io")
-FILES = [CRDS / f"{name}.json" for name in NEEDED]
 
-needs_definitions = pytest.mark.skipif(
-    not all(path.exists() for path in FILES),
-    reason=f"no definitions in {CRDS}: set NIGHTTRAIN_CRDS to a folder that has them",
-)
+needs_definitions = needs(*NEEDED)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[EmbeddedCluster]:
     with EmbeddedCluster(containers=False) as running:
-        asyncio.run(define(running))
+        asyncio.run(define(running, NEEDED, REVISIONS_DEFINITION))
         yield running
-
-
-async def define(cluster: EmbeddedCluster) -> None:
-    """Upstream's definitions, which take the server seconds to read."""
-    async with connected(cluster) as opened:
-        for body in [*(json.loads(path.read_text()) for path in FILES), REVISIONS_DEFINITION]:
-            await opened.create(DEFINITIONS, None, body)
 
 
 @pytest.fixture
@@ -62,9 +49,9 @@ async def client(cluster: EmbeddedCluster) -> AsyncIterator[ClusterClient]:
 
 async def emptied(client: ClusterClient) -> None:
     """Nothing is left of an endpoint."""
-    for kind in (INFERENCE_SERVICES, DEPLOYMENTS, HTTPROUTES, KNATIVE_REVISIONS, CONFIGMAPS):
-        for item in (await client.list(kind, NAMESPACE))["items"]:
-            await client.delete(kind, NAMESPACE, item["metadata"]["name"], propagation="Background")
+    await upstream_definitions.emptied(
+        client, (INFERENCE_SERVICES, DEPLOYMENTS, HTTPROUTES, KNATIVE_REVISIONS, CONFIGMAPS)
+    )
 
 
 @pytest.fixture
